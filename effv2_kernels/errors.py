@@ -1,0 +1,42 @@
+"""The exceptions of this package. Every one says what was given, what was expected and what to do."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class Effv2Error(Exception):
+    """Base of every error that effv2_kernels raises on purpose."""
+
+
+class ModelError(Effv2Error):
+    """A module cannot be optimised: it is unknown, in training mode, or holds unusable weights."""
+
+
+class CheckpointError(Effv2Error):
+    """A weight file is missing, truncated, not a checkpoint, or does not fit the model."""
+
+
+class InputError(Effv2Error, ValueError):
+    """A tensor given to an op or a model has a wrong rank, size, dtype or device."""
+
+
+class ResolutionError(InputError):
+    """The attention bias of the model does not fit the resolution of the input."""
+
+
+class UnknownNameError(Effv2Error, ValueError):
+    """A model, dtype, backend or ISA was asked for by a name that does not exist."""
+
+    @classmethod
+    def of(cls, what: str, given: object, known: Iterable[str]) -> UnknownNameError:
+        """Build the message for ``given``, naming the nearest of the ``known`` names."""
+        names = list(known)
+        near = difflib.get_close_matches(str(given), names, n=3, cutoff=0.4)
+        hint = f" Did you mean {' or '.join(repr(n) for n in near)}?" if near else ""
+        return cls(f"unknown {what} {given!r}.{hint} Known: {', '.join(names)}.")
+
+
+class UnavailableError(Effv2Error, RuntimeError):
+    """Something known cannot run here: a backend, an ISA, a dtype or a device; the message says why."""
