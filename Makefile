@@ -1,0 +1,98 @@
+# Everything happens in $(VENV) and $(BUILD); nothing outside this folder is touched.
+PYTHON ?= python3
+VENV ?= .venv
+BUILD ?= build/dev
+JOBS ?= $(shell getconf _NPROCESSORS_ONLN 2>/dev/null || echo 2)
+
+PY := $(VENV)/bin/python
+STAMPS := $(VENV)/.stamps
+PIP := $(PY) -m pip install --quiet --disable-pip-version-check
+CMAKE_PYTHON = -DPython_EXECUTABLE="$(abspath $(PY))" -Dpybind11_DIR="$$($(PY) -m pybind11 --cmakedir)"
+
+.PHONY: help demo test lint bench rivals build native-test sanitize wheel clean distclean
+.DELETE_ON_ERROR:
+
+help:
+	@echo "make demo     read handwritten digits and a photograph, plain and optimised"
+	@echo "              (CHECKPOINT=path.pth or .safetensors: with trained ImageNet weights)"
+	@echo "make test     build, and run the whole test suite"
+	@echo "make bench    time every block and whole networks           (about 6 minutes)"
+	@echo "make rivals   compare with eager, torch.compile, ONNX Runtime and OpenVINO"
+	@echo "make lint     ruff, mypy and clang-format"
+	@echo "make sanitize native tests under the address, undefined-behaviour and thread sanitizers"
+	@echo "make build    only the compiled module, in place; quick to repeat"
+	@echo "make wheel    a wheel in dist/"
+	@echo "make clean    remove what was built; make distclean: the environment as well"
+
+demo: build
+	@$(PY) -m effv2_kernels demo $(if $(CHECKPOINT),--checkpoint "$(CHECKPOINT)")
+
+test: build native-test
+	$(PY) -m pytest $(ARGS)
+
+lint: $(STAMPS)/lint
+	$(VENV)/bin/pre-commit run --all-files --show-diff-on-failure --color=always
+
+bench: build
+	$(PY) -m pytest bench --benchmark-only $(ARGS)
+
+rivals: build $(STAMPS)/bench
+	$(PY) -m pytest bench --benchmark-only --rivals $(ARGS)
+
+build: $(BUILD)/CMakeCache.txt
+	@cmake --build $(BUILD) --target _native --parallel $(JOBS)
+
+native-test: $(BUILD)/CMakeCache.txt
+	@cmake --build $(BUILD) --target effv2_native_tests --parallel $(JOBS)
+	@ctest --test-dir $(BUILD) --output-on-failure
+
+sanitize: $(STAMPS)/test
+	@set -e; for kind in address undefined thread; do \
+	    echo "== $$kind sanitizer"; \
+	    cmake -S . -B build/$$kind $(CMAKE_PYTHON) -DCMAKE_BUILD_TYPE=RelWithDebInfo -DEFFV2_SANITIZE=$$kind; \
+	    cmake --build build/$$kind --target effv2_native_tests --parallel $(JOBS); \
+	    ctest --test-dir build/$$kind --output-on-failure; \
+	done
+
+wheel: $(STAMPS)/test
+	$(PY) -m pip wheel . --no-deps --wheel-dir dist
+
+# The module is built into the package's own folder; the .pth file makes that folder importable.
+$(BUILD)/CMakeCache.txt: $(STAMPS)/test
+	@rm -f $@
+	@cmake -S . -B $(BUILD) $(CMAKE_PYTHON) -DCMAKE_BUILD_TYPE=Release \
+	    -DCMAKE_LIBRARY_OUTPUT_DIRECTORY="$(CURDIR)/effv2_kernels"
+
+$(PY):
+	@scripts/check_prerequisites.sh "$(PYTHON)"
+	@echo "Making the environment in $(VENV)"
+	@$(PYTHON) -m venv $(VENV)
+
+# torch comes first and pinned, so that nothing that is installed later brings another one.
+$(STAMPS)/torch: requirements/torch.txt | $(PY)
+	@mkdir -p $(STAMPS)
+	@echo "Installing torch (the first time, this takes a few minutes)"
+	@$(PIP) -r $<
+	@touch $@
+
+$(STAMPS)/test: requirements/test.txt requirements/no-deps.txt $(STAMPS)/torch
+	@scripts/check_prerequisites.sh $(PY)
+	@echo "Installing what the build and the tests need"
+	@$(PIP) --no-deps -r requirements/no-deps.txt
+	@$(PIP) -r $<
+	@echo "$(CURDIR)" > "$$($(PY) -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/effv2_kernels.pth"
+	@touch $@
+
+$(STAMPS)/lint: requirements/lint.txt $(STAMPS)/test
+	@$(PIP) -r $<
+	@touch $@
+
+$(STAMPS)/bench: requirements/bench.txt $(STAMPS)/test
+	@$(PIP) -r $<
+	@touch $@
+
+clean:
+	rm -rf build dist *.egg-info effv2_kernels/_native.*.so .benchmarks
+
+distclean: clean
+	rm -rf $(VENV)
