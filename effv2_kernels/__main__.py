@@ -1,0 +1,50 @@
+"""``python -m effv2_kernels COMMAND``: a table of commands, each a module of effv2_kernels.cli."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from importlib import import_module
+
+import effv2_kernels
+from effv2_kernels.errors import Effv2Error
+
+COMMANDS = {
+    "classify": "say what is on a photograph",
+    "demo": "read handwritten digits and a photograph, plain and optimised",
+    "bench": "time one model and what could be used instead",
+    "profile": "time every block of a model",
+    "explain": "say what runs each block, and why",
+    "convert": "fold a checkpoint into a file that loads without the model's code",
+    "verify": "compare an optimised model with the float64 reference",
+    "env": "print what a bug report needs",
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command. Returns 0, 1 where a comparison failed, or 2 for an error that the user can mend."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    parser = argparse.ArgumentParser(
+        prog="python -m effv2_kernels", description="EfficientFormerV2, fast on the CPU."
+    )
+    parser.add_argument("--version", action="version", version=f"effv2_kernels {effv2_kernels.__version__}")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    # Only the command at hand is imported, so that `env` works where another one's packages are missing.
+    chosen = next((argument for argument in arguments if argument in COMMANDS), None)
+    for name, summary in COMMANDS.items():
+        command = commands.add_parser(name, help=summary, description=summary.capitalize() + ".")
+        if name == chosen:
+            module = import_module(f"effv2_kernels.cli.{name}")
+            module.add_arguments(command)
+            command.set_defaults(run=module.run)
+    args = parser.parse_args(arguments)
+    try:
+        return int(args.run(args))
+    except Effv2Error as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,35 @@
+"""``classify``: say what is on a photograph."""
+
+from __future__ import annotations
+
+import argparse
+
+from effv2_kernels.cli import labels, models, photo
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("images", nargs="+", metavar="IMAGE", help="photographs (JPEG, PNG, ...)")
+    models.add_arguments(parser)
+    models.add_run_arguments(parser)
+    parser.add_argument("--top", type=int, default=5, metavar="N", help="classes to print; default: 5")
+    parser.add_argument(
+        "--labels", metavar="FILE", help="names, one line per class; default: ImageNet's if timm is installed"
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    import torch
+
+    inputs = [photo.read(path, args.img_size) for path in args.images]
+    fast = models.build_optimised(args)
+    if models.is_random(args):
+        print("The weights are random, so the classes mean nothing: give --checkpoint or --pretrained.")
+    for path, image in zip(args.images, inputs, strict=True):
+        with torch.inference_mode():
+            probabilities = fast(image)[0].softmax(0)
+        names = labels.choose(args.labels, len(probabilities))
+        print(path)
+        values, indices = probabilities.topk(min(max(args.top, 1), len(probabilities)))
+        for value, index in zip(values.tolist(), indices.tolist(), strict=True):
+            print(f"  {value:7.2%}  {labels.describe(names, index)}")
+    return 0

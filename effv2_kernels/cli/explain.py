@@ -1,0 +1,19 @@
+"""``explain``: say what runs each block, and why."""
+
+from __future__ import annotations
+
+import argparse
+
+from effv2_kernels.cli import models
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    models.add_arguments(parser)
+    models.add_run_arguments(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    import effv2_kernels
+
+    print(effv2_kernels.explain(models.build_optimised(args)))
+    return 0

@@ -1,0 +1,128 @@
+"""The options by which every command is told its model, and the model that they describe."""
+
+from __future__ import annotations
+
+import argparse
+from typing import TYPE_CHECKING
+
+from effv2_kernels.errors import CheckpointError, InputError
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+SAVED = ".effv2"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """--model, --checkpoint, --pretrained, --num-classes, --img-size and --seed."""
+    parser.add_argument(
+        "--model",
+        default="efficientformerv2_s0",
+        metavar="NAME",
+        help="efficientformerv2_s0 (default), _s1, _s2 or _l",
+    )
+    weights = parser.add_mutually_exclusive_group()
+    weights.add_argument(
+        "--checkpoint", metavar="FILE", help="weights: .pth or .safetensors, with the official keys or timm's"
+    )
+    weights.add_argument(
+        "--pretrained", action="store_true", help="fetch timm's published weights; needs the network"
+    )
+    parser.add_argument("--num-classes", type=int, default=1000, metavar="N", help="default: 1000")
+    parser.add_argument(
+        "--img-size",
+        type=image_size,
+        default=(224, 224),
+        metavar="SIZE",
+        help="224 (default) or ROWSxCOLUMNS",
+    )
+    parser.add_argument("--seed", type=int, default=0, help="of random weights and images; default: 0")
+
+
+def add_run_arguments(parser: argparse.ArgumentParser) -> None:
+    """--isa and --threads."""
+    parser.add_argument("--isa", metavar="NAME", help="instruction set; default: the best of this machine")
+    parser.add_argument("--threads", type=int, metavar="N", help="default: torch.get_num_threads()")
+
+
+def image_size(text: str) -> tuple[int, int]:
+    """ "224" or "160x224" as (rows, columns)."""
+    parts = text.lower().split("x")
+    try:
+        sizes = [int(part) for part in parts]
+    except ValueError:
+        sizes = []
+    if len(sizes) not in (1, 2) or min(sizes) < 1:
+        raise argparse.ArgumentTypeError(f"expected 224 or ROWSxCOLUMNS such as 160x224, but got {text!r}")
+    return sizes[0], sizes[-1]
+
+
+def is_random(args: argparse.Namespace) -> bool:
+    """Whether the options name no weights."""
+    return args.checkpoint is None and not args.pretrained
+
+
+def build(args: argparse.Namespace) -> nn.Module:
+    """The model in plain PyTorch, in eval mode; its weights are random where the options name none."""
+    import torch
+
+    from effv2_kernels import create_model
+
+    if args.checkpoint is not None and args.checkpoint.endswith(SAVED):
+        raise CheckpointError(
+            f"{args.checkpoint} is an optimised network, and this command needs the model that it was made "
+            f"of: give the .pth or .safetensors file."
+        )
+    torch.manual_seed(args.seed)
+    model = create_model(
+        args.model,
+        checkpoint=args.checkpoint,
+        pretrained=args.pretrained,
+        num_classes=args.num_classes,
+        img_size=args.img_size,
+    )
+    if is_random(args):
+        randomise(model)
+    return model
+
+
+def build_optimised(args: argparse.Namespace) -> nn.Module:
+    """The optimised model, made of the one that the options describe, or read from a saved file."""
+    import effv2_kernels
+
+    isa, threads = getattr(args, "isa", None), getattr(args, "threads", None)
+    if args.checkpoint is not None and args.checkpoint.endswith(SAVED):
+        return effv2_kernels.load(args.checkpoint, isa=isa, threads=threads)
+    return effv2_kernels.optimize(build(args), isa=isa, threads=threads)
+
+
+def randomise(model: nn.Module) -> None:
+    """Give BatchNorms and layer scales random values, as training would.
+
+    Their initial values (mean 0, variance 1, scales of 1e-5) would hide every error but those of the stem
+    and the head.
+    """
+    import torch
+    from torch import nn
+
+    for name, parameter in model.named_parameters():
+        if name.endswith("gamma"):
+            nn.init.uniform_(parameter, 0.1, 0.4)
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d) and module.running_mean is not None:
+            nn.init.uniform_(module.weight, 0.7, 1.3)
+            nn.init.uniform_(module.bias, -0.2, 0.2)
+            nn.init.normal_(module.running_mean, std=0.2)
+            assert module.running_var is not None
+            nn.init.uniform_(module.running_var, 0.7, 1.3)
+    assert all(bool(torch.isfinite(p).all()) for p in model.parameters())
+
+
+def random_images(args: argparse.Namespace, count: int) -> Tensor:
+    """(count, 3, rows, columns) float32, standard normal, the same for the same --seed."""
+    import torch
+
+    if count < 1:
+        raise InputError(f"at least one image is needed, but {count} were asked for.")
+    generator = torch.Generator().manual_seed(args.seed)
+    return torch.randn(count, 3, *args.img_size, generator=generator)
