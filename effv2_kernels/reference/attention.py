@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from effv2_kernels import blocks
 from effv2_kernels.reference.attention_bias import bias_for
-from effv2_kernels.reference.layers import ConvNorm
+from effv2_kernels.reference.layers import ConvNorm, by_head, weighted_values
 
 
 def upsample_to(u: Tensor, size: tuple[int, int]) -> Tensor:
@@ -53,19 +53,17 @@ class AttentionLayer(nn.Module):
 
     def bias_table(self) -> Tensor:
         """(heads, rows, cols), by distance."""
-        return self.attention_biases.unflatten(1, self.grid)
+        return self.attention_biases.view(-1, *self.grid)
 
     def forward(self, x: Tensor) -> Tensor:
         z = x if self.stride_conv is None else self.stride_conv(x)
         grid = (z.shape[2], z.shape[3])
         v_map = self.v(z)
-        q = self.q(z).flatten(2).unflatten(1, (self.heads, self.key_dim))  # (N, heads, key_dim, tokens)
-        k = self.k(z).flatten(2).unflatten(1, (self.heads, self.key_dim))
-        v = v_map.flatten(2).unflatten(1, (self.heads, self.value_dim))
+        q, k = by_head(self.q(z), self.heads), by_head(self.k(z), self.heads)
         logits = q.transpose(2, 3) @ k * self.key_dim**-0.5
         logits = logits + bias_for(self.bias_table(), grid, resize=self.resize_bias)
         p = self.talking_head2(self.talking_head1(logits).softmax(-1))
-        u = (v @ p.transpose(2, 3)).flatten(1, 2).unflatten(2, grid) + self.v_local(v_map)
+        u = weighted_values(p, v_map, grid) + self.v_local(v_map)
         if self.stride_conv is not None:
             u = upsample_to(u, (x.shape[2], x.shape[3]))
         y: Tensor = self.proj(F.gelu(u))
@@ -84,15 +82,13 @@ def attention(x: Tensor, block: blocks.Attention) -> Tensor:
     grid = (z.shape[2], z.shape[3])
     qkv = F.conv2d(z, block.qkv_weight.to(x)[:, :, None, None], block.qkv_bias.to(x))
     keys, values = block.heads * block.key_dim, block.heads * block.value_dim
-    q, k, v_map = qkv.split([keys, keys, values], dim=1)
-    q = q.flatten(2).unflatten(1, (block.heads, block.key_dim))  # (N, heads, key_dim, tokens)
-    k = k.flatten(2).unflatten(1, (block.heads, block.key_dim))
-    v = v_map.flatten(2).unflatten(1, (block.heads, block.value_dim))
+    q_map, k_map, v_map = torch.split(qkv, [keys, keys, values], dim=1)
+    q, k = by_head(q_map, block.heads), by_head(k_map, block.heads)
     logits = torch.einsum("hg,ngij->nhij", block.mix1_weight.to(x), q.transpose(2, 3) @ k)
     p = (logits + bias_for(block.bias.to(x), grid, resize=block.resize_bias)).softmax(-1)
     p = torch.einsum("hg,ngij->nhij", block.mix2_weight.to(x), p) + block.mix2_bias.to(x)[:, None, None]
     local = block.local_weight.to(x)[:, None]
-    u = (v @ p.transpose(2, 3)).flatten(1, 2).unflatten(2, grid)
+    u = weighted_values(p, v_map, grid)
     u = u + F.conv2d(v_map, local, block.local_bias.to(x), padding=1, groups=local.shape[0])
     if block.stride == 2:
         u = upsample_to(u, (x.shape[2], x.shape[3]))

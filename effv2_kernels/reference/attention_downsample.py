@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from effv2_kernels import blocks
 from effv2_kernels.reference.attention_bias import bias_for
-from effv2_kernels.reference.layers import ConvNorm
+from effv2_kernels.reference.layers import ConvNorm, by_head, weighted_values
 
 
 class LocalGlobalQuery(nn.Module):
@@ -55,16 +55,14 @@ class DownsampleAttentionLayer(nn.Module):
 
     def bias_table(self) -> Tensor:
         """(heads, rows, cols), by distance."""
-        return self.attention_biases.unflatten(1, self.grid)
+        return self.attention_biases.view(-1, *self.grid)
 
     def forward(self, x: Tensor) -> Tensor:
         q_map, v_map = self.q(x), self.v(x)
-        q = q_map.flatten(2).unflatten(1, (self.heads, self.key_dim))  # (N, heads, key_dim, queries)
-        k = self.k(x).flatten(2).unflatten(1, (self.heads, self.key_dim))
-        v = v_map.flatten(2).unflatten(1, (self.heads, self.value_dim))
+        q, k = by_head(q_map, self.heads), by_head(self.k(x), self.heads)
         bias = bias_for(self.bias_table(), (x.shape[2], x.shape[3]), query_stride=2, resize=self.resize_bias)
         p = (q.transpose(2, 3) @ k * self.key_dim**-0.5 + bias).softmax(-1)
-        u = (v @ p.transpose(2, 3)).flatten(1, 2).unflatten(2, q_map.shape[2:]) + self.v_local(v_map)
+        u = weighted_values(p, v_map, (q_map.shape[2], q_map.shape[3])) + self.v_local(v_map)
         y: Tensor = self.proj(F.gelu(u))
         return y
 
@@ -93,15 +91,13 @@ def attention_downsample(x: Tensor, block: blocks.AttentionDownsample) -> Tensor
     z = F.conv2d(x, dw, block.dw_bias.to(x), stride=2, padding=1, groups=dw.shape[0])
     q_map = F.conv2d(z, block.q_weight.to(x)[:, :, None, None], block.q_bias.to(x))
     kv = F.conv2d(x, block.kv_weight.to(x)[:, :, None, None], block.kv_bias.to(x))
-    k_map, v_map = kv.split([block.heads * block.key_dim, block.heads * block.value_dim], dim=1)
-    q = q_map.flatten(2).unflatten(1, (block.heads, block.key_dim))  # (N, heads, key_dim, queries)
-    k = k_map.flatten(2).unflatten(1, (block.heads, block.key_dim))
-    v = v_map.flatten(2).unflatten(1, (block.heads, block.value_dim))
+    k_map, v_map = torch.split(kv, [block.heads * block.key_dim, block.heads * block.value_dim], dim=1)
+    q, k = by_head(q_map, block.heads), by_head(k_map, block.heads)
     grid = (x.shape[2], x.shape[3])
     bias = bias_for(block.bias.to(x), grid, query_stride=2, resize=block.resize_bias)
     p = (q.transpose(2, 3) @ k + bias).softmax(-1)
     local = block.local_weight.to(x)[:, None]
-    u = (v @ p.transpose(2, 3)).flatten(1, 2).unflatten(2, q_map.shape[2:])
+    u = weighted_values(p, v_map, (q_map.shape[2], q_map.shape[3]))
     u = u + F.conv2d(v_map, local, block.local_bias.to(x), stride=2, padding=1, groups=local.shape[0])
     y = F.conv2d(F.gelu(u), block.proj_weight.to(x)[:, :, None, None], block.proj_bias.to(x))
     return y + F.conv2d(x, block.conv_weight.to(x), block.conv_bias.to(x), stride=2, padding=1)

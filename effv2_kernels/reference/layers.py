@@ -41,3 +41,18 @@ class LayerScale(nn.Module):
 def layer_scale(channels: int, init: float | None) -> nn.Module:
     """A LayerScale that starts at ``init``, or no scale where that is None."""
     return nn.Identity() if init is None else LayerScale(channels, init)
+
+
+def by_head(x: Tensor, heads: int) -> Tensor:
+    """(N, heads * d, H, W) -> (N, heads, d, H * W): what each head has for each token."""
+    n, channels, rows, cols = x.shape
+    return x.reshape(n, heads, channels // heads, rows * cols)
+
+
+def weighted_values(p: Tensor, v_map: Tensor, grid: tuple[int, int]) -> Tensor:
+    """Sum of values over the keys, as a map.
+
+    p: (N, heads, queries, keys); v_map: (N, heads * d, H, W); -> (N, heads * d, *grid), one query each.
+    """
+    u = by_head(v_map, p.shape[1]) @ p.transpose(2, 3)  # (N, heads, d, queries)
+    return u.reshape(v_map.shape[0], v_map.shape[1], *grid)

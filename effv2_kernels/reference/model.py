@@ -1,4 +1,6 @@
-"""EfficientFormerV2 in plain PyTorch (Li et al., "Rethinking Vision Transformers for MobileNet Size and Speed").
+"""EfficientFormerV2 in plain PyTorch.
+
+Li et al., "Rethinking Vision Transformers for MobileNet Size and Speed", arXiv 2212.08059.
 
 The state-dict keys are those of timm's model, so that its weights load as they are.
 """
@@ -63,7 +65,7 @@ class Architecture:
         """The number of attention blocks of stage 3 and of stage 4."""
         if isinstance(self.attention_blocks, int):
             return min(self.attention_blocks, self.depths[2]), min(self.attention_blocks, self.depths[3])
-        return tuple(self.attention_blocks)
+        return self.attention_blocks[0], self.attention_blocks[1]
 
     def block_ratios(self) -> tuple[tuple[float, ...], ...]:
         """The expansion ratio of every block, by stage."""
@@ -253,7 +255,7 @@ def create_model(
 ) -> EfficientFormerV2:
     """One of the four published variants (see VARIANTS), in eval mode.
 
-    checkpoint: a .pth or .safetensors file with timm's or the official keys; see ``effv2_kernels.checkpoint``.
+    checkpoint: a .pth or .safetensors file with timm's or the official keys (``effv2_kernels.checkpoint``).
     pretrained: fetch timm's published weights with huggingface_hub instead.
     img_size: the size of the images; None is 224, or the training size of the checkpoint's backbone where
         that is an official detection or segmentation backbone (with features_only), which takes any size.

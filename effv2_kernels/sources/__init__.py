@@ -1,0 +1,181 @@
+"""From a module of any supported origin to the one description of a network, ``blocks.Network``.
+
+Each adapter is one file with ``matches(module)``, ``read(module)`` and ``read_part(module, path)``, and
+one row of the table below. A new origin is a new file and a new row.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator
+from typing import NamedTuple, Protocol
+
+from torch import nn
+
+from effv2_kernels import blocks
+from effv2_kernels.errors import ModelError
+from effv2_kernels.sources import official, reference, timm
+
+
+class Adapter(Protocol):
+    """What a file of this folder offers."""
+
+    def matches(self, module: nn.Module) -> bool:
+        """Whether the module has this origin's structure; cheap, and reads no weights."""
+
+    def read(self, module: nn.Module) -> blocks.Network:
+        """The folded network; ModelError for whatever is not supported."""
+
+    def read_part(self, module: nn.Module, path: str = "") -> tuple[blocks.Block, ...] | None:
+        """The blocks of a part that stands alone, None for anything that is not one."""
+
+
+# In order of trial. The reference comes first: it is told by its class, the others by structure.
+ADAPTERS: dict[str, Adapter] = {"reference": reference, "timm": timm, "official": official}
+
+
+class Unrecognised(NamedTuple):
+    """A part of a module that cannot be optimised."""
+
+    path: str  # dotted; "" is the module itself
+    class_name: str
+    reason: str
+
+
+def _adapter(module: nn.Module) -> Adapter | None:
+    return next((adapter for adapter in ADAPTERS.values() if adapter.matches(module)), None)
+
+
+def _join(path: str, name: str) -> str:
+    return f"{path}.{name}" if path else name
+
+
+def _children(module: nn.Module, path: str) -> Iterator[tuple[str, nn.Module]]:
+    for name, child in module._modules.items():
+        if child is not None:
+            yield _join(path, name), child
+
+
+def read(module: nn.Module) -> blocks.Network:
+    """The folded network of a module that is an EfficientFormerV2.
+
+    Raises ModelError for any other module, for one in training mode, with hooks, with weights that are
+    not finite, or with a part that is not computed as blocks.py says; the message names the part.
+    """
+    adapter = _adapter(module)
+    if adapter is not None:
+        return adapter.read(module)
+    inside = [path for path, _ in _matching(module, "")]
+    if inside:
+        hint = f"It holds one at {', '.join(repr(path) for path in inside)}: give that submodule."
+    else:
+        hint = f"Known origins: {', '.join(ADAPTERS)}."
+    raise ModelError(f"{type(module).__name__} is not an EfficientFormerV2. {hint}")
+
+
+def _matching(module: nn.Module, path: str) -> Iterator[tuple[str, nn.Module]]:
+    """The outermost submodules that an adapter takes for a whole network."""
+    if _adapter(module) is not None:
+        yield path, module
+        return
+    for child_path, child in _children(module, path):
+        yield from _matching(child, child_path)
+
+
+def find_networks(module: nn.Module, *, strict: bool = True) -> list[tuple[str, blocks.Network]]:
+    """Every whole network in a module, with its dotted path ('' is the module itself), in order.
+
+    With ``strict`` a network that cannot be read raises ModelError; otherwise it is left out, and
+    ``unrecognised`` says why.
+    """
+    found: list[tuple[str, blocks.Network]] = []
+    for path, network in _matching(module, ""):
+        try:
+            found.append((path, read(network)))
+        except ModelError as error:
+            if strict:
+                raise _located(error, path) from error
+    return found
+
+
+def _located(error: ModelError, path: str) -> ModelError:
+    return ModelError(f"in '{path}': {error}") if path else error
+
+
+def _read_part(module: nn.Module, path: str) -> tuple[blocks.Block, ...] | None:
+    """The blocks of a part; None where it is none; ModelError where it is one but cannot be read."""
+    for adapter in ADAPTERS.values():
+        part = adapter.read_part(module, path)
+        if part is not None:
+            return part
+    return None
+
+
+def read_parts(module: nn.Module, *, skip: Collection[str] = ()) -> dict[str, tuple[blocks.Block, ...]]:
+    """The parts of a module that are blocks of an EfficientFormerV2, by dotted path.
+
+    Each of these submodules maps (N, C, H, W) to the output of its blocks run one after another: a stem,
+    a block with its residuals and layer scales (attention, if any, and FFN), a step between stages. Parts
+    that cannot be read are left out (``unrecognised`` says why). skip: paths not to look into, such as
+    those of ``find_networks``. Raises ModelError for a module in training mode.
+    """
+    if module.training:
+        raise ModelError(f"{type(module).__name__} is in training mode: call model.eval() first.")
+    parts: dict[str, tuple[blocks.Block, ...]] = {}
+
+    def visit(path: str, part: nn.Module) -> None:
+        if path in skip:
+            return
+        try:
+            read_blocks = _read_part(part, path)
+        except ModelError:
+            return
+        if read_blocks is not None:
+            parts[path] = read_blocks
+            return
+        for child_path, child in _children(part, path):
+            visit(child_path, child)
+
+    visit("", module)
+    return parts
+
+
+def unrecognised(module: nn.Module) -> list[Unrecognised]:
+    """The largest submodules that hold nothing that is recognised, and the parts that cannot be read.
+
+    Modules without a child and without a tensor (activations, containers) are left out, unless the
+    given module is one itself.
+    """
+    left: list[Unrecognised] = []
+
+    def visit(path: str, part: nn.Module) -> bool:
+        """Whether something in here is recognised; what is not is added to ``left``."""
+        name = type(part).__name__
+        adapter = _adapter(part)
+        try:
+            if adapter is not None:
+                adapter.read(part)
+                return True
+            if _read_part(part, path) is not None:
+                return True
+        except ModelError as error:
+            reason = str(_located(error, path) if adapter is not None else error)
+            if adapter is None:
+                left.append(Unrecognised(path, name, reason))
+                return True
+            mark = len(left)
+            inside = [visit(child_path, child) for child_path, child in _children(part, path)]
+            if not any(inside) or len(left) == mark:
+                del left[mark:]
+                left.append(Unrecognised(path, name, reason))
+            return True
+        mark = len(left)
+        inside = [visit(child_path, child) for child_path, child in _children(part, path)]
+        if any(inside):
+            return True
+        del left[mark:]
+        if path == "" or next(part.parameters(), None) is not None or next(part.buffers(), None) is not None:
+            left.append(Unrecognised(path, name, "is not part of an EfficientFormerV2"))
+        return False
+
+    visit("", module)
+    return left

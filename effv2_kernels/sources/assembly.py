@@ -1,0 +1,36 @@
+"""Collect the blocks of a network in order of execution, with their names and features."""
+
+from __future__ import annotations
+
+from effv2_kernels import blocks
+
+
+class Assembly:
+    """A network in the making."""
+
+    def __init__(self, source: str) -> None:
+        self._source = source
+        self._blocks: list[blocks.Block] = []
+        self._names: list[str] = []
+        self._features: list[blocks.Feature] = []
+
+    def add(self, named: list[tuple[str, blocks.Block]]) -> None:
+        """Append blocks, each with the dotted path of its source module."""
+        for name, block in named:
+            self._names.append(name)
+            self._blocks.append(block)
+
+    @property
+    def last(self) -> int:
+        """Index of the block added last."""
+        return len(self._blocks) - 1
+
+    def add_feature(self, feature: blocks.Feature) -> None:
+        """Return this feature map to the caller."""
+        self._features.append(feature)
+
+    def network(self) -> blocks.Network:
+        """What was collected."""
+        return blocks.Network(
+            tuple(self._blocks), tuple(self._names), tuple(self._features), source=self._source
+        )

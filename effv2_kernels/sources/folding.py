@@ -1,0 +1,193 @@
+"""From the parts of a block to the folded block: all arithmetic in float64, the result in float32.
+
+What is folded where is said in ``effv2_kernels.blocks``. Convolutions come in with their BatchNorm folded
+already (``node.normalised``).
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from effv2_kernels import blocks
+from effv2_kernels.errors import ModelError
+from effv2_kernels.reference.attention_bias import distance_index
+from effv2_kernels.sources.node import Affine, Node, Normalisation
+
+
+def single(name: str, value: Tensor) -> Tensor:
+    """float64 -> float32, contiguous, with memory of its own; a value that overflows raises ModelError."""
+    result = value.detach().to(torch.float32).contiguous().clone()
+    if not bool(torch.isfinite(result).all()):
+        raise ModelError(
+            f"'{name}': its weights, folded with BatchNorm and scales, are not finite in float32; "
+            f"check the running variance and the scales."
+        )
+    return result
+
+
+def _matrix(affine: Affine) -> Tensor:
+    return affine.weight.flatten(1)  # (out, in, 1, 1) -> (out, in)
+
+
+def _depthwise(affine: Affine) -> Tensor:
+    return affine.weight[:, 0]  # (channels, 1, 3, 3) -> (channels, 3, 3)
+
+
+def stem(name: str, conv1: Affine, conv2: Affine) -> blocks.Stem:
+    """Both convolutions with their BatchNorm folded."""
+    return blocks.Stem(
+        conv1_weight=single(name, conv1.weight),
+        conv1_bias=single(name, conv1.bias),
+        conv2_weight=single(name, conv2.weight),
+        conv2_bias=single(name, conv2.bias),
+    )
+
+
+def ffn(name: str, fc1: Affine, mid: Affine, fc2: Affine, layer_scale: Tensor | None) -> blocks.FFN:
+    """``layer_scale``: (channels,), or None for no scale."""
+    fc2 = fc2.scaled(layer_scale)
+    return blocks.FFN(
+        fc1_weight=single(name, _matrix(fc1)),
+        fc1_bias=single(name, fc1.bias),
+        dw_weight=single(name, _depthwise(mid)),
+        dw_bias=single(name, mid.bias),
+        fc2_weight=single(name, _matrix(fc2)),
+        fc2_bias=single(name, fc2.bias),
+    )
+
+
+def attention(
+    name: str,
+    *,
+    q: Affine,
+    k: Affine,
+    v: Affine,
+    local: Affine,
+    talking_head1: Affine,
+    talking_head2: Affine,
+    proj: Affine,
+    table: Tensor,  # (heads, rows, cols)
+    scale: float,
+    layer_scale: Tensor | None,
+    stride_conv: Affine | None,
+    resize_bias: bool,
+) -> blocks.Attention:
+    """``scale`` multiplies the logits before the bias is added."""
+    heads = table.shape[0]
+    q, proj = q.scaled(scale), proj.scaled(layer_scale)
+    mix1, mix2 = _matrix(talking_head1), _matrix(talking_head2)
+    mixed_bias = torch.einsum("hg,grc->hrc", mix1, table) + talking_head1.bias[:, None, None]
+    return blocks.Attention(
+        qkv_weight=single(name, torch.cat([_matrix(q), _matrix(k), _matrix(v)])),
+        qkv_bias=single(name, torch.cat([q.bias, k.bias, v.bias])),
+        local_weight=single(name, _depthwise(local)),
+        local_bias=single(name, local.bias),
+        mix1_weight=single(name, mix1),
+        bias=single(name, mixed_bias),
+        mix2_weight=single(name, mix2),
+        mix2_bias=single(name, talking_head2.bias),
+        proj_weight=single(name, _matrix(proj)),
+        proj_bias=single(name, proj.bias),
+        heads=heads,
+        key_dim=q.bias.numel() // heads,
+        value_dim=v.bias.numel() // heads,
+        stride=1 if stride_conv is None else 2,
+        resize_bias=resize_bias,
+        dw_weight=None if stride_conv is None else single(name, _depthwise(stride_conv)),
+        dw_bias=None if stride_conv is None else single(name, stride_conv.bias),
+    )
+
+
+def conv_downsample(name: str, conv: Affine) -> blocks.ConvDownsample:
+    """The convolution with its BatchNorm folded."""
+    return blocks.ConvDownsample(weight=single(name, conv.weight), bias=single(name, conv.bias))
+
+
+def attention_downsample(
+    name: str,
+    *,
+    query_local: Affine,
+    query_proj: Affine,
+    k: Affine,
+    v: Affine,
+    local: Affine,
+    proj: Affine,
+    conv: Affine,
+    table: Tensor,  # (heads, rows, cols)
+    scale: float,
+    resize_bias: bool,
+) -> blocks.AttentionDownsample:
+    """The query of x is query_proj(query_local(x) + x[::2, ::2]); the second term joins the centre tap."""
+    heads = table.shape[0]
+    dw = _depthwise(query_local).clone()
+    dw[:, 1, 1] += 1
+    q = query_proj.scaled(scale)
+    return blocks.AttentionDownsample(
+        dw_weight=single(name, dw),
+        dw_bias=single(name, query_local.bias),
+        q_weight=single(name, _matrix(q)),
+        q_bias=single(name, q.bias),
+        kv_weight=single(name, torch.cat([_matrix(k), _matrix(v)])),
+        kv_bias=single(name, torch.cat([k.bias, v.bias])),
+        local_weight=single(name, _depthwise(local)),
+        local_bias=single(name, local.bias),
+        bias=single(name, table),
+        proj_weight=single(name, _matrix(proj)),
+        proj_bias=single(name, proj.bias),
+        conv_weight=single(name, conv.weight),
+        conv_bias=single(name, conv.bias),
+        heads=heads,
+        key_dim=q.bias.numel() // heads,
+        value_dim=v.bias.numel() // heads,
+        resize_bias=resize_bias,
+    )
+
+
+def head(name: str, norm: Normalisation, classifiers: list[Affine]) -> blocks.Head:
+    """The mean of the classifiers behind the BatchNorm; without a classifier the normalised mean itself."""
+    if not classifiers:
+        return blocks.Head(single(name, torch.diag(norm.scale)), single(name, norm.shift))
+    weight = torch.stack([c.weight for c in classifiers]).mean(0)
+    bias = torch.stack([c.bias for c in classifiers]).mean(0)
+    return blocks.Head(single(name, weight * norm.scale), single(name, weight @ norm.shift + bias))
+
+
+def feature(name: str, block: int, norm: Normalisation | None) -> blocks.Feature:
+    """The output of the block with that index, normalised if asked for."""
+    if norm is None:
+        return blocks.Feature(block)
+    return blocks.Feature(block, single(name, norm.scale), single(name, norm.shift))
+
+
+def bias_table(
+    node: Node, biases: str, indices: str, grid: tuple[int, int], query_stride: int, cached: list[Tensor]
+) -> Tensor:
+    """The bias by distance, (heads, rows, cols) in float64, whatever way the module numbers the distances.
+
+    biases, indices: names of the values (heads, distances) and of the number of the distance between each
+    query and key (queries, keys). cached: what the module has gathered already, (heads, queries, keys),
+    and uses in eval mode.
+    """
+    values = node.tensor(biases)
+    numbers = node.value(indices).detach().to("cpu")
+    expected = distance_index(*grid, query_stride)
+    fits = (
+        numbers.shape == expected.shape and int(numbers.min()) >= 0 and int(numbers.max()) < values.shape[1]
+    )
+    # The first query stands at (0, 0), so its distances are the keys' own positions: every distance once.
+    if not fits or not torch.equal(numbers, numbers[0][expected]):
+        raise node.error(
+            f"is unsupported: '{indices}' does not number the distances of {grid[0]}x{grid[1]} keys."
+        )
+    table = values[:, numbers[0]]
+    for gathered in cached:
+        # A copy made before the module was cast to half precision differs by 2^-8 at most.
+        first = gathered[:, 0].detach().to("cpu", torch.float64)
+        tolerance = 0.0 if gathered.dtype == node.value(biases).dtype else 2.0**-7
+        if first.shape != table.shape or not torch.allclose(first, table, rtol=tolerance, atol=tolerance):
+            raise node.error(
+                "would use an outdated copy of its attention bias (weights were loaded after it was made): "
+                "call model.eval() again."
+            )
+    return table.reshape(-1, *grid)

@@ -1,0 +1,254 @@
+"""Look into a module of unknown origin, and refuse by path whatever is not as expected.
+
+Every accessor either proves what it returns or raises ModelError with the path of the module and what
+about it is unsupported, so that an adapter reads like the structure that it recognises.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from effv2_kernels.errors import ModelError
+
+# Class names of BatchNorm with fixed statistics (torchvision, timm, detectron2): no common base class.
+_FROZEN_NORMS = ("FrozenBatchNorm2d", "FrozenBatchNormAct2d")
+
+
+class Affine(NamedTuple):
+    """A linear map or convolution, in float64 on the CPU: weight (out, ...), bias (out,)."""
+
+    weight: Tensor
+    bias: Tensor
+
+    def scaled(self, factor: float | Tensor | None) -> Affine:
+        """The map followed by a factor, one for all outputs or one for each; None is 1."""
+        if factor is None:
+            return self
+        per_output = torch.as_tensor(factor, dtype=torch.float64).expand(self.bias.shape)
+        return Affine(
+            self.weight * per_output.view(-1, *[1] * (self.weight.ndim - 1)), self.bias * per_output
+        )
+
+
+class Normalisation(NamedTuple):
+    """y = scale * x + shift per channel, in float64: a BatchNorm in eval mode."""
+
+    scale: Tensor
+    shift: Tensor
+
+
+class Node:
+    """A module and its path inside the network that is being read."""
+
+    def __init__(self, module: nn.Module, path: str = "") -> None:
+        self.module = module
+        self.path = path
+
+    def error(self, reason: str) -> ModelError:
+        """The error to raise for this module."""
+        where = f"'{self.path}'" if self.path else "the model"
+        return ModelError(f"{where} ({type(self.module).__name__}) {reason}")
+
+    def find(self, path: str) -> Node | None:
+        """The submodule at a dotted path, or None where there is none (or the attribute is None)."""
+        module: Any = self.module
+        for name in path.split("."):
+            module = getattr(module, name, None)
+            if not isinstance(module, nn.Module):
+                return None
+        return Node(module, f"{self.path}.{path}" if self.path else path)
+
+    def __getitem__(self, path: str) -> Node:
+        node = self.find(path)
+        if node is None:
+            raise self.error(f"has no submodule '{path}', which an EfficientFormerV2 has there.")
+        return node
+
+    def children(self) -> list[Node]:
+        """The direct submodules, in order."""
+        prefix = f"{self.path}." if self.path else ""
+        return [Node(child, prefix + name) for name, child in self.module.named_children()]
+
+    def value(self, name: str) -> Any:
+        """A plain attribute."""
+        if not hasattr(self.module, name):
+            raise self.error(f"has no attribute '{name}', which it needs.")
+        return getattr(self.module, name)
+
+    def integer(self, name: str) -> int:
+        """A positive integer attribute."""
+        value = self.value(name)
+        if not isinstance(value, int) or value < 1:
+            raise self.error(f"has {name}={value!r}; expected a positive integer.")
+        return value
+
+    def grid(self, name: str) -> tuple[int, int]:
+        """A resolution: an integer for a square, or (rows, cols)."""
+        value = self.value(name)
+        pair = (value, value) if isinstance(value, int) else tuple(value)
+        if len(pair) != 2 or not all(isinstance(v, int) and v > 0 for v in pair):
+            raise self.error(f"has {name}={value!r}; expected (rows, cols).")
+        return pair[0], pair[1]
+
+    def tensor(self, name: str) -> Tensor:
+        """A parameter or buffer in float64 on the CPU, detached."""
+        value = self.value(name)
+        if not isinstance(value, Tensor):
+            raise self.error(f"has no tensor '{name}', which it needs.")
+        if value.is_meta:
+            raise self.error(f"holds no data: its '{name}' is on the meta device; load the weights first.")
+        return value.detach().to("cpu", torch.float64)
+
+
+def sequence(node: Node, length: int) -> list[Node]:
+    """The children of an nn.Sequential of exactly ``length`` modules."""
+    if not isinstance(node.module, nn.Sequential) or len(node.module) != length:
+        raise node.error(f"is unsupported: expected an nn.Sequential of {length} modules.")
+    return node.children()
+
+
+def convolution(node: Node, *, kernel: int = 1, stride: int = 1, depthwise: bool = False) -> Affine:
+    """A Conv2d of exactly this kind, with padding ``kernel // 2``; weight (out, in / groups, k, k)."""
+    conv = node.module
+    if not isinstance(conv, nn.Conv2d) or type(conv)._conv_forward is not nn.Conv2d._conv_forward:
+        raise node.error("is unsupported: expected a plain nn.Conv2d.")
+    if type(conv).forward is not nn.Conv2d.forward:
+        raise node.error("is unsupported: it overrides the forward of nn.Conv2d.")
+    groups = conv.in_channels if depthwise else 1
+    expected = {
+        "kernel_size": (kernel, kernel),
+        "stride": (stride, stride),
+        "padding": (kernel // 2, kernel // 2),
+        "dilation": (1, 1),
+        "groups": groups,
+        "padding_mode": "zeros",
+    }
+    for name, value in expected.items():
+        given = getattr(conv, name)
+        if given != value and not (name == "padding" and given == "same" and stride == 1):
+            raise node.error(f"is unsupported: {name}={given!r}, expected {value!r}.")
+    if depthwise and conv.out_channels != conv.in_channels:
+        raise node.error(
+            f"is unsupported: {conv.in_channels} to {conv.out_channels} channels, but a depthwise "
+            f"convolution here keeps their number."
+        )
+    bias = torch.zeros(conv.out_channels, dtype=torch.float64) if conv.bias is None else node.tensor("bias")
+    return Affine(node.tensor("weight"), bias)
+
+
+def linear(node: Node) -> Affine:
+    """An nn.Linear."""
+    layer = node.module
+    if not isinstance(layer, nn.Linear) or type(layer).forward is not nn.Linear.forward:
+        raise node.error("is unsupported: expected a plain nn.Linear.")
+    bias = torch.zeros(layer.out_features, dtype=torch.float64) if layer.bias is None else node.tensor("bias")
+    return Affine(node.tensor("weight"), bias)
+
+
+def batch_norm(node: Node, *, activation: bool = False) -> Normalisation:
+    """A BatchNorm in eval mode with running statistics (or one with fixed statistics).
+
+    ``activation``: the module applies an exact GELU as well (timm's fused class), which is checked.
+    """
+    norm = node.module
+    batch = isinstance(norm, (nn.BatchNorm2d, nn.SyncBatchNorm))
+    if not batch and type(norm).__name__ not in _FROZEN_NORMS:
+        raise node.error("is unsupported: expected an nn.BatchNorm2d.")
+    for child in node.children():
+        if not (activation and child.path.endswith(".act")):
+            require_nothing(child)
+    if activation:
+        require_gelu(node["act"])
+    if batch and norm.training:
+        raise node.error("is in training mode: call model.eval() first.")
+    if getattr(norm, "running_mean", None) is None or getattr(norm, "running_var", None) is None:
+        raise node.error("is unsupported: it has no running statistics, so its result depends on the batch.")
+    deviation = (node.tensor("running_var") + float(node.value("eps"))).sqrt()
+    weight = node.tensor("weight") if norm.weight is not None else torch.ones_like(deviation)
+    bias = node.tensor("bias") if norm.bias is not None else torch.zeros_like(deviation)
+    scale = weight / deviation
+    return Normalisation(scale, bias - node.tensor("running_mean") * scale)
+
+
+def normalised(affine: Affine, norm: Normalisation | None) -> Affine:
+    """The map followed by the normalisation (None: by nothing), as one map."""
+    if norm is None:
+        return affine
+    scaled = affine.scaled(norm.scale)
+    return Affine(scaled.weight, scaled.bias + norm.shift)
+
+
+def require_gelu(node: Node) -> None:
+    """Refuse every activation but the exact GELU, x * Phi(x), told by its values: classes vary."""
+    if any(True for _ in node.module.parameters()):
+        raise node.error("is unsupported: expected the exact GELU, which has no parameters.")
+    probe = torch.linspace(-6, 6, 97, dtype=torch.float64)
+    # The tanh form differs by up to 4.7e-4, the sigmoid form by 2e-2; float64 rounding by 1e-15.
+    if not torch.allclose(node.module(probe.clone()), F.gelu(probe), rtol=0, atol=1e-7):
+        raise node.error("is unsupported: expected the exact GELU, x * Phi(x).")
+
+
+def require_nothing(node: Node | None) -> None:
+    """Refuse a module that does anything in eval mode."""
+    if node is None or isinstance(node.module, nn.Identity):
+        return
+    if isinstance(node.module, nn.Sequential) and len(node.module) == 0:
+        return
+    dropout = isinstance(node.module, (nn.Dropout, nn.Dropout2d)) or hasattr(node.module, "drop_prob")
+    if not dropout:
+        raise node.error("is unsupported: nothing that changes its input may stand here.")
+    if node.module.training:
+        raise node.error("is in training mode: call model.eval() first.")
+
+
+def _drop_rate(module: nn.Module) -> float:
+    return float(getattr(module, "drop_prob", None) or getattr(module, "p", None) or 0.0)
+
+
+def _named_modules(node: Node) -> Iterator[Node]:
+    prefix = f"{node.path}." if node.path else ""
+    for name, module in node.module.named_modules():
+        yield Node(module, prefix + name if name else node.path)
+
+
+def require_usable(node: Node) -> None:
+    """Refuse a module in training mode, with hooks, or with weights that are not finite.
+
+    BatchNorm, dropout and stochastic depth inside count as well as the module itself; other submodules'
+    flags change nothing.
+    """
+    if node.module.training:
+        raise node.error("is in training mode: call model.eval() first.")
+    for part in _named_modules(node):
+        module = part.module
+        random = isinstance(module, nn.modules.dropout._DropoutNd) or hasattr(module, "drop_prob")
+        if module.training and (
+            isinstance(module, nn.modules.batchnorm._NormBase) or (random and _drop_rate(module) > 0)
+        ):
+            raise part.error("is in training mode: call model.eval() first.")
+        if module._forward_hooks or module._forward_pre_hooks:
+            raise part.error(
+                "has forward hooks, which would no longer run: remove them first (for weight_norm and "
+                "pruning: make them permanent)."
+            )
+    prefix = f"{node.path}." if node.path else ""
+    for kind, named in (
+        ("parameter", node.module.named_parameters()),
+        ("buffer", node.module.named_buffers()),
+    ):
+        for name, value in named:
+            if value.is_meta:
+                raise ModelError(
+                    f"{kind} '{prefix}{name}' holds no data (meta device): load the weights first."
+                )
+            if value.is_floating_point() and not bool(torch.isfinite(value).all()):
+                bad = int((~torch.isfinite(value)).sum())
+                raise ModelError(
+                    f"{kind} '{prefix}{name}' holds {bad} values that are not finite (NaN or infinity): "
+                    f"check the checkpoint and the training."
+                )
