@@ -50,8 +50,11 @@ def prepare(image: Image, size: tuple[int, int]) -> Tensor:
 
     rows, columns = size
     upright = (ImageOps.exif_transpose(image) or image).convert("RGB")
-    scale = max(int(rows / CROP) / upright.height, int(columns / CROP) / upright.width)
-    height, width = max(rows, int(upright.height * scale)), max(columns, int(upright.width * scale))
+    height, width = int(rows / CROP), int(columns / CROP)
+    if height * upright.width > width * upright.height:
+        width = height * upright.width // upright.height
+    else:
+        height = width * upright.height // upright.width
     resized = upright.resize((width, height), images.Resampling.BICUBIC)
     top, left = round((height - rows) / 2), round((width - columns) / 2)
     cropped = resized.crop((left, top, left + columns, top + rows))

@@ -87,8 +87,8 @@ def run(args: argparse.Namespace) -> int:
             if not found.within(BOUND):
                 failed = True
                 print(
-                    f"{isa} is over the bound of {BOUND:.0e}: at {found.position} it gives {found.actual:.9g} "
-                    f"where the reference has {found.expected:.9g}"
+                    f"{isa} is over the bound of {BOUND:.0e}: at {found.position} it gives "
+                    f"{found.actual:.9g} where the reference has {found.expected:.9g}"
                 )
     print("FAILED" if failed else f"within the bound of {BOUND:.0e}")
     return int(failed)
