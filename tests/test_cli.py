@@ -1,0 +1,308 @@
+"""The command line, run in this process: what it prints, its exit codes, and its errors."""
+
+import argparse
+import json
+import subprocess
+import sys
+
+import pytest
+import torch
+
+import effv2_kernels
+from effv2_kernels.__main__ import main
+from effv2_kernels.cli import labels, models, photo, verify
+from effv2_kernels.errors import InputError
+
+Image = pytest.importorskip("PIL.Image")
+
+# The smallest image whose last stage still has more than one position.
+SMALL = ["--img-size", "64"]
+
+
+@pytest.fixture
+def picture(tmp_path):
+    """A picture of noise that is neither square nor of the model's size."""
+    generator = torch.Generator().manual_seed(3)
+    pixels = torch.randint(256, (90, 130, 3), generator=generator, dtype=torch.uint8)
+    path = tmp_path / "noise.png"
+    Image.fromarray(pixels.numpy()).save(path)
+    return path
+
+
+@pytest.fixture
+def checkpoint(tmp_path):
+    """(path, model) of a network with trained-like weights, whose logits differ from class to class."""
+    torch.manual_seed(5)
+    model = effv2_kernels.create_model("efficientformerv2_s0", img_size=64, num_classes=12)
+    models.randomise(model)
+    path = tmp_path / "weights.pth"
+    torch.save(model.state_dict(), path)
+    return path, model
+
+
+def options(*arguments):
+    parser = argparse.ArgumentParser()
+    models.add_arguments(parser)
+    models.add_run_arguments(parser)
+    return parser.parse_args(list(arguments))
+
+
+def run(capsys, *arguments):
+    """(exit code, standard output, standard error) of one command."""
+    code = main([str(argument) for argument in arguments])
+    captured = capsys.readouterr()
+    return code, captured.out, captured.err
+
+
+def test_version_in_a_process_of_its_own():
+    command = [sys.executable, "-m", "effv2_kernels", "--version"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60)
+    assert done.stdout.strip() == f"effv2_kernels {effv2_kernels.__version__}"
+
+
+def test_an_unknown_command_is_refused_with_the_known_ones(capsys):
+    with pytest.raises(SystemExit) as stopped:
+        main(["clasify"])
+    assert stopped.value.code == 2
+    assert "classify" in capsys.readouterr().err
+
+
+def test_env(capsys):
+    code, out, _ = run(capsys, "env", "--json")
+    assert code == 0
+    report = json.loads(out)
+    assert report["effv2_kernels"]["version"] == effv2_kernels.__version__
+    code, out, _ = run(capsys, "env")
+    assert code == 0
+    assert report["cpu"]["model"] in out
+    assert report["cpu"]["isa chosen"] in out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["explain", "--model", "efficientformerv2_s9"], ["efficientformerv2_s9", "efficientformerv2_s0"]),
+        (["classify", "no-such-file.png"], ["no-such-file.png"]),
+        (["explain", "--checkpoint", "no-such-file.pth"], ["no-such-file.pth"]),
+        (["explain", "--isa", "avx1024", *SMALL], ["avx1024", "scalar"]),
+        (["verify", "--count", "0", *SMALL], ["at least one image"]),
+        (["verify", "--checkpoint", "s0.effv2", *SMALL], ["s0.effv2", ".pth"]),
+        (["profile", "--batch", "0", *SMALL], ["at least one image"]),
+    ],
+)
+def test_errors_are_one_line_on_stderr_and_exit_code_2(capsys, arguments, words):
+    code, _, err = run(capsys, *arguments)
+    assert code == 2
+    assert err.startswith("error: ")
+    assert err.count("\n") == 1
+    assert "Traceback" not in err
+    for word in words:
+        assert word in err
+
+
+def test_a_file_that_is_no_picture(capsys, tmp_path):
+    path = tmp_path / "text.png"
+    path.write_text("this is no picture")
+    code, _, err = run(capsys, "classify", path, *SMALL)
+    assert code == 2
+    assert "not a picture" in err
+
+
+def test_classify_says_that_the_weights_are_random(capsys, picture):
+    code, out, _ = run(capsys, "classify", picture, "--top", 3, *SMALL)
+    assert code == 0
+    first, name, *classes = out.splitlines()
+    assert "random" in first
+    assert name == str(picture)
+    assert len(classes) == 3
+
+
+def test_classify_prints_the_classes_of_the_checkpoint(capsys, picture, checkpoint, tmp_path):
+    path, model = checkpoint
+    names = [f"name-{i}" for i in range(12)]
+    (tmp_path / "names.txt").write_text("\n".join(names))
+    arguments = ["--checkpoint", path, "--num-classes", 12, "--labels", tmp_path / "names.txt", *SMALL]
+    code, out, _ = run(capsys, "classify", picture, "--top", 4, *arguments)
+    assert code == 0
+    assert "random" not in out
+    with torch.inference_mode():
+        expected = model(photo.read(picture, (64, 64)))[0].softmax(0)
+    values, indices = expected.topk(4)
+    for line, value, index in zip(out.splitlines()[1:], values, indices, strict=True):
+        share, number, name = line.split()
+        assert float(share.rstrip("%")) == pytest.approx(float(value) * 100, abs=0.0051)
+        assert int(number) == int(index)
+        assert name == names[index]
+
+
+def test_labels_must_be_one_per_class(capsys, picture, checkpoint, tmp_path):
+    (tmp_path / "names.txt").write_text("one\ntwo\n")
+    arguments = ["--checkpoint", checkpoint[0], "--num-classes", 12, "--labels", tmp_path / "names.txt"]
+    code, _, err = run(capsys, "classify", picture, *arguments, *SMALL)
+    assert code == 2
+    assert "12 classes" in err
+    assert "2 lines" in err
+
+
+def test_a_saved_network_classifies_as_the_checkpoint_does(capsys, picture, checkpoint, tmp_path):
+    path, _ = checkpoint
+    arguments = ["--checkpoint", path, "--num-classes", 12, *SMALL]
+    saved = tmp_path / "network.effv2"
+    code, out, _ = run(capsys, "convert", saved, *arguments)
+    assert code == 0
+    assert "MB" in out
+    assert saved.stat().st_size > 1e6
+    _, from_checkpoint, _ = run(capsys, "classify", picture, *arguments)
+    code, from_saved, _ = run(capsys, "classify", picture, "--checkpoint", saved, *SMALL)
+    assert code == 0
+    assert from_saved == from_checkpoint
+
+
+def test_explain_lists_every_kind_of_block(capsys):
+    code, out, _ = run(capsys, "explain", *SMALL)
+    assert code == 0
+    for kind in ("stem", "ffn", "attention", "conv_downsample", "attention_downsample", "head"):
+        assert kind in out
+
+
+def test_profile_lists_every_kind_of_block(capsys):
+    code, out, _ = run(capsys, "profile", "--batch", 2, "--threads", 1, *SMALL)
+    assert code == 0
+    for kind in ("stem", "ffn", "attention", "conv_downsample", "attention_downsample", "head"):
+        assert kind in out
+
+
+def test_verify_on_every_isa(capsys):
+    code, out, _ = run(capsys, "verify", "--all-isas", "--count", 2, *SMALL)
+    assert code == 0, out
+    assert "scalar" in out
+    assert "within the bound" in out
+
+
+def test_verify_fails_over_the_bound(capsys, monkeypatch, picture):
+    monkeypatch.setattr(verify, "BOUND", 1e-12)
+    code, out, _ = run(capsys, "verify", picture, *SMALL)
+    assert code == 1
+    assert "over the bound" in out
+    assert out.splitlines()[-1] == "FAILED"
+
+
+def test_difference_finds_the_worst_element():
+    expected = torch.tensor([[3.0, 0.0, 4.0], [0.0, 0.0, 0.0]], dtype=torch.float64)
+    actual = expected.float()
+    actual[1, 2] = 0.5
+    found = verify.Difference.of(actual, expected)
+    assert found.relative_l2 == pytest.approx(0.5 / 5)
+    assert (found.worst, found.position, found.actual, found.expected) == (0.5, (1, 2), 0.5, 0.0)
+    assert (found.same_top1, found.images) == (1, 2)
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+def test_a_difference_that_is_not_finite_is_never_within(value):
+    expected = torch.ones(1, 4, dtype=torch.float64)
+    actual = expected.float()
+    actual[0, 2] = value
+    found = verify.Difference.of(actual, expected)
+    assert found.position == (0, 2)
+    assert not found.within(1e9)
+
+
+@pytest.mark.parametrize(
+    ("text", "size"), [("224", (224, 224)), ("160x224", (160, 224)), ("96X64", (96, 64))]
+)
+def test_image_sizes(text, size):
+    assert options("--img-size", text).img_size == size
+
+
+@pytest.mark.parametrize("text", ["", "x", "0", "-3", "2x3x4", "large"])
+def test_bad_image_sizes(text, capsys):
+    with pytest.raises(SystemExit):
+        options(f"--img-size={text}")
+    assert "expected 224 or ROWSxCOLUMNS" in capsys.readouterr().err
+
+
+def test_random_weights_hide_no_block():
+    """Every block must matter to the logits, or `verify` on random weights would prove little."""
+    args = options(*SMALL)
+    model = models.build(args)
+    images = models.random_images(args, 1)
+    with torch.inference_mode():
+        before = model(images)
+        for name, block in model.named_modules():
+            if name.endswith("ls2") and "blocks" in name:
+                gamma = block.gamma.clone()
+                block.gamma.mul_(1.01)
+                assert float((model(images) - before).norm() / before.norm()) > 1e-5, name
+                block.gamma.copy_(gamma)
+
+
+@pytest.mark.parametrize("shape", [(300, 300), (300, 451), (451, 300), (50, 61), (224, 700)])
+def test_photographs_are_prepared_as_timm_does(shape):
+    timm = pytest.importorskip("timm.data", exc_type=ImportError)
+    pixels = torch.randint(256, (*shape, 3), dtype=torch.uint8).numpy()
+    image = Image.fromarray(pixels)
+    transform = timm.create_transform((3, 224, 224), interpolation="bicubic", crop_pct=photo.CROP)
+    actual = photo.prepare(image, (224, 224))
+    assert actual.shape == (1, 3, 224, 224)
+    # Both divide and subtract in float32: two roundings of values up to 2.7.
+    torch.testing.assert_close(actual[0], transform(image), rtol=0, atol=2 * 2.7 * 2**-23)
+
+
+def test_photographs_are_turned_upright():
+    pixels = torch.randint(256, (40, 60, 3), dtype=torch.uint8).numpy()
+    image = Image.fromarray(pixels)
+    turned = image.transpose(Image.Transpose.ROTATE_90)
+    exif = Image.Exif()
+    exif[0x0112] = 6  # orientation: rotate by 90 degrees clockwise to view
+    import io
+
+    stored = io.BytesIO()
+    turned.save(stored, format="png", exif=exif)
+    upright = photo.prepare(Image.open(stored), (32, 32))
+    assert torch.equal(upright, photo.prepare(image, (32, 32)))
+
+
+@pytest.mark.parametrize("mode", ["L", "RGBA", "P", "CMYK", "1", "I;16"])
+def test_photographs_of_any_mode(mode):
+    image = Image.new(mode, (40, 50))
+    assert photo.prepare(image, (32, 48)).shape == (1, 3, 32, 48)
+
+
+def test_imagenet_names():
+    names = labels.imagenet()
+    if names is None:
+        pytest.skip("timm is not installed")
+    assert len(names) == 1000
+    assert "tabby" in names[281]
+    assert labels.choose(None, 1000) == names
+
+
+def test_no_names_for_another_number_of_classes():
+    assert labels.choose(None, 12) is None
+    assert labels.describe(None, 7).strip() == "7"
+
+
+def test_labels_that_cannot_be_read(tmp_path):
+    with pytest.raises(InputError, match="cannot be read"):
+        labels.read(str(tmp_path / "none.txt"))
+
+
+def test_demo(capsys):
+    pytest.importorskip("sklearn")
+    pytest.importorskip("rich")
+    code, out, _ = run(capsys, "demo", "--rounds", 1, "--threads", 1, *SMALL)
+    assert code == 0
+    assert "random" in out
+    assert out.count("times faster") == 2
+    assert "Handwritten digits" in out
+    assert "china.jpg" in out
+
+
+def test_demo_with_a_checkpoint(capsys, checkpoint, picture):
+    pytest.importorskip("sklearn")
+    pytest.importorskip("rich")
+    arguments = ["--checkpoint", checkpoint[0], "--num-classes", 12, "--image", picture, *SMALL]
+    code, out, _ = run(capsys, "demo", "--rounds", 1, *arguments)
+    assert code == 0
+    assert "random" not in out
+    assert picture.name in out
