@@ -1,0 +1,238 @@
+"""The bridge to the compiled CPU engine: blocks go in as NumPy views, tensors as addresses and strides."""
+
+from __future__ import annotations
+
+import os
+from functools import cache
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from effv2_kernels import blocks
+from effv2_kernels.errors import (
+    InputError,
+    ModelError,
+    ResolutionError,
+    UnavailableError,
+    UnknownNameError,
+)
+
+if TYPE_CHECKING:
+    from effv2_kernels import _native
+
+# Sizes of images whose output shapes are remembered by a network; more than anyone alternates between.
+_MAX_PLANS = 64
+
+
+@cache
+def native() -> Any:
+    """The compiled module. Raises UnavailableError where it was not built."""
+    try:
+        from effv2_kernels import _native
+    except ImportError as error:
+        raise UnavailableError(
+            f"the compiled engine effv2_kernels._native cannot be imported ({error}); "
+            f"build it with 'pip install .' in the project's folder."
+        ) from error
+    module: ModuleType = _native
+    return module
+
+
+def forced_isa() -> str | None:
+    """The value of EFFV2_FORCE_ISA; None where it is unset or empty."""
+    return os.environ.get("EFFV2_FORCE_ISA") or None
+
+
+def default_isa() -> str:
+    """EFFV2_FORCE_ISA, or the best ISA of this machine.
+
+    Raises UnknownNameError or UnavailableError for a bad value of the variable.
+    """
+    engine = native()
+    try:
+        name: str = engine.default_isa()
+    except engine.NativeError as error:
+        forced = forced_isa()
+        if forced is not None and forced not in engine.isas():
+            raise UnknownNameError.of("ISA in EFFV2_FORCE_ISA", forced, engine.isas()) from error
+        raise UnavailableError(f"EFFV2_FORCE_ISA={forced}: {error}") from error
+    return name
+
+
+class Engine:
+    """A network of packed blocks on the CPU; calls may come from several threads at once.
+
+    ``run`` takes images (N, C, H, W) float32 of any strides and returns the network's outputs: feature
+    maps (N, C, H, W) in channels_last, or one tensor of logits (N, classes). For a network without head
+    and without features (a single block) the output of the last block is returned.
+
+    Raises UnavailableError or UnknownNameError for an ISA that cannot run and ModelError for a network
+    that the engine does not take.
+    """
+
+    def __init__(self, network: blocks.Network, isa: str | None = None) -> None:
+        engine = native()
+        features = {f.block: f for f in network.features}
+        self._has_head = isinstance(network.blocks[-1], blocks.Head)
+        if not features and not self._has_head:
+            features = {len(network.blocks) - 1: blocks.Feature(len(network.blocks) - 1)}
+        try:
+            self._network: _native.Network = engine.Network(isa or default_isa())
+            for i, block in enumerate(network.blocks):
+                self._network.add(block.kind, _arrays(block.tensors()), block.options())
+                if i in features:
+                    scale, shift = features[i].scale, features[i].shift
+                    if scale is None or shift is None:
+                        self._network.add_feature()
+                    else:
+                        self._network.add_feature(**_arrays({"scale": scale, "shift": shift}))
+        except engine.NativeError as error:
+            raise ModelError(f"the cpu engine does not take this network: {error}") from error
+        self._outputs = [len(network.blocks) - 1] if self._has_head else sorted(features)
+        self._sizes = fitting_sizes(network)
+        self._channels: int = self._network.in_channels
+        self._plans: dict[torch.Size, list[tuple[int, ...]]] = {}
+
+    @property
+    def isa(self) -> str:
+        return self._network.isa
+
+    @property
+    def in_channels(self) -> int:
+        return self._channels
+
+    @property
+    def packed_bytes(self) -> int:
+        """Bytes of the packed weights."""
+        return self._network.packed_bytes
+
+    def block_shapes(self, height: int, width: int) -> list[tuple[int, int, int]]:
+        """(channels, height, width) of each output; ResolutionError where an attention bias does not fit."""
+        try:
+            return self._network.block_shapes(height, width)
+        except native().NativeError as error:
+            if self._sizes is None:
+                raise InputError(f"images of {height}x{width} cannot run: {error}") from error
+            rows, cols = self._sizes
+            raise ResolutionError(
+                f"the attention biases of this model were made for images of {rows[1]}x{cols[1]} (any of "
+                f"{rows[0]}-{rows[1]} rows by {cols[0]}-{cols[1]} columns fits), but this input is "
+                f"{height}x{width}. Resize it, or create the model with img_size=({height}, {width})."
+            ) from error
+
+    def block_macs(self, height: int, width: int) -> list[int]:
+        """Multiply-adds of each block for one image of a size that fits."""
+        return self._network.block_macs(height, width)
+
+    def run(self, x: Tensor, threads: int | None = None) -> list[Tensor]:
+        """The outputs for x: (N, C, H, W) float32 on the CPU. threads: None is ``torch.get_num_threads()``.
+
+        Raises InputError for another rank, channel count, dtype, layout or device and for empty inputs,
+        and ResolutionError where an attention bias does not fit.
+        """
+        x, outputs = self._prepare(x)
+        self._network.run(
+            x.data_ptr(),
+            x.shape,
+            x.stride(),
+            [y.data_ptr() for y in outputs],
+            threads or torch.get_num_threads(),
+        )
+        return outputs
+
+    def profile(self, x: Tensor, threads: int | None = None) -> list[float]:
+        """Like ``run``; returns the seconds spent in each block, summed over the batch."""
+        x, outputs = self._prepare(x)
+        return self._network.profile(
+            x.data_ptr(),
+            x.shape,
+            x.stride(),
+            [y.data_ptr() for y in outputs],
+            threads or torch.get_num_threads(),
+        )
+
+    def _prepare(self, x: Tensor) -> tuple[Tensor, list[Tensor]]:
+        if x.dtype is not torch.float32 or not x.is_cpu or x.layout is not torch.strided:
+            check_input(x, self._channels)
+        shapes = self._plans.get(x.shape)
+        if shapes is None:
+            shapes = self._plan(x)
+        if x.is_neg():  # the address gives the values before the lazy negation
+            x = x.resolve_neg()
+        outputs = [
+            torch.empty(
+                s,
+                dtype=torch.float32,
+                device="cpu",
+                memory_format=torch.channels_last if len(s) == 4 else torch.contiguous_format,
+            )
+            for s in shapes
+        ]
+        return x, outputs
+
+    def _plan(self, x: Tensor) -> list[tuple[int, ...]]:
+        check_input(x, self._channels)
+        made = self.block_shapes(x.shape[2], x.shape[3])
+        shapes: list[tuple[int, ...]] = [
+            (x.shape[0], made[i][0]) if self._has_head else (x.shape[0], *made[i]) for i in self._outputs
+        ]
+        if len(self._plans) >= _MAX_PLANS:
+            self._plans.clear()
+        self._plans[x.shape] = shapes
+        return shapes
+
+
+def _arrays(tensors: dict[str, Tensor]) -> dict[str, Any]:
+    return {name: t.detach().contiguous().numpy() for name, t in tensors.items()}
+
+
+def check_input(x: Tensor, channels: int) -> None:
+    """Raise InputError unless x is a non-empty (N, channels, H, W) float32 tensor on the CPU."""
+    if x.ndim != 4:
+        raise InputError(
+            f"expected images of rank 4 (N, {channels}, H, W), but got rank {x.ndim}: {tuple(x.shape)}."
+            + (" Add the batch dimension with x.unsqueeze(0)." if x.ndim == 3 else "")
+        )
+    if x.shape[1] != channels:
+        raise InputError(
+            f"expected {channels} channels, (N, {channels}, H, W), but got {x.shape[1]}: {tuple(x.shape)}."
+            + (" The layout looks like (N, H, W, C): use x.permute(0, 3, 1, 2)." * (x.shape[3] == channels))
+        )
+    if 0 in x.shape:
+        empty = "batch is empty" if x.shape[0] == 0 else "images have no pixels"
+        raise InputError(f"the {empty}: {tuple(x.shape)}. Give at least one image of at least one pixel.")
+    if x.device.type != "cpu":
+        raise InputError(f"expected a tensor on the cpu, but got one on {x.device}. Move it with x.cpu().")
+    if x.dtype != torch.float32:
+        raise InputError(
+            f"expected torch.float32, but got {x.dtype}. Convert with x.float(); other precisions are "
+            f"chosen with optimize(model, dtype=...), never by the input."
+        )
+    if x.layout != torch.strided:
+        raise InputError(
+            f"expected a dense tensor, but got the layout {x.layout}. Convert with x.to_dense()."
+        )
+
+
+def fitting_sizes(network: blocks.Network) -> tuple[tuple[int, int], tuple[int, int]] | None:
+    """(least, most) rows and (least, most) columns of images that all attention biases fit; None is any."""
+    low, high = [1, 1], [0, 0]
+    step = 1  # pixels of the image for one row of the map at hand
+    for block in network.blocks:
+        table, tokens = None, step
+        if isinstance(block, blocks.Stem):
+            step *= 4
+        elif isinstance(block, blocks.Attention):
+            table, tokens = block.bias, step * block.stride
+        elif isinstance(block, blocks.AttentionDownsample):
+            table = block.bias
+        if isinstance(block, (blocks.ConvDownsample, blocks.AttentionDownsample)):
+            step *= 2
+        if table is None or getattr(block, "resize_bias", False):
+            continue
+        for axis, size in enumerate(table.shape[1:]):
+            low[axis] = max(low[axis], (size - 1) * tokens + 1)
+            high[axis] = min(high[axis] or size * tokens, size * tokens)
+    return ((low[0], high[0]), (low[1], high[1])) if high[0] else None

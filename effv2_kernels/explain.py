@@ -1,0 +1,184 @@
+"""Say of every part of an optimised model what runs it, and why."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import nn
+
+from effv2_kernels import sources
+from effv2_kernels.cpu import fitting_sizes
+from effv2_kernels.errors import ModelError
+from effv2_kernels.model import OptimizedModel
+from effv2_kernels.tables import shape_text, text_table
+
+_DEFAULT_SIZE = 224
+
+
+@dataclass(frozen=True)
+class BlockRow:
+    """One block of an optimised network, for one image."""
+
+    block: str  # its kind, e.g. "ffn"
+    source: str  # dotted path of the module it was read from
+    backend: str
+    isa: str
+    dtype: str
+    input: tuple[int, ...]  # (channels, height, width)
+    output: tuple[int, ...]  # (channels, height, width), or (classes,)
+    gflop: float  # two for each multiply-add
+    bytes: int  # of the folded weights
+
+
+@dataclass(frozen=True)
+class Left:
+    """A part of a larger module that runs in PyTorch as before."""
+
+    path: str  # dotted; "" is the module itself
+    class_name: str
+    reason: str
+    bytes: int  # of its parameters and buffers
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """What ``explain`` returns; printing it gives a table."""
+
+    rows: tuple[BlockRow, ...]
+    left: tuple[Left, ...]
+    why: tuple[str, ...]  # one line for each optimised network: backend, ISA and reason
+
+    @property
+    def gflop(self) -> float:
+        """Of all blocks, for one image."""
+        return sum(row.gflop for row in self.rows)
+
+    @property
+    def bytes(self) -> int:
+        """Of the folded weights of all blocks."""
+        return sum(row.bytes for row in self.rows)
+
+    def __str__(self) -> str:
+        header = ("block", "source", "backend", "ISA", "dtype", "input", "output", "GFLOP", "MB")
+        body = [
+            (
+                row.block,
+                row.source or "(whole model)",
+                row.backend,
+                row.isa,
+                row.dtype,
+                shape_text(row.input),
+                shape_text(row.output),
+                f"{row.gflop:.4f}",
+                f"{row.bytes / 1e6:.3f}",
+            )
+            for row in self.rows
+        ]
+        total = (
+            "total",
+            f"{len(self.rows)} blocks",
+            *[""] * 5,
+            f"{self.gflop:.4f}",
+            f"{self.bytes / 1e6:.3f}",
+        )
+        lines = [*self.why, text_table(header, [*body, total], left=7)]
+        if self.left:
+            lines.append("\nLeft in PyTorch:")
+            lines.append(
+                text_table(
+                    ("module", "class", "MB", "reason"),
+                    [
+                        (p.path or "(itself)", p.class_name, f"{p.bytes / 1e6:.3f}", p.reason)
+                        for p in self.left
+                    ],
+                    left=4,
+                )
+            )
+        return "\n".join(lines)
+
+
+def optimised_parts(model: nn.Module) -> dict[str, OptimizedModel]:
+    """The optimised networks in a module, by dotted path. Raises ModelError where there is none."""
+    found = {path: m for path, m in model.named_modules() if isinstance(m, OptimizedModel)}
+    if not found:
+        raise ModelError(
+            f"{type(model).__name__} holds nothing that was optimised: give what optimize() returned."
+        )
+    return found
+
+
+def explain(model: nn.Module, size: int | tuple[int, int] | None = None) -> Explanation:
+    """Block by block: source module, backend, ISA, dtype, shapes, GFLOP and bytes; print the result.
+
+    model: what ``optimize`` or ``load`` returned, or a module that holds such models; its other parts are
+        listed as left in PyTorch.
+    size: rows and columns of the input of each optimised network, one number for both. None: the size
+        that its attention biases were made for, 224 where there are none.
+
+    Raises ModelError for a module without an optimised network, ResolutionError where ``size`` does not fit.
+    """
+    rows: list[BlockRow] = []
+    why: list[str] = []
+    parts = optimised_parts(model)
+    for path, part in parts.items():
+        rows += explain_part(path, part, input_size(part, size))
+        choice = part.choice
+        where = f"'{path}'" if path else type(part).__name__
+        why.append(f"{where}: backend {choice.backend} in {choice.dtype}; ISA {choice.why}")
+    return Explanation(tuple(rows), tuple(_left(model, "", set(parts))), tuple(dict.fromkeys(why)))
+
+
+def input_size(part: OptimizedModel, size: int | tuple[int, int] | None) -> tuple[int, int]:
+    """(rows, columns) to explain a network for; see ``explain``."""
+    if size is not None:
+        return (size, size) if isinstance(size, int) else (size[0], size[1])
+    fitting = fitting_sizes(part.network)
+    return (fitting[0][1], fitting[1][1]) if fitting else (_DEFAULT_SIZE, _DEFAULT_SIZE)
+
+
+def explain_part(path: str, part: OptimizedModel, size: tuple[int, int]) -> list[BlockRow]:
+    """The rows of one optimised network at ``path`` in a larger module ("" if there is none)."""
+    network, engine, choice = part.network, part.engine, part.choice
+    shapes: list[tuple[int, ...]] = [(engine.in_channels, *size)]
+    shapes += engine.block_shapes(*size)
+    rows = []
+    for i, (block, name, macs) in enumerate(
+        zip(network.blocks, network.names, engine.block_macs(*size), strict=True)
+    ):
+        rows.append(
+            BlockRow(
+                block=block.kind,
+                source=".".join(filter(None, (path, name))) if name != path else name,
+                backend=choice.backend,
+                isa=engine.isa,
+                dtype=choice.dtype,
+                input=shapes[i],
+                output=shapes[i + 1][:1] if block.kind == "head" else shapes[i + 1],
+                gflop=2e-9 * macs,
+                bytes=sum(t.nbytes for t in block.tensors().values()),
+            )
+        )
+    return rows
+
+
+def _left(module: nn.Module, path: str, optimised: set[str]) -> list[Left]:
+    """The largest submodules with tensors that hold no optimised network."""
+    if path in optimised:
+        return []
+    inside = any(other.startswith(f"{path}." if path else "") for other in optimised)
+    if not inside:
+        tensors = [*module.parameters(), *module.buffers()]
+        if not tensors:
+            return []
+        # The reason of the part itself, or of what inside it kept it from being optimised.
+        reason = "; ".join(dict.fromkeys(u.reason for u in sources.unrecognised(module)))
+        size = sum(t.nbytes for t in tensors)
+        return [Left(path, type(module).__name__, reason or "was not given to optimize()", size)]
+    left = []
+    own = [*module.parameters(recurse=False), *module.buffers(recurse=False)]
+    if own:
+        size = sum(t.nbytes for t in own)
+        left.append(Left(path, type(module).__name__, "tensors of its own, outside of any part", size))
+    for name, child in module.named_children():
+        left += _left(child, f"{path}.{name}" if path else name, optimised)
+    return left

@@ -1,0 +1,16 @@
+"""``torch.ops.effv2.ffn(x, fc1_weight, fc1_bias, dw_weight, dw_bias, fc2_weight, fc2_bias)``: ``blocks.FFN``.
+
+x: (N, channels, H, W) float32, any strides; returns the same shape, channels_last.
+"""
+
+from typing import Any
+
+from effv2_kernels import blocks
+from effv2_kernels.ops.registration import register
+
+
+def output_size(height: Any, width: Any) -> tuple[Any, Any]:
+    return height, width
+
+
+register(blocks.FFN, output_size)

@@ -1,0 +1,72 @@
+"""``torch.ops.effv2.network(x, weights, structure, isa, threads)``: a whole network in one native call.
+
+This is how an optimised model appears in a graph of torch.compile or torch.export.
+
+x: (N, C, H, W) float32, any strides. weights: the tensors that ``structure`` names, in its order.
+structure: JSON, see ``effv2_kernels.structure``. isa: "" for the default of the machine that runs it.
+threads: 0 for ``torch.get_num_threads()`` at the time of the call. Returns the list of feature maps
+(N, C, H, W), channels_last, or of one tensor of logits (N, classes).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from effv2_kernels.ops.registration import (
+    OUTPUT_SHAPES,
+    define,
+    empty_map,
+    gradients,
+    save_inputs,
+)
+from effv2_kernels.structure import block_sizes, rebuild
+
+
+def run(x: Tensor, weights: list[Tensor], structure: str, isa: str, threads: int) -> list[Tensor]:
+    from effv2_kernels.ops.engines import network_engine
+
+    return network_engine(weights, structure, isa or None).run(x, threads or None)
+
+
+def fake(x: Tensor, weights: list[Tensor], structure: str, isa: str, threads: int) -> list[Tensor]:
+    network = rebuild(structure, weights)
+    channels = block_sizes(network.blocks[0])["in"]
+    torch._check(x.ndim == 4, lambda: f"expected images of rank 4, got {tuple(x.shape)}")
+    torch._check(x.shape[1] == channels, lambda: f"expected {channels} channels, got {x.shape[1]}")
+    outputs = []
+    size: tuple[Any, Any] | None = (x.shape[2], x.shape[3])
+    for block in network.blocks:
+        assert size is not None  # a head is the last block
+        size = OUTPUT_SHAPES[block.kind](*size)
+        outputs.append((block_sizes(block)["out"], size))
+    wanted = [f.block for f in network.features] or [len(outputs) - 1]
+    return [empty_map(x, *outputs[i]) for i in wanted]
+
+
+def setup_context(ctx: Any, inputs: tuple[Any, ...], output: list[Tensor]) -> None:
+    x, weights, structure, *_ = inputs
+    save_inputs(ctx, [x, *weights])
+    ctx.structure = structure
+
+
+def backward(ctx: Any, upstream: list[Tensor]) -> tuple[Any, ...]:
+    from effv2_kernels.reference import run as run_reference
+
+    def reference(tensors: list[Tensor]) -> list[Tensor]:
+        y = run_reference(rebuild(ctx.structure, tensors[1:]), tensors[0])
+        return [y] if isinstance(y, Tensor) else y
+
+    x, *weights = gradients(reference, ctx.saved_tensors, upstream)
+    return x, weights, None, None, None
+
+
+define(
+    "network(Tensor x, Tensor[] weights, str structure, str isa, int threads) -> Tensor[]",
+    run,
+    fake,
+    setup_context,
+    backward,
+)
