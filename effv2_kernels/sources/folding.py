@@ -12,13 +12,13 @@ from torch import Tensor
 from effv2_kernels import blocks
 from effv2_kernels.errors import ModelError
 from effv2_kernels.reference.attention_bias import distance_index
-from effv2_kernels.sources.node import Affine, Node, Normalisation
+from effv2_kernels.sources.node import Affine, Node, Normalisation, all_finite
 
 
 def single(name: str, value: Tensor) -> Tensor:
     """float64 -> float32, contiguous, with memory of its own; a value that overflows raises ModelError."""
-    result = value.detach().to(torch.float32).contiguous().clone()
-    if not bool(torch.isfinite(result).all()):
+    result = value.detach().to(torch.float32).contiguous()
+    if not all_finite(result):
         raise ModelError(
             f"'{name}': its weights, folded with BatchNorm and scales, are not finite in float32; "
             f"check the running variance and the scales."
