@@ -46,10 +46,12 @@ native-test: $(BUILD)/CMakeCache.txt
 	@cmake --build $(BUILD) --target effv2_native_tests --parallel $(JOBS)
 	@ctest --test-dir $(BUILD) --output-on-failure
 
-sanitize: $(STAMPS)/test
+sanitize:
+	@scripts/check_prerequisites.sh "$(PYTHON)"
 	@set -e; for kind in address undefined thread; do \
 	    echo "== $$kind sanitizer"; \
-	    cmake -S . -B build/$$kind $(CMAKE_PYTHON) -DCMAKE_BUILD_TYPE=RelWithDebInfo -DEFFV2_SANITIZE=$$kind; \
+	    cmake -S . -B build/$$kind -DCMAKE_BUILD_TYPE=Release \
+	        -DEFFV2_PYTHON=OFF -DEFFV2_NATIVE_TESTS=ON -DEFFV2_SANITIZE=$$kind; \
 	    cmake --build build/$$kind --target effv2_native_tests --parallel $(JOBS); \
 	    ctest --test-dir build/$$kind --output-on-failure; \
 	done
@@ -60,7 +62,7 @@ wheel: $(STAMPS)/test
 # The module is built into the package's own folder; the .pth file makes that folder importable.
 $(BUILD)/CMakeCache.txt: $(STAMPS)/test
 	@rm -f $@
-	@cmake -S . -B $(BUILD) $(CMAKE_PYTHON) -DCMAKE_BUILD_TYPE=Release \
+	@cmake -S . -B $(BUILD) $(CMAKE_PYTHON) -DCMAKE_BUILD_TYPE=Release -DEFFV2_NATIVE_TESTS=ON \
 	    -DCMAKE_LIBRARY_OUTPUT_DIRECTORY="$(CURDIR)/effv2_kernels"
 
 $(PY):
