@@ -1,0 +1,174 @@
+// AttentionDownsample: attention from every second row and column to all positions, beside a strided
+// convolution.
+//
+//   q = q_proj(dw(x));  k, v = kv(x);  P = softmax(q k^T + bias);
+//   y = proj(GELU(P v + local(v))) + conv(x);  dw, local and conv 3x3 with stride 2
+#include "cpu/tiles/attend.h"
+#include "cpu/tiles/conv3x3.h"
+
+namespace effv2::EFFV2_ISA {
+namespace {
+
+constexpr int kQueryBlock = kTileRows;
+
+class AttentionDownsample final : public Block {
+ public:
+  explicit AttentionDownsample(const AttentionDownsampleSpec& s)
+      : in_(s.in_channels),
+        out_(s.out_channels),
+        heads_{s.heads, s.key_dim, s.value_dim},
+        key_panels_(panels_of(heads_.key_channels())),
+        dw_(pack_depthwise(s.dw_weight, s.dw_bias, in_)),
+        q_(s.q_weight, s.q_bias, heads_.key_channels(), in_),
+        kv_((key_panels_ + heads_.value_panels()) * kPanel, in_, in_),
+        local_(pack_local(heads_, s.local_weight, s.local_bias)),
+        bias_(s.bias),
+        proj_(pack_projection(heads_, s.proj_weight, s.proj_bias, out_)),
+        conv_(pack_conv3x3(s.conv_weight, s.conv_bias, out_, in_)) {
+    const int key_channels = heads_.key_channels();
+    for (int c = 0; c < key_channels; ++c) {
+      for (int k = 0; k < in_; ++k) kv_.at(c, k) = s.kv_weight[std::int64_t{c} * in_ + k];
+      kv_.bias()[c] = s.kv_bias[c];
+    }
+    place_values(heads_, s.kv_weight + std::int64_t{key_channels} * in_, s.kv_bias + key_channels, in_, key_panels_,
+                 kv_);
+  }
+
+  bool output(Map in, Map* out, char* error) const override {
+    const Grid queries = halved(in);
+    *out = {queries.rows, queries.cols, out_};
+    return bias_.fits({in.height, in.width}, error);
+  }
+
+  std::int64_t multiply_adds(Map in) const override {
+    const std::int64_t queries = halved(in).cells(), keys = in.pixels();
+    const std::int64_t key_channels = heads_.key_channels();
+    const std::int64_t values = std::int64_t{heads_.count} * heads_.value_dim;
+    return queries * (std::int64_t{in_} * 9 + key_channels * in_ + values * 9 + values * out_ + std::int64_t{in_} * 9 * out_) +
+           keys * (key_channels + values) * in_ + queries * keys * (key_channels + values);
+  }
+
+  std::int64_t packed_bytes() const override {
+    return q_.bytes() + kv_.bytes() + proj_.bytes() + conv_.bytes() + bias_.bytes() +
+           (dw_.floats() + local_.floats()) * 4;
+  }
+
+  std::int64_t prepared_floats(Map in) const override { return bias_.prepared_floats({in.height, in.width}); }
+  void prepare(Map in, float* prepared) const override { bias_.prepare({in.height, in.width}, prepared); }
+
+  std::int64_t shared_floats(Map in) const override { return Layout(*this, in).end; }
+  std::int64_t own_floats(Map in) const override {
+    const Grid keys{in.height, in.width};
+    const std::int64_t attend = std::int64_t{kQueryBlock} * AttentionBias::padded_keys(keys) +
+                                bias_.scratch_floats(keys, kQueryBlock);
+    const std::int64_t key_panel = in.pixels() * kPanel;
+    return attend > key_panel ? attend : key_panel;
+  }
+
+  void run(const MapView& x, float* y, Map in, const float* prepared, const Scratch& scratch,
+           const Team& team) const override {
+    const Layout at(*this, in);
+    const Grid grid = halved(in);
+    strided_depthwise(x.data, in, dw_, scratch.shared + at.z, team);
+    const Range rows = team.share(in.height + 2);
+    pad_rows(x, in.height, in.width, in_, rows.begin - 1, rows.end - 1,
+             scratch.shared + at.strip + rows.begin * padded_pitch(in.width, in_));
+    team.sync();
+    project_qkv(x.data, in, grid, at, scratch, team);
+    share_panels(team, conv_.panels(), grid.rows, [&](int p, int begin, int end) {
+      for (int row = begin; row < end; ++row) {
+        conv3x3_row<Activation::kNone>(scratch.shared + at.strip + 2 * row * padded_pitch(in.width, in_), in.width, in_,
+                                       conv_.weights(), conv_.bias(), p, p + 1, out_,
+                                       y + std::int64_t{row} * grid.cols * out_, out_, grid.cols);
+      }
+    });
+    team.sync();
+    attend(in, grid, prepared, at, scratch, team);
+    team.sync();
+    const int queries = grid.cells();
+    share_panels(team, proj_.panels(), queries, [&](int p, int begin, int end) {
+      Result r{y + p * kPanel, out_, proj_.panel_bias(p)};
+      r.columns = proj_.columns(p);
+      r.accumulate = true;
+      gemm(panel_rows(scratch.shared + at.u, queries), begin, end, proj_.panel(p), kPanel, proj_.depth(), r);
+    });
+  }
+
+ private:
+  struct Layout {
+    Layout(const AttentionDownsample& a, Map in) {
+      const std::int64_t keys = in.pixels(), queries = halved(in).cells();
+      z = 0;
+      strip = z + aligned_floats(queries * a.in_);
+      this->queries = strip + aligned_floats((in.height + 2) * padded_pitch(in.width, a.in_));
+      this->keys = this->queries + aligned_floats(queries * a.heads_.key_channels());
+      values = this->keys + aligned_floats(a.heads_.keys_floats(static_cast<int>(keys)));
+      u = values + keys * a.heads_.value_panels() * kPanel;
+      end = u + queries * a.heads_.value_panels() * kPanel;
+    }
+    std::int64_t z, strip, queries, keys, values, u, end;
+  };
+
+  static Grid halved(Map in) { return {(in.height + 1) / 2, (in.width + 1) / 2}; }
+
+  void project_qkv(const float* x, Map in, Grid grid, const Layout& at, const Scratch& scratch,
+                   const Team& team) const {
+    const int queries = grid.cells(), keys = static_cast<int>(in.pixels());
+    share_panels(team, q_.panels(), queries, [&](int p, int begin, int end) {
+      Result r{scratch.shared + at.queries + p * kPanel, heads_.key_channels(), q_.panel_bias(p)};
+      r.columns = q_.columns(p);
+      gemm(plain_rows(scratch.shared + at.z, in_, in_), begin, end, q_.panel(p), kPanel, in_, r);
+    });
+    const Rows rows = plain_rows(x, in_, in_);
+    const Range mine = team.share(kv_.panels());
+    for (int p = mine.begin; p < mine.end; ++p) {
+      const int value = p - key_panels_;
+      Result r{scratch.own, kPanel, kv_.panel_bias(p)};
+      if (value >= 0) r.out = scratch.shared + at.values + std::int64_t{value} * keys * kPanel;
+      gemm(rows, 0, keys, kv_.panel(p), kPanel, in_, r);
+      if (value >= 0) {
+        local_panel<2>(r.out, in.height, in.width, depthwise_panel(local_, value),
+                       scratch.shared + at.u + std::int64_t{value} * queries * kPanel);
+      } else {
+        const int first = p * kPanel, left = heads_.key_channels() - first;
+        pack_keys(heads_, r.out, keys, first, left < kPanel ? left : kPanel, scratch.shared + at.keys);
+      }
+    }
+  }
+
+  void attend(Map in, Grid grid, const float* prepared, const Layout& at, const Scratch& scratch,
+              const Team& team) const {
+    const Grid key_grid{in.height, in.width};
+    const int queries = grid.cells(), keys = key_grid.cells(), pitch = AttentionBias::padded_keys(key_grid);
+    float* own_bias = scratch.own + std::int64_t{kQueryBlock} * pitch;
+    const Range mine = team.share(queries);
+    const int blocks = (mine.end - mine.begin + kQueryBlock - 1) / kQueryBlock;
+    for (int b = 0; b < blocks; ++b) {
+      const Range part = split(mine.end - mine.begin, b, blocks);
+      const int q0 = mine.begin + part.begin, n = part.end - part.begin;
+      const AttentionBias::Block bias = bias_.block(key_grid, q0, q0 + n, prepared, own_bias);
+      for (int h = 0; h < heads_.count; ++h) {
+        logits(heads_, h, scratch.shared + at.queries + std::int64_t{q0} * heads_.key_channels(), n,
+               scratch.shared + at.keys, keys, scratch.own, bias.data + h * bias.head_stride);
+        for (int i = 0; i < n; ++i) softmax_row(scratch.own + std::int64_t{i} * pitch, pitch);
+        weigh_values<Activation::kGelu>(heads_, h, scratch.own, pitch, n, scratch.shared + at.values, keys,
+                                        scratch.shared + at.u + std::int64_t{q0} * kPanel, queries);
+      }
+    }
+  }
+
+  int in_, out_;
+  Heads heads_;
+  int key_panels_;
+  Buffer dw_;
+  PackedMatrix q_, kv_;
+  Buffer local_;
+  AttentionBias bias_;
+  PackedMatrix proj_, conv_;
+};
+
+}  // namespace
+
+Block* make_attention_downsample(const AttentionDownsampleSpec& spec) { return new AttentionDownsample(spec); }
+
+}  // namespace effv2::EFFV2_ISA

@@ -1,0 +1,188 @@
+// FFN: y = x + fc2(GELU(dw(GELU(fc1(x))))), dw 3x3 depthwise.
+//
+// The hidden activation exists only as slices that stay in the cache: a band of rows times a chunk of
+// channels. One panel of channels at a time goes through fc1 + GELU into a small private map, from
+// there through dw + GELU into the chunk, and the chunk is multiplied by its part of fc2 at once.
+//
+// Large maps: each thread has rows of its own and walks them band by band; the last two rows of fc1's
+// output are kept, so that the next band does not compute them again. Small maps: the whole map is
+// one band, the threads divide the panels, and meet once per chunk.
+#include <cstring>
+
+#include "cpu/tiles/depthwise.h"
+#include "cpu/tiles/gemm.h"
+#include "cpu/tiles/pack.h"
+#include "engine/spec.h"
+
+namespace effv2::EFFV2_ISA {
+namespace {
+
+// A map of at most this many pixels is one band: 16 x 16 pixels x one panel is 16 KB on AVX2.
+constexpr int kWholePixels = 256;
+// Pixels of fc1's output per panel in a band: they should stay in the L1 cache.
+constexpr int kBandPixels = 336;
+// Channels of one chunk; a multiple of kDepthBlock, so that sums do not depend on chunks.
+constexpr int kChunk = kDepthBlock;
+constexpr int kChunkPanels = kChunk / kPanel;
+
+class Ffn final : public Block {
+ public:
+  explicit Ffn(const FfnSpec& s)
+      : channels_(s.channels),
+        hidden_(s.hidden),
+        panels_(panels_of(hidden_)),
+        fc1_(s.fc1_weight, s.fc1_bias, hidden_, channels_),
+        dw_(pack_depthwise(s.dw_weight, s.dw_bias, hidden_)),
+        fc2_(s.fc2_weight, s.fc2_bias, channels_, hidden_, panels_ * kPanel) {}
+
+  bool output(Map in, Map* out, char*) const override {
+    *out = in;
+    return true;
+  }
+  std::int64_t multiply_adds(Map in) const override {
+    return in.pixels() * hidden_ * (2 * static_cast<std::int64_t>(channels_) + 9);
+  }
+  std::int64_t packed_bytes() const override { return fc1_.bytes() + fc2_.bytes() + dw_.floats() * 4; }
+
+  std::int64_t shared_floats(Map in) const override {
+    if (!whole(in)) return 0;
+    const int buffers = panels_ > kChunkPanels ? 2 : 1;
+    return buffers * in.pixels() * kPanel * chunk_panels();
+  }
+  std::int64_t own_floats(Map in) const override {
+    if (whole(in)) return in.pixels() * kPanel;
+    return band_floats(in) + carry_floats(in) + in.width * band_rows(in) * kPanel * std::int64_t{chunk_panels()};
+  }
+
+  void run(const MapView& x, float* y, Map in, const float*, const Scratch& scratch,
+           const Team& team) const override {
+    if (whole(in)) {
+      run_whole(x.data, y, in, scratch, team);
+    } else {
+      run_banded(x.data, y, in, scratch.own, team.share(in.height));
+    }
+  }
+
+ private:
+  static bool whole(Map in) { return in.pixels() <= kWholePixels; }
+  int chunk_panels() const { return panels_ < kChunkPanels ? panels_ : kChunkPanels; }
+  static int band_rows(Map in) {
+    const int rows = kBandPixels / in.width - 2;
+    return rows < 1 ? 1 : rows;
+  }
+  std::int64_t band_floats(Map in) const { return std::int64_t{in.width} * (band_rows(in) + 2) * kPanel; }
+  std::int64_t carry_floats(Map in) const { return std::int64_t{in.width} * 2 * kPanel * panels_; }
+
+  void run_whole(const float* x, float* y, Map in, const Scratch& scratch, const Team& team) const {
+    const int pixels = static_cast<int>(in.pixels());
+    const std::int64_t panel_floats = std::int64_t{pixels} * kPanel;
+    float* hidden = scratch.own;
+    int turn = 0;
+    for (int begin = 0; begin < panels_; begin += kChunkPanels, turn ^= 1) {
+      const int count = panels_ - begin < kChunkPanels ? panels_ - begin : kChunkPanels;
+      // Two buffers in turn: nobody overwrites a chunk before everybody has passed the next meeting.
+      float* chunk = scratch.shared + turn * panel_floats * chunk_panels();
+      const Range mine = team.share(count);
+      for (int i = mine.begin; i < mine.end; ++i) {
+        const int p = begin + i;
+        expand(x, in, 0, in.height, p, hidden);
+        for (int row = 0; row < in.height; ++row) {
+          depthwise_row<Activation::kGelu, 1>(window_at(hidden, kPanel, in.height, in.width, row),
+                                              depthwise_panel(dw_, p),
+                                              chunk + i * panel_floats + row * in.width * kPanel, kPanel,
+                                              in.width, kPanel);
+        }
+      }
+      team.sync();
+      // Divide what is larger: pixels, or output panels (then the threads also share the weights).
+      if (pixels > channels_) {
+        const Range rows = team.share(pixels);
+        project(chunk, pixels, rows, {0, fc2_.panels()}, begin, count, x, y);
+      } else {
+        share_panels(team, fc2_.panels(), pixels, [&](int p, int row_begin, int row_end) {
+          project(chunk, pixels, {row_begin, row_end}, {p, p + 1}, begin, count, x, y);
+        });
+      }
+    }
+  }
+
+  void run_banded(const float* x, float* y, Map in, float* own, Range rows) const {
+    const std::int64_t pitch = std::int64_t{in.width} * kPanel;
+    float* band = own;
+    float* carry = band + band_floats(in);
+    float* chunk = carry + carry_floats(in);
+    const int step = band_rows(in);
+    for (int top = rows.begin; top < rows.end; top += step) {
+      const int bottom = rows.end - top < step ? rows.end : top + step;
+      const int pixels = (bottom - top) * in.width;
+      const std::int64_t first_pixel = std::int64_t{top} * in.width;
+      // fc1's rows top - 1 ... bottom are needed, as far as they exist; the first two may be carried.
+      const bool carried = top > rows.begin;
+      const int band_begin = carried || top == 0 ? (carried ? top + 1 : 0) : top - 1;
+      const int band_end = bottom < in.height ? bottom + 1 : in.height;
+      for (int begin = 0; begin < panels_; begin += kChunkPanels) {
+        const int count = panels_ - begin < kChunkPanels ? panels_ - begin : kChunkPanels;
+        for (int i = 0; i < count; ++i) {
+          const int p = begin + i;
+          float* kept = carry + 2 * pitch * p;  // rows top - 1 and top
+          const auto hidden_row = [&](int row) -> const float* {
+            if (row < 0 || row >= in.height) return nullptr;
+            return row >= band_begin ? band + (row - band_begin) * pitch : kept + (row - (top - 1)) * pitch;
+          };
+          expand(x, in, band_begin, band_end, p, band);
+          for (int row = top; row < bottom; ++row) {
+            const Window window{{hidden_row(row - 1), hidden_row(row), hidden_row(row + 1)}, kPanel, in.width};
+            depthwise_row<Activation::kGelu, 1>(window, depthwise_panel(dw_, p),
+                                                chunk + (std::int64_t{i} * pixels + (row - top) * in.width) * kPanel,
+                                                kPanel, in.width, kPanel);
+          }
+          if (bottom < rows.end) {
+            // hidden_row(bottom - 1) may itself be carried when a band is one row high.
+            std::memmove(kept, hidden_row(bottom - 1), pitch * sizeof(float));
+            std::memcpy(kept + pitch, hidden_row(bottom), pitch * sizeof(float));
+          }
+        }
+        project(chunk, pixels, {0, pixels}, {0, fc2_.panels()}, begin, count, x + first_pixel * channels_,
+                y + first_pixel * channels_);
+      }
+    }
+  }
+
+  // hidden = GELU(fc1(x)) for rows [begin, end) and panel p.
+  void expand(const float* x, Map in, int begin, int end, int p, float* hidden) const {
+    const Rows rows = plain_rows(x + std::int64_t{begin} * in.width * channels_, channels_, channels_);
+    gemm<Activation::kGelu>(rows, 0, (end - begin) * in.width, fc1_.panel(p), kPanel, channels_,
+                            {hidden, kPanel, fc1_.panel_bias(p)});
+  }
+
+  // Adds a chunk's part of fc2 (hidden panels begin ... begin + count) to y; the last one adds x too.
+  void project(const float* chunk, int pixels, Range rows, Range panels, int begin, int count, const float* x,
+               float* y) const {
+    const Rows a = panel_rows(chunk, pixels);
+    const bool last = begin + count == panels_;
+    for (int p = panels.begin; p < panels.end; ++p) {
+      const std::int64_t column = std::int64_t{p} * kPanel;
+      Result r{y + column, channels_, nullptr};
+      r.columns = fc2_.columns(p);
+      r.accumulate = begin > 0;
+      if (last) {
+        r.bias = fc2_.panel_bias(p);
+        r.residual = x + column;
+        r.residual_stride = channels_;
+      }
+      gemm(a, rows.begin, rows.end, fc2_.panel(p) + std::int64_t{begin} * kPanel * kPanel, kPanel,
+           count * kPanel, r);
+    }
+  }
+
+  int channels_, hidden_, panels_;
+  PackedMatrix fc1_;
+  Buffer dw_;
+  PackedMatrix fc2_;
+};
+
+}  // namespace
+
+Block* make_ffn(const FfnSpec& spec) { return new Ffn(spec); }
+
+}  // namespace effv2::EFFV2_ISA

@@ -1,0 +1,78 @@
+#include "cpu/dispatch.h"
+
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+
+namespace effv2 {
+
+#define EFFV2_DECLARE_ISA(isa)                                           \
+  namespace isa {                                                        \
+  Block* make_stem(const StemSpec&);                                     \
+  Block* make_ffn(const FfnSpec&);                                       \
+  Block* make_attention(const AttentionSpec&);                           \
+  Block* make_conv_downsample(const ConvDownsampleSpec&);                \
+  Block* make_attention_downsample(const AttentionDownsampleSpec&);      \
+  Block* make_head(const HeadSpec&);                                     \
+  double peak_loop(long);                                                \
+  }
+#define EFFV2_ISA_ROW(isa, test)                                                              \
+  Isa{#isa,                      test,                         isa::make_stem,                \
+      isa::make_ffn,             isa::make_attention,          isa::make_conv_downsample,     \
+      isa::make_attention_downsample, isa::make_head,          isa::peak_loop}
+
+#ifdef EFFV2_WITH_X86
+EFFV2_DECLARE_ISA(avx512)
+EFFV2_DECLARE_ISA(avx2)
+// The compiler's run-time checks include the operating system's part (XCR0).
+static bool has_avx512() {
+  return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+         __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
+}
+static bool has_avx2() { return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"); }
+#endif
+EFFV2_DECLARE_ISA(scalar)
+static bool always() { return true; }
+
+static const Isa kIsas[] = {
+#ifdef EFFV2_WITH_X86
+    EFFV2_ISA_ROW(avx512, has_avx512),
+    EFFV2_ISA_ROW(avx2, has_avx2),
+#endif
+    EFFV2_ISA_ROW(scalar, always),
+};
+
+const Isa* isa_table(int* count) {
+  *count = static_cast<int>(sizeof kIsas / sizeof kIsas[0]);
+  return kIsas;
+}
+
+const Isa* find_isa(const char* name) {
+  for (const Isa& isa : kIsas) {
+    if (std::strcmp(isa.name, name) == 0) return &isa;
+  }
+  return nullptr;
+}
+
+const Isa* default_isa(char* error) {
+  const char* forced = std::getenv("EFFV2_FORCE_ISA");
+  if (forced && *forced) {
+    const Isa* isa = find_isa(forced);
+    if (!isa) {
+      std::snprintf(error, 256, "EFFV2_FORCE_ISA names the unknown ISA '%.64s'", forced);
+      return nullptr;
+    }
+    if (!isa->available()) {
+      std::snprintf(error, 256, "EFFV2_FORCE_ISA asks for '%.64s', which this processor or operating system lacks",
+                    forced);
+      return nullptr;
+    }
+    return isa;
+  }
+  for (const Isa& isa : kIsas) {
+    if (isa.available()) return &isa;
+  }
+  return nullptr;
+}
+
+}  // namespace effv2

@@ -1,0 +1,31 @@
+// The choice of the instruction set: one ordered table, read once.
+#pragma once
+
+#include "engine/block.h"
+#include "engine/spec.h"
+
+namespace effv2 {
+
+// What one ISA offers. The factories pack the weights and return a new block (delete it).
+struct Isa {
+  const char* name;
+  bool (*available)();  // by the processor and by the operating system
+  Block* (*stem)(const StemSpec&);
+  Block* (*ffn)(const FfnSpec&);
+  Block* (*attention)(const AttentionSpec&);
+  Block* (*conv_downsample)(const ConvDownsampleSpec&);
+  Block* (*attention_downsample)(const AttentionDownsampleSpec&);
+  Block* (*head)(const HeadSpec&);
+  // Multiply-adds per call of a loop that keeps every accumulator register busy, `steps` times.
+  double (*peak_loop)(long steps);
+};
+
+// All that are compiled in, best first. `count` receives their number.
+const Isa* isa_table(int* count);
+// By name; null if unknown.
+const Isa* find_isa(const char* name);
+// EFFV2_FORCE_ISA, or the first available one. Null, with a reason in `error` (256 bytes), where the
+// variable names an unknown or unavailable ISA.
+const Isa* default_isa(char* error);
+
+}  // namespace effv2

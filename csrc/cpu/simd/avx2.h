@@ -1,0 +1,67 @@
+// AVX2 + FMA: vectors of 8 floats, 16 registers.
+#pragma once
+
+#include <immintrin.h>
+
+#include <cstdint>
+
+namespace effv2::EFFV2_ISA {
+
+using Vec = __m256;
+inline constexpr int kLanes = 8;
+// 6 x 2 accumulators, 2 weight vectors and 1 broadcast fill 15 of the 16 registers.
+inline constexpr int kTileRows = 6;
+inline constexpr int kTileVectors = 2;
+// vpermilps picks one of 4 values per lane in a single micro-operation.
+inline constexpr int kGeluSegments = 4;
+inline constexpr int kGeluDegree = 7;
+
+inline Vec zero() { return _mm256_setzero_ps(); }
+inline Vec set1(float value) { return _mm256_set1_ps(value); }
+inline Vec broadcast(const float* p) { return _mm256_broadcast_ss(p); }
+inline Vec load(const float* p) { return _mm256_loadu_ps(p); }
+inline void store(float* p, Vec v) { _mm256_storeu_ps(p, v); }
+
+inline __m256i lane_mask(int count) {
+  const __m256i lane = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);
+  return _mm256_cmpgt_epi32(_mm256_set1_epi32(count), lane);
+}
+inline Vec load_n(const float* p, int count) { return _mm256_maskload_ps(p, lane_mask(count)); }
+inline void store_n(float* p, Vec v, int count) { _mm256_maskstore_ps(p, lane_mask(count), v); }
+
+inline Vec add(Vec a, Vec b) { return _mm256_add_ps(a, b); }
+inline Vec sub(Vec a, Vec b) { return _mm256_sub_ps(a, b); }
+inline Vec mul(Vec a, Vec b) { return _mm256_mul_ps(a, b); }
+inline Vec fma(Vec a, Vec b, Vec c) { return _mm256_fmadd_ps(a, b, c); }
+// Where an operand is NaN, both return b.
+inline Vec max(Vec a, Vec b) { return _mm256_max_ps(a, b); }
+inline Vec min(Vec a, Vec b) { return _mm256_min_ps(a, b); }
+inline Vec abs(Vec v) { return _mm256_andnot_ps(_mm256_set1_ps(-0.0f), v); }
+
+// p * 2^n for n given as a float whose low mantissa bits hold the integer (n + 1.5 * 2^23).
+inline Vec scale_by_power(Vec p, Vec n_shifted) {
+  const __m256i exponent = _mm256_slli_epi32(_mm256_castps_si256(n_shifted), 23);
+  return _mm256_castsi256_ps(_mm256_add_epi32(_mm256_castps_si256(p), exponent));
+}
+// v where x >= limit or x is NaN, else 0.
+inline Vec zero_below(Vec v, Vec x, Vec limit) {
+  return _mm256_andnot_ps(_mm256_cmp_ps(x, limit, _CMP_LT_OQ), v);
+}
+
+// table: one value per segment, repeated to fill a vector; the low bits of index choose the segment.
+inline Vec lookup(const float* table, Vec index) {
+  return _mm256_permutevar_ps(_mm256_load_ps(table), _mm256_castps_si256(index));
+}
+
+inline float reduce_add(Vec v) {
+  __m128 s = _mm_add_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps(v, 1));
+  s = _mm_add_ps(s, _mm_movehl_ps(s, s));
+  return _mm_cvtss_f32(_mm_add_ss(s, _mm_movehdup_ps(s)));
+}
+inline float reduce_max(Vec v) {
+  __m128 s = _mm_max_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps(v, 1));
+  s = _mm_max_ps(s, _mm_movehl_ps(s, s));
+  return _mm_cvtss_f32(_mm_max_ss(s, _mm_movehdup_ps(s)));
+}
+
+}  // namespace effv2::EFFV2_ISA

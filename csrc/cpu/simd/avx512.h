@@ -1,0 +1,58 @@
+// AVX-512 (F, BW, DQ, VL): vectors of 16 floats, 32 registers.
+#pragma once
+
+#include <immintrin.h>
+
+#include <cstdint>
+
+namespace effv2::EFFV2_ISA {
+
+using Vec = __m512;
+inline constexpr int kLanes = 16;
+// 12 x 2 accumulators and 2 weight vectors; broadcasts are memory operands of the multiply-add.
+inline constexpr int kTileRows = 12;
+inline constexpr int kTileVectors = 2;
+// vpermps picks one of 16 values per lane in a single micro-operation.
+inline constexpr int kGeluSegments = 16;
+inline constexpr int kGeluDegree = 4;
+
+inline Vec zero() { return _mm512_setzero_ps(); }
+inline Vec set1(float value) { return _mm512_set1_ps(value); }
+inline Vec broadcast(const float* p) { return _mm512_set1_ps(*p); }
+inline Vec load(const float* p) { return _mm512_loadu_ps(p); }
+inline void store(float* p, Vec v) { _mm512_storeu_ps(p, v); }
+
+inline __mmask16 lane_mask(int count) {
+  return count >= 16 ? static_cast<__mmask16>(0xffff) : static_cast<__mmask16>((1u << count) - 1u);
+}
+inline Vec load_n(const float* p, int count) { return _mm512_maskz_loadu_ps(lane_mask(count), p); }
+inline void store_n(float* p, Vec v, int count) { _mm512_mask_storeu_ps(p, lane_mask(count), v); }
+
+inline Vec add(Vec a, Vec b) { return _mm512_add_ps(a, b); }
+inline Vec sub(Vec a, Vec b) { return _mm512_sub_ps(a, b); }
+inline Vec mul(Vec a, Vec b) { return _mm512_mul_ps(a, b); }
+inline Vec fma(Vec a, Vec b, Vec c) { return _mm512_fmadd_ps(a, b, c); }
+// Where an operand is NaN, both return b.
+inline Vec max(Vec a, Vec b) { return _mm512_max_ps(a, b); }
+inline Vec min(Vec a, Vec b) { return _mm512_min_ps(a, b); }
+inline Vec abs(Vec v) { return _mm512_abs_ps(v); }
+
+// p * 2^n for n given as a float whose low mantissa bits hold the integer (n + 1.5 * 2^23).
+inline Vec scale_by_power(Vec p, Vec n_shifted) {
+  const __m512i exponent = _mm512_slli_epi32(_mm512_castps_si512(n_shifted), 23);
+  return _mm512_castsi512_ps(_mm512_add_epi32(_mm512_castps_si512(p), exponent));
+}
+// v where x >= limit or x is NaN, else 0.
+inline Vec zero_below(Vec v, Vec x, Vec limit) {
+  return _mm512_maskz_mov_ps(_mm512_cmp_ps_mask(x, limit, _CMP_NLT_UQ), v);
+}
+
+// table: one value per segment; the low bits of index choose the segment.
+inline Vec lookup(const float* table, Vec index) {
+  return _mm512_permutexvar_ps(_mm512_castps_si512(index), _mm512_load_ps(table));
+}
+
+inline float reduce_add(Vec v) { return _mm512_reduce_add_ps(v); }
+inline float reduce_max(Vec v) { return _mm512_reduce_max_ps(v); }
+
+}  // namespace effv2::EFFV2_ISA

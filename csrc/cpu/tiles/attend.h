@@ -1,0 +1,140 @@
+// What both attentions are made of: projections into the layouts that the products read, and the
+// products of a block of queries.
+//
+//   queries  [query][heads * key_dim]
+//   keys     [head][panel of keys][key_dim][kPanel]: packed like weights, padded keys zero
+//   values   [panel of channels][key][kPanel]: packed like weights; heads padded to whole panels
+#pragma once
+
+#include "cpu/tiles/attention_bias.h"
+#include "cpu/tiles/gemm.h"
+#include "cpu/tiles/pack.h"
+#include "cpu/tiles/softmax.h"
+
+namespace effv2::EFFV2_ISA {
+
+struct Heads {
+  int count;
+  int key_dim;
+  int value_dim;
+
+  int key_channels() const { return count * key_dim; }
+  int value_panels_each() const { return panels_of(value_dim); }
+  int value_panels() const { return count * value_panels_each(); }
+  // Position of a value channel when every head is padded to whole panels.
+  int padded_value(int channel) const {
+    return channel / value_dim * value_panels_each() * kPanel + channel % value_dim;
+  }
+  std::int64_t keys_floats(int keys) const {
+    return std::int64_t{key_channels()} * round_up(keys, kPanel);
+  }
+};
+
+// Rows of a projection (outputs x depth) laid out for values: heads padded to whole panels.
+inline void place_values(const Heads& heads, const float* weight, const float* bias, int depth, int first_panel,
+                         const PackedMatrix& packed) {
+  for (int c = 0; c < heads.count * heads.value_dim; ++c) {
+    const int to = first_panel * kPanel + heads.padded_value(c);
+    for (int k = 0; k < depth; ++k) packed.at(to, k) = weight[std::int64_t{c} * depth + k];
+    packed.bias()[to] = bias[c];
+  }
+}
+
+// The local convolution of the values, with the same padding.
+inline Buffer pack_local(const Heads& heads, const float* weight, const float* bias) {
+  Buffer packed(std::int64_t{heads.value_panels()} * kDepthwiseTaps * kPanel);
+  for (int c = 0; c < heads.count * heads.value_dim; ++c) {
+    const int to = heads.padded_value(c);
+    float* panel = packed.data() + std::int64_t{to / kPanel} * kDepthwiseTaps * kPanel + to % kPanel;
+    for (int tap = 0; tap < 9; ++tap) panel[tap * kPanel] = weight[c * 9 + tap];
+    panel[9 * kPanel] = bias[c];
+  }
+  return packed;
+}
+
+// The projection behind the attention (outputs x value channels), its depth padded like the values.
+inline PackedMatrix pack_projection(const Heads& heads, const float* weight, const float* bias, int outputs) {
+  const int depth = heads.count * heads.value_dim;
+  PackedMatrix packed(nullptr, bias, outputs, 0, heads.value_panels() * kPanel);
+  for (int n = 0; n < outputs; ++n) {
+    for (int c = 0; c < depth; ++c) packed.at(n, heads.padded_value(c)) = weight[std::int64_t{n} * depth + c];
+  }
+  return packed;
+}
+
+// Moves one panel of projected keys, [key][kPanel], to the packed layout; channels counts from the
+// first key channel of the first head.
+inline void pack_keys(const Heads& heads, const float* panel, int keys, int first_channel, int channels, float* packed) {
+  const int key_panels = panels_of(keys);
+  for (int c = 0; c < channels; ++c) {
+    const int head = (first_channel + c) / heads.key_dim, d = (first_channel + c) % heads.key_dim;
+    float* to = packed + (std::int64_t{head} * key_panels * heads.key_dim + d) * kPanel;
+    const std::int64_t step = std::int64_t{heads.key_dim} * kPanel;
+    for (int begin = 0; begin < keys; begin += kPanel, to += step) {
+      const int count = keys - begin < kPanel ? keys - begin : kPanel;
+      const float* from = panel + std::int64_t{begin} * kPanel + c;
+      for (int k = 0; k < count; ++k) to[k] = from[k * kPanel];
+      for (int k = count; k < kPanel; ++k) to[k] = 0.0f;
+    }
+  }
+}
+
+// out[n][padded keys] = queries . keys of one head, plus an optional bias of the same shape.
+inline void logits(const Heads& heads, int head, const float* queries, int n, const float* packed_keys, int keys,
+                   float* out, const float* bias) {
+  const int key_panels = panels_of(keys);
+  const std::int64_t pitch = std::int64_t{key_panels} * kPanel;
+  const Rows rows = plain_rows(queries + head * heads.key_dim, heads.key_channels(), heads.key_dim);
+  for (int p = 0; p < key_panels; ++p) {
+    Result r{out + p * kPanel, pitch};
+    if (bias) {
+      r.residual = bias + p * kPanel;
+      r.residual_stride = pitch;
+    }
+    gemm(rows, 0, n, packed_keys + (std::int64_t{head} * key_panels + p) * heads.key_dim * kPanel, kPanel,
+         heads.key_dim, r);
+  }
+}
+
+// out += probabilities . values of one head for n queries, then the activation. out points at the first
+// of the queries in a map in panels of `queries` pixels.
+template <Activation A>
+void weigh_values(const Heads& heads, int head, const float* probabilities, std::int64_t pitch, int n,
+                  const float* values, int keys, float* out, int queries) {
+  const Rows rows = plain_rows(probabilities, pitch, keys);
+  for (int i = 0; i < heads.value_panels_each(); ++i) {
+    const std::int64_t p = std::int64_t{head} * heads.value_panels_each() + i;
+    Result r{out + p * queries * kPanel, kPanel};
+    r.accumulate = true;
+    gemm<A>(rows, 0, n, values + p * keys * kPanel, kPanel, keys, r);
+  }
+}
+
+// A panel of values and its local convolution with the given stride: gemm, then depthwise into `local`.
+template <int Stride>
+void local_panel(const float* values, int height, int width, const float* taps, float* local) {
+  const int out_height = (height + Stride - 1) / Stride, out_width = (width + Stride - 1) / Stride;
+  for (int row = 0; row < out_height; ++row) {
+    depthwise_row<Activation::kNone, Stride>(window_at(values, kPanel, height, width, row * Stride), taps,
+                                             local + std::int64_t{row} * out_width * kPanel, kPanel, out_width,
+                                             kPanel);
+  }
+}
+
+// A strided depthwise convolution of a dense map, shared out by rows and panels of channels.
+inline void strided_depthwise(const float* x, Map in, const Buffer& packed, float* out, const Team& team) {
+  const int height = (in.height + 1) / 2, width = (in.width + 1) / 2, panels = panels_of(in.channels);
+  const Range cells = team.share(height * panels);
+  for (int cell = cells.begin; cell < cells.end; ++cell) {
+    const int p = cell / height, row = cell % height, first = p * kPanel;
+    Window window = window_at(x, in.channels, in.height, in.width, 2 * row);
+    for (const float*& line : window.rows) {
+      if (line) line += first;
+    }
+    depthwise_row<Activation::kNone, 2>(window, depthwise_panel(packed, p),
+                                        out + std::int64_t{row} * width * in.channels + first, in.channels, width,
+                                        in.channels - first < kPanel ? in.channels - first : kPanel);
+  }
+}
+
+}  // namespace effv2::EFFV2_ISA

@@ -1,0 +1,66 @@
+// Full 3x3 convolution with stride 2 and padding 1 as a matrix product.
+//
+// The input rows are first copied into a padded strip, [row][width + 2][channels], so that the window
+// of every output pixel is three runs of 3 * channels floats.
+#pragma once
+
+#include <cstring>
+
+#include "cpu/simd/simd.h"
+#include "cpu/tiles/gemm.h"
+#include "engine/block.h"
+
+namespace effv2::EFFV2_ISA {
+
+inline std::int64_t padded_pitch(int width, int channels) {
+  return static_cast<std::int64_t>(width + 2) * channels;
+}
+
+// Copies rows [begin, end) of the map (begin may be -1 and end height + 1: zero rows) to the strip.
+inline void pad_rows(const MapView& in, int height, int width, int channels, int begin, int end,
+                     float* strip) {
+  const std::int64_t pitch = padded_pitch(width, channels);
+  for (int y = begin; y < end; ++y, strip += pitch) {
+    if (y < 0 || y >= height) {
+      std::memset(strip, 0, pitch * sizeof(float));
+      continue;
+    }
+    std::memset(strip, 0, channels * sizeof(float));
+    std::memset(strip + pitch - channels, 0, channels * sizeof(float));
+    float* out = strip + channels;
+    const float* row = in.data + y * in.row_stride;
+    if (in.channel_stride == 1 && in.pixel_stride == channels) {
+      std::memcpy(out, row, static_cast<std::size_t>(width) * channels * sizeof(float));
+    } else if (channels == 3) {
+      const float *red = row, *green = row + in.channel_stride, *blue = row + 2 * in.channel_stride;
+      for (int x = 0; x < width; ++x) {
+        out[3 * x] = red[x * in.pixel_stride];
+        out[3 * x + 1] = green[x * in.pixel_stride];
+        out[3 * x + 2] = blue[x * in.pixel_stride];
+      }
+    } else {
+      for (int x = 0; x < width; ++x) {
+        for (int c = 0; c < channels; ++c) {
+          out[x * channels + c] = row[x * in.pixel_stride + c * in.channel_stride];
+        }
+      }
+    }
+  }
+}
+
+// One output row, panel by panel; strip points at the padded row above the window's centre.
+// weights: packed [panel][9 * channels][kPanel], the taps outermost; out: [out_width][out_pitch].
+template <Activation A>
+void conv3x3_row(const float* strip, int width, int channels, const float* weights, const float* bias,
+                 int panel_begin, int panel_end, int out_channels, float* out, std::int64_t out_stride,
+                 int out_width) {
+  const Rows rows{strip, 2 * static_cast<std::int64_t>(channels), 3 * channels, padded_pitch(width, channels)};
+  const int depth = 9 * channels;
+  for (int p = panel_begin; p < panel_end; ++p) {
+    Result r{out + p * kPanel, out_stride, bias + p * kPanel};
+    r.columns = out_channels - p * kPanel < kPanel ? out_channels - p * kPanel : kPanel;
+    gemm<A>(rows, 0, out_width, weights + static_cast<std::int64_t>(p) * depth * kPanel, kPanel, depth, r);
+  }
+}
+
+}  // namespace effv2::EFFV2_ISA

@@ -1,0 +1,80 @@
+// Weights from PyTorch's layouts into panels.
+#pragma once
+
+#include "cpu/simd/simd.h"
+#include "cpu/tiles/depthwise.h"
+#include "engine/block.h"
+
+namespace effv2::EFFV2_ISA {
+
+// A matrix (outputs x depth) packed as [panel][depth_padded][kPanel], and its bias padded to whole
+// panels. Padding is zero, so padded columns and rows add nothing.
+class PackedMatrix {
+ public:
+  PackedMatrix() = default;
+  PackedMatrix(int outputs, int depth, int depth_padded)
+      : outputs_(outputs),
+        depth_(depth),
+        depth_padded_(depth_padded),
+        weights_(static_cast<std::int64_t>(panels_of(outputs)) * depth_padded * kPanel),
+        bias_(static_cast<std::int64_t>(panels_of(outputs)) * kPanel) {}
+  PackedMatrix(const float* weight, const float* bias, int outputs, int depth, int depth_padded = 0)
+      : PackedMatrix(outputs, depth, depth_padded ? depth_padded : depth) {
+    for (int n = 0; n < outputs; ++n) {
+      for (int k = 0; k < depth; ++k) at(n, k) = weight[static_cast<std::int64_t>(n) * depth + k];
+      if (bias) bias_.data()[n] = bias[n];
+    }
+  }
+
+  float& at(int output, int k) const {
+    return weights_.data()[(static_cast<std::int64_t>(output / kPanel) * depth_padded_ + k) * kPanel +
+                           output % kPanel];
+  }
+  const float* panel(int p) const { return weights_.data() + static_cast<std::int64_t>(p) * depth_padded_ * kPanel; }
+  const float* weights() const { return weights_.data(); }
+  float* bias() const { return bias_.data(); }
+  const float* panel_bias(int p) const { return bias_.data() + p * kPanel; }
+  int outputs() const { return outputs_; }
+  int panels() const { return panels_of(outputs_); }
+  int depth() const { return depth_padded_; }
+  // Columns of panel p that exist.
+  int columns(int p) const { return outputs_ - p * kPanel < kPanel ? outputs_ - p * kPanel : kPanel; }
+  std::int64_t bytes() const { return (weights_.floats() + bias_.floats()) * 4; }
+
+ private:
+  int outputs_ = 0;
+  int depth_ = 0;
+  int depth_padded_ = 0;
+  Buffer weights_;
+  Buffer bias_;
+};
+
+// A 3x3 convolution (out, in, 3, 3) as a matrix whose depth runs over taps, then input channels.
+inline PackedMatrix pack_conv3x3(const float* weight, const float* bias, int out, int in) {
+  PackedMatrix packed(nullptr, bias, out, 0, 9 * in);
+  for (int n = 0; n < out; ++n) {
+    for (int c = 0; c < in; ++c) {
+      for (int tap = 0; tap < 9; ++tap) {
+        packed.at(n, tap * in + c) = weight[(static_cast<std::int64_t>(n) * in + c) * 9 + tap];
+      }
+    }
+  }
+  return packed;
+}
+
+// Depthwise weights (channels, 3, 3) as [panel][kDepthwiseTaps][kPanel].
+inline Buffer pack_depthwise(const float* weight, const float* bias, int channels) {
+  Buffer packed(static_cast<std::int64_t>(panels_of(channels)) * kDepthwiseTaps * kPanel);
+  for (int c = 0; c < channels; ++c) {
+    float* panel = packed.data() + static_cast<std::int64_t>(c / kPanel) * kDepthwiseTaps * kPanel;
+    for (int tap = 0; tap < 9; ++tap) panel[tap * kPanel + c % kPanel] = weight[c * 9 + tap];
+    panel[9 * kPanel + c % kPanel] = bias[c];
+  }
+  return packed;
+}
+
+inline const float* depthwise_panel(const Buffer& packed, int p) {
+  return packed.data() + static_cast<std::int64_t>(p) * kDepthwiseTaps * kPanel;
+}
+
+}  // namespace effv2::EFFV2_ISA

@@ -1,0 +1,46 @@
+// Bilinear enlargement by 2, align_corners=False, fused with GELU.
+#pragma once
+
+#include "cpu/simd/simd.h"
+#include "cpu/tiles/gelu.h"
+
+namespace effv2::EFFV2_ISA {
+
+// Output position i reads inputs a and b with weights 1 - t and t. The second input is read (with
+// weight 0) at the edges as well, as PyTorch does, so that infinities spread in the same way.
+struct Blend {
+  int a;
+  int b;
+  float t;
+};
+
+inline Blend blend_at(int i, int inputs) {
+  if (i == 0) return {0, inputs > 1 ? 1 : 0, 0.0f};
+  const int a = (i - 1) / 2;
+  return {a, a + 1 < inputs ? a + 1 : a, i % 2 ? 0.25f : 0.75f};
+}
+
+// One output row of one panel: rows[0] and rows[1] are the two input rows, [width][kPanel], blended
+// with weights 1 - t and t; out: [out_width][kPanel].
+inline void enlarge_row_gelu(const float* row_a, const float* row_b, float t, int width, float* out,
+                             int out_width) {
+  const Vec down = set1(t), up = set1(1.0f - t);
+  for (int v = 0; v < kPanel; v += kLanes) {
+    const auto blended = [&](int x) {
+      return fma(down, load(row_b + x * kPanel + v), mul(up, load(row_a + x * kPanel + v)));
+    };
+    Vec left = blended(0);
+    Vec right = width > 1 ? blended(1) : left;
+    store(out + v, gelu(fma(zero(), right, left)));
+    for (int x = 1; x < out_width; ++x) {
+      const Blend at = blend_at(x, width);
+      store(out + x * kPanel + v, gelu(fma(set1(at.t), right, mul(set1(1.0f - at.t), left))));
+      if (x % 2 == 0) {
+        left = right;
+        right = at.b + 1 < width ? blended(at.b + 1) : left;
+      }
+    }
+  }
+}
+
+}  // namespace effv2::EFFV2_ISA

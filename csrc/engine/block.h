@@ -1,0 +1,82 @@
+// What every block of the network offers to the engine, whatever ISA it was compiled for.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+#include "engine/team.h"
+
+namespace effv2 {
+
+// Size of a feature map. In memory it is dense NHWC: (height, width, channels) floats per image.
+struct Map {
+  int height;
+  int width;
+  int channels;
+  std::int64_t pixels() const { return static_cast<std::int64_t>(height) * width; }
+  std::int64_t floats() const { return pixels() * channels; }
+};
+
+// A map in memory; strides in floats. Only the stem reads maps that are not dense.
+struct MapView {
+  const float* data;
+  std::int64_t channel_stride;
+  std::int64_t row_stride;
+  std::int64_t pixel_stride;
+};
+
+inline MapView dense(const float* data, Map m) {
+  return {data, 1, static_cast<std::int64_t>(m.width) * m.channels, m.channels};
+}
+
+// Memory that a block may use while it runs, in floats: one part for the team, one per thread.
+struct Scratch {
+  float* shared;
+  float* own;
+};
+
+// Messages of blocks that an input does not fit are plain text: they reach the user.
+class Block {
+ public:
+  virtual ~Block() = default;
+  // Size of the output; writes a reason to `error` (256 bytes) and returns false if `in` does not fit.
+  virtual bool output(Map in, Map* out, char* error) const = 0;
+  // Whether run() takes maps of any strides; all others need dense ones.
+  virtual bool takes_strides() const { return false; }
+  virtual std::int64_t multiply_adds(Map in) const = 0;
+  // Packed weights in bytes.
+  virtual std::int64_t packed_bytes() const = 0;
+  // What depends on the resolution alone and is computed once per resolution, in floats.
+  virtual std::int64_t prepared_floats(Map) const { return 0; }
+  virtual void prepare(Map, float*) const {}
+  virtual std::int64_t shared_floats(Map in) const = 0;
+  virtual std::int64_t own_floats(Map in) const = 0;
+  // Called by every thread of the team with the same arguments but its own Team and Scratch::own.
+  // y must not overlap x. The caller synchronises the team between blocks.
+  virtual void run(const MapView& x, float* y, Map in, const float* prepared, const Scratch& scratch,
+                   const Team& team) const = 0;
+};
+
+// 64-byte aligned floats, set to zero. Throws std::bad_alloc.
+class Buffer {
+ public:
+  Buffer() = default;
+  explicit Buffer(std::int64_t floats);
+  Buffer(Buffer&& other) noexcept : data_(other.data_), floats_(other.floats_) {
+    other.data_ = nullptr;
+    other.floats_ = 0;
+  }
+  Buffer& operator=(Buffer&& other) noexcept;
+  ~Buffer();
+  float* data() const { return data_; }
+  std::int64_t floats() const { return floats_; }
+
+ private:
+  float* data_ = nullptr;
+  std::int64_t floats_ = 0;
+};
+
+// Floats rounded up to whole cache lines, so that parts laid one after the other stay aligned.
+inline std::int64_t aligned_floats(std::int64_t floats) { return (floats + 15) / 16 * 16; }
+
+}  // namespace effv2

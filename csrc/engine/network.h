@@ -1,0 +1,75 @@
+// A network: blocks in order, the memory that they run in, and the division of images among threads.
+#pragma once
+
+#include <memory>
+#include <stdexcept>
+#include <string>
+#include <vector>
+
+#include "cpu/dispatch.h"
+#include "engine/block.h"
+
+namespace effv2 {
+
+// What was given, what was expected and what to do, in one line.
+class Error : public std::runtime_error {
+ public:
+  using std::runtime_error::runtime_error;
+};
+
+// A batch of images, strides in floats.
+struct Images {
+  const float* data;
+  int count, channels, height, width;
+  std::int64_t image_stride, channel_stride, row_stride, pixel_stride;
+};
+
+class Network {
+ public:
+  explicit Network(const Isa* isa);
+  ~Network();
+
+  const Isa& isa() const { return *isa_; }
+  // Takes the block over. in_channels is what it reads.
+  void add(std::unique_ptr<Block> block, int in_channels);
+  // The output of the block added last is returned as well, scaled and shifted per channel if the
+  // pointers are not null (they are copied).
+  void add_feature(const float* scale, const float* shift, int channels);
+
+  int in_channels() const { return in_channels_; }
+  int out_channels() const { return out_channels_; }  // of the block added last; 0 if there is none
+  int size() const { return static_cast<int>(blocks_.size()); }
+  int outputs() const { return features_.empty() ? 1 : static_cast<int>(features_.size()); }
+  std::int64_t packed_bytes() const;
+  // The output of every block. Throws Error if an image of this size does not fit.
+  std::vector<Map> maps(int height, int width) const;
+  std::vector<std::int64_t> multiply_adds(int height, int width) const;
+
+  // outputs: one address per feature, or one for the last block's output if there are none; dense NHWC,
+  // one image after the other. seconds, if not null, receives the time of every block summed over the
+  // images of the busiest thread. May be called from several threads at once.
+  void run(const Images& images, float* const* outputs, int threads, double* seconds) const;
+
+ private:
+  struct Feature {
+    int block;
+    Buffer scale, shift;
+  };
+  struct Plan;
+  struct Context;
+  struct Run;
+
+  std::shared_ptr<const Plan> plan(int height, int width) const;
+  std::unique_ptr<Context> take_context(int height, int width, int threads) const;
+  void work(Run& run, int rank, int size) const;
+  void run_image(const Run& run, int image, const Team& team, float* team_arena, float* own, double* seconds) const;
+
+  const Isa* isa_;
+  int in_channels_ = 0, out_channels_ = 0;
+  std::vector<std::unique_ptr<Block>> blocks_;
+  std::vector<Feature> features_;
+  mutable std::vector<std::shared_ptr<const Plan>> plans_;      // guarded by fork_safe_mutex()
+  mutable std::vector<std::unique_ptr<Context>> contexts_;     // idle ones, guarded likewise
+};
+
+}  // namespace effv2

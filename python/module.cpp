@@ -1,0 +1,155 @@
+// The Python module effv2_kernels._native: arrays are checked and unwrapped here, and nowhere deeper.
+#include <pybind11/numpy.h>
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include <cstring>
+
+#include "cpu/dispatch.h"
+#include "engine/builder.h"
+#include "engine/network.h"
+#include "engine/peak.h"
+#include "engine/threads.h"
+
+namespace py = pybind11;
+
+namespace {
+
+using FloatArray = py::array_t<float, py::array::c_style>;
+
+const effv2::Isa& isa_named(const std::string& name) {
+  const effv2::Isa* isa = effv2::find_isa(name.c_str());
+  if (!isa) throw effv2::Error("unknown ISA '" + name + "'");
+  if (!isa->available()) throw effv2::Error("this processor or operating system cannot run '" + name + "'");
+  return *isa;
+}
+
+std::vector<std::string> isa_names(bool only_available) {
+  int count = 0;
+  const effv2::Isa* table = effv2::isa_table(&count);
+  std::vector<std::string> names;
+  for (int i = 0; i < count; ++i) {
+    if (!only_available || table[i].available()) names.emplace_back(table[i].name);
+  }
+  return names;
+}
+
+effv2::Tensor tensor_of(const std::string& name, const py::handle& value) {
+  if (!FloatArray::check_(value)) throw effv2::Error(name + " must be a C-contiguous float32 array");
+  const auto array = py::reinterpret_borrow<FloatArray>(value);
+  return {array.data(), std::vector<std::int64_t>(array.shape(), array.shape() + array.ndim())};
+}
+
+void add(effv2::Network& network, const std::string& kind, const py::dict& tensors, const py::dict& options) {
+  effv2::Fields fields;
+  for (const auto& [name, value] : tensors) {
+    const auto key = name.cast<std::string>();
+    fields.tensors[key] = tensor_of(key, value);
+  }
+  for (const auto& [name, value] : options) fields.options[name.cast<std::string>()] = value.cast<std::int64_t>();
+  effv2::add_block(network, kind, fields);
+}
+
+void add_feature(effv2::Network& network, const py::object& scale, const py::object& shift) {
+  const int channels = network.out_channels();
+  if (channels == 0) throw effv2::Error("a feature needs a block before it");
+  if (scale.is_none() != shift.is_none()) throw effv2::Error("a feature needs both scale and shift, or neither");
+  if (scale.is_none()) return network.add_feature(nullptr, nullptr, channels);
+  const effv2::Tensor a = tensor_of("scale", scale), b = tensor_of("shift", shift);
+  const std::vector<std::int64_t> expected{channels};
+  if (a.shape != expected || b.shape != expected) {
+    throw effv2::Error("scale and shift must hold one value for each of " + std::to_string(channels) + " channels");
+  }
+  network.add_feature(a.data, b.data, channels);
+}
+
+using Size4 = std::array<std::int64_t, 4>;
+
+std::vector<double> run(const effv2::Network& network, std::uintptr_t input, const Size4& shape, const Size4& strides,
+                        const std::vector<std::uintptr_t>& outputs, int threads, bool timed) {
+  if (network.out_channels() == 0) throw effv2::Error("the network has no blocks");
+  if (shape[1] != network.in_channels()) {
+    throw effv2::Error("expected " + std::to_string(network.in_channels()) + " channels, got " + std::to_string(shape[1]));
+  }
+  for (const std::int64_t n : shape) {
+    if (n < 1 || n > (1 << 24)) throw effv2::Error("every size of the input must be at least 1 and below 2^24");
+  }
+  if (outputs.size() != static_cast<std::size_t>(network.outputs())) {
+    throw effv2::Error("expected " + std::to_string(network.outputs()) + " outputs, got " + std::to_string(outputs.size()));
+  }
+  const effv2::Images images{reinterpret_cast<const float*>(input),
+                             static_cast<int>(shape[0]),
+                             static_cast<int>(shape[1]),
+                             static_cast<int>(shape[2]),
+                             static_cast<int>(shape[3]),
+                             strides[0],
+                             strides[1],
+                             strides[2],
+                             strides[3]};
+  std::vector<float*> addresses;
+  for (const std::uintptr_t address : outputs) addresses.push_back(reinterpret_cast<float*>(address));
+  std::vector<double> seconds(timed ? static_cast<std::size_t>(network.size()) : 0);
+  {
+    const py::gil_scoped_release released;
+    network.run(images, addresses.data(), threads, timed ? seconds.data() : nullptr);
+  }
+  return seconds;
+}
+
+}  // namespace
+
+PYBIND11_MODULE(_native, m) {
+  m.doc() = "The compiled engine of effv2_kernels.";
+  py::register_exception<effv2::Error>(m, "NativeError");
+
+  m.def("isas", [] { return isa_names(false); });
+  m.def("available_isas", [] { return isa_names(true); });
+  m.def("default_isa", [] {
+    char error[256] = "no ISA is available";
+    const effv2::Isa* isa = effv2::default_isa(error);
+    if (!isa) throw effv2::Error(error);
+    return std::string(isa->name);
+  });
+  m.def("usable_cpus", effv2::usable_cpus);
+  m.def(
+      "measure_peak",
+      [](const std::string& isa, int threads, double milliseconds) {
+        const effv2::Isa& chosen = isa_named(isa);
+        const py::gil_scoped_release released;
+        return effv2::measure_peak(chosen, threads, milliseconds);
+      },
+      py::arg("isa"), py::arg("threads"), py::arg("milliseconds"));
+
+  py::class_<effv2::Network>(m, "Network")
+      .def(py::init([](const std::string& isa) { return std::make_unique<effv2::Network>(&isa_named(isa)); }),
+           py::arg("isa"))
+      .def("add", add, py::arg("kind"), py::arg("tensors"), py::arg("options"))
+      .def("add_feature", add_feature, py::arg("scale") = py::none(), py::arg("shift") = py::none())
+      .def_property_readonly("isa", [](const effv2::Network& n) { return std::string(n.isa().name); })
+      .def_property_readonly("in_channels", &effv2::Network::in_channels)
+      .def_property_readonly("packed_bytes", &effv2::Network::packed_bytes)
+      .def(
+          "block_shapes",
+          [](const effv2::Network& n, int height, int width) {
+            std::vector<std::tuple<int, int, int>> shapes;
+            for (const effv2::Map& map : n.maps(height, width)) shapes.emplace_back(map.channels, map.height, map.width);
+            return shapes;
+          },
+          py::arg("height"), py::arg("width"))
+      .def("block_macs", &effv2::Network::multiply_adds, py::arg("height"), py::arg("width"))
+      .def(
+          "run",
+          [](const effv2::Network& n, std::uintptr_t input, const Size4& shape, const Size4& strides,
+             const std::vector<std::uintptr_t>& outputs, int threads) {
+            run(n, input, shape, strides, outputs, threads, false);
+          },
+          py::arg("input_address"), py::arg("shape"), py::arg("strides"), py::arg("output_addresses"),
+          py::arg("threads"))
+      .def(
+          "profile",
+          [](const effv2::Network& n, std::uintptr_t input, const Size4& shape, const Size4& strides,
+             const std::vector<std::uintptr_t>& outputs,
+             int threads) { return run(n, input, shape, strides, outputs, threads, true); },
+          py::arg("input_address"), py::arg("shape"), py::arg("strides"), py::arg("output_addresses"),
+          py::arg("threads"));
+}
