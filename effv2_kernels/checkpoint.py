@@ -79,8 +79,8 @@ class Weights:
         side = math.isqrt(self.tensors[key].shape[-1])
         if side * side != self.tensors[key].shape[-1]:
             raise CheckpointError(
-                f"{self.origin}: '{key}' has {self.tensors[key].shape[-1]} values a head, which is no square; "
-                f"give img_size=(height, width)."
+                f"{self.origin}: '{key}' has {self.tensors[key].shape[-1]} values a head, which is no "
+                f"square; give img_size=(height, width)."
             )
         return 16 * side
 

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
+from effv2_kernels.checkpoint import load_into, read, read_pretrained
 from effv2_kernels.errors import InputError, ModelError, UnknownNameError
 from effv2_kernels.reference.attention import AttentionLayer
 from effv2_kernels.reference.attention_downsample import AttentionDownsampleLayer
@@ -264,15 +265,13 @@ def create_model(
     """
     if name not in VARIANTS:
         raise UnknownNameError.of("model", name, VARIANTS)
-    from effv2_kernels import checkpoint as files
-
     if checkpoint is not None and pretrained:
         raise ModelError("give either checkpoint=... or pretrained=True, not both.")
     weights = None
     if checkpoint is not None:
-        weights = files.read(checkpoint)
+        weights = read(checkpoint)
     elif pretrained:
-        weights = files.read_pretrained(name)
+        weights = read_pretrained(name)
     backbone = weights if features_only else None
     if img_size is None:
         img_size = backbone.img_size() if backbone is not None and backbone.resize_bias else 224
@@ -287,5 +286,5 @@ def create_model(
         resize_bias=backbone is not None and backbone.resize_bias,
     )
     if weights is not None:
-        files.load_into(model, weights)
+        load_into(model, weights)
     return model.eval()

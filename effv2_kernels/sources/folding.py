@@ -27,19 +27,19 @@ def single(name: str, value: Tensor) -> Tensor:
 
 
 def _matrix(affine: Affine) -> Tensor:
-    return affine.weight.flatten(1)  # (out, in, 1, 1) -> (out, in)
+    return affine.folded().flatten(1)  # (out, in, 1, 1) -> (out, in)
 
 
 def _depthwise(affine: Affine) -> Tensor:
-    return affine.weight[:, 0]  # (channels, 1, 3, 3) -> (channels, 3, 3)
+    return affine.folded()[:, 0]  # (channels, 1, 3, 3) -> (channels, 3, 3)
 
 
 def stem(name: str, conv1: Affine, conv2: Affine) -> blocks.Stem:
     """Both convolutions with their BatchNorm folded."""
     return blocks.Stem(
-        conv1_weight=single(name, conv1.weight),
+        conv1_weight=single(name, conv1.folded()),
         conv1_bias=single(name, conv1.bias),
-        conv2_weight=single(name, conv2.weight),
+        conv2_weight=single(name, conv2.folded()),
         conv2_bias=single(name, conv2.bias),
     )
 
@@ -79,7 +79,7 @@ def attention(
     mix1, mix2 = _matrix(talking_head1), _matrix(talking_head2)
     mixed_bias = torch.einsum("hg,grc->hrc", mix1, table) + talking_head1.bias[:, None, None]
     return blocks.Attention(
-        qkv_weight=single(name, torch.cat([_matrix(q), _matrix(k), _matrix(v)])),
+        qkv_weight=torch.cat([single(name, _matrix(part)) for part in (q, k, v)]),
         qkv_bias=single(name, torch.cat([q.bias, k.bias, v.bias])),
         local_weight=single(name, _depthwise(local)),
         local_bias=single(name, local.bias),
@@ -101,7 +101,7 @@ def attention(
 
 def conv_downsample(name: str, conv: Affine) -> blocks.ConvDownsample:
     """The convolution with its BatchNorm folded."""
-    return blocks.ConvDownsample(weight=single(name, conv.weight), bias=single(name, conv.bias))
+    return blocks.ConvDownsample(weight=single(name, conv.folded()), bias=single(name, conv.bias))
 
 
 def attention_downsample(
@@ -120,7 +120,7 @@ def attention_downsample(
 ) -> blocks.AttentionDownsample:
     """The query of x is query_proj(query_local(x) + x[::2, ::2]); the second term joins the centre tap."""
     heads = table.shape[0]
-    dw = _depthwise(query_local).clone()
+    dw = _depthwise(query_local)
     dw[:, 1, 1] += 1
     q = query_proj.scaled(scale)
     return blocks.AttentionDownsample(
@@ -128,14 +128,14 @@ def attention_downsample(
         dw_bias=single(name, query_local.bias),
         q_weight=single(name, _matrix(q)),
         q_bias=single(name, q.bias),
-        kv_weight=single(name, torch.cat([_matrix(k), _matrix(v)])),
+        kv_weight=torch.cat([single(name, _matrix(part)) for part in (k, v)]),
         kv_bias=single(name, torch.cat([k.bias, v.bias])),
         local_weight=single(name, _depthwise(local)),
         local_bias=single(name, local.bias),
         bias=single(name, table),
         proj_weight=single(name, _matrix(proj)),
         proj_bias=single(name, proj.bias),
-        conv_weight=single(name, conv.weight),
+        conv_weight=single(name, conv.folded()),
         conv_bias=single(name, conv.bias),
         heads=heads,
         key_dim=q.bias.numel() // heads,
@@ -148,7 +148,7 @@ def head(name: str, norm: Normalisation, classifiers: list[Affine]) -> blocks.He
     """The mean of the classifiers behind the BatchNorm; without a classifier the normalised mean itself."""
     if not classifiers:
         return blocks.Head(single(name, torch.diag(norm.scale)), single(name, norm.shift))
-    weight = torch.stack([c.weight for c in classifiers]).mean(0)
+    weight = torch.stack([c.folded() for c in classifiers]).mean(0)
     bias = torch.stack([c.bias for c in classifiers]).mean(0)
     return blocks.Head(single(name, weight * norm.scale), single(name, weight @ norm.shift + bias))
 

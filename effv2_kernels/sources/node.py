@@ -21,19 +21,24 @@ _FROZEN_NORMS = ("FrozenBatchNorm2d", "FrozenBatchNormAct2d")
 
 
 class Affine(NamedTuple):
-    """A linear map or convolution, in float64 on the CPU: weight (out, ...), bias (out,)."""
+    """A linear map or convolution followed by a factor for each output: factor * weight, and bias.
 
-    weight: Tensor
-    bias: Tensor
+    The factor is kept apart until the end, so that folding is one pass over the weights.
+    """
+
+    weight: Tensor  # (out, ...) on the CPU, as the module holds it
+    factor: Tensor  # (out,) float64
+    bias: Tensor  # (out,) float64, not to be multiplied by factor
 
     def scaled(self, factor: float | Tensor | None) -> Affine:
-        """The map followed by a factor, one for all outputs or one for each; None is 1."""
+        """The map followed by one more factor, one for all outputs or one for each; None is 1."""
         if factor is None:
             return self
-        per_output = torch.as_tensor(factor, dtype=torch.float64).expand(self.bias.shape)
-        return Affine(
-            self.weight * per_output.view(-1, *[1] * (self.weight.ndim - 1)), self.bias * per_output
-        )
+        return Affine(self.weight, self.factor * factor, self.bias * factor)
+
+    def folded(self) -> Tensor:
+        """factor * weight, (out, ...) float64."""
+        return self.weight * self.factor.view(-1, *[1] * (self.weight.ndim - 1))
 
 
 class Normalisation(NamedTuple):
@@ -98,12 +103,16 @@ class Node:
 
     def tensor(self, name: str) -> Tensor:
         """A parameter or buffer in float64 on the CPU, detached."""
+        return self.raw_tensor(name).to(torch.float64)
+
+    def raw_tensor(self, name: str) -> Tensor:
+        """A parameter or buffer in its own dtype on the CPU, detached."""
         value = self.value(name)
         if not isinstance(value, Tensor):
             raise self.error(f"has no tensor '{name}', which it needs.")
         if value.is_meta:
             raise self.error(f"holds no data: its '{name}' is on the meta device; load the weights first.")
-        return value.detach().to("cpu", torch.float64)
+        return value.detach().to("cpu")
 
 
 def sequence(node: Node, length: int) -> list[Node]:
@@ -138,8 +147,7 @@ def convolution(node: Node, *, kernel: int = 1, stride: int = 1, depthwise: bool
             f"is unsupported: {conv.in_channels} to {conv.out_channels} channels, but a depthwise "
             f"convolution here keeps their number."
         )
-    bias = torch.zeros(conv.out_channels, dtype=torch.float64) if conv.bias is None else node.tensor("bias")
-    return Affine(node.tensor("weight"), bias)
+    return _affine(node, conv.out_channels)
 
 
 def linear(node: Node) -> Affine:
@@ -147,8 +155,13 @@ def linear(node: Node) -> Affine:
     layer = node.module
     if not isinstance(layer, nn.Linear) or type(layer).forward is not nn.Linear.forward:
         raise node.error("is unsupported: expected a plain nn.Linear.")
-    bias = torch.zeros(layer.out_features, dtype=torch.float64) if layer.bias is None else node.tensor("bias")
-    return Affine(node.tensor("weight"), bias)
+    return _affine(node, layer.out_features)
+
+
+def _affine(node: Node, outputs: int) -> Affine:
+    one = torch.ones(outputs, dtype=torch.float64)
+    bias = torch.zeros_like(one) if node.value("bias") is None else node.tensor("bias")
+    return Affine(node.raw_tensor("weight"), one, bias)
 
 
 def batch_norm(node: Node, *, activation: bool = False) -> Normalisation:
@@ -181,7 +194,7 @@ def normalised(affine: Affine, norm: Normalisation | None) -> Affine:
     if norm is None:
         return affine
     scaled = affine.scaled(norm.scale)
-    return Affine(scaled.weight, scaled.bias + norm.shift)
+    return scaled._replace(bias=scaled.bias + norm.shift)
 
 
 def require_gelu(node: Node) -> None:
@@ -211,7 +224,7 @@ def all_finite(value: Tensor) -> bool:
     """Whether no element is NaN or infinite; by the extremes, which takes a fifth of torch.isfinite."""
     if value.numel() == 0:
         return True
-    low, high = torch.aminmax(value)
+    low, high = torch.aminmax(value.detach())
     return math.isfinite(float(low)) and math.isfinite(float(high))
 
 
