@@ -293,7 +293,7 @@ def test_demo(capsys):
     code, out, _ = run(capsys, "demo", "--rounds", 1, "--threads", 1, *SMALL)
     assert code == 0
     assert "random" in out
-    assert out.count("times faster") == 2
+    assert out.count("times as fast") == 2
     assert "Handwritten digits" in out
     assert "china.jpg" in out
 

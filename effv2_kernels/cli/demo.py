@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 PHOTOGRAPH = "china.jpg"  # one of the two that scikit-learn carries
-SHOWN_DIGITS = 8
+SHOWN_DIGITS = 6
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -69,13 +69,13 @@ def read_digits(console: Console, args: argparse.Namespace) -> None:
             LABELS[name],
             f"{(found == classes).double().mean().item():.2%}",
             _milliseconds(seconds[name]),
-            f"{seconds[name] / len(images) * 1e6:.0f} µs",
+            f"{seconds[name] / len(images) * 1e6:.1f} µs",
         )
     console.print(table)
     same = int((eager_classes == fast_classes).sum())
     console.print(
         f"The same class for {same} of {len(images)} digits, "
-        f"[bold green]{seconds['eager'] / seconds['optimised']:.1f} times faster[/].\n"
+        f"[bold green]{seconds['eager'] / seconds['optimised']:.1f} times as fast[/] as PyTorch eager.\n"
     )
 
 
@@ -109,7 +109,7 @@ def read_photograph(console: Console, args: argparse.Namespace) -> None:
         )
     console.print(table)
     console.print(
-        f"[bold green]{seconds['eager'] / seconds['optimised']:.1f} times faster[/] "
+        f"[bold green]{seconds['eager'] / seconds['optimised']:.1f} times as fast[/] as PyTorch eager, "
         f"with {args.threads or torch.get_num_threads()} threads."
     )
 
@@ -166,6 +166,8 @@ def _photograph(args: argparse.Namespace) -> tuple[Tensor, str]:
 
 def _top_classes(outputs: dict[str, Tensor]) -> Any:
     names = labels.choose(None, outputs["eager"].shape[1])
+    if names is not None:
+        names = [name.split(",")[0] for name in names]
     probabilities = {key: output[0].softmax(0) for key, output in outputs.items()}
     table = _table("class", *(LABELS[key] for key in outputs))
     for index in probabilities["eager"].topk(min(5, len(probabilities["eager"]))).indices.tolist():
