@@ -1,7 +1,7 @@
 # Everything happens in $(VENV) and $(BUILD); nothing outside this folder is touched.
 PYTHON ?= python3
 VENV ?= .venv
-BUILD ?= build/dev
+BUILD ?= build/native
 JOBS ?= $(shell getconf _NPROCESSORS_ONLN 2>/dev/null || echo 2)
 
 PY := $(VENV)/bin/python

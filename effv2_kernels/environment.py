@@ -74,14 +74,16 @@ def _cpu() -> dict[str, Any]:
         from effv2_kernels import _native
     except ImportError as error:
         return report | {"engine": f"cannot be imported: {error}"}
-    report |= {
-        "model": _native.cpu_name(),
-        "usable": _native.usable_cpus(),
-        "isas compiled": _native.isas(),
-        "isas available": _native.available_isas(),
-    }
     try:
+        report |= {
+            "model": _native.cpu_name(),
+            "usable": _native.usable_cpus(),
+            "isas compiled": _native.isas(),
+            "isas available": _native.available_isas(),
+        }
         report["isa chosen"] = _native.default_isa()
+    except AttributeError as error:
+        report["engine"] = f"is of another version, build it again: {error}"
     except _native.NativeError as error:
         report["isa chosen"] = f"none: {error}"
     return report

@@ -60,6 +60,13 @@ def test_version_in_a_process_of_its_own():
     assert done.stdout.strip() == f"effv2_kernels {effv2_kernels.__version__}"
 
 
+def test_a_reader_that_leaves_early_is_no_error():
+    command = f"{sys.executable} -m effv2_kernels env | head -n 1"
+    done = subprocess.run(command, shell=True, capture_output=True, text=True, timeout=60)
+    assert done.stdout == "effv2_kernels\n"
+    assert done.stderr == ""
+
+
 def test_an_unknown_command_is_refused_with_the_known_ones(capsys):
     with pytest.raises(SystemExit) as stopped:
         main(["clasify"])

@@ -39,6 +39,13 @@ def test_a_missing_engine_is_reported_and_not_raised(monkeypatch):
     assert "cannot be imported" in environment.collect()["cpu"]["engine"]
 
 
+def test_an_outdated_engine_is_reported_and_not_raised(monkeypatch):
+    from effv2_kernels import _native
+
+    monkeypatch.delattr(_native, "usable_cpus")
+    assert "is of another version" in environment.collect()["cpu"]["engine"]
+
+
 def test_a_missing_package_is_a_dash(monkeypatch):
     monkeypatch.setattr(environment, "PACKAGES", ("numpy", "no-such-package-as-this"))
     report = environment.collect()
