@@ -297,7 +297,7 @@ def test_labels_that_cannot_be_read(tmp_path):
 def test_demo(capsys):
     pytest.importorskip("sklearn")
     pytest.importorskip("rich")
-    code, out, _ = run(capsys, "demo", "--rounds", 1, "--threads", 1, *SMALL)
+    code, out, _ = run(capsys, "demo", "--seconds", 0, "--threads", 1, *SMALL)
     assert code == 0
     assert "random" in out
     assert out.count("times as fast") == 2
@@ -309,7 +309,7 @@ def test_demo_with_a_checkpoint(capsys, checkpoint, picture):
     pytest.importorskip("sklearn")
     pytest.importorskip("rich")
     arguments = ["--checkpoint", checkpoint[0], "--num-classes", 12, "--image", picture, *SMALL]
-    code, out, _ = run(capsys, "demo", "--rounds", 1, *arguments)
+    code, out, _ = run(capsys, "demo", "--seconds", 0, *arguments)
     assert code == 0
     assert "random" not in out
     assert picture.name in out

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import statistics
-import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -24,7 +23,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     models.add_arguments(parser)
     models.add_run_arguments(parser)
     parser.add_argument("--image", metavar="FILE", help=f"a photograph; default: scikit-learn's {PHOTOGRAPH}")
-    parser.add_argument("--rounds", type=int, default=20, metavar="N", help="of timing; default: 20")
+    parser.add_argument(
+        "--seconds", type=float, default=3.0, metavar="S", help="of timing for each part; default: 3"
+    )
 
 
 def run(args: argparse.Namespace) -> int:
@@ -53,9 +54,7 @@ def read_digits(console: Console, args: argparse.Namespace) -> None:
     _, (images, classes) = data.digits_split()
     with torch.inference_mode():
         eager_classes, fast_classes = model(images).argmax(1), fast(images).argmax(1)
-        seconds = interleaved(
-            {"eager": lambda: model(images), "optimised": lambda: fast(images)}, max(args.rounds // 4, 3)
-        )
+        seconds = medians({"eager": lambda: model(images), "optimised": lambda: fast(images)}, args.seconds)
     console.rule("[bold]1. Handwritten digits")
     parameters = sum(p.numel() for p in model.parameters())
     console.print(
@@ -93,7 +92,7 @@ def read_photograph(console: Console, args: argparse.Namespace) -> None:
     with torch.inference_mode():
         outputs = {"eager": model(image), "optimised": fast(image)}
         expected = copy.deepcopy(model).double()(image.double())
-        seconds = interleaved({"eager": lambda: model(image), "optimised": lambda: fast(image)}, args.rounds)
+        seconds = medians({"eager": lambda: model(image), "optimised": lambda: fast(image)}, args.seconds)
     console.rule("[bold]2. A photograph")
     console.print(f"{args.model} on {name}, {args.img_size[0]}x{args.img_size[1]}.")
     if models.is_random(args):
@@ -117,18 +116,12 @@ def read_photograph(console: Console, args: argparse.Namespace) -> None:
 LABELS = {"eager": "PyTorch eager", "optimised": "effv2_kernels"}
 
 
-def interleaved(contestants: dict[str, Callable[[], object]], rounds: int) -> dict[str, float]:
-    """The median seconds of each, called in turns, so that a slow spell of the machine meets all alike."""
-    for call in contestants.values():
-        call()
-        call()
-    seconds: dict[str, list[float]] = {name: [] for name in contestants}
-    for _ in range(max(rounds, 1)):
-        for name, call in contestants.items():
-            start = time.perf_counter()
-            call()
-            seconds[name].append(time.perf_counter() - start)
-    return {name: statistics.median(values) for name, values in seconds.items()}
+def medians(runs: dict[str, Callable[[], object]], seconds: float) -> dict[str, float]:
+    """The median seconds of one call of each, timed in turns."""
+    from effv2_kernels.benchmarking.interleave import interleave
+
+    turns = interleave(runs, seconds).calls
+    return {name: statistics.median(call for turn in turns[name] for call in turn) for name in runs}
 
 
 def draw(images: Tensor, classes: list[int]) -> str:
