@@ -1,0 +1,110 @@
+"""Models for tests: small odd architectures, and weights that hide no error."""
+
+from dataclasses import dataclass
+
+import torch
+
+from effv2_kernels.reference import Architecture, EfficientFormerV2
+
+
+def uniform(shape, low, high, generator):
+    return torch.rand(shape, generator=generator, dtype=torch.float64) * (high - low) + low
+
+
+@torch.no_grad()
+def randomise(model, generator):
+    """Give every part of a model a random value of its own, in place; returns the model in eval mode.
+
+    Fresh models hide errors: BatchNorm is the identity, biases are 0, layer scales 1e-5.
+    Works for timm's, the official and the reference model.
+    """
+    for name, value in [*model.named_parameters(), *model.named_buffers()]:
+        last = name.rpartition(".")[2]
+        if not value.is_floating_point():
+            continue
+        if last == "running_var":
+            new = uniform(value.shape, 0.4, 2.5, generator)
+        elif last == "running_mean":
+            new = uniform(value.shape, -0.5, 0.5, generator)
+        elif last == "gamma" or last.startswith("layer_scale"):
+            sign = torch.randint(0, 2, value.shape, generator=generator) * 2 - 1
+            new = uniform(value.shape, 0.2, 1.0, generator) * sign
+        elif last.startswith("attention_biases"):
+            new = uniform(value.shape, -3, 3, generator)
+        elif value.ndim == 1 and last == "weight":  # of a BatchNorm
+            new = uniform(value.shape, 0.5, 1.5, generator)
+        elif value.ndim == 1:
+            new = uniform(value.shape, -0.5, 0.5, generator)
+        else:
+            limit = (3 / (value.numel() / value.shape[0])) ** 0.5  # keeps the variance
+            new = uniform(value.shape, -limit, limit, generator)
+        value.copy_(new)
+    # Some models' eval() returns None, and some gather their bias there: not chained, and done last.
+    model.eval()
+    return model
+
+
+@dataclass(frozen=True)
+class Spec:
+    """A model to build for a test."""
+
+    name: str
+    architecture: Architecture
+    img_size: int | tuple[int, int] = 64
+    in_channels: int = 3
+    num_classes: int = 10
+    distillation: bool = True
+    layer_scale_init: float | None = 1e-5
+
+    def build(self, generator, **changes):
+        options = {
+            "img_size": self.img_size,
+            "in_channels": self.in_channels,
+            "num_classes": self.num_classes,
+            "distillation": self.distillation,
+            "layer_scale_init": self.layer_scale_init,
+        }
+        return randomise(EfficientFormerV2(self.architecture, **(options | changes)), generator)
+
+    def images(self, generator, batch=1):
+        size = self.img_size if isinstance(self.img_size, tuple) else (self.img_size, self.img_size)
+        return torch.randn(batch, self.in_channels, *size, generator=generator)
+
+
+# Other widths, depths, ratios, attention counts, resolutions, channels and heads than the published ones.
+SMALL = [
+    Spec("every_part_once", Architecture((16, 24, 40, 56), (1, 1, 2, 2), 3.0, (1, 1))),
+    Spec(
+        "odd_map_not_square",
+        Architecture((24, 40, 72, 104), (1, 2, 2, 2), (1.0, 2.5, 3.3, 6.0), (2, 1)),
+        img_size=(72, 104),
+    ),
+    Spec(
+        "one_channel_no_distillation",
+        Architecture((8, 16, 24, 40), (2, 1, 3, 1), (4, 4, (1, 2.5, 6), 3.3), (1, 1)),
+        img_size=(33, 95),
+        in_channels=1,
+        num_classes=3,
+        distillation=False,
+    ),
+    Spec("no_attention_blocks", Architecture((40, 40, 40, 40), (1, 0, 1, 1), 2.5, 0), img_size=96),
+    Spec(
+        "attention_everywhere",
+        Architecture((16, 16, 24, 24), (1, 1, 2, 3), (1, 1, 3.3, 2), (2, 3)),
+        img_size=(160, 32),
+        num_classes=0,
+        layer_scale_init=None,
+    ),
+    Spec(
+        "five_channels_one_pixel",
+        Architecture((16, 24, 32, 48), (1, 1, 1, 1), 4, 1),
+        img_size=7,
+        in_channels=5,
+    ),
+]
+
+
+def relative_error(actual, expected):
+    """Relative L2 distance over the whole output, in float64."""
+    actual, expected = actual.double(), expected.double()
+    return ((actual - expected).norm() / expected.norm()).item()
