@@ -297,7 +297,7 @@ def test_labels_that_cannot_be_read(tmp_path):
 def test_demo(capsys):
     pytest.importorskip("sklearn")
     pytest.importorskip("rich")
-    code, out, _ = run(capsys, "demo", "--seconds", 0, "--threads", 1, *SMALL)
+    code, out, _ = run(capsys, "demo", "--seconds", 0, *SMALL)
     assert code == 0
     assert "random" in out
     assert out.count("times as fast") == 2

@@ -21,7 +21,6 @@ SHOWN_DIGITS = 6
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     models.add_arguments(parser)
-    models.add_run_arguments(parser)
     parser.add_argument("--image", metavar="FILE", help=f"a photograph; default: scikit-learn's {PHOTOGRAPH}")
     parser.add_argument(
         "--seconds", type=float, default=3.0, metavar="S", help="of timing for each part; default: 3"
@@ -50,7 +49,7 @@ def read_digits(console: Console, args: argparse.Namespace) -> None:
     from effv2_kernels import data
 
     model = data.load_digits_network()
-    fast = effv2_kernels.optimize(model, isa=args.isa, threads=args.threads)
+    fast = effv2_kernels.optimize(model)
     _, (images, classes) = data.digits_split()
     with torch.inference_mode():
         eager_classes, fast_classes = model(images).argmax(1), fast(images).argmax(1)
@@ -88,7 +87,7 @@ def read_photograph(console: Console, args: argparse.Namespace) -> None:
 
     image, name = _photograph(args)
     model = models.build(args)
-    fast = effv2_kernels.optimize(model, isa=args.isa, threads=args.threads)
+    fast = effv2_kernels.optimize(model)
     with torch.inference_mode():
         outputs = {"eager": model(image), "optimised": fast(image)}
         expected = copy.deepcopy(model).double()(image.double())
@@ -109,7 +108,7 @@ def read_photograph(console: Console, args: argparse.Namespace) -> None:
     console.print(table)
     console.print(
         f"[bold green]{seconds['eager'] / seconds['optimised']:.1f} times as fast[/] as PyTorch eager, "
-        f"with {args.threads or torch.get_num_threads()} threads."
+        f"with {torch.get_num_threads()} threads."
     )
 
 
