@@ -31,7 +31,7 @@ test: build native-test
 	$(PY) -m pytest $(ARGS)
 
 lint: $(STAMPS)/lint
-	$(VENV)/bin/pre-commit run --all-files --show-diff-on-failure --color=always
+	$(VENV)/bin/pre-commit run --all-files --show-diff-on-failure
 
 bench: build
 	$(PY) -m pytest bench --benchmark-only $(ARGS)
