@@ -83,17 +83,28 @@ _SHAPES: dict[str, dict[str, tuple[str | int, ...]]] = {
 }
 
 
+def tensor_shapes(kind: str, sizes: dict[str, int], options: dict[str, int]) -> dict[str, Shape]:
+    """The shape of every tensor of a block with these sizes and options, by field name."""
+    known = {**sizes, **_option_sizes(kind, options)}
+    return {
+        name: tuple(s if isinstance(s, int) else known[s] for s in symbols)
+        for name, symbols in _SHAPES[kind].items()
+        if not _absent(kind, name, options)
+    }
+
+
 def block_sizes(block: blocks.Block) -> dict[str, int]:
     """The sizes of a block by name: ``in``, ``out``, ``hidden`` and so on.
 
     Raises ModelError where a tensor is missing, not float32, or has a shape that does not fit the others.
     """
-    sizes = _option_sizes(block)
+    options = block.options()
+    sizes = _option_sizes(block.kind, options)
     tensors = block.tensors()
     for name, symbols in _SHAPES[block.kind].items():
         tensor = tensors.get(name)
         if tensor is None:
-            if name.startswith("dw_") and block.options().get("stride") == 1:
+            if _absent(block.kind, name, options):
                 continue
             raise ModelError(f"block {block.kind}: {name} is missing; expected a tensor {_shown(symbols)}.")
         if tensor.dtype != torch.float32:
@@ -113,14 +124,18 @@ def block_sizes(block: blocks.Block) -> dict[str, int]:
     return sizes
 
 
-def _option_sizes(block: blocks.Block) -> dict[str, int]:
-    options = block.options()
+def _absent(kind: str, name: str, options: dict[str, int]) -> bool:
+    """The one case of an optional tensor: the strided convolution of an attention."""
+    return kind == "attention" and name.startswith("dw_") and options.get("stride", 1) == 1
+
+
+def _option_sizes(kind: str, options: dict[str, int]) -> dict[str, int]:
     if "heads" not in options:
         return {}
     heads, key_dim, value_dim = options["heads"], options["key_dim"], options["value_dim"]
     if min(heads, key_dim, value_dim) < 1 or options.get("stride", 1) not in (1, 2):
         raise ModelError(
-            f"block {block.kind}: heads, key_dim and value_dim must be positive and stride 1 or 2; "
+            f"block {kind}: heads, key_dim and value_dim must be positive and stride 1 or 2; "
             f"got {', '.join(f'{name} = {value}' for name, value in options.items())}."
         )
     keys, values = heads * key_dim, heads * value_dim

@@ -1,0 +1,157 @@
+"""The shapes of every block of S0 to L, and random blocks of any shape: what tests and benchmarks share."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from effv2_kernels import blocks
+from effv2_kernels.reference.model import VARIANTS, Architecture
+from effv2_kernels.structure import BLOCK_TYPES, tensor_shapes
+
+# heads, key_dim and value_dim of the published networks (see reference/attention*.py)
+_ATTENTION = {"heads": 8, "key_dim": 32, "value_dim": 128}
+_ATTENTION_DOWNSAMPLE = {"heads": 8, "key_dim": 16, "value_dim": 64}
+
+
+@dataclass(frozen=True)
+class BlockShape:
+    """Sizes of one block and of its input.
+
+    sizes: the names of ``effv2_kernels.structure``: in, out, mid, hidden, rows, cols as the block has them.
+    options: the integers of the block (heads, key_dim, value_dim, stride, resize_bias).
+    """
+
+    kind: str
+    height: int
+    width: int
+    sizes: dict[str, int] = field(hash=False)
+    options: dict[str, int] = field(default_factory=dict, hash=False)
+
+    def __str__(self) -> str:
+        inner = f"-{self.sizes['hidden']}" if "hidden" in self.sizes else ""
+        outer = f"-{self.sizes['out']}" if "out" in self.sizes else ""
+        stride = f"-s{self.options['stride']}" if "stride" in self.options else ""
+        return f"{self.kind}-{self.sizes['in']}{inner}{outer}{stride}-{self.height}x{self.width}"
+
+
+def stem(width: int, height: int, columns: int, *, in_channels: int = 3) -> BlockShape:
+    """A stem of ``width`` channels on images of height x columns."""
+    return BlockShape("stem", height, columns, {"in": in_channels, "mid": width // 2, "out": width})
+
+
+def ffn(channels: int, hidden: int, height: int, width: int) -> BlockShape:
+    return BlockShape("ffn", height, width, {"in": channels, "hidden": hidden})
+
+
+def conv_downsample(channels: int, out: int, height: int, width: int) -> BlockShape:
+    return BlockShape("conv_downsample", height, width, {"in": channels, "out": out})
+
+
+def head(channels: int, classes: int, height: int, width: int) -> BlockShape:
+    return BlockShape("head", height, width, {"in": channels, "out": classes})
+
+
+def attention(
+    channels: int,
+    height: int,
+    width: int,
+    *,
+    stride: int = 1,
+    table: tuple[int, int] | None = None,
+    **dims: int,
+) -> BlockShape:
+    """``table``: grid of tokens of a bias that is resized; None is a bias made for this map."""
+    rows, cols = table or (math.ceil(height / stride), math.ceil(width / stride))
+    options = {**_ATTENTION, **dims, "stride": stride, "resize_bias": int(table is not None)}
+    return BlockShape("attention", height, width, {"in": channels, "rows": rows, "cols": cols}, options)
+
+
+def attention_downsample(
+    channels: int,
+    out: int,
+    height: int,
+    width: int,
+    *,
+    table: tuple[int, int] | None = None,
+    **dims: int,
+) -> BlockShape:
+    """``table``: grid of keys of a bias that is resized; None is a bias made for this map."""
+    rows, cols = table or (height, width)
+    options = {**_ATTENTION_DOWNSAMPLE, **dims, "resize_bias": int(table is not None)}
+    sizes = {"in": channels, "out": out, "rows": rows, "cols": cols}
+    return BlockShape("attention_downsample", height, width, sizes, options)
+
+
+def network_shapes(
+    architecture: Architecture, image: tuple[int, int] = (224, 224), *, classes: int = 1000
+) -> list[BlockShape]:
+    """Every block of a network in order of execution, repeated as often as it occurs."""
+    made = [stem(architecture.widths[0], *image)]
+    height, width = math.ceil(image[0] / 4), math.ceil(image[1] / 4)
+    channels = architecture.widths[0]
+    for stage, ratios in enumerate(architecture.block_ratios()):
+        if stage > 0:
+            step = attention_downsample if stage == 3 else conv_downsample
+            made.append(step(channels, architecture.widths[stage], height, width))
+            channels = architecture.widths[stage]
+            height, width = math.ceil(height / 2), math.ceil(width / 2)
+        attending = architecture.late_attention()[stage - 2] if stage >= 2 else 0
+        for i, ratio in enumerate(ratios):
+            if i >= len(ratios) - attending:
+                made.append(attention(channels, height, width, stride=2 if stage == 2 else 1))
+            made.append(ffn(channels, int(channels * ratio), height, width))
+    return [*made, head(channels, classes, height, width)]
+
+
+def family_shapes(kind: str | None = None, image: tuple[int, int] = (224, 224)) -> dict[str, BlockShape]:
+    """Every different block of S0, S1, S2 and L by name, e.g. ``s0-ffn-32-128-56x56``; of one kind if given.
+
+    A shape that several variants share is listed once, under the smallest.
+    """
+    found: dict[str, BlockShape] = {}
+    for variant, architecture in VARIANTS.items():
+        for shape in network_shapes(architecture, image):
+            if kind in (None, shape.kind) and shape not in found.values():
+                found[f"{variant.rpartition('_')[2]}-{shape}"] = shape
+    return found
+
+
+def random_block(shape: BlockShape, generator: torch.Generator, *, spread: float = 0.5) -> Any:
+    """A block of this shape with random weights that keep activations of order 1.
+
+    spread: standard deviation of the logarithm of the scale of each output channel, as BatchNorm and layer
+    scales give to folded weights. Biases are of order 0.3, attention biases of order 2.
+    """
+    block_type = BLOCK_TYPES[shape.kind]
+    tensors: dict[str, Tensor] = {}
+    for name, size in tensor_shapes(shape.kind, shape.sizes, shape.options).items():
+        values = torch.randn(size, generator=generator)
+        if name == "bias" and len(size) == 3:
+            values *= 2.0
+        elif len(size) == 1:
+            values *= 0.3
+        else:
+            values *= math.prod(size[1:]) ** -0.5
+            scale = torch.randn(size[0], generator=generator).mul(spread).exp()
+            values *= scale.view(-1, *[1] * (len(size) - 1))
+        tensors[name] = values
+    # Folded blocks hold queries that are scaled already, which keeps the logits of order 1.
+    keys = shape.options.get("heads", 0) * shape.options.get("key_dim", 0)
+    for name in ("q_weight", "q_bias", "qkv_weight", "qkv_bias"):
+        if name in tensors:
+            tensors[name][:keys] *= shape.options["key_dim"] ** -0.5
+    options: dict[str, Any] = dict(shape.options)
+    if "resize_bias" in options:
+        options["resize_bias"] = bool(options["resize_bias"])
+    block: blocks.Block = block_type(**tensors, **options)
+    return block
+
+
+def random_input(shape: BlockShape, generator: torch.Generator, batch: int = 1) -> Tensor:
+    """(batch, channels, height, width), standard normal, contiguous."""
+    return torch.randn(batch, shape.sizes["in"], shape.height, shape.width, generator=generator)
