@@ -4,6 +4,7 @@ VENV ?= .venv
 BUILD ?= build/native
 JOBS ?= $(shell getconf _NPROCESSORS_ONLN 2>/dev/null || echo 2)
 
+MAKEFLAGS += --no-print-directory
 PY := $(VENV)/bin/python
 STAMPS := $(VENV)/.stamps
 PIP := $(PY) -m pip install --quiet --disable-pip-version-check

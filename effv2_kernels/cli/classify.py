@@ -9,7 +9,7 @@ from effv2_kernels.cli import labels, models, photo
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("images", nargs="+", metavar="IMAGE", help="photographs (JPEG, PNG, ...)")
-    models.add_arguments(parser)
+    models.add_arguments(parser, saved=True)
     models.add_run_arguments(parser)
     parser.add_argument("--top", type=int, default=5, metavar="N", help="classes to print; default: 5")
     parser.add_argument(

@@ -8,7 +8,7 @@ from effv2_kernels.cli import models
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    models.add_arguments(parser)
+    models.add_arguments(parser, saved=True)
     models.add_run_arguments(parser)
 
 

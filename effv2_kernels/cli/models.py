@@ -13,8 +13,11 @@ if TYPE_CHECKING:
 SAVED = ".effv2"
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """--model, --checkpoint, --pretrained, --num-classes, --img-size and --seed."""
+def add_arguments(parser: argparse.ArgumentParser, *, saved: bool = False) -> None:
+    """--model, --checkpoint, --pretrained, --num-classes, --img-size and --seed.
+
+    saved: the command can run an optimised network that `convert` wrote, given as the checkpoint.
+    """
     parser.add_argument(
         "--model",
         default="efficientformerv2_s0",
@@ -23,7 +26,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     weights = parser.add_mutually_exclusive_group()
     weights.add_argument(
-        "--checkpoint", metavar="FILE", help="weights: .pth or .safetensors, with the official keys or timm's"
+        "--checkpoint",
+        metavar="FILE",
+        help="weights: .pth or .safetensors, with the official keys or timm's"
+        + (f"; or a network that `convert` wrote, *{SAVED}" if saved else ""),
     )
     weights.add_argument(
         "--pretrained", action="store_true", help="fetch timm's published weights; needs the network"
