@@ -22,8 +22,8 @@ def _define_torchvision_ops():
     if spec is None or spec.origin is None:
         return None
     version = Path(spec.origin).with_name("version.py").read_text()  # importing it imports all of torchvision
-    cuda = re.search(r"^cuda = (?:None|'(.*)')", version, re.MULTILINE)
-    if cuda is None or cuda[1] == torch.version.cuda:
+    build = re.search(r"^__version__ = '[^'+]*\+?(.*)'", version, re.MULTILINE)  # cpu, cu130, ...
+    if build is None or build[1] == torch.__version__.partition("+")[2]:
         return None
     library = torch.library.Library("torchvision", "DEF")
     library.define("nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
