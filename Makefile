@@ -38,7 +38,8 @@ bench: build
 	$(PY) -m pytest bench --benchmark-only $(ARGS)
 
 rivals: build $(STAMPS)/bench
-	$(PY) -m pytest bench --benchmark-only --rivals $(ARGS)
+	@mkdir -p build
+	$(PY) -m pytest bench/bench_network.py --benchmark-only --rivals --rivals-json build/rivals.json $(ARGS)
 
 build: $(BUILD)/CMakeCache.txt
 	@cmake --build $(BUILD) --target _native --parallel $(JOBS)
