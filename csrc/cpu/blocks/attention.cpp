@@ -187,11 +187,7 @@ class Attention final : public Block {
 
     float* u = scratch.shared + at.u + std::int64_t{q0} * kPanel;
     for (int h = 0; h < heads_.count; ++h) {
-      if (stride_ == 2) {
-        weigh_values<Activation::kNone>(heads_, h, a + h * plane, pitch, n, scratch.shared + at.values, keys, u, keys);
-      } else {
-        weigh_values<Activation::kGelu>(heads_, h, a + h * plane, pitch, n, scratch.shared + at.values, keys, u, keys);
-      }
+      weigh_values(heads_, h, a + h * plane, pitch, n, scratch.shared + at.values, keys, u, keys, stride_ == 1);
     }
   }
 
@@ -220,10 +216,10 @@ class Attention final : public Block {
         const float* map = u + value_panel(p, n);
         for (int row = top; row < bottom; ++row) {
           const Blend blend = blend_at(row, grid.rows);
-          enlarge_row_gelu(map + std::int64_t{blend.a} * grid.cols * kPanel,
-                           map + std::int64_t{blend.b} * grid.cols * kPanel, blend.t, grid.cols,
-                           own + (std::int64_t{p} * pixels + (row - top) * in.width) * kPanel, in.width);
+          enlarge_row(map + std::int64_t{blend.a} * grid.cols * kPanel, map + std::int64_t{blend.b} * grid.cols * kPanel,
+                      blend.t, grid.cols, own + (std::int64_t{p} * pixels + (row - top) * in.width) * kPanel, in.width);
         }
+        gelu(own + std::int64_t{p} * pixels * kPanel, std::int64_t{pixels} * kPanel);
       }
       const std::int64_t offset = std::int64_t{top} * in.width * channels_;
       for (int p = 0; p < proj_.panels(); ++p) {

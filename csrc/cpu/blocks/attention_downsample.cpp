@@ -77,7 +77,7 @@ class AttentionDownsample final : public Block {
     project_qkv(x.data, in, grid, at, scratch, team);
     share_panels(team, conv_.panels(), grid.rows, [&](int p, int begin, int end) {
       for (int row = begin; row < end; ++row) {
-        conv3x3_row<Activation::kNone>(scratch.shared + at.strip + 2 * row * padded_pitch(in.width, in_), in.width, in_,
+        conv3x3_row(scratch.shared + at.strip + 2 * row * padded_pitch(in.width, in_), in.width, in_,
                                        conv_.weights(), conv_.bias(), p, p + 1, out_,
                                        y + std::int64_t{row} * grid.cols * out_, out_, grid.cols);
       }
@@ -151,8 +151,8 @@ class AttentionDownsample final : public Block {
         logits(heads_, h, scratch.shared + at.queries + std::int64_t{q0} * heads_.key_channels(), n,
                scratch.shared + at.keys, keys, scratch.own, bias.data + h * bias.head_stride);
         for (int i = 0; i < n; ++i) softmax_row(scratch.own + std::int64_t{i} * pitch, pitch);
-        weigh_values<Activation::kGelu>(heads_, h, scratch.own, pitch, n, scratch.shared + at.values, keys,
-                                        scratch.shared + at.u + std::int64_t{q0} * kPanel, queries);
+        weigh_values(heads_, h, scratch.own, pitch, n, scratch.shared + at.values, keys,
+                                        scratch.shared + at.u + std::int64_t{q0} * kPanel, queries, true);
       }
     }
   }

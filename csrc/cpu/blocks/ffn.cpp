@@ -10,6 +10,7 @@
 #include <cstring>
 
 #include "cpu/tiles/depthwise.h"
+#include "cpu/tiles/gelu.h"
 #include "cpu/tiles/gemm.h"
 #include "cpu/tiles/pack.h"
 #include "engine/spec.h"
@@ -87,11 +88,12 @@ class Ffn final : public Block {
         const int p = begin + i;
         expand(x, in, 0, in.height, p, hidden);
         for (int row = 0; row < in.height; ++row) {
-          depthwise_row<Activation::kGelu, 1>(window_at(hidden, kPanel, in.height, in.width, row),
+          depthwise_row<1>(window_at(hidden, kPanel, in.height, in.width, row),
                                               depthwise_panel(dw_, p),
                                               chunk + i * panel_floats + row * in.width * kPanel, kPanel,
                                               in.width, kPanel);
         }
+        gelu(chunk + i * panel_floats, panel_floats);
       }
       team.sync();
       // Divide what is larger: pixels, or output panels (then the threads also share the weights).
@@ -132,10 +134,11 @@ class Ffn final : public Block {
           expand(x, in, band_begin, band_end, p, band);
           for (int row = top; row < bottom; ++row) {
             const Window window{{hidden_row(row - 1), hidden_row(row), hidden_row(row + 1)}, kPanel, in.width};
-            depthwise_row<Activation::kGelu, 1>(window, depthwise_panel(dw_, p),
+            depthwise_row<1>(window, depthwise_panel(dw_, p),
                                                 chunk + (std::int64_t{i} * pixels + (row - top) * in.width) * kPanel,
                                                 kPanel, in.width, kPanel);
           }
+          gelu(chunk + std::int64_t{i} * pixels * kPanel, std::int64_t{pixels} * kPanel);
           if (bottom < rows.end) {
             // hidden_row(bottom - 1) may itself be carried when a band is one row high.
             std::memmove(kept, hidden_row(bottom - 1), pitch * sizeof(float));
@@ -151,8 +154,9 @@ class Ffn final : public Block {
   // hidden = GELU(fc1(x)) for rows [begin, end) and panel p.
   void expand(const float* x, Map in, int begin, int end, int p, float* hidden) const {
     const Rows rows = plain_rows(x + std::int64_t{begin} * in.width * channels_, channels_, channels_);
-    gemm<Activation::kGelu>(rows, 0, (end - begin) * in.width, fc1_.panel(p), kPanel, channels_,
-                            {hidden, kPanel, fc1_.panel_bias(p)});
+    const int pixels = (end - begin) * in.width;
+    gemm(rows, 0, pixels, fc1_.panel(p), kPanel, channels_, {hidden, kPanel, fc1_.panel_bias(p)});
+    gelu(hidden, std::int64_t{pixels} * kPanel);
   }
 
   // Adds a chunk's part of fc2 (hidden panels begin ... begin + count) to y; the last one adds x too.

@@ -12,9 +12,7 @@ inline constexpr int kLanes = 8;
 // 6 x 2 accumulators, 2 weight vectors and 1 broadcast fill 15 of the 16 registers.
 inline constexpr int kTileRows = 6;
 inline constexpr int kTileVectors = 2;
-// vpermilps picks one of 4 values per lane in a single micro-operation.
-inline constexpr int kGeluSegments = 4;
-inline constexpr int kGeluDegree = 7;
+inline constexpr int kGeluVectors = 2;  // more do not fit into the registers
 
 inline Vec zero() { return _mm256_setzero_ps(); }
 inline Vec set1(float value) { return _mm256_set1_ps(value); }
@@ -33,6 +31,7 @@ inline Vec add(Vec a, Vec b) { return _mm256_add_ps(a, b); }
 inline Vec sub(Vec a, Vec b) { return _mm256_sub_ps(a, b); }
 inline Vec mul(Vec a, Vec b) { return _mm256_mul_ps(a, b); }
 inline Vec fma(Vec a, Vec b, Vec c) { return _mm256_fmadd_ps(a, b, c); }
+inline Vec fnma(Vec a, Vec b, Vec c) { return _mm256_fnmadd_ps(a, b, c); }  // c - a * b
 // Where an operand is NaN, both return b.
 inline Vec max(Vec a, Vec b) { return _mm256_max_ps(a, b); }
 inline Vec min(Vec a, Vec b) { return _mm256_min_ps(a, b); }
@@ -46,11 +45,6 @@ inline Vec scale_by_power(Vec p, Vec n_shifted) {
 // v where x >= limit or x is NaN, else 0.
 inline Vec zero_below(Vec v, Vec x, Vec limit) {
   return _mm256_andnot_ps(_mm256_cmp_ps(x, limit, _CMP_LT_OQ), v);
-}
-
-// table: one value per segment, repeated to fill a vector; the low bits of index choose the segment.
-inline Vec lookup(const float* table, Vec index) {
-  return _mm256_permutevar_ps(_mm256_load_ps(table), _mm256_castps_si256(index));
 }
 
 inline float reduce_add(Vec v) {

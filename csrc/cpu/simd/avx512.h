@@ -12,9 +12,7 @@ inline constexpr int kLanes = 16;
 // 12 x 2 accumulators and 2 weight vectors; broadcasts are memory operands of the multiply-add.
 inline constexpr int kTileRows = 12;
 inline constexpr int kTileVectors = 2;
-// vpermps picks one of 16 values per lane in a single micro-operation.
-inline constexpr int kGeluSegments = 16;
-inline constexpr int kGeluDegree = 4;
+inline constexpr int kGeluVectors = 4;
 
 inline Vec zero() { return _mm512_setzero_ps(); }
 inline Vec set1(float value) { return _mm512_set1_ps(value); }
@@ -32,6 +30,7 @@ inline Vec add(Vec a, Vec b) { return _mm512_add_ps(a, b); }
 inline Vec sub(Vec a, Vec b) { return _mm512_sub_ps(a, b); }
 inline Vec mul(Vec a, Vec b) { return _mm512_mul_ps(a, b); }
 inline Vec fma(Vec a, Vec b, Vec c) { return _mm512_fmadd_ps(a, b, c); }
+inline Vec fnma(Vec a, Vec b, Vec c) { return _mm512_fnmadd_ps(a, b, c); }  // c - a * b
 // Where an operand is NaN, both return b.
 inline Vec max(Vec a, Vec b) { return _mm512_max_ps(a, b); }
 inline Vec min(Vec a, Vec b) { return _mm512_min_ps(a, b); }
@@ -45,11 +44,6 @@ inline Vec scale_by_power(Vec p, Vec n_shifted) {
 // v where x >= limit or x is NaN, else 0.
 inline Vec zero_below(Vec v, Vec x, Vec limit) {
   return _mm512_maskz_mov_ps(_mm512_cmp_ps_mask(x, limit, _CMP_NLT_UQ), v);
-}
-
-// table: one value per segment; the low bits of index choose the segment.
-inline Vec lookup(const float* table, Vec index) {
-  return _mm512_permutexvar_ps(_mm512_castps_si512(index), _mm512_load_ps(table));
 }
 
 inline float reduce_add(Vec v) { return _mm512_reduce_add_ps(v); }

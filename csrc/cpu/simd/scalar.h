@@ -12,8 +12,7 @@ struct Vec {
 };
 inline constexpr int kTileRows = 4;
 inline constexpr int kTileVectors = 2;
-inline constexpr int kGeluSegments = 16;
-inline constexpr int kGeluDegree = 4;
+inline constexpr int kGeluVectors = 1;
 
 template <class Function>
 inline Vec per_lane(Function f) {
@@ -53,6 +52,9 @@ inline Vec mul(Vec a, Vec b) {
 inline Vec fma(Vec a, Vec b, Vec c) {
   return per_lane([&](int i) { return a.lane[i] * b.lane[i] + c.lane[i]; });
 }
+inline Vec fnma(Vec a, Vec b, Vec c) {  // c - a * b
+  return per_lane([&](int i) { return c.lane[i] - a.lane[i] * b.lane[i]; });
+}
 // Where an operand is NaN, both return b.
 inline Vec max(Vec a, Vec b) {
   return per_lane([&](int i) { return a.lane[i] > b.lane[i] ? a.lane[i] : b.lane[i]; });
@@ -81,11 +83,6 @@ inline Vec scale_by_power(Vec p, Vec n_shifted) {
 // v where x >= limit or x is NaN, else 0.
 inline Vec zero_below(Vec v, Vec x, Vec limit) {
   return per_lane([&](int i) { return x.lane[i] < limit.lane[i] ? 0.0f : v.lane[i]; });
-}
-
-// table: one value per segment; the low bits of index choose the segment.
-inline Vec lookup(const float* table, Vec index) {
-  return per_lane([&](int i) { return table[bits(index.lane[i]) & (kGeluSegments - 1)]; });
 }
 
 inline float reduce_add(Vec v) { return (v.lane[0] + v.lane[2]) + (v.lane[1] + v.lane[3]); }

@@ -7,6 +7,7 @@
 #pragma once
 
 #include "cpu/tiles/attention_bias.h"
+#include "cpu/tiles/gelu.h"
 #include "cpu/tiles/gemm.h"
 #include "cpu/tiles/pack.h"
 #include "cpu/tiles/softmax.h"
@@ -96,17 +97,17 @@ inline void logits(const Heads& heads, int head, const float* queries, int n, co
   }
 }
 
-// out += probabilities . values of one head for n queries, then the activation. out points at the first
-// of the queries in a map in panels of `queries` pixels.
-template <Activation A>
-void weigh_values(const Heads& heads, int head, const float* probabilities, std::int64_t pitch, int n,
-                  const float* values, int keys, float* out, int queries) {
+// out += probabilities . values of one head for n queries, then GELU if asked for. out points at the
+// first of the queries in a map in panels of `queries` pixels.
+inline void weigh_values(const Heads& heads, int head, const float* probabilities, std::int64_t pitch, int n,
+                  const float* values, int keys, float* out, int queries, bool activate) {
   const Rows rows = plain_rows(probabilities, pitch, keys);
   for (int i = 0; i < heads.value_panels_each(); ++i) {
     const std::int64_t p = std::int64_t{head} * heads.value_panels_each() + i;
     Result r{out + p * queries * kPanel, kPanel};
     r.accumulate = true;
-    gemm<A>(rows, 0, n, values + p * keys * kPanel, kPanel, keys, r);
+    gemm(rows, 0, n, values + p * keys * kPanel, kPanel, keys, r);
+    if (activate) gelu(r.out, std::int64_t{n} * kPanel);
   }
 }
 
@@ -115,7 +116,7 @@ template <int Stride>
 void local_panel(const float* values, int height, int width, const float* taps, float* local) {
   const int out_height = (height + Stride - 1) / Stride, out_width = (width + Stride - 1) / Stride;
   for (int row = 0; row < out_height; ++row) {
-    depthwise_row<Activation::kNone, Stride>(window_at(values, kPanel, height, width, row * Stride), taps,
+    depthwise_row<Stride>(window_at(values, kPanel, height, width, row * Stride), taps,
                                              local + std::int64_t{row} * out_width * kPanel, kPanel, out_width,
                                              kPanel);
   }
@@ -131,7 +132,7 @@ inline void strided_depthwise(const float* x, Map in, const Buffer& packed, floa
     for (const float*& line : window.rows) {
       if (line) line += first;
     }
-    depthwise_row<Activation::kNone, 2>(window, depthwise_panel(packed, p),
+    depthwise_row<2>(window, depthwise_panel(packed, p),
                                         out + std::int64_t{row} * width * in.channels + first, in.channels, width,
                                         in.channels - first < kPanel ? in.channels - first : kPanel);
   }

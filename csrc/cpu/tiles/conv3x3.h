@@ -50,8 +50,7 @@ inline void pad_rows(const MapView& in, int height, int width, int channels, int
 
 // One output row, panel by panel; strip points at the padded row above the window's centre.
 // weights: packed [panel][9 * channels][kPanel], the taps outermost; out: [out_width][out_pitch].
-template <Activation A>
-void conv3x3_row(const float* strip, int width, int channels, const float* weights, const float* bias,
+inline void conv3x3_row(const float* strip, int width, int channels, const float* weights, const float* bias,
                  int panel_begin, int panel_end, int out_channels, float* out, std::int64_t out_stride,
                  int out_width) {
   const Rows rows{strip, 2 * static_cast<std::int64_t>(channels), 3 * channels, padded_pitch(width, channels)};
@@ -59,7 +58,7 @@ void conv3x3_row(const float* strip, int width, int channels, const float* weigh
   for (int p = panel_begin; p < panel_end; ++p) {
     Result r{out + p * kPanel, out_stride, bias + p * kPanel};
     r.columns = out_channels - p * kPanel < kPanel ? out_channels - p * kPanel : kPanel;
-    gemm<A>(rows, 0, out_width, weights + static_cast<std::int64_t>(p) * depth * kPanel, kPanel, depth, r);
+    gemm(rows, 0, out_width, weights + static_cast<std::int64_t>(p) * depth * kPanel, kPanel, depth, r);
   }
 }
 

@@ -6,7 +6,6 @@
 #include <cstdint>
 
 #include "cpu/simd/simd.h"
-#include "cpu/tiles/gemm.h"
 
 namespace effv2::EFFV2_ISA {
 
@@ -20,7 +19,7 @@ struct Window {
   int width;
 };
 
-template <Activation A, int Stride, unsigned RowMask, bool Whole>
+template <int Stride, unsigned RowMask, bool Whole>
 EFFV2_INLINE void depthwise_vector(const Window& in, const float* taps, float* out,
                                    std::int64_t out_stride, int out_width, int count) {
   Vec w[9];
@@ -41,7 +40,6 @@ EFFV2_INLINE void depthwise_vector(const Window& in, const float* taps, float* o
       sum = fma(at(0), w[row * 3 + 1], sum);
       if (right) sum = fma(at(1), w[row * 3 + 2], sum);
     }
-    sum = activate<A>(sum);
     if (Whole) {
       store(out + x * out_stride, sum);
     } else {
@@ -57,29 +55,29 @@ EFFV2_INLINE void depthwise_vector(const Window& in, const float* taps, float* o
   for (; x < out_width; ++x) pixel(x, true, false);
 }
 
-template <Activation A, int Stride, bool Whole>
+template <int Stride, bool Whole>
 EFFV2_INLINE void depthwise_masked(const Window& in, const float* taps, float* out, std::int64_t out_stride,
                                    int out_width, int count) {
   if (in.rows[0] && in.rows[2]) {
-    depthwise_vector<A, Stride, 7, Whole>(in, taps, out, out_stride, out_width, count);
+    depthwise_vector<Stride, 7, Whole>(in, taps, out, out_stride, out_width, count);
   } else if (in.rows[0]) {
-    depthwise_vector<A, Stride, 3, Whole>(in, taps, out, out_stride, out_width, count);
+    depthwise_vector<Stride, 3, Whole>(in, taps, out, out_stride, out_width, count);
   } else if (in.rows[2]) {
-    depthwise_vector<A, Stride, 6, Whole>(in, taps, out, out_stride, out_width, count);
+    depthwise_vector<Stride, 6, Whole>(in, taps, out, out_stride, out_width, count);
   } else {
-    depthwise_vector<A, Stride, 2, Whole>(in, taps, out, out_stride, out_width, count);
+    depthwise_vector<Stride, 2, Whole>(in, taps, out, out_stride, out_width, count);
   }
 }
 
 // One panel of one output row; channels: how many of the panel's channels exist in memory.
-template <Activation A, int Stride>
+template <int Stride>
 void depthwise_row(Window in, const float* taps, float* out, std::int64_t out_stride, int out_width,
                    int channels) {
   for (int c = 0; c < channels; c += kLanes) {
     if (channels - c >= kLanes) {
-      depthwise_masked<A, Stride, true>(in, taps + c, out + c, out_stride, out_width, kLanes);
+      depthwise_masked<Stride, true>(in, taps + c, out + c, out_stride, out_width, kLanes);
     } else {
-      depthwise_masked<A, Stride, false>(in, taps + c, out + c, out_stride, out_width, channels - c);
+      depthwise_masked<Stride, false>(in, taps + c, out + c, out_stride, out_width, channels - c);
     }
     for (const float*& row : in.rows) {
       if (row) row += kLanes;

@@ -10,7 +10,6 @@
 #include <cstdint>
 
 #include "cpu/simd/simd.h"
-#include "cpu/tiles/gelu.h"
 
 namespace effv2::EFFV2_ISA {
 
@@ -35,8 +34,7 @@ inline Rows panel_rows(const float* data, std::int64_t pixels) {
 }
 
 // Where a tile goes: row m of the result at out + m * out_stride; then, once the sum is complete,
-// + bias (one value per column), + residual, and the activation. Either pointer may be null;
-// residual may be out itself.
+// + bias (one value per column, in whole panels) and + residual. Either pointer may be null.
 struct Result {
   float* out;
   std::int64_t out_stride;
@@ -47,112 +45,126 @@ struct Result {
   bool accumulate = false;  // add to what is in out: an earlier part of the same sum
 };
 
-enum class Activation { kNone, kGelu };
-
-template <Activation A>
-EFFV2_INLINE Vec activate(Vec v) {
-  if constexpr (A == Activation::kGelu) {
-    return gelu(v);
-  } else {
-    return v;
-  }
-}
-
-template <Activation A, int Vectors>
-EFFV2_INLINE void finish_row(Vec (&sum)[Vectors], const Result& r, int m, bool first, bool last) {
+// Adds what belongs to a tile of sums and stores it. Whole: all of its columns exist.
+template <int RowCount, int Vectors, bool Whole>
+EFFV2_INLINE void finish(Vec (&sum)[RowCount][Vectors], const Result& r, int m, bool first, bool last) {
+  const int tail = r.columns - (Vectors - 1) * kLanes;  // columns of the last vector
+  const auto get = [&](const float* p, int v) {
+    return Whole || v + 1 < Vectors ? load(p + v * kLanes) : load_n(p + v * kLanes, tail);
+  };
+  if (!first) {
+#pragma GCC unroll 16
+    for (int i = 0; i < RowCount; ++i) {
 #pragma GCC unroll 4
-  for (int v = 0; v < Vectors; ++v) {
-    const int column = v * kLanes;
-    const int count = r.columns - column;
-    float* out = r.out + m * r.out_stride + column;
-    Vec s = sum[v];
-    if (__builtin_expect(count >= kLanes, 1)) {
-      if (!first) s = add(s, load(out));
-      if (last) {
-        if (r.bias) s = add(s, load(r.bias + column));
-        if (r.residual) s = add(s, load(r.residual + m * r.residual_stride + column));
-        s = activate<A>(s);
+      for (int v = 0; v < Vectors; ++v) sum[i][v] = add(sum[i][v], get(r.out + (m + i) * r.out_stride, v));
+    }
+  }
+  if (last && r.bias) {
+#pragma GCC unroll 16
+    for (int i = 0; i < RowCount; ++i) {
+#pragma GCC unroll 4
+      for (int v = 0; v < Vectors; ++v) sum[i][v] = add(sum[i][v], load(r.bias + v * kLanes));
+    }
+  }
+  if (last && r.residual) {
+#pragma GCC unroll 16
+    for (int i = 0; i < RowCount; ++i) {
+#pragma GCC unroll 4
+      for (int v = 0; v < Vectors; ++v) {
+        sum[i][v] = add(sum[i][v], get(r.residual + (m + i) * r.residual_stride, v));
       }
-      store(out, s);
-    } else if (count > 0) {
-      if (!first) s = add(s, load_n(out, count));
-      if (last) {
-        if (r.bias) s = add(s, load(r.bias + column));
-        if (r.residual) s = add(s, load_n(r.residual + m * r.residual_stride + column, count));
-        s = activate<A>(s);
+    }
+  }
+#pragma GCC unroll 16
+  for (int i = 0; i < RowCount; ++i) {
+#pragma GCC unroll 4
+    for (int v = 0; v < Vectors; ++v) {
+      float* out = r.out + (m + i) * r.out_stride + v * kLanes;
+      if (Whole || v + 1 < Vectors) {
+        store(out, sum[i][v]);
+      } else {
+        store_n(out, sum[i][v], tail);
       }
-      store_n(out, s, count);
     }
   }
 }
 
-// One tile: RowCount rows from row m on, k from begin to end.
-template <Activation A, int RowCount, int Vectors>
-inline __attribute__((noinline)) void tile(const Rows& a, int m, const float* b, std::int64_t b_stride, int begin, int end,
-                 const Result& r, bool last) {
-  Vec sum[RowCount][Vectors];
-#pragma GCC unroll 16
-  for (int i = 0; i < RowCount; ++i) {
-#pragma GCC unroll 4
-    for (int v = 0; v < Vectors; ++v) sum[i][v] = zero();
-  }
-  const float* b_row = b + begin * b_stride;
+// `tiles` tiles of RowCount rows from row m on, k from begin to end.
+template <int RowCount, int Vectors>
+__attribute__((noinline)) void run_tiles(const Rows& a, int m, int tiles, const float* b, std::int64_t b_stride,
+                                         int begin, int end, const Result& result, bool last) {
+  const Result r = result;
   const std::int64_t stride = a.row_stride;
-  int block = begin / a.block;
-  int offset = begin - block * a.block;
-  for (int left = end - begin; left > 0; ++block, offset = 0) {
-    const float* p = a.data + m * stride + block * a.block_stride + offset;
-    const int count = left < a.block - offset ? left : a.block - offset;
-    left -= count;
-    for (int k = 0; k < count; ++k, ++p, b_row += b_stride) {
-      Vec weights[Vectors];
-#pragma GCC unroll 4
-      for (int v = 0; v < Vectors; ++v) weights[v] = load(b_row + v * kLanes);
+  const bool whole = r.columns >= Vectors * kLanes;
+  const bool first = begin == 0 && !r.accumulate;
+  const int first_block = begin ? begin / a.block : 0;
+  const int first_offset = begin - first_block * a.block;
+  const float* const start = a.data + first_block * a.block_stride + first_offset;
+  const float* const first_row_of_b = b + begin * b_stride;
+
+  for (; tiles > 0; --tiles, m += RowCount) {
+    Vec sum[RowCount][Vectors];
 #pragma GCC unroll 16
-      for (int i = 0; i < RowCount; ++i) {
-        const Vec x = broadcast(p + i * stride);
+    for (int i = 0; i < RowCount; ++i) {
 #pragma GCC unroll 4
-        for (int v = 0; v < Vectors; ++v) sum[i][v] = fma(x, weights[v], sum[i][v]);
+      for (int v = 0; v < Vectors; ++v) sum[i][v] = zero();
+    }
+    const float* b_row = first_row_of_b;
+    const float* p = start + m * stride;
+    int run = a.block - first_offset;
+    for (int left = end - begin; left > 0; p += a.block_stride - a.block, run = a.block) {
+      if (run > left) run = left;
+      left -= run;
+      for (int k = 0; k < run; ++k, ++p, b_row += b_stride) {
+        Vec weights[Vectors];
+#pragma GCC unroll 4
+        for (int v = 0; v < Vectors; ++v) weights[v] = load(b_row + v * kLanes);
+#pragma GCC unroll 16
+        for (int i = 0; i < RowCount; ++i) {
+          const Vec x = broadcast(p + i * stride);
+#pragma GCC unroll 4
+          for (int v = 0; v < Vectors; ++v) sum[i][v] = fma(x, weights[v], sum[i][v]);
+        }
       }
     }
-  }
-#pragma GCC unroll 16
-  for (int i = 0; i < RowCount; ++i) {
-    finish_row<A>(sum[i], r, m + i, begin == 0 && !r.accumulate, last);
+    if (whole) {
+      finish<RowCount, Vectors, true>(sum, r, m, first, last);
+    } else {
+      finish<RowCount, Vectors, false>(sum, r, m, first, last);
+    }
   }
 }
 
-template <Activation A, int Vectors, int RowCount = kTileRows>
-EFFV2_INLINE void tile_of(int row_count, const Rows& a, int m, const float* b, std::int64_t b_stride,
-                          int begin, int end, const Result& r, bool last) {
+template <int Vectors, int RowCount = kTileRows>
+EFFV2_INLINE void tiles_of(int row_count, const Rows& a, int m, int tiles, const float* b, std::int64_t b_stride,
+                           int begin, int end, const Result& r, bool last) {
   if constexpr (RowCount > 0) {
     if (row_count == RowCount) {
-      tile<A, RowCount, Vectors>(a, m, b, b_stride, begin, end, r, last);
+      run_tiles<RowCount, Vectors>(a, m, tiles, b, b_stride, begin, end, r, last);
     } else {
-      tile_of<A, Vectors, RowCount - 1>(row_count, a, m, b, b_stride, begin, end, r, last);
+      tiles_of<Vectors, RowCount - 1>(row_count, a, m, tiles, b, b_stride, begin, end, r, last);
     }
   }
 }
 
 // Rows [m0, m1) times one panel of b (depth rows of b_stride floats, kPanel for packed weights).
 // The rows are divided evenly, so that no tile is left with too few rows to hide the latency of a
-// multiply-add: 49 rows make 9 tiles of 5 or 6, not 8 of 6 and 1 of 1.
-template <Activation A = Activation::kNone>
-void gemm(const Rows& a, int m0, int m1, const float* b, std::int64_t b_stride, int depth,
-          const Result& r) {
+// multiply-add: 49 rows make 4 tiles of 6 and 5 of 5, not 8 of 6 and 1 of 1.
+inline void gemm(const Rows& a, int m0, int m1, const float* b, std::int64_t b_stride, int depth, const Result& r) {
   const int rows = m1 - m0;
   const int tiles = (rows + kTileRows - 1) / kTileRows;
+  if (tiles == 0) return;
+  const int small = rows / tiles, larger = rows - small * tiles;  // `larger` tiles have one row more
+  const int split = m0 + larger * (small + 1);
   for (int begin = 0; begin < depth; begin += kDepthBlock) {
     const int end = depth - begin > kDepthBlock ? begin + kDepthBlock : depth;
     const bool last = end == depth;
-    for (int t = 0, m = m0; t < tiles; ++t) {
-      const int next = m0 + static_cast<int>(static_cast<std::int64_t>(rows) * (t + 1) / tiles);
-      if (r.columns > kLanes) {
-        tile_of<A, kTileVectors>(next - m, a, m, b, b_stride, begin, end, r, last);
-      } else {
-        tile_of<A, 1>(next - m, a, m, b, b_stride, begin, end, r, last);
-      }
-      m = next;
+    if (r.columns > kLanes) {
+      if (larger) tiles_of<kTileVectors>(small + 1, a, m0, larger, b, b_stride, begin, end, r, last);
+      tiles_of<kTileVectors>(small, a, split, tiles - larger, b, b_stride, begin, end, r, last);
+    } else {
+      if (larger) tiles_of<1>(small + 1, a, m0, larger, b, b_stride, begin, end, r, last);
+      tiles_of<1>(small, a, split, tiles - larger, b, b_stride, begin, end, r, last);
     }
   }
 }

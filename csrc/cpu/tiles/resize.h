@@ -1,8 +1,7 @@
-// Bilinear enlargement by 2, align_corners=False, fused with GELU.
+// Bilinear enlargement by 2, align_corners=False.
 #pragma once
 
 #include "cpu/simd/simd.h"
-#include "cpu/tiles/gelu.h"
 
 namespace effv2::EFFV2_ISA {
 
@@ -22,7 +21,7 @@ inline Blend blend_at(int i, int inputs) {
 
 // One output row of one panel: rows[0] and rows[1] are the two input rows, [width][kPanel], blended
 // with weights 1 - t and t; out: [out_width][kPanel].
-inline void enlarge_row_gelu(const float* row_a, const float* row_b, float t, int width, float* out,
+inline void enlarge_row(const float* row_a, const float* row_b, float t, int width, float* out,
                              int out_width) {
   const Vec down = set1(t), up = set1(1.0f - t);
   for (int v = 0; v < kPanel; v += kLanes) {
@@ -31,10 +30,10 @@ inline void enlarge_row_gelu(const float* row_a, const float* row_b, float t, in
     };
     Vec left = blended(0);
     Vec right = width > 1 ? blended(1) : left;
-    store(out + v, gelu(fma(zero(), right, left)));
+    store(out + v, fma(zero(), right, left));
     for (int x = 1; x < out_width; ++x) {
       const Blend at = blend_at(x, width);
-      store(out + x * kPanel + v, gelu(fma(set1(at.t), right, mul(set1(1.0f - at.t), left))));
+      store(out + x * kPanel + v, fma(set1(at.t), right, mul(set1(1.0f - at.t), left)));
       if (x % 2 == 0) {
         left = right;
         right = at.b + 1 < width ? blended(at.b + 1) : left;
