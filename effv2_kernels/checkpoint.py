@@ -145,7 +145,7 @@ def _read_torch(file: Path) -> Mapping[str, Any]:
         with allowed([argparse.Namespace]) if allowed else contextlib.nullcontext():
             content = torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:  # a damaged file makes torch.load raise nearly anything
-        if "weights_only" in str(error) or "Unsupported global" in str(error):
+        if "Unsupported global" in str(error) or "Unsupported class" in str(error):
             reason = (
                 "holds Python objects besides tensors, which are never loaded: save its state dict alone, "
                 "torch.save(checkpoint['model'], path), where you trust it"
