@@ -11,9 +11,9 @@
 namespace effv2::EFFV2_ISA {
 namespace {
 
-constexpr int kQueryBlock = kTileRows;
+constexpr int kQueryBlock = kTileRows < 12 ? 12 : kTileRows;
 // Pixels of the enlarged map per pass of proj.
-constexpr int kEnlargedPixels = 28;
+constexpr int kEnlargedPixels = 56;
 
 class Attention final : public Block {
  public:
@@ -148,8 +148,8 @@ class Attention final : public Block {
       gemm(rows, 0, n, qkv_.panel(p), kPanel, channels_, r);
       if (p >= 2 * query_panels_) {
         const int value = p - 2 * query_panels_;
-        local_panel<1>(r.out, grid.rows, grid.cols, depthwise_panel(local_, value),
-                       scratch.shared + at.u + value_panel(value, n));
+        depthwise_map<1>(r.out, grid.rows, grid.cols, kPanel, depthwise_panel(local_, value),
+                         scratch.shared + at.u + value_panel(value, n), kPanel, kPanel);
       } else if (p >= query_panels_) {
         pack_keys(heads_, r.out, n, first, columns, scratch.shared + at.keys);
       }
@@ -197,6 +197,7 @@ class Attention final : public Block {
     const Rows rows = plain_rows(weights.data(), inputs, inputs);
     for (std::int64_t column = 0; column < plane; column += kPanel) {
       Result r{out + column, plane};
+      if (plane - column < kPanel) r.columns = static_cast<int>(plane - column);
       if (bias) {
         r.residual = bias + column;
         r.residual_stride = bias_stride;

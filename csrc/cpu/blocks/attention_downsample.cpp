@@ -9,7 +9,7 @@
 namespace effv2::EFFV2_ISA {
 namespace {
 
-constexpr int kQueryBlock = kTileRows;
+constexpr int kQueryBlock = kTileRows < 12 ? 12 : kTileRows;
 
 class AttentionDownsample final : public Block {
  public:
@@ -127,8 +127,8 @@ class AttentionDownsample final : public Block {
       if (value >= 0) r.out = scratch.shared + at.values + std::int64_t{value} * keys * kPanel;
       gemm(rows, 0, keys, kv_.panel(p), kPanel, in_, r);
       if (value >= 0) {
-        local_panel<2>(r.out, in.height, in.width, depthwise_panel(local_, value),
-                       scratch.shared + at.u + std::int64_t{value} * queries * kPanel);
+        depthwise_map<2>(r.out, in.height, in.width, kPanel, depthwise_panel(local_, value),
+                         scratch.shared + at.u + std::int64_t{value} * queries * kPanel, kPanel, kPanel);
       } else {
         const int first = p * kPanel, left = heads_.key_channels() - first;
         pack_keys(heads_, r.out, keys, first, left < kPanel ? left : kPanel, scratch.shared + at.keys);

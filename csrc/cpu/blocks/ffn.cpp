@@ -22,6 +22,7 @@ namespace {
 constexpr int kWholePixels = 256;
 // Pixels of fc1's output per panel in a band: they should stay in the L1 cache.
 constexpr int kBandPixels = 336;
+constexpr int kMostBandRows = 32;
 // Channels of one chunk; a multiple of kDepthBlock, so that sums do not depend on chunks.
 constexpr int kChunk = kDepthBlock;
 constexpr int kChunkPanels = kChunk / kPanel;
@@ -69,7 +70,7 @@ class Ffn final : public Block {
   int chunk_panels() const { return panels_ < kChunkPanels ? panels_ : kChunkPanels; }
   static int band_rows(Map in) {
     const int rows = kBandPixels / in.width - 2;
-    return rows < 1 ? 1 : rows;
+    return rows < 1 ? 1 : rows > kMostBandRows ? kMostBandRows : rows;
   }
   std::int64_t band_floats(Map in) const { return std::int64_t{in.width} * (band_rows(in) + 2) * kPanel; }
   std::int64_t carry_floats(Map in) const { return std::int64_t{in.width} * 2 * kPanel * panels_; }
@@ -87,12 +88,8 @@ class Ffn final : public Block {
       for (int i = mine.begin; i < mine.end; ++i) {
         const int p = begin + i;
         expand(x, in, 0, in.height, p, hidden);
-        for (int row = 0; row < in.height; ++row) {
-          depthwise_row<1>(window_at(hidden, kPanel, in.height, in.width, row),
-                                              depthwise_panel(dw_, p),
-                                              chunk + i * panel_floats + row * in.width * kPanel, kPanel,
-                                              in.width, kPanel);
-        }
+        depthwise_map<1>(hidden, in.height, in.width, kPanel, depthwise_panel(dw_, p), chunk + i * panel_floats, kPanel,
+                         kPanel);
         gelu(chunk + i * panel_floats, panel_floats);
       }
       team.sync();
@@ -132,12 +129,10 @@ class Ffn final : public Block {
             return row >= band_begin ? band + (row - band_begin) * pitch : kept + (row - (top - 1)) * pitch;
           };
           expand(x, in, band_begin, band_end, p, band);
-          for (int row = top; row < bottom; ++row) {
-            const Window window{{hidden_row(row - 1), hidden_row(row), hidden_row(row + 1)}, kPanel, in.width};
-            depthwise_row<1>(window, depthwise_panel(dw_, p),
-                                                chunk + (std::int64_t{i} * pixels + (row - top) * in.width) * kPanel,
-                                                kPanel, in.width, kPanel);
-          }
+          const float* window[kMostBandRows + 2];
+          for (int row = top - 1; row <= bottom; ++row) window[row - (top - 1)] = hidden_row(row);
+          depthwise<1>({window, kPanel, in.width}, depthwise_panel(dw_, p), chunk + std::int64_t{i} * pixels * kPanel,
+                       kPanel, in.width, bottom - top, kPanel);
           gelu(chunk + std::int64_t{i} * pixels * kPanel, std::int64_t{pixels} * kPanel);
           if (bottom < rows.end) {
             // hidden_row(bottom - 1) may itself be carried when a band is one row high.

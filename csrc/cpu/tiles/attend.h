@@ -80,14 +80,15 @@ inline void pack_keys(const Heads& heads, const float* panel, int keys, int firs
   }
 }
 
-// out[n][padded keys] = queries . keys of one head, plus an optional bias of the same shape.
+// out[n][keys rounded up to kLanes] = queries . keys of one head, plus an optional bias of the same shape.
 inline void logits(const Heads& heads, int head, const float* queries, int n, const float* packed_keys, int keys,
                    float* out, const float* bias) {
   const int key_panels = panels_of(keys);
-  const std::int64_t pitch = std::int64_t{key_panels} * kPanel;
+  const int pitch = round_up(keys, kLanes);
   const Rows rows = plain_rows(queries + head * heads.key_dim, heads.key_channels(), heads.key_dim);
   for (int p = 0; p < key_panels; ++p) {
     Result r{out + p * kPanel, pitch};
+    if (pitch - p * kPanel < kPanel) r.columns = pitch - p * kPanel;
     if (bias) {
       r.residual = bias + p * kPanel;
       r.residual_stride = pitch;
@@ -111,31 +112,21 @@ inline void weigh_values(const Heads& heads, int head, const float* probabilitie
   }
 }
 
-// A panel of values and its local convolution with the given stride: gemm, then depthwise into `local`.
-template <int Stride>
-void local_panel(const float* values, int height, int width, const float* taps, float* local) {
-  const int out_height = (height + Stride - 1) / Stride, out_width = (width + Stride - 1) / Stride;
-  for (int row = 0; row < out_height; ++row) {
-    depthwise_row<Stride>(window_at(values, kPanel, height, width, row * Stride), taps,
-                                             local + std::int64_t{row} * out_width * kPanel, kPanel, out_width,
-                                             kPanel);
-  }
-}
-
 // A strided depthwise convolution of a dense map, shared out by rows and panels of channels.
 inline void strided_depthwise(const float* x, Map in, const Buffer& packed, float* out, const Team& team) {
-  const int height = (in.height + 1) / 2, width = (in.width + 1) / 2, panels = panels_of(in.channels);
-  const Range cells = team.share(height * panels);
-  for (int cell = cells.begin; cell < cells.end; ++cell) {
-    const int p = cell / height, row = cell % height, first = p * kPanel;
-    Window window = window_at(x, in.channels, in.height, in.width, 2 * row);
-    for (const float*& line : window.rows) {
-      if (line) line += first;
+  const int width = (in.width + 1) / 2;
+  share_panels(team, panels_of(in.channels), (in.height + 1) / 2, [&](int p, int begin, int end) {
+    const int first = p * kPanel, channels = in.channels - first < kPanel ? in.channels - first : kPanel;
+    for (int row = begin; row < end; ++row) {
+      const float* rows[3];
+      for (int i = 0; i < 3; ++i) {
+        const int y = 2 * row + i - 1;
+        rows[i] = y >= 0 && y < in.height ? x + first + std::int64_t{y} * in.width * in.channels : nullptr;
+      }
+      depthwise<2>({rows, in.channels, in.width}, depthwise_panel(packed, p),
+                   out + std::int64_t{row} * width * in.channels + first, in.channels, width, 1, channels);
     }
-    depthwise_row<2>(window, depthwise_panel(packed, p),
-                                        out + std::int64_t{row} * width * in.channels + first, in.channels, width,
-                                        in.channels - first < kPanel ? in.channels - first : kPanel);
-  }
+  });
 }
 
 }  // namespace effv2::EFFV2_ISA

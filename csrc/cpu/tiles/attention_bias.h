@@ -44,7 +44,7 @@ class AttentionBias {
   }
 
   std::int64_t bytes() const { return mirrored_.floats() * 4; }
-  static int padded_keys(Grid keys) { return round_up(keys.cells(), kPanel); }
+  static int padded_keys(Grid keys) { return round_up(keys.cells(), kLanes); }
 
   Grid queries_of(Grid keys) const {
     return {(keys.rows + query_stride_ - 1) / query_stride_, (keys.cols + query_stride_ - 1) / query_stride_};

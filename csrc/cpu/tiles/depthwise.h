@@ -1,4 +1,4 @@
-// 3x3 depthwise convolution with padding 1, one row of output at a time.
+// 3x3 depthwise convolution with padding 1.
 //
 // Weights are packed [panel][10][kPanel]: nine taps, row by row, then the bias.
 #pragma once
@@ -11,87 +11,107 @@ namespace effv2::EFFV2_ISA {
 
 inline constexpr int kDepthwiseTaps = 10;
 
-// One row of a map: pixel x lies at data + x * pixel_stride. The rows above, at and below the centre
-// of the window; a row outside the map is null.
-struct Window {
-  const float* rows[3];
+// Which of the three rows of a window exist: bit r for row r.
+template <unsigned Rows>
+struct RowMask {
+  static constexpr unsigned kRows = Rows;
+};
+
+// Rows of an input map, top to bottom. Row y lies at row(y), its pixel x at row(y) + x * pixel_stride;
+// the first row (-1) and the last (count) of the range that row() accepts may be null: outside the map.
+struct InputRows {
+  const float* const* rows;  // rows[0] is row -1
   std::int64_t pixel_stride;
   int width;
 };
 
-template <int Stride, unsigned RowMask, bool Whole>
-EFFV2_INLINE void depthwise_vector(const Window& in, const float* taps, float* out,
-                                   std::int64_t out_stride, int out_width, int count) {
+// Output rows [0, count) of one vector of channels; row y is centred on input row y * Stride. The nine
+// taps stay in registers for all rows.
+template <int Stride, bool Whole>
+EFFV2_INLINE void depthwise_vector(const InputRows& in, int channel, const float* taps, float* out,
+                                   std::int64_t out_pixel_stride, std::int64_t out_row_stride, int out_width,
+                                   int count, int channels) {
   Vec w[9];
 #pragma GCC unroll 9
   for (int i = 0; i < 9; ++i) w[i] = load(taps + i * kPanel);
   const Vec bias = load(taps + 9 * kPanel);
+  const std::int64_t step = in.pixel_stride;
+  // The first x without a right neighbour.
+  const int inner_end = in.width >= 2 ? (in.width - 2) / Stride + 1 : 0;
 
-  const auto pixel = [&](int x, bool left, bool right) {
-    Vec sum = bias;
+  for (int y = 0; y < count; ++y, out += out_row_stride) {
+    const float* const* rows = in.rows + y * Stride;
+    const auto pixels = [&](auto mask) {
+      constexpr unsigned kRows = decltype(mask)::kRows;
+      const auto pixel = [&](int x, bool left, bool right) {
+        Vec sum = bias;
 #pragma GCC unroll 3
-    for (int row = 0; row < 3; ++row) {
-      if (!((RowMask >> row) & 1u)) continue;
-      const float* p = in.rows[row] + static_cast<std::int64_t>(x) * Stride * in.pixel_stride;
-      const auto at = [&](std::int64_t dx) {
-        return Whole ? load(p + dx * in.pixel_stride) : load_n(p + dx * in.pixel_stride, count);
+        for (int row = 0; row < 3; ++row) {
+          if (!((kRows >> row) & 1u)) continue;
+          const float* p = rows[row] + channel + static_cast<std::int64_t>(x) * Stride * step;
+          const auto at = [&](std::int64_t offset) {
+            return Whole ? load(p + offset) : load_n(p + offset, channels);
+          };
+          if (left) sum = fma(at(-step), w[row * 3], sum);
+          sum = fma(at(0), w[row * 3 + 1], sum);
+          if (right) sum = fma(at(step), w[row * 3 + 2], sum);
+        }
+        if (Whole) {
+          store(out + x * out_pixel_stride, sum);
+        } else {
+          store_n(out + x * out_pixel_stride, sum, channels);
+        }
       };
-      if (left) sum = fma(at(-1), w[row * 3], sum);
-      sum = fma(at(0), w[row * 3 + 1], sum);
-      if (right) sum = fma(at(1), w[row * 3 + 2], sum);
-    }
-    if (Whole) {
-      store(out + x * out_stride, sum);
+      pixel(0, false, in.width > 1);
+      int x = 1;
+      for (; x < inner_end && x < out_width; ++x) pixel(x, true, true);
+      for (; x < out_width; ++x) pixel(x, true, false);
+    };
+    if (rows[0] && rows[2]) {
+      pixels(RowMask<7>{});
+    } else if (rows[0]) {
+      pixels(RowMask<3>{});
+    } else if (rows[2]) {
+      pixels(RowMask<6>{});
     } else {
-      store_n(out + x * out_stride, sum, count);
+      pixels(RowMask<2>{});
     }
-  };
-
-  // The window of x spans columns x * Stride - 1 ... x * Stride + 1.
-  const int inner_end = in.width >= 2 ? (in.width - 2) / Stride + 1 : 0;  // first x without a right neighbour
-  pixel(0, false, in.width > 1);
-  int x = 1;
-  for (; x < inner_end && x < out_width; ++x) pixel(x, true, true);
-  for (; x < out_width; ++x) pixel(x, true, false);
-}
-
-template <int Stride, bool Whole>
-EFFV2_INLINE void depthwise_masked(const Window& in, const float* taps, float* out, std::int64_t out_stride,
-                                   int out_width, int count) {
-  if (in.rows[0] && in.rows[2]) {
-    depthwise_vector<Stride, 7, Whole>(in, taps, out, out_stride, out_width, count);
-  } else if (in.rows[0]) {
-    depthwise_vector<Stride, 3, Whole>(in, taps, out, out_stride, out_width, count);
-  } else if (in.rows[2]) {
-    depthwise_vector<Stride, 6, Whole>(in, taps, out, out_stride, out_width, count);
-  } else {
-    depthwise_vector<Stride, 2, Whole>(in, taps, out, out_stride, out_width, count);
   }
 }
 
-// One panel of one output row; channels: how many of the panel's channels exist in memory.
+// `count` output rows of one panel; channels: how many of the panel's channels exist in memory.
 template <int Stride>
-void depthwise_row(Window in, const float* taps, float* out, std::int64_t out_stride, int out_width,
-                   int channels) {
+inline void depthwise(const InputRows& in, const float* taps, float* out, std::int64_t out_pixel_stride, int out_width,
+                      int count, int channels) {
+  const std::int64_t out_row_stride = out_pixel_stride * out_width;
   for (int c = 0; c < channels; c += kLanes) {
     if (channels - c >= kLanes) {
-      depthwise_masked<Stride, true>(in, taps + c, out + c, out_stride, out_width, kLanes);
+      depthwise_vector<Stride, true>(in, c, taps + c, out + c, out_pixel_stride, out_row_stride, out_width, count,
+                                     kLanes);
     } else {
-      depthwise_masked<Stride, false>(in, taps + c, out + c, out_stride, out_width, channels - c);
-    }
-    for (const float*& row : in.rows) {
-      if (row) row += kLanes;
+      depthwise_vector<Stride, false>(in, c, taps + c, out + c, out_pixel_stride, out_row_stride, out_width, count,
+                                      channels - c);
     }
   }
 }
 
-// A window over a whole map in memory: row y centred.
-inline Window window_at(const float* map, std::int64_t pixel_stride, int height, int width, int y) {
-  const std::int64_t pitch = pixel_stride * width;
-  const float* centre = map + y * pitch;
-  return {{y > 0 ? centre - pitch : nullptr, centre, y + 1 < height ? centre + pitch : nullptr},
-          pixel_stride,
-          width};
+// All output rows of one panel of a map that lies whole in memory.
+template <int Stride>
+void depthwise_map(const float* map, int height, int width, std::int64_t pixel_stride, const float* taps, float* out,
+                   std::int64_t out_pixel_stride, int channels) {
+  // A few rows at a time: the list of rows lives on the stack.
+  constexpr int kGroup = 16;
+  const int out_height = (height + Stride - 1) / Stride, out_width = (width + Stride - 1) / Stride;
+  for (int begin = 0; begin < out_height; begin += kGroup) {
+    const int count = out_height - begin < kGroup ? out_height - begin : kGroup;
+    const float* rows[kGroup * Stride + 2];
+    for (int i = 0; i < (count - 1) * Stride + 3; ++i) {
+      const int y = begin * Stride + i - 1;
+      rows[i] = y >= 0 && y < height ? map + y * pixel_stride * width : nullptr;
+    }
+    depthwise<Stride>({rows, pixel_stride, width}, taps, out + begin * out_pixel_stride * out_width, out_pixel_stride,
+                      out_width, count, channels);
+  }
 }
 
 }  // namespace effv2::EFFV2_ISA

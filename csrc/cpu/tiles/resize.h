@@ -19,26 +19,26 @@ inline Blend blend_at(int i, int inputs) {
   return {a, a + 1 < inputs ? a + 1 : a, i % 2 ? 0.25f : 0.75f};
 }
 
-// One output row of one panel: rows[0] and rows[1] are the two input rows, [width][kPanel], blended
-// with weights 1 - t and t; out: [out_width][kPanel].
-inline void enlarge_row(const float* row_a, const float* row_b, float t, int width, float* out,
-                             int out_width) {
-  const Vec down = set1(t), up = set1(1.0f - t);
+// One output row of one panel: row_a and row_b are the two input rows, [width][kPanel], blended with
+// weights 1 - t and t; out: [out_width][kPanel] with out_width 2 * width, or one less.
+inline void enlarge_row(const float* row_a, const float* row_b, float t, int width, float* out, int out_width) {
+  const Vec down = set1(t), up = set1(1.0f - t), near = set1(0.75f), far = set1(0.25f);
   for (int v = 0; v < kPanel; v += kLanes) {
     const auto blended = [&](int x) {
       return fma(down, load(row_b + x * kPanel + v), mul(up, load(row_a + x * kPanel + v)));
     };
+    float* to = out + v;
     Vec left = blended(0);
     Vec right = width > 1 ? blended(1) : left;
-    store(out + v, fma(zero(), right, left));
-    for (int x = 1; x < out_width; ++x) {
-      const Blend at = blend_at(x, width);
-      store(out + x * kPanel + v, fma(set1(at.t), right, mul(set1(1.0f - at.t), left)));
-      if (x % 2 == 0) {
-        left = right;
-        right = at.b + 1 < width ? blended(at.b + 1) : left;
-      }
+    store(to, fma(zero(), right, left));
+    // Between two input pixels lie two output pixels, a quarter and three quarters of the way.
+    for (int x = 1; x < width; ++x) {
+      right = blended(x);
+      store(to + (2 * x - 1) * kPanel, fma(far, right, mul(near, left)));
+      store(to + 2 * x * kPanel, fma(near, right, mul(far, left)));
+      left = right;
     }
+    if (out_width == 2 * width) store(to + (out_width - 1) * kPanel, fma(far, left, mul(near, left)));
   }
 }
 
