@@ -1,0 +1,17 @@
+"""The talking-head attention, plain and strided, at every shape of S0 to L, for one 224x224 image."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+
+from effv2_kernels.shapes import BlockShape, family_shapes
+
+SHAPES = family_shapes("attention")
+
+
+@pytest.mark.benchmark(group="attention", warmup=True, min_rounds=20, max_time=0.4)
+@pytest.mark.parametrize("name", SHAPES)
+def test_attention(name: str, time_block: Callable[[BlockShape], None]) -> None:
+    time_block(SHAPES[name])

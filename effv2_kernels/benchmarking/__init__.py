@@ -1,0 +1,19 @@
+"""Fair comparison with what a user could pick instead: ``compare(model, images, contestants)``."""
+
+from effv2_kernels.benchmarking.comparison import Comparison, Entry, read, write
+from effv2_kernels.benchmarking.contestants import CONTESTANTS, OPENVINO, RIVALS, Contestant, effv2, installed
+from effv2_kernels.benchmarking.measure import compare
+
+__all__ = [
+    "CONTESTANTS",
+    "OPENVINO",
+    "RIVALS",
+    "Comparison",
+    "Contestant",
+    "Entry",
+    "compare",
+    "effv2",
+    "installed",
+    "read",
+    "write",
+]

@@ -1,0 +1,98 @@
+"""``bench``: time one model and what could be used instead."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from effv2_kernels.cli import models
+from effv2_kernels.errors import InputError
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    models.add_arguments(parser)
+    models.add_run_arguments(parser)
+    parser.add_argument("--batch", type=int, default=1, metavar="N", help="images in one call; default: 1")
+    parser.add_argument(
+        "--rivals",
+        default="eager",
+        metavar="NAMES",
+        help="eager (default), compile, onnxruntime, openvino, openvino_streams: one, several with commas, "
+        "all that are installed (all), or none",
+    )
+    parser.add_argument(
+        "--seconds",
+        type=float,
+        default=10.0,
+        metavar="S",
+        help="of timing; default: 10. Conversion and compilation of the rivals come on top",
+    )
+    parser.add_argument("--json", metavar="FILE", help="also write everything measured")
+
+
+def run(args: argparse.Namespace) -> int:
+    from effv2_kernels import benchmarking
+    from effv2_kernels.benchmarking import report
+
+    if args.seconds <= 0:
+        raise InputError(f"--seconds must be positive, but got {args.seconds:g}.")
+    if args.threads is not None and args.threads < 1:
+        raise InputError(f"--threads must be at least 1, but got {args.threads}.")
+    contestants = ["effv2", *rivals(args.rivals, args.batch)]
+    images = models.random_images(args, args.batch)
+    with progress_bar() as progress:
+        found = benchmarking.compare(
+            models.build(args),
+            images,
+            contestants,
+            threads=args.threads,
+            isa=args.isa,
+            seconds=args.seconds,
+            name=args.model,
+            progress=progress,
+        )
+    print(report.one(found))
+    if args.json is not None:
+        benchmarking.write(args.json, [found])
+        print(f"\nwritten to {args.json}")
+    return int(found.entry("effv2").refused is not None)
+
+
+def rivals(text: str, batch: int) -> list[str]:
+    """The contestants that --rivals names; one image has only one way to run with OpenVINO.
+
+    Raises UnknownNameError for a name that does not exist.
+    """
+    from effv2_kernels.benchmarking import contestants
+
+    if text == "none":
+        return []
+    if text == "all":
+        return [name for name in contestants.installed() if batch > 1 or name != "openvino_streams"]
+    names = [name.strip() for name in text.split(",") if name.strip()]
+    found = list(dict.fromkeys(contestants.find(name).name for name in names if name != "effv2"))
+    if batch > 1 and "openvino" in found and "openvino_streams" not in found:
+        found.append("openvino_streams")
+    return found
+
+
+@contextmanager
+def progress_bar() -> Iterator[Callable[[str, float], None]]:
+    """Yields the ``progress`` of compare(): a bar on stderr; without rich or a terminal, nothing."""
+    try:
+        from rich.console import Console
+        from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
+    except ImportError:
+        yield lambda what, share: None
+        return
+    columns = (TextColumn("{task.description:24}"), BarColumn(), TaskProgressColumn(), TimeElapsedColumn())
+    console = Console(stderr=True)
+    with Progress(*columns, console=console, transient=True, disable=not sys.stderr.isatty()) as bar:
+        task = bar.add_task("starting", total=1.0)
+
+        def show(what: str, share: float) -> None:
+            bar.update(task, description=what, completed=share)
+
+        yield show
