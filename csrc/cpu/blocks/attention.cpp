@@ -39,7 +39,7 @@ class Attention final : public Block {
                  channels_, 2 * query_panels_, qkv_);
     for (int h = 0; h < s.heads; ++h) {
       for (int g = 0; g < s.heads; ++g) {
-        mix1_.data()[h * s.heads + g] = s.mix1_weight[h * s.heads + g];
+        mix1_.data()[h * s.heads + g] = kLog2E * s.mix1_weight[h * s.heads + g];
         mix2_.data()[h * (s.heads + 1) + g] = s.mix2_weight[h * s.heads + g];
       }
       mix2_.data()[h * (s.heads + 1) + s.heads] = s.mix2_bias[h];

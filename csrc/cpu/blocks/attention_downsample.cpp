@@ -19,7 +19,7 @@ class AttentionDownsample final : public Block {
         heads_{s.heads, s.key_dim, s.value_dim},
         key_panels_(panels_of(heads_.key_channels())),
         dw_(pack_depthwise(s.dw_weight, s.dw_bias, in_)),
-        q_(s.q_weight, s.q_bias, heads_.key_channels(), in_),
+        q_(nullptr, nullptr, heads_.key_channels(), 0, in_),
         kv_((key_panels_ + heads_.value_panels()) * kPanel, in_, in_),
         local_(pack_local(heads_, s.local_weight, s.local_bias)),
         bias_(s.bias),
@@ -27,6 +27,8 @@ class AttentionDownsample final : public Block {
         conv_(pack_conv3x3(s.conv_weight, s.conv_bias, out_, in_)) {
     const int key_channels = heads_.key_channels();
     for (int c = 0; c < key_channels; ++c) {
+      for (int k = 0; k < in_; ++k) q_.at(c, k) = kLog2E * s.q_weight[std::int64_t{c} * in_ + k];
+      q_.bias()[c] = kLog2E * s.q_bias[c];
       for (int k = 0; k < in_; ++k) kv_.at(c, k) = s.kv_weight[std::int64_t{c} * in_ + k];
       kv_.bias()[c] = s.kv_bias[c];
     }
@@ -70,22 +72,19 @@ class AttentionDownsample final : public Block {
     const Layout at(*this, in);
     const Grid grid = halved(in);
     strided_depthwise(x.data, in, dw_, scratch.shared + at.z, team);
-    const Range rows = team.share(in.height + 2);
-    pad_rows(x, in.height, in.width, in_, rows.begin - 1, rows.end - 1,
-             scratch.shared + at.strip + rows.begin * padded_pitch(in.width, in_));
+    const Range rows = team.share(grid.rows);
+    gather_patches(x.data, in, rows.begin, rows.end, scratch.shared + at.patches);
     team.sync();
     project_qkv(x.data, in, grid, at, scratch, team);
-    share_panels(team, conv_.panels(), grid.rows, [&](int p, int begin, int end) {
-      for (int row = begin; row < end; ++row) {
-        conv3x3_row(scratch.shared + at.strip + 2 * row * padded_pitch(in.width, in_), in.width, in_,
-                                       conv_.weights(), conv_.bias(), p, p + 1, out_,
-                                       y + std::int64_t{row} * grid.cols * out_, out_, grid.cols);
-      }
+    const int queries = grid.cells();
+    share_panels(team, conv_.panels(), queries, [&](int p, int begin, int end) {
+      Result r{y + p * kPanel, out_, conv_.panel_bias(p)};
+      r.columns = conv_.columns(p);
+      gemm(plain_rows(scratch.shared + at.patches, 9 * in_, 9 * in_), begin, end, conv_.panel(p), kPanel, 9 * in_, r);
     });
     team.sync();
     attend(in, grid, prepared, at, scratch, team);
     team.sync();
-    const int queries = grid.cells();
     share_panels(team, proj_.panels(), queries, [&](int p, int begin, int end) {
       Result r{y + p * kPanel, out_, proj_.panel_bias(p)};
       r.columns = proj_.columns(p);
@@ -99,14 +98,14 @@ class AttentionDownsample final : public Block {
     Layout(const AttentionDownsample& a, Map in) {
       const std::int64_t keys = in.pixels(), queries = halved(in).cells();
       z = 0;
-      strip = z + aligned_floats(queries * a.in_);
-      this->queries = strip + aligned_floats((in.height + 2) * padded_pitch(in.width, a.in_));
+      patches = z + aligned_floats(queries * a.in_);
+      this->queries = patches + aligned_floats(queries * 9 * a.in_);
       this->keys = this->queries + aligned_floats(queries * a.heads_.key_channels());
       values = this->keys + aligned_floats(a.heads_.keys_floats(static_cast<int>(keys)));
       u = values + keys * a.heads_.value_panels() * kPanel;
       end = u + queries * a.heads_.value_panels() * kPanel;
     }
-    std::int64_t z, strip, queries, keys, values, u, end;
+    std::int64_t z, patches, queries, keys, values, u, end;
   };
 
   static Grid halved(Map in) { return {(in.height + 1) / 2, (in.width + 1) / 2}; }

@@ -2,7 +2,7 @@
 //
 // It is stored by distance on the grid of keys, mirrored along the columns, so that the bias of one
 // query against a row of keys is a run in memory: entry (h, dr, cols - 1 + dc) for dc of either sign.
-// Small bias matrices are gathered once per resolution; larger ones block by block of queries.
+// Like all logits it is multiplied by log2(e). Small bias matrices are gathered once per resolution; larger ones block by block of queries.
 #pragma once
 
 #include <cmath>
@@ -10,6 +10,7 @@
 #include <cstring>
 
 #include "cpu/simd/simd.h"
+#include "cpu/tiles/softmax.h"
 #include "engine/block.h"
 #include "engine/spec.h"
 
@@ -31,7 +32,7 @@ class AttentionBias {
         mirrored_(std::int64_t{s.heads} * s.rows * mirror_pitch()) {
     for (std::int64_t line = 0; line < std::int64_t{s.heads} * s.rows; ++line) {
       for (int dc = 1 - s.cols; dc < s.cols; ++dc) {
-        mirrored_.data()[line * mirror_pitch() + s.cols - 1 + dc] = s.table[line * s.cols + (dc < 0 ? -dc : dc)];
+        mirrored_.data()[line * mirror_pitch() + s.cols - 1 + dc] = kLog2E * s.table[line * s.cols + (dc < 0 ? -dc : dc)];
       }
     }
   }

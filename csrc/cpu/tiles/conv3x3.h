@@ -62,4 +62,30 @@ inline void conv3x3_row(const float* strip, int width, int channels, const float
   }
 }
 
+// The windows of output rows [begin, end), [pixel][3][3 * channels], zero outside the map. Takes nine
+// times the memory of the strip, but makes one matrix of the whole map: for narrow maps, whose rows are
+// too short for whole tiles.
+inline void gather_patches(const float* map, Map in, int begin, int end, float* patches) {
+  const int width = (in.width + 1) / 2;
+  const std::int64_t pixel = in.channels, run = 3 * pixel;
+  patches += std::int64_t{begin} * width * 3 * run;
+  for (int row = begin; row < end; ++row) {
+    for (int column = 0; column < width; ++column) {
+      const int first = 2 * column - 1;
+      const int skip = first < 0 ? 1 : 0;
+      const int count = (first + 3 > in.width ? in.width - first : 3) - skip;
+      for (int y = 2 * row - 1; y < 2 * row + 2; ++y, patches += run) {
+        if (y < 0 || y >= in.height) {
+          std::memset(patches, 0, run * sizeof(float));
+          continue;
+        }
+        std::memset(patches, 0, skip * pixel * sizeof(float));
+        std::memcpy(patches + skip * pixel, map + (std::int64_t{y} * in.width + first + skip) * pixel,
+                    count * pixel * sizeof(float));
+        std::memset(patches + (skip + count) * pixel, 0, (3 - skip - count) * pixel * sizeof(float));
+      }
+    }
+  }
+}
+
 }  // namespace effv2::EFFV2_ISA

@@ -1,27 +1,28 @@
-// Softmax of a row in place, and the exponential it needs.
+// Softmax of a row in place, in base 2, and the exponential it needs.
 #pragma once
 
 #include "cpu/simd/simd.h"
 
 namespace effv2::EFFV2_ISA {
 
-// e^x for x <= 0 (or NaN): x = n ln 2 + r, e^r by its series to r^6 / 720, times 2^n.
-// Below -87 the result is 0. The relative error stays below 2e-7.
-EFFV2_INLINE Vec exp_nonpositive(Vec x) {
+// Logits come multiplied by log2(e), which is folded into the weights, so that the softmax needs only
+// powers of two.
+inline constexpr float kLog2E = 1.44269504f;
+
+// 2^x for x <= 0 (or NaN): x = n + f with |f| <= 1/2; 2^f by a minimax polynomial, then times 2^n.
+// Below -125 the result is 0. The relative error stays below 2e-7.
+EFFV2_INLINE Vec exp2_nonpositive(Vec x) {
   constexpr float kShift = 12582912.0f;  // 1.5 * 2^23
-  const Vec lowest = set1(-87.0f);
+  const Vec lowest = set1(-125.0f);
   const Vec clamped = max(lowest, x);  // NaN stays
-  const Vec shifted = fma(clamped, set1(1.44269504f), set1(kShift));
-  const Vec n = sub(shifted, set1(kShift));
-  Vec r = fma(n, set1(-0.693145752f), clamped);  // ln 2 in two parts
-  r = fma(n, set1(-1.42860677e-6f), r);
-  Vec p = set1(1.0f / 720.0f);
-  p = fma(p, r, set1(1.0f / 120.0f));
-  p = fma(p, r, set1(1.0f / 24.0f));
-  p = fma(p, r, set1(1.0f / 6.0f));
-  p = fma(p, r, set1(0.5f));
-  p = fma(p, r, set1(1.0f));
-  p = fma(p, r, set1(1.0f));
+  const Vec shifted = add(clamped, set1(kShift));
+  const Vec f = sub(clamped, sub(shifted, set1(kShift)));
+  Vec p = set1(0.00132764713f);
+  p = fma(p, f, set1(0.00967554096f));
+  p = fma(p, f, set1(0.0555071309f));
+  p = fma(p, f, set1(0.240221202f));
+  p = fma(p, f, set1(0.693146944f));
+  p = fma(p, f, set1(1.00000012f));
   return zero_below(scale_by_power(p, shifted), x, lowest);
 }
 
@@ -33,7 +34,7 @@ EFFV2_INLINE void softmax_row(float* row, int count) {
   const Vec top = set1(reduce_max(highest));
   Vec total = zero();
   for (int i = 0; i < count; i += kLanes) {
-    const Vec e = exp_nonpositive(sub(load(row + i), top));
+    const Vec e = exp2_nonpositive(sub(load(row + i), top));
     store(row + i, e);
     total = add(total, e);
   }
