@@ -28,7 +28,9 @@ def randomise(model, generator):
             new = uniform(value.shape, -0.5, 0.5, generator)
         elif last == "gamma" or last.startswith("layer_scale"):
             sign = torch.randint(0, 2, value.shape, generator=generator) * 2 - 1
-            new = uniform(value.shape, 0.2, 1.0, generator) * sign
+            # Above 0.4 the largest models grow a hundredfold over their blocks, their softmax becomes an argmax,
+            # and rounding errors grow with them: such a model says nothing about the code.
+            new = uniform(value.shape, 0.1, 0.4, generator) * sign
         elif last.startswith("attention_biases"):
             new = uniform(value.shape, -3, 3, generator)
         elif value.ndim == 1 and last == "weight":  # of a BatchNorm
