@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+import pytest
 import torch
 
 from effv2_kernels.reference import Architecture, EfficientFormerV2
@@ -28,8 +29,8 @@ def randomise(model, generator):
             new = uniform(value.shape, -0.5, 0.5, generator)
         elif last == "gamma" or last.startswith("layer_scale"):
             sign = torch.randint(0, 2, value.shape, generator=generator) * 2 - 1
-            # Above 0.4 the largest models grow a hundredfold over their blocks, their softmax becomes an argmax,
-            # and rounding errors grow with them: such a model says nothing about the code.
+            # Above 0.4 the largest models grow a hundredfold over their blocks, softmax becomes argmax, and
+            # rounding errors grow along: such a model says nothing about the code.
             new = uniform(value.shape, 0.1, 0.4, generator) * sign
         elif last.startswith("attention_biases"):
             new = uniform(value.shape, -3, 3, generator)
@@ -110,3 +111,26 @@ def relative_error(actual, expected):
     """Relative L2 distance over the whole output, in float64."""
     actual, expected = actual.double(), expected.double()
     return ((actual - expected).norm() / expected.norm()).item()
+
+
+# Sizes for the official code, which takes square images of 3 channels only.
+ODD_SQUARE = [
+    Architecture((16, 24, 40, 56), (1, 1, 2, 2), 3.0, (1, 1)),
+    Architecture((24, 40, 72, 104), (1, 2, 2, 3), (1.0, 2.5, 3.3, 6.0), (2, 1)),
+    Architecture((8, 16, 24, 32), (1, 1, 1, 1), 4, 0),
+]
+
+
+def timm_odd(generator, **options):
+    """timm's class at widths, depths and ratios that none of its models has."""
+    module = pytest.importorskip("timm.models.efficientformer_v2")
+    settings = {
+        "depths": (1, 1, 2, 2),
+        "embed_dims": (16, 24, 40, 56),
+        "mlp_ratios": (1.0, 2.5, (3.3, 6.0), 4.0),
+        "num_vit": 1,
+        "img_size": (64, 96),
+        "in_chans": 1,
+        "num_classes": 3,
+    }
+    return randomise(module.EfficientFormerV2(**(settings | options)), generator)
