@@ -1,5 +1,6 @@
 """How tests run a block or network and compare it: NaN-poisoned memory, guards, float64, derived bounds."""
 
+from contextlib import contextmanager
 from functools import lru_cache
 
 import torch
@@ -21,6 +22,37 @@ _GUARD_BITS = 0x7FC0BEEF  # a NaN that arithmetic does not make
 def seeded(number):
     """Random numbers that are fresh in every session; see conftest."""
     return torch.Generator().manual_seed(SEED ^ number)
+
+
+@contextmanager
+def plain_pytorch():
+    """No gradients, and one thread: on a busy machine PyTorch's threads mostly wait for each other."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        torch.set_num_threads(threads)
+
+
+def exact(block, x):
+    """The output of one block in float64."""
+    with plain_pytorch():
+        return run_block(block, x.double())
+
+
+def exact_network(network, x):
+    """The outputs of a whole network in float64, as a list."""
+    with plain_pytorch():
+        y = run(network, x.double())
+    return y if isinstance(y, list) else [y]
+
+
+def eager(block, x):
+    """The output of one block in PyTorch's own float32."""
+    with plain_pytorch():
+        return run_block(block, x)
 
 
 def as_network(block):
@@ -95,8 +127,7 @@ def block_case(shape, batch=1, seed=0, spread=0.5):
     g = seeded(seed + 7919 * (shape.height * 1009 + shape.width) + batch)
     block = shapes.random_block(shape, g, spread=spread)
     x = shapes.random_input(shape, g, batch)
-    with torch.no_grad():
-        return block, x, run_block(block, x.double())
+    return block, x, exact(block, x)
 
 
 def check_block(shape, isa, *, batch=1, bound=BLOCK_BOUND):
@@ -136,45 +167,59 @@ def check_layouts(shape, isa):
         ("one value", x[:1, :1, :1, :1].expand(2, *x.shape[1:])),
     ):
         (y,) = run_engine(engine, view)
-        with torch.no_grad():
-            assert_close(y, run_block(block, view.double()), BLOCK_BOUND, f"{shape} on {isa}, {name}")
+        assert_close(y, exact(block, view), BLOCK_BOUND, f"{shape} on {isa}, {name}")
 
 
 def check_not_finite(shape, isa, positions=((0, 0), (-1, -1), (1, 0))):
     """NaN and infinities come out where PyTorch has them, and never in other images of the batch."""
     block, clean, _ = block_case(shape, 3, seed=5)
     engine = cpu.Engine(as_network(block), isa)
-    (expected_others,) = engine.run(clean, 2)
+    (others,) = engine.run(clean, 2)
     for value in (torch.nan, torch.inf, -torch.inf):
         for row, column in positions:
             x = clean.clone()
             x[1, x.shape[1] // 2, min(row, shape.height - 1), min(column, shape.width - 1)] = value
             (y,) = run_engine(engine, x)
-            with torch.no_grad():
-                eager = run_block(block, x)
+            expected = eager(block, x)
             what = f"{shape} on {isa}, {value} at {(row, column)}"
-            assert not bool(eager[1].isfinite().all()), f"{what}: the test shows nothing"
+            assert not bool(expected[1].isfinite().all()), f"{what}: the test shows nothing"
             for other in (0, 2):
-                assert torch.equal(y[other], expected_others[other]), f"{what}: spread to image {other}"
-            check_same_kind(y[1], eager[1], what)
+                assert torch.equal(y[other], others[other]), f"{what}: spread to image {other}"
+            check_same_kind(y[1], expected[1], what)
 
 
-def check_same_kind(actual, eager, what):
-    """Where eager PyTorch gives NaN, +inf or -inf, so does ``actual``; elsewhere the numbers agree."""
+def check_same_kind(actual, expected, what):
+    """Where PyTorch gives NaN, +inf or -inf, so does ``actual``; elsewhere the numbers agree."""
     for kind in (torch.isnan, torch.isposinf, torch.isneginf):
-        wrong = kind(actual) != kind(eager)
+        wrong = kind(actual) != kind(expected)
         assert not bool(wrong.any()), (
             f"{what}: {int(wrong.sum())} of {wrong.numel()} differ in {kind.__name__}; the first: "
-            f"{float(actual[wrong][0])} where eager has {float(eager[wrong][0])}"
+            f"{float(actual[wrong][0])} where PyTorch has {float(expected[wrong][0])}"
         )
-    finite = eager.isfinite()
+    finite = expected.isfinite()
     if bool(finite.any()):
         # both are fp32: each is within the bound of the exact value
-        assert relative_l2(actual[finite], eager[finite].double()) <= 4 * BLOCK_BOUND, what
+        assert relative_l2(actual[finite], expected[finite].double()) <= 4 * BLOCK_BOUND, what
 
 
-def exact_network(network, x):
-    """The float64 reference of a whole network as a list of outputs."""
-    with torch.no_grad():
-        y = run(network, x.double())
-    return y if isinstance(y, list) else [y]
+def propagated_bound(network, x, number=0):
+    """What the bound of one block becomes at the output of a whole network.
+
+    In float64, each block's output gets a random error of relative L2 BLOCK_BOUND; the errors of the
+    network's outputs are returned. Networks with weights of any size need it: where activations grow and
+    cancel, the rounding errors of any fp32 implementation grow with them.
+    """
+    g = seeded(977 + number)
+    clean = exact_network(network, x)
+    outputs = []
+    y = x.double()
+    for block in network.blocks:
+        y = exact(block, y)
+        noise = torch.randn(y.shape, generator=g, dtype=torch.float64)
+        y = y + noise * (BLOCK_BOUND * y.norm() / noise.norm())
+        outputs.append(y)
+    wanted = [outputs[f.block] for f in network.features] or [outputs[-1]]
+    for i, f in enumerate(network.features):
+        if f.scale is not None:
+            wanted[i] = wanted[i] * f.scale[:, None, None].double() + f.shift[:, None, None].double()
+    return [relative_l2(noisy, c) for noisy, c in zip(wanted, clean, strict=True)]
