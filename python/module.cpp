@@ -46,36 +46,43 @@ void add(effv2::Network& network, const std::string& kind, const py::dict& tenso
     const auto key = name.cast<std::string>();
     fields.tensors[key] = tensor_of(key, value);
   }
-  for (const auto& [name, value] : options) fields.options[name.cast<std::string>()] = value.cast<std::int64_t>();
+  for (const auto& [name, value] : options)
+    fields.options[name.cast<std::string>()] = value.cast<std::int64_t>();
   effv2::add_block(network, kind, fields);
 }
 
 void add_feature(effv2::Network& network, const py::object& scale, const py::object& shift) {
   const int channels = network.out_channels();
   if (channels == 0) throw effv2::Error("a feature needs a block before it");
-  if (scale.is_none() != shift.is_none()) throw effv2::Error("a feature needs both scale and shift, or neither");
+  if (scale.is_none() != shift.is_none())
+    throw effv2::Error("a feature needs both scale and shift, or neither");
   if (scale.is_none()) return network.add_feature(nullptr, nullptr, channels);
   const effv2::Tensor a = tensor_of("scale", scale), b = tensor_of("shift", shift);
   const std::vector<std::int64_t> expected{channels};
   if (a.shape != expected || b.shape != expected) {
-    throw effv2::Error("scale and shift must hold one value for each of " + std::to_string(channels) + " channels");
+    throw effv2::Error("scale and shift must hold one value for each of " + std::to_string(channels) +
+                       " channels");
   }
   network.add_feature(a.data, b.data, channels);
 }
 
 using Size4 = std::array<std::int64_t, 4>;
 
-std::vector<double> run(const effv2::Network& network, std::uintptr_t input, const Size4& shape, const Size4& strides,
-                        const std::vector<std::uintptr_t>& outputs, int threads, bool timed) {
+std::vector<double> run(const effv2::Network& network, std::uintptr_t input, const Size4& shape,
+                        const Size4& strides, const std::vector<std::uintptr_t>& outputs, int threads,
+                        bool timed) {
   if (network.out_channels() == 0) throw effv2::Error("the network has no blocks");
   if (shape[1] != network.in_channels()) {
-    throw effv2::Error("expected " + std::to_string(network.in_channels()) + " channels, got " + std::to_string(shape[1]));
+    throw effv2::Error("expected " + std::to_string(network.in_channels()) + " channels, got " +
+                       std::to_string(shape[1]));
   }
   for (const std::int64_t n : shape) {
-    if (n < 1 || n > (1 << 24)) throw effv2::Error("every size of the input must be at least 1 and below 2^24");
+    if (n < 1 || n > (1 << 24))
+      throw effv2::Error("every size of the input must be at least 1 and below 2^24");
   }
   if (outputs.size() != static_cast<std::size_t>(network.outputs())) {
-    throw effv2::Error("expected " + std::to_string(network.outputs()) + " outputs, got " + std::to_string(outputs.size()));
+    throw effv2::Error("expected " + std::to_string(network.outputs()) + " outputs, got " +
+                       std::to_string(outputs.size()));
   }
   const effv2::Images images{reinterpret_cast<const float*>(input),
                              static_cast<int>(shape[0]),
@@ -110,6 +117,11 @@ PYBIND11_MODULE(_native, m) {
     if (!isa) throw effv2::Error(error);
     return std::string(isa->name);
   });
+  m.def("cpu_name", [] {
+    char name[64];
+    effv2::cpu_name(name);
+    return std::string(name);
+  });
   m.def("usable_cpus", effv2::usable_cpus);
   m.def(
       "measure_peak",
@@ -132,7 +144,8 @@ PYBIND11_MODULE(_native, m) {
           "block_shapes",
           [](const effv2::Network& n, int height, int width) {
             std::vector<std::tuple<int, int, int>> shapes;
-            for (const effv2::Map& map : n.maps(height, width)) shapes.emplace_back(map.channels, map.height, map.width);
+            for (const effv2::Map& map : n.maps(height, width))
+              shapes.emplace_back(map.channels, map.height, map.width);
             return shapes;
           },
           py::arg("height"), py::arg("width"))
@@ -140,9 +153,8 @@ PYBIND11_MODULE(_native, m) {
       .def(
           "run",
           [](const effv2::Network& n, std::uintptr_t input, const Size4& shape, const Size4& strides,
-             const std::vector<std::uintptr_t>& outputs, int threads) {
-            run(n, input, shape, strides, outputs, threads, false);
-          },
+             const std::vector<std::uintptr_t>& outputs,
+             int threads) { run(n, input, shape, strides, outputs, threads, false); },
           py::arg("input_address"), py::arg("shape"), py::arg("strides"), py::arg("output_addresses"),
           py::arg("threads"))
       .def(

@@ -1,25 +1,30 @@
 #include "cpu/dispatch.h"
 
+#ifdef EFFV2_WITH_X86
+#include <cpuid.h>
+#endif
+
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
 
 namespace effv2 {
 
-#define EFFV2_DECLARE_ISA(isa)                                           \
-  namespace isa {                                                        \
-  Block* make_stem(const StemSpec&);                                     \
-  Block* make_ffn(const FfnSpec&);                                       \
-  Block* make_attention(const AttentionSpec&);                           \
-  Block* make_conv_downsample(const ConvDownsampleSpec&);                \
-  Block* make_attention_downsample(const AttentionDownsampleSpec&);      \
-  Block* make_head(const HeadSpec&);                                     \
-  double peak_loop(long);                                                \
+#define EFFV2_DECLARE_ISA(isa)                                      \
+  namespace isa {                                                   \
+  Block* make_stem(const StemSpec&);                                \
+  Block* make_ffn(const FfnSpec&);                                  \
+  Block* make_attention(const AttentionSpec&);                      \
+  Block* make_conv_downsample(const ConvDownsampleSpec&);           \
+  Block* make_attention_downsample(const AttentionDownsampleSpec&); \
+  Block* make_head(const HeadSpec&);                                \
+  double peak_loop(long);                                           \
   }
-#define EFFV2_ISA_ROW(isa, test)                                                              \
-  Isa{#isa,                      test,                         isa::make_stem,                \
-      isa::make_ffn,             isa::make_attention,          isa::make_conv_downsample,     \
-      isa::make_attention_downsample, isa::make_head,          isa::peak_loop}
+#define EFFV2_ISA_ROW(isa, test)                                                               \
+  Isa {                                                                                        \
+    #isa, test, isa::make_stem, isa::make_ffn, isa::make_attention, isa::make_conv_downsample, \
+        isa::make_attention_downsample, isa::make_head, isa::peak_loop                         \
+  }
 
 #ifdef EFFV2_WITH_X86
 EFFV2_DECLARE_ISA(avx512)
@@ -63,7 +68,8 @@ const Isa* default_isa(char* error) {
       return nullptr;
     }
     if (!isa->available()) {
-      std::snprintf(error, 256, "EFFV2_FORCE_ISA asks for '%.64s', which this processor or operating system lacks",
+      std::snprintf(error, 256,
+                    "EFFV2_FORCE_ISA asks for '%.64s', which this processor or operating system lacks",
                     forced);
       return nullptr;
     }
@@ -73,6 +79,21 @@ const Isa* default_isa(char* error) {
     if (isa.available()) return &isa;
   }
   return nullptr;
+}
+
+void cpu_name(char* name) {
+  std::strcpy(name, "unknown");
+#ifdef EFFV2_WITH_X86
+  // Leaves 0x80000002 ... 4 hold the brand string, 16 characters each.
+  if (__get_cpuid_max(0x80000000u, nullptr) < 0x80000004u) return;
+  unsigned words[13] = {};
+  for (unsigned i = 0; i < 3; ++i) {
+    __get_cpuid(0x80000002u + i, &words[4 * i], &words[4 * i + 1], &words[4 * i + 2], &words[4 * i + 3]);
+  }
+  const char* brand = reinterpret_cast<const char*>(words);
+  while (*brand == ' ') ++brand;
+  std::snprintf(name, 64, "%s", brand);
+#endif
 }
 
 }  // namespace effv2

@@ -20,14 +20,17 @@ class Reader {
   int option(const std::string& name, std::int64_t fallback = -1) const {
     const auto found = fields_.options.find(name);
     const std::int64_t value = found == fields_.options.end() ? fallback : found->second;
-    if (value < 0 || value > kLargest) throw Error(kind_ + ": the option " + name + " is missing or out of range");
+    if (value < 0 || value > kLargest)
+      throw Error(kind_ + ": the option " + name + " is missing or out of range");
     return static_cast<int>(value);
   }
   // Size of one axis of a tensor, for sizes that others are checked against.
   int size(const std::string& name, std::size_t axis) const {
     const Tensor& t = tensor(name);
-    if (axis >= t.shape.size()) throw Error(kind_ + ": " + name + " has the shape " + text(t.shape) + ", which has too few axes");
-    if (t.shape[axis] < 1 || t.shape[axis] > kLargest) throw Error(kind_ + ": " + name + " has the shape " + text(t.shape));
+    if (axis >= t.shape.size())
+      throw Error(kind_ + ": " + name + " has the shape " + text(t.shape) + ", which has too few axes");
+    if (t.shape[axis] < 1 || t.shape[axis] > kLargest)
+      throw Error(kind_ + ": " + name + " has the shape " + text(t.shape));
     return static_cast<int>(t.shape[axis]);
   }
   const float* get(const std::string& name, std::vector<std::int64_t> shape) const {
@@ -66,16 +69,26 @@ struct Built {
 
 Built stem(const Isa& isa, const Reader& r) {
   const int in = r.size("conv1_weight", 1), mid = r.size("conv1_weight", 0), out = r.size("conv2_weight", 0);
-  const StemSpec spec{in, mid, out, r.get("conv1_weight", {mid, in, 3, 3}), r.get("conv1_bias", {mid}),
-                      r.get("conv2_weight", {out, mid, 3, 3}), r.get("conv2_bias", {out})};
+  const StemSpec spec{in,
+                      mid,
+                      out,
+                      r.get("conv1_weight", {mid, in, 3, 3}),
+                      r.get("conv1_bias", {mid}),
+                      r.get("conv2_weight", {out, mid, 3, 3}),
+                      r.get("conv2_bias", {out})};
   return {isa.stem(spec), in};
 }
 
 Built ffn(const Isa& isa, const Reader& r) {
   const int hidden = r.size("fc1_weight", 0), channels = r.size("fc1_weight", 1);
-  const FfnSpec spec{channels, hidden, r.get("fc1_weight", {hidden, channels}), r.get("fc1_bias", {hidden}),
-                     r.get("dw_weight", {hidden, 3, 3}), r.get("dw_bias", {hidden}),
-                     r.get("fc2_weight", {channels, hidden}), r.get("fc2_bias", {channels})};
+  const FfnSpec spec{channels,
+                     hidden,
+                     r.get("fc1_weight", {hidden, channels}),
+                     r.get("fc1_bias", {hidden}),
+                     r.get("dw_weight", {hidden, 3, 3}),
+                     r.get("dw_bias", {hidden}),
+                     r.get("fc2_weight", {channels, hidden}),
+                     r.get("fc2_bias", {channels})};
   return {isa.ffn(spec), channels};
 }
 
@@ -86,7 +99,8 @@ Built attention(const Isa& isa, const Reader& r) {
   s.key_dim = r.option("key_dim");
   s.value_dim = r.option("value_dim");
   s.stride = r.option("stride", 1);
-  if (s.heads < 1 || s.key_dim < 1 || s.value_dim < 1) r.fail("heads, key_dim and value_dim must be at least 1");
+  if (s.heads < 1 || s.key_dim < 1 || s.value_dim < 1)
+    r.fail("heads, key_dim and value_dim must be at least 1");
   if (s.stride != 1 && s.stride != 2) r.fail("the stride must be 1 or 2");
   if (s.stride == 2) {
     s.dw_weight = r.get("dw_weight", {s.channels, 3, 3});
@@ -118,7 +132,8 @@ Built attention_downsample(const Isa& isa, const Reader& r) {
   s.heads = r.option("heads");
   s.key_dim = r.option("key_dim");
   s.value_dim = r.option("value_dim");
-  if (s.heads < 1 || s.key_dim < 1 || s.value_dim < 1) r.fail("heads, key_dim and value_dim must be at least 1");
+  if (s.heads < 1 || s.key_dim < 1 || s.value_dim < 1)
+    r.fail("heads, key_dim and value_dim must be at least 1");
   const int keys = s.heads * s.key_dim, values = s.heads * s.value_dim;
   s.dw_weight = r.get("dw_weight", {s.in_channels, 3, 3});
   s.dw_bias = r.get("dw_bias", {s.in_channels});
@@ -138,7 +153,8 @@ Built attention_downsample(const Isa& isa, const Reader& r) {
 
 Built head(const Isa& isa, const Reader& r) {
   const int classes = r.size("weight", 0), channels = r.size("weight", 1);
-  return {isa.head({channels, classes, r.get("weight", {classes, channels}), r.get("bias", {classes})}), channels};
+  return {isa.head({channels, classes, r.get("weight", {classes, channels}), r.get("bias", {classes})}),
+          channels};
 }
 
 struct Kind {
@@ -161,8 +177,8 @@ void add_block(Network& network, const std::string& kind, const Fields& fields) 
     std::unique_ptr<Block> block(built.block);
     const int given = network.out_channels();
     if (given && given != built.in_channels) {
-      throw Error(kind + ": reads " + std::to_string(built.in_channels) + " channels, but the block before gives " +
-                  std::to_string(given));
+      throw Error(kind + ": reads " + std::to_string(built.in_channels) +
+                  " channels, but the block before gives " + std::to_string(given));
     }
     network.add(std::move(block), built.in_channels);
     return;

@@ -17,10 +17,10 @@ constexpr std::size_t kContexts = 16;
 // What depends on the size of the images alone.
 struct Network::Plan {
   int height, width;
-  std::vector<Map> inputs, outputs;     // of every block
+  std::vector<Map> inputs, outputs;  // of every block
   std::vector<std::int64_t> prepared_at;
   Buffer prepared;
-  std::int64_t map_floats = 0;          // the largest map between two blocks
+  std::int64_t map_floats = 0;  // the largest map between two blocks
   std::int64_t shared_floats = 0, own_floats = 0;
 
   std::int64_t arena_floats() const { return 2 * map_floats + shared_floats + own_floats; }
@@ -152,8 +152,7 @@ void Network::run(const Images& images, float* const* outputs, int threads, doub
   threads = std::max(1, std::min(threads, usable_cpus()));
   std::unique_ptr<Context> context = take_context(images.height, images.width, threads);
   std::vector<double> times(seconds ? blocks_.size() * static_cast<std::size_t>(threads) : 0);
-  Run run{images, outputs, *context->plan, *context, seconds ? times.data() : nullptr,
-          {}};
+  Run run{images, outputs, *context->plan, *context, seconds ? times.data() : nullptr, {}};
 
   struct Call {
     const Network* network;
@@ -171,7 +170,8 @@ void Network::run(const Images& images, float* const* outputs, int threads, doub
     for (std::size_t block = 0; block < blocks_.size(); ++block) {
       seconds[block] = 0;
       for (int t = 0; t < threads; ++t) {
-        seconds[block] = std::max(seconds[block], times[static_cast<std::size_t>(t) * blocks_.size() + block]);
+        seconds[block] =
+            std::max(seconds[block], times[static_cast<std::size_t>(t) * blocks_.size() + block]);
       }
     }
   }
@@ -213,12 +213,14 @@ void Network::run_image(const Run& run, int image, const Team& team, float* team
   const Images& images = run.images;
   float* maps[2] = {team_arena, team_arena + plan.map_floats};
   const Scratch scratch{team_arena + 2 * plan.map_floats, own};
-  MapView x{images.data + image * images.image_stride, images.channel_stride, images.row_stride, images.pixel_stride};
+  MapView x{images.data + image * images.image_stride, images.channel_stride, images.row_stride,
+            images.pixel_stride};
   int spare = 0;
 
   const Map input = plan.inputs.front();
   const MapView as_dense = dense(x.data, input);
-  const bool is_dense = x.channel_stride == 1 && x.pixel_stride == as_dense.pixel_stride && x.row_stride == as_dense.row_stride;
+  const bool is_dense =
+      x.channel_stride == 1 && x.pixel_stride == as_dense.pixel_stride && x.row_stride == as_dense.row_stride;
   if (!is_dense && !blocks_.front()->takes_strides()) {
     float* copy = maps[spare];
     const Range rows = team.share(input.height);
@@ -240,7 +242,8 @@ void Network::run_image(const Run& run, int image, const Team& team, float* team
     const Map out = plan.outputs[i];
     float* y = maps[spare];
     const Feature* wanted = feature < features_.size() && features_[feature].block == static_cast<int>(i)
-                                ? &features_[feature] : nullptr;
+                                ? &features_[feature]
+                                : nullptr;
     float* returned = nullptr;
     if (wanted) returned = run.outputs[feature++] + image * out.floats();
     if (features_.empty() && i + 1 == blocks_.size()) returned = run.outputs[0] + image * out.floats();

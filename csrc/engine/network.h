@@ -62,14 +62,15 @@ class Network {
   std::shared_ptr<const Plan> plan(int height, int width) const;
   std::unique_ptr<Context> take_context(int height, int width, int threads) const;
   void work(Run& run, int rank, int size) const;
-  void run_image(const Run& run, int image, const Team& team, float* team_arena, float* own, double* seconds) const;
+  void run_image(const Run& run, int image, const Team& team, float* team_arena, float* own,
+                 double* seconds) const;
 
   const Isa* isa_;
   int in_channels_ = 0, out_channels_ = 0;
   std::vector<std::unique_ptr<Block>> blocks_;
   std::vector<Feature> features_;
-  mutable std::vector<std::shared_ptr<const Plan>> plans_;      // guarded by fork_safe_mutex()
-  mutable std::vector<std::unique_ptr<Context>> contexts_;     // idle ones, guarded likewise
+  mutable std::vector<std::shared_ptr<const Plan>> plans_;  // guarded by fork_safe_mutex()
+  mutable std::vector<std::unique_ptr<Context>> contexts_;  // idle ones, guarded likewise
 };
 
 }  // namespace effv2

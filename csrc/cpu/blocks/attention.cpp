@@ -35,8 +35,8 @@ class Attention final : public Block {
       for (int k = 0; k < channels_; ++k) qkv_.at(to, k) = s.qkv_weight[std::int64_t{c} * channels_ + k];
       qkv_.bias()[to] = s.qkv_bias[c];
     }
-    place_values(heads_, s.qkv_weight + std::int64_t{2} * key_channels * channels_, s.qkv_bias + 2 * key_channels,
-                 channels_, 2 * query_panels_, qkv_);
+    place_values(heads_, s.qkv_weight + std::int64_t{2} * key_channels * channels_,
+                 s.qkv_bias + 2 * key_channels, channels_, 2 * query_panels_, qkv_);
     for (int h = 0; h < s.heads; ++h) {
       for (int g = 0; g < s.heads; ++g) {
         mix1_.data()[h * s.heads + g] = kLog2E * s.mix1_weight[h * s.heads + g];
@@ -60,7 +60,8 @@ class Attention final : public Block {
   }
 
   std::int64_t packed_bytes() const override {
-    return qkv_.bytes() + proj_.bytes() + bias_.bytes() + (dw_.floats() + local_.floats() + mix1_.floats() + mix2_.floats()) * 4;
+    return qkv_.bytes() + proj_.bytes() + bias_.bytes() +
+           (dw_.floats() + local_.floats() + mix1_.floats() + mix2_.floats()) * 4;
   }
 
   std::int64_t prepared_floats(Map in) const override { return bias_.prepared_floats(tokens(in)); }
@@ -119,7 +120,9 @@ class Attention final : public Block {
     std::int64_t z, queries, keys, values, u, end;
   };
 
-  Grid tokens(Map in) const { return {(in.height + stride_ - 1) / stride_, (in.width + stride_ - 1) / stride_}; }
+  Grid tokens(Map in) const {
+    return {(in.height + stride_ - 1) / stride_, (in.width + stride_ - 1) / stride_};
+  }
   std::int64_t value_floats(std::int64_t pixels) const { return pixels * heads_.value_panels() * kPanel; }
   // One plane per head and one of ones, which mix2's bias is multiplied with.
   std::int64_t plane_floats(Grid grid) const {
@@ -130,7 +133,8 @@ class Attention final : public Block {
     return rows < 1 ? 1 : rows;
   }
 
-  void project_qkv(const float* z, Grid grid, const Layout& at, const Scratch& scratch, const Team& team) const {
+  void project_qkv(const float* z, Grid grid, const Layout& at, const Scratch& scratch,
+                   const Team& team) const {
     const int n = grid.cells();
     const Rows rows = plain_rows(z, channels_, channels_);
     const Range mine = team.share(qkv_.panels());
@@ -158,7 +162,8 @@ class Attention final : public Block {
 
   static std::int64_t value_panel(int p, int n) { return std::int64_t{p} * n * kPanel; }
 
-  void attend(Grid grid, const float* prepared, const Layout& at, const Scratch& scratch, const Team& team) const {
+  void attend(Grid grid, const float* prepared, const Layout& at, const Scratch& scratch,
+              const Team& team) const {
     const int n = grid.cells(), pitch = AttentionBias::padded_keys(grid);
     const Range mine = team.share(n);
     const int blocks = (mine.end - mine.begin + kQueryBlock - 1) / kQueryBlock;
@@ -181,19 +186,21 @@ class Attention final : public Block {
       logits(heads_, h, queries, n, scratch.shared + at.keys, keys, a + h * plane, nullptr);
     }
     mix(mix1_, heads_.count, a, plane, b, bias.data, bias.head_stride);
-    for (std::int64_t row = 0; row < std::int64_t{heads_.count} * n; ++row) softmax_row(b + row * pitch, pitch);
+    for (std::int64_t row = 0; row < std::int64_t{heads_.count} * n; ++row)
+      softmax_row(b + row * pitch, pitch);
     for (std::int64_t i = 0; i < plane; i += kLanes) store(b + heads_.count * plane + i, set1(1.0f));
     mix(mix2_, heads_.count + 1, b, plane, a, nullptr, 0);
 
     float* u = scratch.shared + at.u + std::int64_t{q0} * kPanel;
     for (int h = 0; h < heads_.count; ++h) {
-      weigh_values(heads_, h, a + h * plane, pitch, n, scratch.shared + at.values, keys, u, keys, stride_ == 1);
+      weigh_values(heads_, h, a + h * plane, pitch, n, scratch.shared + at.values, keys, u, keys,
+                   stride_ == 1);
     }
   }
 
   // out[h] = sum_g weights[h, g] in[g] (+ bias[h]) over planes of n queries x padded keys.
-  void mix(const Buffer& weights, int inputs, const float* in, std::int64_t plane, float* out, const float* bias,
-           std::int64_t bias_stride) const {
+  void mix(const Buffer& weights, int inputs, const float* in, std::int64_t plane, float* out,
+           const float* bias, std::int64_t bias_stride) const {
     const Rows rows = plain_rows(weights.data(), inputs, inputs);
     for (std::int64_t column = 0; column < plane; column += kPanel) {
       Result r{out + column, plane};
@@ -217,8 +224,9 @@ class Attention final : public Block {
         const float* map = u + value_panel(p, n);
         for (int row = top; row < bottom; ++row) {
           const Blend blend = blend_at(row, grid.rows);
-          enlarge_row(map + std::int64_t{blend.a} * grid.cols * kPanel, map + std::int64_t{blend.b} * grid.cols * kPanel,
-                      blend.t, grid.cols, own + (std::int64_t{p} * pixels + (row - top) * in.width) * kPanel, in.width);
+          enlarge_row(map + std::int64_t{blend.a} * grid.cols * kPanel,
+                      map + std::int64_t{blend.b} * grid.cols * kPanel, blend.t, grid.cols,
+                      own + (std::int64_t{p} * pixels + (row - top) * in.width) * kPanel, in.width);
         }
         gelu(own + std::int64_t{p} * pixels * kPanel, std::int64_t{pixels} * kPanel);
       }

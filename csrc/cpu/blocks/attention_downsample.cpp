@@ -32,8 +32,8 @@ class AttentionDownsample final : public Block {
       for (int k = 0; k < in_; ++k) kv_.at(c, k) = s.kv_weight[std::int64_t{c} * in_ + k];
       kv_.bias()[c] = s.kv_bias[c];
     }
-    place_values(heads_, s.kv_weight + std::int64_t{key_channels} * in_, s.kv_bias + key_channels, in_, key_panels_,
-                 kv_);
+    place_values(heads_, s.kv_weight + std::int64_t{key_channels} * in_, s.kv_bias + key_channels, in_,
+                 key_panels_, kv_);
   }
 
   bool output(Map in, Map* out, char* error) const override {
@@ -46,7 +46,8 @@ class AttentionDownsample final : public Block {
     const std::int64_t queries = halved(in).cells(), keys = in.pixels();
     const std::int64_t key_channels = heads_.key_channels();
     const std::int64_t values = std::int64_t{heads_.count} * heads_.value_dim;
-    return queries * (std::int64_t{in_} * 9 + key_channels * in_ + values * 9 + values * out_ + std::int64_t{in_} * 9 * out_) +
+    return queries * (std::int64_t{in_} * 9 + key_channels * in_ + values * 9 + values * out_ +
+                      std::int64_t{in_} * 9 * out_) +
            keys * (key_channels + values) * in_ + queries * keys * (key_channels + values);
   }
 
@@ -80,7 +81,8 @@ class AttentionDownsample final : public Block {
     share_panels(team, conv_.panels(), queries, [&](int p, int begin, int end) {
       Result r{y + p * kPanel, out_, conv_.panel_bias(p)};
       r.columns = conv_.columns(p);
-      gemm(plain_rows(scratch.shared + at.patches, 9 * in_, 9 * in_), begin, end, conv_.panel(p), kPanel, 9 * in_, r);
+      gemm(plain_rows(scratch.shared + at.patches, 9 * in_, 9 * in_), begin, end, conv_.panel(p), kPanel,
+           9 * in_, r);
     });
     team.sync();
     attend(in, grid, prepared, at, scratch, team);
@@ -151,7 +153,7 @@ class AttentionDownsample final : public Block {
                scratch.shared + at.keys, keys, scratch.own, bias.data + h * bias.head_stride);
         for (int i = 0; i < n; ++i) softmax_row(scratch.own + std::int64_t{i} * pitch, pitch);
         weigh_values(heads_, h, scratch.own, pitch, n, scratch.shared + at.values, keys,
-                                        scratch.shared + at.u + std::int64_t{q0} * kPanel, queries, true);
+                     scratch.shared + at.u + std::int64_t{q0} * kPanel, queries, true);
       }
     }
   }
@@ -168,6 +170,8 @@ class AttentionDownsample final : public Block {
 
 }  // namespace
 
-Block* make_attention_downsample(const AttentionDownsampleSpec& spec) { return new AttentionDownsample(spec); }
+Block* make_attention_downsample(const AttentionDownsampleSpec& spec) {
+  return new AttentionDownsample(spec);
+}
 
 }  // namespace effv2::EFFV2_ISA

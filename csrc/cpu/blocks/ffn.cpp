@@ -53,7 +53,8 @@ class Ffn final : public Block {
   }
   std::int64_t own_floats(Map in) const override {
     if (whole(in)) return in.pixels() * kPanel;
-    return band_floats(in) + carry_floats(in) + in.width * band_rows(in) * kPanel * std::int64_t{chunk_panels()};
+    return band_floats(in) + carry_floats(in) +
+           in.width * band_rows(in) * kPanel * std::int64_t{chunk_panels()};
   }
 
   void run(const MapView& x, float* y, Map in, const float*, const Scratch& scratch,
@@ -88,8 +89,8 @@ class Ffn final : public Block {
       for (int i = mine.begin; i < mine.end; ++i) {
         const int p = begin + i;
         expand(x, in, 0, in.height, p, hidden);
-        depthwise_map<1>(hidden, in.height, in.width, kPanel, depthwise_panel(dw_, p), chunk + i * panel_floats, kPanel,
-                         kPanel);
+        depthwise_map<1>(hidden, in.height, in.width, kPanel, depthwise_panel(dw_, p),
+                         chunk + i * panel_floats, kPanel, kPanel);
         gelu(chunk + i * panel_floats, panel_floats);
       }
       team.sync();
@@ -131,8 +132,8 @@ class Ffn final : public Block {
           expand(x, in, band_begin, band_end, p, band);
           const float* window[kMostBandRows + 2];
           for (int row = top - 1; row <= bottom; ++row) window[row - (top - 1)] = hidden_row(row);
-          depthwise<1>({window, kPanel, in.width}, depthwise_panel(dw_, p), chunk + std::int64_t{i} * pixels * kPanel,
-                       kPanel, in.width, bottom - top, kPanel);
+          depthwise<1>({window, kPanel, in.width}, depthwise_panel(dw_, p),
+                       chunk + std::int64_t{i} * pixels * kPanel, kPanel, in.width, bottom - top, kPanel);
           gelu(chunk + std::int64_t{i} * pixels * kPanel, std::int64_t{pixels} * kPanel);
           if (bottom < rows.end) {
             // hidden_row(bottom - 1) may itself be carried when a band is one row high.

@@ -26,14 +26,12 @@ struct Heads {
   int padded_value(int channel) const {
     return channel / value_dim * value_panels_each() * kPanel + channel % value_dim;
   }
-  std::int64_t keys_floats(int keys) const {
-    return std::int64_t{key_channels()} * round_up(keys, kPanel);
-  }
+  std::int64_t keys_floats(int keys) const { return std::int64_t{key_channels()} * round_up(keys, kPanel); }
 };
 
 // Rows of a projection (outputs x depth) laid out for values: heads padded to whole panels.
-inline void place_values(const Heads& heads, const float* weight, const float* bias, int depth, int first_panel,
-                         const PackedMatrix& packed) {
+inline void place_values(const Heads& heads, const float* weight, const float* bias, int depth,
+                         int first_panel, const PackedMatrix& packed) {
   for (int c = 0; c < heads.count * heads.value_dim; ++c) {
     const int to = first_panel * kPanel + heads.padded_value(c);
     for (int k = 0; k < depth; ++k) packed.at(to, k) = weight[std::int64_t{c} * depth + k];
@@ -65,7 +63,8 @@ inline PackedMatrix pack_projection(const Heads& heads, const float* weight, con
 
 // Moves one panel of projected keys, [key][kPanel], to the packed layout; channels counts from the
 // first key channel of the first head.
-inline void pack_keys(const Heads& heads, const float* panel, int keys, int first_channel, int channels, float* packed) {
+inline void pack_keys(const Heads& heads, const float* panel, int keys, int first_channel, int channels,
+                      float* packed) {
   const int key_panels = panels_of(keys);
   for (int c = 0; c < channels; ++c) {
     const int head = (first_channel + c) / heads.key_dim, d = (first_channel + c) % heads.key_dim;
@@ -81,8 +80,8 @@ inline void pack_keys(const Heads& heads, const float* panel, int keys, int firs
 }
 
 // out[n][keys rounded up to kLanes] = queries . keys of one head, plus an optional bias of the same shape.
-inline void logits(const Heads& heads, int head, const float* queries, int n, const float* packed_keys, int keys,
-                   float* out, const float* bias) {
+inline void logits(const Heads& heads, int head, const float* queries, int n, const float* packed_keys,
+                   int keys, float* out, const float* bias) {
   const int key_panels = panels_of(keys);
   const int pitch = round_up(keys, kLanes);
   const Rows rows = plain_rows(queries + head * heads.key_dim, heads.key_channels(), heads.key_dim);
@@ -101,7 +100,7 @@ inline void logits(const Heads& heads, int head, const float* queries, int n, co
 // out += probabilities . values of one head for n queries, then GELU if asked for. out points at the
 // first of the queries in a map in panels of `queries` pixels.
 inline void weigh_values(const Heads& heads, int head, const float* probabilities, std::int64_t pitch, int n,
-                  const float* values, int keys, float* out, int queries, bool activate) {
+                         const float* values, int keys, float* out, int queries, bool activate) {
   const Rows rows = plain_rows(probabilities, pitch, keys);
   for (int i = 0; i < heads.value_panels_each(); ++i) {
     const std::int64_t p = std::int64_t{head} * heads.value_panels_each() + i;

@@ -2,7 +2,8 @@
 //
 // It is stored by distance on the grid of keys, mirrored along the columns, so that the bias of one
 // query against a row of keys is a run in memory: entry (h, dr, cols - 1 + dc) for dc of either sign.
-// Like all logits it is multiplied by log2(e). Small bias matrices are gathered once per resolution; larger ones block by block of queries.
+// Like all logits it is multiplied by log2(e). Small bias matrices are gathered once per resolution; larger
+// ones block by block of queries.
 #pragma once
 
 #include <cmath>
@@ -32,14 +33,16 @@ class AttentionBias {
         mirrored_(std::int64_t{s.heads} * s.rows * mirror_pitch()) {
     for (std::int64_t line = 0; line < std::int64_t{s.heads} * s.rows; ++line) {
       for (int dc = 1 - s.cols; dc < s.cols; ++dc) {
-        mirrored_.data()[line * mirror_pitch() + s.cols - 1 + dc] = kLog2E * s.table[line * s.cols + (dc < 0 ? -dc : dc)];
+        mirrored_.data()[line * mirror_pitch() + s.cols - 1 + dc] =
+            kLog2E * s.table[line * s.cols + (dc < 0 ? -dc : dc)];
       }
     }
   }
 
   bool fits(Grid keys, char* error) const {
     if (resize_ || (keys.rows == made_for_.rows && keys.cols == made_for_.cols)) return true;
-    std::snprintf(error, 256, "the attention bias is made for a grid of %d x %d, but this input gives %d x %d",
+    std::snprintf(error, 256,
+                  "the attention bias is made for a grid of %d x %d, but this input gives %d x %d",
                   made_for_.rows, made_for_.cols, keys.rows, keys.cols);
     return false;
   }
@@ -70,7 +73,8 @@ class AttentionBias {
     }
     const int queries = queries_of(keys).cells(), pitch = padded_keys(keys);
     for (int h = 0; h < heads_; ++h) {
-      for (int q = 0; q < queries; ++q, prepared += pitch) row(keys, h, q, taps.data(), line.data(), prepared);
+      for (int q = 0; q < queries; ++q, prepared += pitch)
+        row(keys, h, q, taps.data(), line.data(), prepared);
     }
   }
 
@@ -90,7 +94,8 @@ class AttentionBias {
     const std::int64_t head_stride = (q1 - q0) * pitch;
     float* line = scratch + aligned_floats(heads_ * head_stride);
     for (int h = 0; h < heads_; ++h) {
-      for (int q = q0; q < q1; ++q) row(keys, h, q, prepared, line, scratch + h * head_stride + (q - q0) * pitch);
+      for (int q = q0; q < q1; ++q)
+        row(keys, h, q, prepared, line, scratch + h * head_stride + (q - q0) * pitch);
     }
     return {scratch, head_stride};
   }

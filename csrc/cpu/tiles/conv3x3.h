@@ -51,9 +51,10 @@ inline void pad_rows(const MapView& in, int height, int width, int channels, int
 // One output row, panel by panel; strip points at the padded row above the window's centre.
 // weights: packed [panel][9 * channels][kPanel], the taps outermost; out: [out_width][out_pitch].
 inline void conv3x3_row(const float* strip, int width, int channels, const float* weights, const float* bias,
-                 int panel_begin, int panel_end, int out_channels, float* out, std::int64_t out_stride,
-                 int out_width) {
-  const Rows rows{strip, 2 * static_cast<std::int64_t>(channels), 3 * channels, padded_pitch(width, channels)};
+                        int panel_begin, int panel_end, int out_channels, float* out, std::int64_t out_stride,
+                        int out_width) {
+  const Rows rows{strip, 2 * static_cast<std::int64_t>(channels), 3 * channels,
+                  padded_pitch(width, channels)};
   const int depth = 9 * channels;
   for (int p = panel_begin; p < panel_end; ++p) {
     Result r{out + p * kPanel, out_stride, bias + p * kPanel};

@@ -81,24 +81,24 @@ EFFV2_INLINE void depthwise_vector(const InputRows& in, int channel, const float
 
 // `count` output rows of one panel; channels: how many of the panel's channels exist in memory.
 template <int Stride>
-inline void depthwise(const InputRows& in, const float* taps, float* out, std::int64_t out_pixel_stride, int out_width,
-                      int count, int channels) {
+inline void depthwise(const InputRows& in, const float* taps, float* out, std::int64_t out_pixel_stride,
+                      int out_width, int count, int channels) {
   const std::int64_t out_row_stride = out_pixel_stride * out_width;
   for (int c = 0; c < channels; c += kLanes) {
     if (channels - c >= kLanes) {
-      depthwise_vector<Stride, true>(in, c, taps + c, out + c, out_pixel_stride, out_row_stride, out_width, count,
-                                     kLanes);
+      depthwise_vector<Stride, true>(in, c, taps + c, out + c, out_pixel_stride, out_row_stride, out_width,
+                                     count, kLanes);
     } else {
-      depthwise_vector<Stride, false>(in, c, taps + c, out + c, out_pixel_stride, out_row_stride, out_width, count,
-                                      channels - c);
+      depthwise_vector<Stride, false>(in, c, taps + c, out + c, out_pixel_stride, out_row_stride, out_width,
+                                      count, channels - c);
     }
   }
 }
 
 // All output rows of one panel of a map that lies whole in memory.
 template <int Stride>
-void depthwise_map(const float* map, int height, int width, std::int64_t pixel_stride, const float* taps, float* out,
-                   std::int64_t out_pixel_stride, int channels) {
+void depthwise_map(const float* map, int height, int width, std::int64_t pixel_stride, const float* taps,
+                   float* out, std::int64_t out_pixel_stride, int channels) {
   // A few rows at a time: the list of rows lives on the stack.
   constexpr int kGroup = 16;
   const int out_height = (height + Stride - 1) / Stride, out_width = (width + Stride - 1) / Stride;
@@ -109,8 +109,8 @@ void depthwise_map(const float* map, int height, int width, std::int64_t pixel_s
       const int y = begin * Stride + i - 1;
       rows[i] = y >= 0 && y < height ? map + y * pixel_stride * width : nullptr;
     }
-    depthwise<Stride>({rows, pixel_stride, width}, taps, out + begin * out_pixel_stride * out_width, out_pixel_stride,
-                      out_width, count, channels);
+    depthwise<Stride>({rows, pixel_stride, width}, taps, out + begin * out_pixel_stride * out_width,
+                      out_pixel_stride, out_width, count, channels);
   }
 }
 

@@ -14,8 +14,8 @@ namespace effv2::EFFV2_ISA {
 
 // Phi(-a) ** (1 / 8) on [0, kGeluEnd], highest power first.
 inline constexpr float kGeluEnd = 5.6f;
-inline constexpr float kGeluRoot[] = {3.23640882e-06f, -3.56710603e-05f, -4.00234775e-05f, 1.63059569e-03f,
-                                      -7.92780553e-04f, -3.18663248e-02f, -9.14721167e-02f, 9.17005158e-01f};
+inline constexpr float kGeluRoot[] = {3.238305e-06f,   -3.56920136e-05f, -3.99326636e-05f, 0.00163039868f,
+                                      -0.00079255423f, -0.0318664573f,   -0.0914720818f,   0.917005181f};
 
 // Count vectors at p, in place. Step by step for all of them together: a polynomial is one long chain
 // of dependent operations, and several chains must be in flight to fill the multiply-add units.

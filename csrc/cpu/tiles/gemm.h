@@ -41,7 +41,7 @@ struct Result {
   const float* bias = nullptr;
   const float* residual = nullptr;
   std::int64_t residual_stride = 0;
-  int columns = kPanel;  // columns to store
+  int columns = kPanel;     // columns to store
   bool accumulate = false;  // add to what is in out: an earlier part of the same sum
 };
 
@@ -91,8 +91,9 @@ EFFV2_INLINE void finish(Vec (&sum)[RowCount][Vectors], const Result& r, int m, 
 
 // `tiles` tiles of RowCount rows from row m on, k from begin to end.
 template <int RowCount, int Vectors>
-__attribute__((noinline)) void run_tiles(const Rows& a, int m, int tiles, const float* b, std::int64_t b_stride,
-                                         int begin, int end, const Result& result, bool last) {
+__attribute__((noinline)) void run_tiles(const Rows& a, int m, int tiles, const float* b,
+                                         std::int64_t b_stride, int begin, int end, const Result& result,
+                                         bool last) {
   const Result r = result;
   const std::int64_t stride = a.row_stride;
   const bool whole = r.columns >= Vectors * kLanes;
@@ -136,8 +137,8 @@ __attribute__((noinline)) void run_tiles(const Rows& a, int m, int tiles, const 
 }
 
 template <int Vectors, int RowCount = kTileRows>
-EFFV2_INLINE void tiles_of(int row_count, const Rows& a, int m, int tiles, const float* b, std::int64_t b_stride,
-                           int begin, int end, const Result& r, bool last) {
+EFFV2_INLINE void tiles_of(int row_count, const Rows& a, int m, int tiles, const float* b,
+                           std::int64_t b_stride, int begin, int end, const Result& r, bool last) {
   if constexpr (RowCount > 0) {
     if (row_count == RowCount) {
       run_tiles<RowCount, Vectors>(a, m, tiles, b, b_stride, begin, end, r, last);
@@ -150,7 +151,8 @@ EFFV2_INLINE void tiles_of(int row_count, const Rows& a, int m, int tiles, const
 // Rows [m0, m1) times one panel of b (depth rows of b_stride floats, kPanel for packed weights).
 // The rows are divided evenly, so that no tile is left with too few rows to hide the latency of a
 // multiply-add: 49 rows make 4 tiles of 6 and 5 of 5, not 8 of 6 and 1 of 1.
-inline void gemm(const Rows& a, int m0, int m1, const float* b, std::int64_t b_stride, int depth, const Result& r) {
+inline void gemm(const Rows& a, int m0, int m1, const float* b, std::int64_t b_stride, int depth,
+                 const Result& r) {
   const int rows = m1 - m0;
   const int tiles = (rows + kTileRows - 1) / kTileRows;
   if (tiles == 0) return;

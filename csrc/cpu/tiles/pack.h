@@ -27,10 +27,12 @@ class PackedMatrix {
   }
 
   float& at(int output, int k) const {
-    return weights_.data()[(static_cast<std::int64_t>(output / kPanel) * depth_padded_ + k) * kPanel +
-                           output % kPanel];
+    return weights_
+        .data()[(static_cast<std::int64_t>(output / kPanel) * depth_padded_ + k) * kPanel + output % kPanel];
   }
-  const float* panel(int p) const { return weights_.data() + static_cast<std::int64_t>(p) * depth_padded_ * kPanel; }
+  const float* panel(int p) const {
+    return weights_.data() + static_cast<std::int64_t>(p) * depth_padded_ * kPanel;
+  }
   const float* weights() const { return weights_.data(); }
   float* bias() const { return bias_.data(); }
   const float* panel_bias(int p) const { return bias_.data() + p * kPanel; }

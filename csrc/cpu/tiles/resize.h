@@ -21,7 +21,8 @@ inline Blend blend_at(int i, int inputs) {
 
 // One output row of one panel: row_a and row_b are the two input rows, [width][kPanel], blended with
 // weights 1 - t and t; out: [out_width][kPanel] with out_width 2 * width, or one less.
-inline void enlarge_row(const float* row_a, const float* row_b, float t, int width, float* out, int out_width) {
+inline void enlarge_row(const float* row_a, const float* row_b, float t, int width, float* out,
+                        int out_width) {
   const Vec down = set1(t), up = set1(1.0f - t), near = set1(0.75f), far = set1(0.25f);
   for (int v = 0; v < kPanel; v += kLanes) {
     const auto blended = [&](int x) {
