@@ -32,7 +32,7 @@ class Weights(nn.Module):
 
     def __setattr__(self, name: str, value: Any) -> None:
         # Buffers are views of one allocation, whose version counter tells the engine to pack anew.
-        if name in self.__dict__.get("_buffers", {}):
+        if self.__dict__.get("_buffers", {}).get(name, value) is not value:
             raise ModelError(
                 f"'{name}' of an optimised model cannot be replaced; change it in place, with "
                 f"load_state_dict(...) or .copy_(...)."
