@@ -1,7 +1,7 @@
 """Fit the two polynomials of the CPU kernels and print their coefficients, highest power first.
 
 * ``kGeluRoot`` of csrc/cpu/tiles/gelu.h: GELU(x) = max(x, 0) - a * Phi(-a) with a = |x|. Phi(-a) falls over
-  eight decades, its eighth root only from 0.92 to 0.1, which a polynomial of degree 7 follows; three
+  eight decades, its eighth root only from 0.92 to 0.1, which a polynomial of degree 8 follows; three
   squarings give Phi(-a) back. The polynomial minimises the largest error of a * Phi(-a) on [0, 5.6],
   beyond which that product is below 6.1e-8.
 * the coefficients of csrc/cpu/tiles/softmax.h: 2 ** f on [-1/2, 1/2], smallest relative error.
@@ -61,7 +61,7 @@ def gelu_root() -> Array:
         lambda a: a * ROOT * upper_tail(a) ** ((ROOT - 1) / ROOT) + 1e-9,
         0.0,
         GELU_END,
-        degree=7,
+        degree=8,
     )
 
 

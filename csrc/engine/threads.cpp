@@ -121,7 +121,12 @@ void Barrier::arrive_and_wait() {
 }
 
 int usable_cpus() {
-  const unsigned count = std::thread::hardware_concurrency();  // respects the affinity mask
+#ifdef __linux__
+  // std::thread::hardware_concurrency() does not heed the affinity mask with every version of glibc.
+  cpu_set_t allowed;
+  if (sched_getaffinity(0, sizeof allowed, &allowed) == 0) return CPU_COUNT(&allowed);
+#endif
+  const unsigned count = std::thread::hardware_concurrency();
   return count ? static_cast<int>(count) : 1;
 }
 
