@@ -11,7 +11,7 @@ from effv2_kernels.shapes import BlockShape, family_shapes
 SHAPES = family_shapes("attention")
 
 
-@pytest.mark.benchmark(group="attention", warmup=True, min_rounds=20, max_time=0.4)
+@pytest.mark.benchmark(group="attention", warmup=True, warmup_iterations=20, min_rounds=20, max_time=0.4)
 @pytest.mark.parametrize("name", SHAPES)
 def test_attention(name: str, time_block: Callable[[BlockShape], None]) -> None:
     time_block(SHAPES[name])

@@ -17,7 +17,7 @@ from effv2_kernels.cli.models import randomise
 from effv2_kernels.reference import VARIANTS
 
 
-@pytest.mark.benchmark(group="network", warmup=True, min_rounds=5, max_time=1.5)
+@pytest.mark.benchmark(group="network", warmup=True, warmup_iterations=3, min_rounds=5, max_time=1.5)
 @pytest.mark.parametrize("batch", [1, 16])
 @pytest.mark.parametrize("name", VARIANTS)
 def test_network(

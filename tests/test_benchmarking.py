@@ -281,7 +281,7 @@ def test_the_package_beside_eager(model: nn.Module, images: Tensor) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("names", [["openvino", "openvino_streams"], ["onnxruntime"], ["compile"]])
+@pytest.mark.parametrize("names", [["openvino", "openvino_streams"], ["onnxruntime"]])
 def test_installed_rivals_run(model: nn.Module, images: Tensor, names: list[str]) -> None:
     if installed(tuple(names)) != names:
         pytest.skip(f"{names} are not installed")

@@ -187,6 +187,7 @@ def measure(
 
     tell("import, optimize() and its memory, in fresh processes")
     footprints = footprint_targets(models)
+    tell(table(footprints))
     comparisons: list[Comparison] = []
     targets: list[Target] = []
     extra: list[Target] = []
@@ -203,6 +204,7 @@ def measure(
             comparisons.append(
                 compare(model, images, ["effv2", *ways], threads=THREADS, seconds=budget, name=name)
             )
+            tell(report.one(comparisons[-1]))
         if name == "efficientformerv2_s0":
             one = torch.randn(1, 3, 224, 224)
             tell(f"{name}, one thread; other ISAs; more threads than cores")
