@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from effv2_kernels.benchmarking.comparison import Comparison, Entry
+from effv2_kernels.benchmarking.comparison import Comparison, Entry, percentile
 from effv2_kernels.benchmarking.contestants import OPENVINO
 from effv2_kernels.tables import shape_text, text_table
 
@@ -111,10 +111,11 @@ def _reason(entry: Entry) -> str:
 
 
 def _peak_text(c: Comparison) -> str:
+    """The range tells a quiet machine from one that others were using as well."""
     if not c.peak:
         return ""
-    ordered = sorted(c.peak)
-    return f"; peak {ordered[len(ordered) // 2]:.0f} GFLOP/s, measured in each round"
+    low, middle, high = (percentile(c.peak, p) for p in (10, 50, 90))
+    return f"; peak {middle:.0f} GFLOP/s (p10 {low:.0f}, p90 {high:.0f}), measured in each round"
 
 
 def _times(ratio: float | None) -> str:
