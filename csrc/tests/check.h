@@ -21,22 +21,21 @@ struct Registration {
   Registration(const char* group, const char* name, void (*body)());
 };
 
-#define TEST(group, name)                                                                     \
-  static void group##_##name();                                                               \
-  static const ::effv2::tests::Registration registration_##group##_##name{#group, #name,      \
-                                                                           group##_##name};   \
+#define TEST(group, name)                                                                                 \
+  static void group##_##name();                                                                           \
+  static const ::effv2::tests::Registration registration_##group##_##name{#group, #name, group##_##name}; \
   static void group##_##name()
 
 // Counts and prints a failure of the running test, which goes on. From any thread.
 void fail(const char* file, int line, const std::string& what);
 
-#define CHECK(condition)                                                        \
-  do {                                                                          \
-    if (!(condition)) ::effv2::tests::fail(__FILE__, __LINE__, #condition);     \
+#define CHECK(condition)                                                    \
+  do {                                                                      \
+    if (!(condition)) ::effv2::tests::fail(__FILE__, __LINE__, #condition); \
   } while (false)
-#define CHECK_THAT(condition, what)                                             \
-  do {                                                                          \
-    if (!(condition)) ::effv2::tests::fail(__FILE__, __LINE__, (what));         \
+#define CHECK_THAT(condition, what)                                     \
+  do {                                                                  \
+    if (!(condition)) ::effv2::tests::fail(__FILE__, __LINE__, (what)); \
   } while (false)
 
 // Prints a line about the running test, e.g. what it leaves out and why.

@@ -97,6 +97,7 @@ void run(const Test& test) {
 int main_with(const std::vector<std::string>& words, bool list) {
   int ran = 0, failed_tests = 0;
   if (!list) std::printf("seed of random inputs: %llu\n", static_cast<unsigned long long>(run_seed));
+  std::fflush(stdout);
   std::signal(SIGALRM, timed_out);
   for (const Test& test : registered()) {
     if (!wanted(test, words)) continue;

@@ -61,7 +61,8 @@ class Guarded {
       if (p == data_ && floats_) p += floats_;
       if (bits_of(*p) != kPoison) {
         fail(__FILE__, __LINE__,
-             what + " was overrun: written at " + std::to_string(p - data_) + " of " + std::to_string(floats_));
+             what + " was overrun: written at " + std::to_string(p - data_) + " of " +
+                 std::to_string(floats_));
         break;
       }
     }

@@ -97,8 +97,9 @@ Exact enlarge(const Exact& x, int height, int width) {
       const int left = static_cast<int>(at_column), right = std::min(left + 1, x.size.width - 1);
       const double down = at_row - top, across = at_column - left;
       for (int c = 0; c < x.size.channels; ++c) {
-        y.at(row, column, c) = (1 - down) * ((1 - across) * x.at(top, left, c) + across * x.at(top, right, c)) +
-                               down * ((1 - across) * x.at(bottom, left, c) + across * x.at(bottom, right, c));
+        y.at(row, column, c) =
+            (1 - down) * ((1 - across) * x.at(top, left, c) + across * x.at(top, right, c)) +
+            down * ((1 - across) * x.at(bottom, left, c) + across * x.at(bottom, right, c));
       }
     }
   }
@@ -111,9 +112,7 @@ struct Matrix {
   Matrix(int r, int c) : rows(r), columns(c), values(static_cast<std::size_t>(r) * c) {}
   double& at(int r, int c) { return values[static_cast<std::size_t>(r) * columns + c]; }
   double at(int r, int c) const { return const_cast<Matrix*>(this)->at(r, c); }
-  double clamped(int r, int c) const {
-    return at(std::clamp(r, 0, rows - 1), std::clamp(c, 0, columns - 1));
-  }
+  double clamped(int r, int c) const { return at(std::clamp(r, 0, rows - 1), std::clamp(c, 0, columns - 1)); }
 };
 
 // Keys' cubic kernel with a = -0.75, as PyTorch's bicubic interpolation has it.
@@ -145,14 +144,17 @@ Matrix bicubic(const Matrix& m, int rows, int columns) {
 // The bias of every query and key of a grid of keys, per head.
 Matrix bias_of(const AttentionBiasSpec& spec, int head, int key_rows, int key_columns) {
   const int stride = spec.query_stride;
-  const auto queries = [&](int rows, int columns) { return ceil_div(rows, stride) * ceil_div(columns, stride); };
+  const auto queries = [&](int rows, int columns) {
+    return ceil_div(rows, stride) * ceil_div(columns, stride);
+  };
   Matrix gathered(queries(spec.rows, spec.cols), spec.rows * spec.cols);
   for (int q = 0; q < gathered.rows; ++q) {
     const int query_columns = ceil_div(spec.cols, stride);
     const int row = q / query_columns * stride, column = q % query_columns * stride;
     for (int k = 0; k < gathered.columns; ++k) {
       const int rows_apart = std::abs(row - k / spec.cols), columns_apart = std::abs(column - k % spec.cols);
-      gathered.at(q, k) = spec.table[(static_cast<std::size_t>(head) * spec.rows + rows_apart) * spec.cols + columns_apart];
+      gathered.at(q, k) =
+          spec.table[(static_cast<std::size_t>(head) * spec.rows + rows_apart) * spec.cols + columns_apart];
     }
   }
   if (!spec.resize) return gathered;
@@ -172,7 +174,8 @@ void softmax_rows(Matrix& m) {
 Matrix channels_of(const Exact& x, int first, int count) {
   Matrix m(static_cast<int>(x.size.pixels()), count);
   for (int i = 0; i < m.rows; ++i) {
-    for (int c = 0; c < count; ++c) m.at(i, c) = x.values[static_cast<std::size_t>(i) * x.size.channels + first + c];
+    for (int c = 0; c < count; ++c)
+      m.at(i, c) = x.values[static_cast<std::size_t>(i) * x.size.channels + first + c];
   }
   return m;
 }
@@ -218,7 +221,8 @@ Exact reference(const StemSpec& s, const Exact& x) {
 
 Exact reference(const FfnSpec& s, const Exact& x) {
   const Exact hidden = gelu(linear(x, s.fc1_weight, s.fc1_bias, s.hidden));
-  return add(linear(gelu(depthwise(hidden, s.dw_weight, s.dw_bias, 1)), s.fc2_weight, s.fc2_bias, s.channels), x);
+  return add(linear(gelu(depthwise(hidden, s.dw_weight, s.dw_bias, 1)), s.fc2_weight, s.fc2_bias, s.channels),
+             x);
 }
 
 Exact reference(const AttentionSpec& s, const Exact& x) {
@@ -261,8 +265,9 @@ Exact reference(const AttentionDownsampleSpec& s, const Exact& x) {
   Exact u = depthwise(slice(kv, keys, values), s.local_weight, s.local_bias, 2);
   for (int h = 0; h < s.heads; ++h) {
     Matrix p = bias_of(s.bias, h, x.size.height, x.size.width);
-    add_scaled(p, 1, product_with_transpose(channels_of(q, h * s.key_dim, s.key_dim),
-                                            channels_of(kv, h * s.key_dim, s.key_dim)));
+    add_scaled(p, 1,
+               product_with_transpose(channels_of(q, h * s.key_dim, s.key_dim),
+                                      channels_of(kv, h * s.key_dim, s.key_dim)));
     softmax_rows(p);
     add_weighted_values(p, channels_of(kv, keys + h * s.value_dim, s.value_dim), h * s.value_dim, u);
   }

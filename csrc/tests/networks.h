@@ -1,0 +1,53 @@
+// Small whole networks, batches of images in any layout, and how to run them in guarded memory.
+#pragma once
+
+#include <string>
+#include <vector>
+
+#include "engine/network.h"
+#include "memory.h"
+#include "samples.h"
+
+namespace effv2::tests {
+
+// An output: after which block, and what it is scaled and shifted by (both empty: by nothing).
+struct FeatureSample {
+  int block;
+  std::vector<float> scale, shift;
+};
+
+struct NetworkSample {
+  std::vector<Sample> blocks;
+  std::vector<FeatureSample> features;
+
+  std::unique_ptr<Network> build(const Isa& isa) const;
+  // Of one image, every output.
+  std::vector<Exact> reference(const Exact& image) const;
+};
+
+// All six blocks, both attentions, a head; for images of this size, or of any with a resized bias.
+NetworkSample small_network(Random& random, int height, int width, bool resize_bias = false);
+
+// Images in memory that is NaN wherever they are not.
+struct Batch {
+  Guarded memory;
+  Images images;
+};
+struct Strides {
+  std::int64_t image, channel, row, pixel;
+};
+Strides nchw(Map size);
+Strides nhwc(Map size);
+// values: images one after the other, each NHWC.
+Batch batch_of(const std::vector<float>& values, int count, Map size, const Strides& strides);
+
+// The values of every output, all images; fails the test where memory is left unwritten or overrun.
+using Outputs = std::vector<std::vector<float>>;
+Outputs run_network(const NetworkSample& sample, const Network& network, const Images& images, int threads,
+                    const std::string& what);
+
+bool same_bits(const Outputs& a, const Outputs& b);
+// Image number `image` of `count`.
+Outputs image_of(const Outputs& outputs, int image, int count);
+
+}  // namespace effv2::tests

@@ -1,0 +1,37 @@
+// One block on one map, run as the engine runs it, and held to everything that a block promises.
+#pragma once
+
+#include <string>
+#include <vector>
+
+#include "memory.h"
+#include "samples.h"
+
+namespace effv2::tests {
+
+// Relative L2 over the output against double precision.
+inline constexpr double kBlockBound = 5e-7;
+inline constexpr double kNetworkBound = 1e-6;
+
+// Fails the test, printing the worst element, where the relative L2 distance exceeds the bound. With
+// bound 0 every element must be equal.
+void check_close(const float* actual, const Exact& expected, double bound, const std::string& what);
+
+// The map in the strides of `view`, in memory that is NaN wherever the map is not.
+struct Strided {
+  Guarded memory;
+  MapView view;
+};
+Strided dense_map(const std::vector<float>& x, Map size);
+// NCHW, transposed, a window of a larger map, every second pixel and channel.
+std::vector<Strided> strided_maps(const std::vector<float>& x, Map size);
+
+// Runs the block on every available ISA, with teams of 1, 2, 3 and 5 threads, twice in a row:
+// - the output is within `bound` of the reference, and the same bits for every team and input layout;
+// - every output is written, and nothing outside of the outputs and of the scratch that was promised;
+// - scratch may hold anything before; input and prepared data are only read.
+void check_block(const Sample& sample, Map in, const std::vector<float>& x, double bound = kBlockBound);
+// The same with a random input.
+void check_block(const Sample& sample, int height, int width, Random& random, double bound = kBlockBound);
+
+}  // namespace effv2::tests

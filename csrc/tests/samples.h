@@ -1,0 +1,69 @@
+// Blocks with random weights, as the engine's factories, its builder and the reference take them.
+#pragma once
+
+#include <functional>
+#include <map>
+#include <memory>
+#include <random>
+#include <string>
+#include <vector>
+
+#include "check.h"
+#include "engine/builder.h"
+#include "reference.h"
+
+namespace effv2::tests {
+
+class Random {
+ public:
+  explicit Random(std::uint64_t seed = test_seed()) : engine_(seed) {}
+  // Normal, mean 0.
+  std::vector<float> normal(std::int64_t count, double deviation = 1.0);
+  // Integers of [low, high].
+  std::vector<float> integers(std::int64_t count, int low, int high);
+  std::uint32_t bits() { return static_cast<std::uint32_t>(engine_()); }
+
+ private:
+  std::mt19937_64 engine_;
+};
+
+struct Weight {
+  std::vector<std::int64_t> shape;
+  std::vector<float> values;
+};
+
+struct Sample {
+  std::string kind;  // the block's stem
+  std::string name;  // for messages: the kind and its sizes
+  int in_channels;
+  std::map<std::string, Weight> tensors;  // by the field names of effv2_kernels/blocks.py
+  std::map<std::string, std::int64_t> options;
+
+  std::unique_ptr<Block> build(const Isa& isa) const;
+  Exact reference(const Exact& x) const;
+  // Points into tensors.
+  Fields fields() const;
+  // Replaces a tensor by integers of [low, high].
+  void set_integers(const std::string& name, Random& random, int low, int high);
+};
+
+// Where the attention bias comes from: rows x cols of its table, and whether it is resized to the map.
+struct BiasTable {
+  int rows, cols;
+  bool resize = false;
+};
+
+struct HeadSizes {
+  int heads, key_dim, value_dim;
+};
+
+// Weights keep activations of order 1 and the branch as large as the residual, so that the relative error
+// shows mistakes in either.
+Sample stem_sample(Random& random, int in, int mid, int out);
+Sample ffn_sample(Random& random, int channels, int hidden);
+Sample attention_sample(Random& random, int channels, HeadSizes sizes, int stride, BiasTable bias);
+Sample conv_downsample_sample(Random& random, int in, int out);
+Sample attention_downsample_sample(Random& random, int in, int out, HeadSizes sizes, BiasTable bias);
+Sample head_sample(Random& random, int channels, int classes);
+
+}  // namespace effv2::tests

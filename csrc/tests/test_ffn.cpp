@@ -1,0 +1,97 @@
+// FFN: 1x1, GELU, depthwise 3x3, GELU, 1x1, residual.
+#include <algorithm>
+
+#include "run_block.h"
+
+namespace effv2::tests {
+namespace {
+
+struct Size {
+  int height, width;
+};
+
+// Maps that are computed whole: around the sizes of tiles, up to 256 pixels; single rows and columns.
+constexpr Size kSmall[] = {{1, 1},  {1, 2},  {2, 1},  {2, 2},  {3, 5},  {7, 7},
+                           {1, 31}, {29, 1}, {9, 13}, {17, 3}, {16, 16}};
+// Maps that are walked in bands of rows: just above 256 pixels, odd, narrow, and wider than one band may be.
+constexpr Size kLarge[] = {{17, 16}, {16, 17}, {19, 23}, {300, 1}, {1, 300},
+                           {130, 3}, {3, 350}, {2, 401}, {5, 170}, {40, 9}};
+
+}  // namespace
+
+TEST(ffn, small_maps) {
+  Random random;
+  const Sample sample = ffn_sample(random, 24, 79);
+  for (const Size& map : kSmall) check_block(sample, map.height, map.width, random);
+}
+
+TEST(ffn, large_maps) {
+  Random random;
+  const Sample sample = ffn_sample(random, 16, 44);
+  for (const Size& map : kLarge) check_block(sample, map.height, map.width, random);
+}
+
+TEST(ffn, widths_and_ratios) {
+  Random random;
+  constexpr Size kWidths[] = {{8, 8}, {8, 29}, {10, 20}, {40, 132}, {56, 168}, {72, 216}, {104, 343}};
+  for (const auto& [channels, hidden] : kWidths) {
+    const Sample sample = ffn_sample(random, channels, hidden);
+    check_block(sample, 5, 9, random);
+    check_block(sample, 3, 2, random);
+  }
+}
+
+// More hidden channels than one part of the sum holds: 256 of them, and the last part small or full.
+TEST(ffn, many_hidden_channels) {
+  Random random;
+  for (const int hidden : {256, 257, 300, 512, 785}) {
+    const Sample sample = ffn_sample(random, 24, hidden);
+    check_block(sample, 4, 5, random);
+    check_block(sample, 13, 3, random);
+    check_block(sample, 7, 41, random);
+  }
+}
+
+// More input channels than that: the first product is cut as well.
+TEST(ffn, many_channels) {
+  Random random;
+  check_block(ffn_sample(random, 264, 300), 3, 4, random);
+  check_block(ffn_sample(random, 384, 520), 2, 3, random);
+}
+
+// Without biases all activations have the size of the input: far below and far above 1.
+TEST(ffn, the_whole_range_of_gelu) {
+  Random random;
+  for (const float scale : {1e-3f, 1e-2f, 10.0f, 1e3f}) {
+    Sample sample = ffn_sample(random, 32, 128);
+    for (const char* bias : {"fc1_bias", "dw_bias", "fc2_bias"}) {
+      std::vector<float>& values = sample.tensors.at(bias).values;
+      std::fill(values.begin(), values.end(), 0.0f);
+    }
+    const Map in{7, 6, 32};
+    std::vector<float> x = random.normal(in.floats());
+    for (float& value : x) value *= scale;
+    check_block(sample, in, x);
+  }
+}
+
+// GELU(x) is x where x is large, so with large biases all is integer arithmetic.
+TEST(ffn, exact_on_integers) {
+  Random random;
+  constexpr Size kMaps[] = {{1, 1}, {5, 7}, {14, 14}, {3, 101}};
+  for (const Size& map : kMaps) {
+    for (const int hidden : {24, 132, 300}) {
+      Sample sample = ffn_sample(random, 24, hidden);
+      sample.set_integers("fc1_weight", random, -2, 2);
+      sample.set_integers("fc1_bias", random, 224, 260);  // 24 products of at most 2 * 4
+      sample.set_integers("dw_weight", random, 0, 2);     // the bias keeps the borders large as well
+      sample.set_integers("dw_bias", random, 30, 64);
+      sample.set_integers("fc2_weight", random, -1, 1);
+      sample.set_integers("fc2_bias", random, -9, 9);
+      const Map in{map.height, map.width, 24};
+      check_block(sample, in, random.integers(in.floats(), -4, 4), 0);
+    }
+  }
+}
+
+}  // namespace effv2::tests

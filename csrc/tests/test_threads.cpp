@@ -1,0 +1,301 @@
+// Teams and barriers, the pool of threads, several callers at once, fork().
+#include <sched.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include <atomic>
+#include <chrono>
+#include <csignal>
+#include <thread>
+
+#include "engine/threads.h"
+#include "networks.h"
+
+namespace effv2::tests {
+namespace {
+
+#ifdef EFFV2_THREAD_SANITIZER
+constexpr bool kThreadSanitizer = true;
+constexpr int kRepeat = 1;
+#else
+constexpr bool kThreadSanitizer = false;
+constexpr int kRepeat = 10;
+#endif
+
+void in_team(int size, const std::function<void(const Team&)>& work) {
+  Barrier barrier;
+  const auto member = [&](int rank) {
+    barrier.set_size(size);
+    work({rank, size, &barrier});
+  };
+  std::vector<std::thread> others;
+  for (int rank = 1; rank < size; ++rank) others.emplace_back(member, rank);
+  member(0);
+  for (std::thread& other : others) other.join();
+}
+
+// What one call of the pool saw. Plain memory: the pool itself must order the accesses.
+struct Call {
+  int sizes[512] = {};
+  int runs[512] = {};
+  std::thread::id caller;
+};
+
+void record(void* argument, int rank, int size) {
+  Call& call = *static_cast<Call*>(argument);
+  call.sizes[rank] = size;
+  ++call.runs[rank];
+  if (rank == 0) call.caller = std::this_thread::get_id();
+}
+
+// Returns the size of the team; fails unless every rank ran once.
+int check_call(int threads) {
+  Call call;
+  run_on_threads(threads, record, &call);
+  const int size = call.sizes[0];
+  const int most = std::max(1, std::min(threads, usable_cpus()));
+  CHECK_THAT(size >= 1 && size <= most,
+             "a team of " + std::to_string(size) + " where " + std::to_string(most) + " were allowed");
+  for (int rank = 0; rank < 512; ++rank) {
+    if (call.runs[rank] == (rank < size) && call.sizes[rank] == (rank < size ? size : 0)) continue;
+    fail(__FILE__, __LINE__,
+         "rank " + std::to_string(rank) + " of " + std::to_string(size) + " ran " +
+             std::to_string(call.runs[rank]) + " times");
+    break;
+  }
+  CHECK(call.caller == std::this_thread::get_id());
+  return size;
+}
+
+// A network, images, and what it makes of them.
+struct Job {
+  NetworkSample sample;
+  std::unique_ptr<Network> network;
+  Batch batch;
+  Outputs expected;
+
+  bool right(int threads) const {
+    return same_bits(run_network(sample, *network, batch.images, threads, "a call"), expected);
+  }
+};
+
+Job make_job(Random& random, const Isa& isa, Map size, int images) {
+  NetworkSample sample = small_network(random, size.height, size.width);
+  std::unique_ptr<Network> network = sample.build(isa);
+  Batch batch = batch_of(random.normal(images * size.floats()), images, size, nchw(size));
+  Outputs expected = run_network(sample, *network, batch.images, 1, "the first call");
+  return {std::move(sample), std::move(network), std::move(batch), std::move(expected)};
+}
+
+void at_once(int callers, const std::function<void(int)>& call) {
+  std::vector<std::thread> threads;
+  for (int i = 0; i < callers; ++i) threads.emplace_back(call, i);
+  for (std::thread& thread : threads) thread.join();
+}
+
+// Runs `check` in a child process; fails the test unless it returns true there within a minute. The child
+// leaves by _exit(): no destructors, no exit handlers, no check for leaks of what the parent allocated.
+void check_in_child(const char* what, const std::function<bool()>& check) {
+  const pid_t child = fork();
+  if (child == 0) {
+    alarm(60);  // alarms are not inherited
+    _exit(check() ? 0 : 1);
+  }
+  if (child < 0) return fail(__FILE__, __LINE__, "fork() failed");
+  int status = 0;
+  CHECK(waitpid(child, &status, 0) == child);
+  CHECK_THAT(WIFEXITED(status) && WEXITSTATUS(status) == 0,
+             std::string(what) + ": the child ended with status " + std::to_string(status));
+}
+
+}  // namespace
+
+TEST(threads, shares_cover_everything_once) {
+  for (const int size : {1, 2, 3, 5, 8, 64}) {
+    for (const int count : {0, 1, 2, 3, 7, 8, 49, 1000}) {
+      int next = 0, smallest = count, largest = 0;
+      for (int rank = 0; rank < size; ++rank) {
+        const Range mine = Team{rank, size, nullptr}.share(count);
+        CHECK(mine.begin == next && mine.end >= mine.begin);
+        next = mine.end;
+        smallest = std::min(smallest, mine.end - mine.begin);
+        largest = std::max(largest, mine.end - mine.begin);
+      }
+      CHECK(next == count && largest - smallest <= 1);
+    }
+    for (const int panels : {1, 2, 5}) {
+      for (const int rows : {1, 4, 13}) {
+        std::vector<int> seen(static_cast<std::size_t>(panels * rows));
+        for (int rank = 0; rank < size; ++rank) {
+          share_panels(Team{rank, size, nullptr}, panels, rows, [&](int p, int begin, int end) {
+            CHECK(p >= 0 && p < panels && begin >= 0 && begin < end && end <= rows);
+            for (int row = begin; row < end; ++row) ++seen[static_cast<std::size_t>(p * rows + row)];
+          });
+        }
+        for (const int times : seen) CHECK(times == 1);
+      }
+    }
+  }
+}
+
+TEST(threads, split_does_not_overflow) {
+  const Range last = split(2147483647, 255, 256);
+  CHECK(last.end == 2147483647 && last.begin > 2139000000);
+}
+
+// Nobody passes before everybody has arrived, and what was written before is seen behind.
+TEST(threads, barrier) {
+  for (const int size : {1, 2, 3, 5}) {
+    std::vector<int> phase(static_cast<std::size_t>(size));
+    const int phases = size > usable_cpus() ? 50 * kRepeat : 500 * kRepeat;
+    in_team(size, [&](const Team& team) {
+      for (int i = 1; i <= phases; ++i) {
+        phase[static_cast<std::size_t>(team.rank)] = i;
+        team.sync();
+        for (const int other : phase) {
+          if (other != i)
+            fail(__FILE__, __LINE__,
+                 "a thread is in phase " + std::to_string(other) + ", not " + std::to_string(i));
+        }
+        team.sync();
+      }
+    });
+  }
+}
+
+TEST(threads, every_rank_runs_once) {
+  for (const int threads : {-1, 0, 1, 2, 3, 5, 64, 300, 1 << 20}) {
+    for (int i = 0; i < 20; ++i) check_call(threads);
+  }
+}
+
+TEST(threads, idle_threads_help) {
+  int largest = 0;
+  for (int i = 0; i < 20; ++i) largest = std::max(largest, check_call(2));
+  CHECK(largest == std::min(2, usable_cpus()));
+}
+
+TEST(threads, many_calls) {
+  for (int i = 0; i < 1000 * kRepeat; ++i) check_call(2 + i % 2);
+}
+
+// Long enough that threads go to sleep in between, or are about to.
+TEST(threads, calls_after_pauses) {
+  for (int i = 0; i < 100; ++i) {
+    std::this_thread::sleep_for(std::chrono::microseconds(i % 4 == 3 ? 3000 : 60 + i));
+    check_call(2);
+  }
+}
+
+TEST(threads, several_callers_at_once) {
+  at_once(5, [](int caller) {
+    for (int i = 0; i < 10 * kRepeat; ++i) check_call(1 + (i + caller) % 4);
+  });
+}
+
+TEST(threads, only_processors_that_may_be_used) {
+  std::thread([] {
+    cpu_set_t mine;
+    CPU_ZERO(&mine);
+    CPU_SET(sched_getcpu(), &mine);
+    if (sched_setaffinity(0, sizeof mine, &mine) != 0)
+      return note("skipped: the affinity cannot be set here");
+    CHECK(usable_cpus() == 1);
+    CHECK(check_call(8) == 1);
+  }).join();
+}
+
+TEST(threads, callers_on_one_network) {
+  Random random;
+  const Job job = make_job(random, *available_isas().front(), {40, 51, 3}, 3);
+  at_once(4, [&](int caller) {
+    for (int i = 0; i < 4 * kRepeat; ++i) CHECK(job.right(1 + (caller + i) % 4));
+  });
+}
+
+TEST(threads, callers_on_several_networks) {
+  Random random;
+  std::vector<Job> jobs;
+  for (const Isa* isa : available_isas()) jobs.push_back(make_job(random, *isa, {40, 51, 3}, 2));
+  jobs.push_back(make_job(random, *available_isas().back(), {17, 90, 3}, 1));
+  at_once(5, [&](int caller) {
+    for (int i = 0; i < 3 * kRepeat; ++i) {
+      const Job& job = jobs[static_cast<std::size_t>(caller + i) % jobs.size()];
+      CHECK(job.right(1 + (caller + i) % 3));
+    }
+  });
+}
+
+// Plans and contexts do not exist yet: several threads make them at once, for several resolutions.
+TEST(threads, first_calls_at_once) {
+  Random random;
+  const NetworkSample sample = small_network(random, 0, 0, true);
+  const std::unique_ptr<Network> network = sample.build(*available_isas().front());
+  const std::vector<float> values = random.normal(64 * 64 * 3);
+  constexpr int kCallers = 6;
+  std::vector<Outputs> outputs(kCallers);
+  const auto images = [&](int caller) {
+    const Map size{40 + caller / 2, 33, 3};
+    return Images{values.data(), 1, 3, size.height, size.width, 0, 1, 33 * 3, 3};
+  };
+  at_once(kCallers, [&](int i) {
+    outputs[static_cast<std::size_t>(i)] = run_network(sample, *network, images(i), 2, "first");
+  });
+  for (int i = 0; i < kCallers; ++i) {
+    CHECK(same_bits(outputs[static_cast<std::size_t>(i)],
+                    run_network(sample, *network, images(i), 1, "later")));
+  }
+}
+
+// A child has none of its parent's threads, and starts its own. The parent goes on as before.
+TEST(threads, fork_between_calls) {
+  Random random;
+  const Job job = make_job(random, *available_isas().front(), {40, 51, 3}, 3);
+  CHECK(job.right(2));
+  // This sanitizer ends a child that starts threads.
+  const int threads = kThreadSanitizer ? 1 : 2;
+  if (kThreadSanitizer)
+    note("children run one thread only: the thread sanitizer does not let them start more");
+  for (int i = 0; i < 3; ++i) {
+    check_in_child("fork between calls",
+                   [&] { return job.right(threads) && job.right(threads) && job.right(1); });
+    CHECK(job.right(2));
+  }
+}
+
+// fork() in the middle of other threads' calls: no lock may stay taken in the child.
+TEST(threads, fork_during_calls) {
+  Random random;
+  const Job job = make_job(random, *available_isas().front(), {40, 51, 3}, 3);
+  const int threads = kThreadSanitizer ? 1 : 2;
+  std::atomic<bool> stop{false};
+  std::vector<std::thread> callers;
+  for (int i = 0; i < 2; ++i) {
+    callers.emplace_back([&, i] {
+      while (!stop) CHECK(job.right(1 + i));
+    });
+  }
+  for (int i = 0; i < 2 * kRepeat; ++i) {
+    check_in_child("fork during calls", [&] { return job.right(threads); });
+  }
+  stop = true;
+  for (std::thread& caller : callers) caller.join();
+}
+
+// A child may have children.
+TEST(threads, fork_in_a_child) {
+  Random random;
+  const Job job = make_job(random, *available_isas().front(), {40, 51, 3}, 1);
+  const int threads = kThreadSanitizer ? 1 : 2;
+  CHECK(job.right(2));
+  check_in_child("fork", [&] {
+    if (!job.right(threads)) return false;
+    const pid_t grandchild = fork();
+    if (grandchild == 0) _exit(job.right(threads) ? 0 : 1);
+    int status = 0;
+    return waitpid(grandchild, &status, 0) == grandchild && WIFEXITED(status) && WEXITSTATUS(status) == 0 &&
+           job.right(threads);
+  });
+}
+
+}  // namespace effv2::tests
