@@ -10,7 +10,7 @@ STAMPS := $(VENV)/.stamps
 PIP := $(PY) -m pip install --quiet --disable-pip-version-check
 CMAKE_PYTHON = -DPython_EXECUTABLE="$(abspath $(PY))" -Dpybind11_DIR="$$($(PY) -m pybind11 --cmakedir)"
 
-.PHONY: help demo test lint bench rivals build native-test sanitize wheel clean distclean
+.PHONY: help demo test lint bench rivals targets build native-test sanitize wheel clean distclean
 .DELETE_ON_ERROR:
 
 help:
@@ -19,6 +19,7 @@ help:
 	@echo "make test     build, and run the whole test suite"
 	@echo "make bench    time every block and whole networks           (about 6 minutes)"
 	@echo "make rivals   compare with eager, torch.compile, ONNX Runtime and OpenVINO"
+	@echo "make targets  measure every speed target and say which are met (about 20 minutes)"
 	@echo "make lint     ruff, mypy and clang-format"
 	@echo "make sanitize native tests under the address, undefined-behaviour and thread sanitizers"
 	@echo "make build    only the compiled module, in place; quick to repeat"
@@ -40,6 +41,10 @@ bench: build
 rivals: build $(STAMPS)/bench
 	@mkdir -p build
 	$(PY) -m pytest bench/bench_network.py --benchmark-only --rivals --rivals-json build/rivals.json $(ARGS)
+
+targets: build $(STAMPS)/bench
+	@mkdir -p build
+	$(PY) -m effv2_kernels.benchmarking.targets --json build/targets.json $(ARGS)
 
 build: $(BUILD)/CMakeCache.txt
 	@cmake --build $(BUILD) --target _native --parallel $(JOBS)
