@@ -117,9 +117,9 @@ class Engine:
                 raise InputError(f"images of {height}x{width} cannot run: {error}") from error
             rows, cols = self._sizes
             raise ResolutionError(
-                f"the attention biases of this model were made for images of {rows[1]}x{cols[1]} (any of "
-                f"{rows[0]}-{rows[1]} rows by {cols[0]}-{cols[1]} columns fits), but this input is "
-                f"{height}x{width}. Resize it, or create the model with img_size=({height}, {width})."
+                f"the attention biases of this model fit inputs of {rows[0]}-{rows[1]} rows by "
+                f"{cols[0]}-{cols[1]} columns, but this one is {height}x{width}. Resize it, or create the "
+                f"model with img_size=({height}, {width})."
             ) from error
 
     def block_macs(self, height: int, width: int) -> list[int]:

@@ -70,8 +70,14 @@ def optimize(
             replacements[id(module)] = optimised(network, single=True)
             del steps, network
         _ = replacements[id(module)].engine
-    # deepcopy takes what its memo holds, so the replaced modules are not copied.
-    result: nn.Module = copy.deepcopy(model, dict(replacements))
+    try:
+        # deepcopy takes what its memo holds, so the replaced modules are not copied.
+        result: nn.Module = copy.deepcopy(model, dict(replacements))
+    except RuntimeError as error:
+        raise ModelError(
+            f"what is left of {type(model).__name__} cannot be copied: {error} (A module that keeps tensors "
+            f"of a graph, such as a cache filled outside of torch.no_grad(), has to drop them first.)"
+        ) from error
     return result
 
 

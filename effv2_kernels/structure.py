@@ -223,7 +223,7 @@ def parse(structure: str) -> dict[str, Any]:
                 raise TypeError("a feature needs an integer 'block' and a boolean 'scaled'")
         if not isinstance(data["source"], str):
             raise TypeError("'source' is no string")
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise ModelError(
             f"this does not describe a network of EfficientFormerV2 blocks: {error!r}."
         ) from error

@@ -1,0 +1,295 @@
+"""``save`` and ``load``: the same bits again on any machine, and no bad file gets in."""
+
+import json
+import struct
+
+import pytest
+import torch
+from checks import seeded
+from models import SMALL
+from torch import nn
+
+from effv2_kernels import load, optimize, save
+from effv2_kernels.errors import CheckpointError, ModelError, UnavailableError, UnknownNameError
+from effv2_kernels.model import OptimizedModel
+
+safetensors = pytest.importorskip("safetensors.torch")
+
+SPEC = SMALL[0]
+
+
+@pytest.fixture(scope="module")
+def fast():
+    return optimize(SPEC.build(seeded(70)))
+
+
+@pytest.fixture
+def path(fast, tmp_path):
+    path = tmp_path / "network.effv2"
+    save(fast, path)
+    return path
+
+
+def content(path):
+    """(metadata, tensors) of a saved file."""
+    with safetensors.safe_open(path, "pt") as file:
+        return file.metadata(), {key: file.get_tensor(key).clone() for key in file.keys()}  # noqa: SIM118
+
+
+def write(path, metadata, tensors):
+    safetensors.save_file(tensors, path, metadata=metadata)
+
+
+def changed_structure(metadata, change):
+    """The metadata with its JSON changed in place by ``change(data)``."""
+    data = json.loads(metadata["structure"])
+    change(data)
+    return {**metadata, "structure": json.dumps(data)}
+
+
+@pytest.mark.parametrize("spec", SMALL, ids=lambda spec: spec.name)
+def test_loads_the_same_network(spec, tmp_path):
+    g = seeded(71)
+    fast, images = optimize(spec.build(g)), spec.images(g, 2)
+    save(fast, str(tmp_path / "a.effv2"))
+    loaded = load(tmp_path / "a.effv2")
+    assert torch.equal(loaded(images), fast(images))
+    assert loaded.network.names == fast.network.names
+    assert loaded.network.source == "reference"
+    assert loaded.state_dict().keys() == fast.state_dict().keys()
+
+
+@pytest.mark.parametrize("norms", [None, (True, False, True, True)])
+def test_loads_a_backbone(tmp_path, norms):
+    g = seeded(72)
+    fast = optimize(SPEC.build(g, features_only=True, feature_norms=norms, resize_bias=True))
+    images = torch.randn(1, 3, 80, 50, generator=g)
+    save(fast, tmp_path / "a.effv2")
+    found, expected = load(tmp_path / "a.effv2")(images), fast(images)
+    assert type(found) is list
+    for y, e in zip(found, expected, strict=True):
+        assert torch.equal(y, e)
+
+
+def test_saves_a_part(tmp_path):
+    g = seeded(73)
+    model = SPEC.build(g)
+    part = optimize(model.stages[2].blocks[1], strict=False)
+    x = torch.randn(1, 40, 4, 4, generator=g)
+    save(part, tmp_path / "a.effv2")
+    assert torch.equal(load(tmp_path / "a.effv2")(x), part(x))
+
+
+def test_loaded_networks_work_like_others(path, fast, tmp_path):
+    images = SPEC.images(seeded(74))
+    loaded = load(path, isa="scalar", threads=1)
+    assert loaded.engine.isa == "scalar"
+    assert loaded.threads == 1
+    save(loaded, tmp_path / "again.effv2")
+    assert torch.equal(load(tmp_path / "again.effv2")(images), fast(images))
+
+
+def test_a_file_is_plain_data(path, fast):
+    metadata, tensors = content(path)
+    assert metadata["format"] == "effv2_kernels.network"
+    assert metadata["version"] == "1"
+    assert [block["kind"] for block in json.loads(metadata["structure"])["blocks"]][:3] == [
+        "stem",
+        "ffn",
+        "conv_downsample",
+    ]
+    assert tensors.keys() == fast.state_dict().keys()
+    weights = sum(t.nbytes for t in fast.state_dict().values())
+    assert path.stat().st_size < weights + 50_000
+
+
+def test_reading_does_not_depend_on_the_file_afterwards(path, fast):
+    """Not even through a memory map."""
+    images = SPEC.images(seeded(75))
+    loaded = load(path)
+    path.write_bytes(b"\0" * path.stat().st_size)
+    assert torch.equal(loaded(images), fast(images))
+
+
+@pytest.mark.parametrize("share", [0.0, 1e-4, 0.01, 0.5, 0.999])
+def test_a_truncated_file(path, share):
+    data = path.read_bytes()
+    path.write_bytes(data[: int(len(data) * share)])
+    with pytest.raises(CheckpointError, match=r"network.effv2 is truncated or not a safetensors file"):
+        load(path)
+
+
+@pytest.mark.parametrize(
+    "data", [b"not a checkpoint", b"\x80\x04\x95", b"PK\x03\x04" + b"\0" * 100, b"\xff" * 64]
+)
+def test_not_a_checkpoint(path, data):
+    path.write_bytes(data)
+    with pytest.raises(CheckpointError, match="is truncated or not a safetensors file"):
+        load(path)
+
+
+def test_a_header_that_promises_too_much(path):
+    """A length of 2^63 must not be allocated."""
+    path.write_bytes(struct.pack("<Q", 2**63) + b"{}")
+    with pytest.raises(CheckpointError, match="is truncated or not a safetensors file"):
+        load(path)
+
+
+def test_a_pickle_is_not_read(path, fast):
+    torch.save(fast.state_dict(), path)
+    with pytest.raises(CheckpointError, match="is truncated or not a safetensors file"):
+        load(path)
+
+
+def test_no_file(tmp_path):
+    with pytest.raises(CheckpointError, match=r"there is no file .*missing.effv2"):
+        load(tmp_path / "missing.effv2")
+    with pytest.raises(CheckpointError, match="cannot read"):
+        load(tmp_path)
+
+
+def test_a_checkpoint_of_a_model(path, fast):
+    safetensors.save_file(dict(SPEC.build(seeded(76)).state_dict()), path)
+    with pytest.raises(CheckpointError, match=r"was not written by effv2_kernels.save\(\).*create_model"):
+        load(path)
+
+
+def test_another_version(path):
+    metadata, tensors = content(path)
+    write(path, {**metadata, "version": "2"}, tensors)
+    with pytest.raises(
+        CheckpointError, match=r"has version '2' of the format, and this package reads version '1'"
+    ):
+        load(path)
+
+
+def test_missing_and_extra_tensors(path):
+    metadata, tensors = content(path)
+    tensors["blocks.0.conv3_weight"] = tensors.pop("blocks.0.conv1_weight")
+    write(path, metadata, tensors)
+    with pytest.raises(
+        CheckpointError, match=r"missing blocks.0.conv1_weight; unexpected blocks.0.conv3_weight"
+    ):
+        load(path)
+
+
+KEYS = [
+    "blocks.0.conv1_weight",
+    "blocks.0.conv1_bias",
+    "blocks.1.fc2_bias",
+    "blocks.6.bias",
+    "blocks.6.qkv_weight",
+    "blocks.6.local_bias",
+    "blocks.8.conv_weight",
+    "blocks.12.bias",
+]
+
+
+@pytest.mark.parametrize("key", KEYS)
+@pytest.mark.parametrize(
+    "spoil", [lambda t: t[:-1].clone(), lambda t: torch.cat([t, t]), lambda t: t[None].clone()]
+)
+def test_misshapen_tensors(path, key, spoil):
+    metadata, tensors = content(path)
+    tensors[key] = spoil(tensors[key])
+    write(path, metadata, tensors)
+    name = key.rpartition(".")[2].partition("_")[0]
+    with pytest.raises(CheckpointError, match=rf"does not describe a network.*{name}.* has shape .*expected"):
+        load(path)
+
+
+def test_tensors_of_another_dtype(path):
+    metadata, tensors = content(path)
+    tensors["blocks.1.fc2_bias"] = tensors["blocks.1.fc2_bias"].half()
+    write(path, metadata, tensors)
+    with pytest.raises(CheckpointError, match=r"fc2_bias is torch.float16; expected torch.float32"):
+        load(path)
+
+
+@pytest.mark.parametrize("value", [torch.nan, -torch.inf])
+def test_tensors_that_are_not_finite(path, value):
+    metadata, tensors = content(path)
+    tensors["blocks.1.fc2_bias"][3] = value
+    write(path, metadata, tensors)
+    with pytest.raises(CheckpointError, match=r"'blocks.1.fc2_bias' holds values that are not finite"):
+        load(path)
+
+
+def first(data):
+    return data["blocks"][0]
+
+
+def attention(data):
+    return data["blocks"][6]
+
+
+STRUCTURES = {
+    "no blocks": lambda data: data.update(blocks=[]),
+    "blocks of another type": lambda data: data.update(blocks={"kind": "stem"}),
+    "no list": lambda data: data.update(blocks=3),
+    "an unknown kind": lambda data: first(data).update(kind="conv9x9"),
+    "a kind that is no string": lambda data: first(data).update(kind=["stem"]),
+    "a missing field": lambda data: first(data)["tensors"].remove("conv1_bias"),
+    "an unknown field": lambda data: first(data)["tensors"].append("conv3_bias"),
+    "a field twice": lambda data: first(data)["tensors"].append("conv1_bias"),
+    "a tensor for an option": lambda data: attention(data)["options"].update(heads="8"),
+    "an option for a tensor": lambda data: (
+        first(data)["tensors"].remove("conv1_bias"),
+        first(data)["options"].update(conv1_bias=1),
+    ),
+    "no heads": lambda data: attention(data)["options"].update(heads=0),
+    "negative sizes": lambda data: attention(data)["options"].update(heads=-8, key_dim=-32),
+    "overflowing sizes": lambda data: attention(data)["options"].update(heads=2**62),
+    "an unknown stride": lambda data: attention(data)["options"].update(stride=3),
+    "blocks in another order": lambda data: data["blocks"].reverse(),
+    "features beside a head": lambda data: data.update(features=[{"block": 1, "scaled": False}]),
+    "a feature of no block": lambda data: data.update(features=[{"block": 99, "scaled": False}]),
+    "no source": lambda data: data.pop("source"),
+    "a name that is no string": lambda data: first(data).update(name=3),
+}
+
+
+@pytest.mark.parametrize("name", STRUCTURES)
+def test_descriptions_that_cannot_be_run(path, name):
+    metadata, tensors = content(path)
+    write(path, changed_structure(metadata, STRUCTURES[name]), tensors)
+    with pytest.raises(
+        CheckpointError, match=r"does not (describe a network that can be run|hold the tensors)"
+    ):
+        load(path)
+
+
+@pytest.mark.parametrize("text", ["", "[]", "null", "{", '{"blocks": []}', "[" * 100_000])
+def test_descriptions_that_are_none(path, text):
+    metadata, tensors = content(path)
+    write(path, {**metadata, "structure": text}, tensors)
+    with pytest.raises(CheckpointError, match="does not describe a network that can be run"):
+        load(path)
+
+
+def test_options_of_load_are_those_of_optimize(path):
+    with pytest.raises(UnknownNameError, match="unknown ISA"):
+        load(path, isa="avx1024")
+    with pytest.raises(UnavailableError, match="fp32 only"):
+        load(path, dtype="int8")
+
+
+def test_save_takes_optimised_networks_only(fast, tmp_path):
+    with pytest.raises(
+        ModelError, match=r"save\(\) takes what optimize\(\) returned.*but got EfficientFormerV2"
+    ):
+        save(SPEC.build(seeded(77)), tmp_path / "a")
+    with pytest.raises(ModelError, match=r"It holds one at '0': save that"):
+        save(nn.Sequential(fast), tmp_path / "a")
+    with pytest.raises(CheckpointError, match="cannot write"):
+        save(fast, tmp_path / "no folder" / "a.effv2")
+    assert isinstance(fast, OptimizedModel)
+
+
+def test_saving_needs_safetensors(fast, tmp_path, monkeypatch):
+    import sys
+
+    monkeypatch.setitem(sys.modules, "safetensors", None)
+    monkeypatch.setitem(sys.modules, "safetensors.torch", None)
+    with pytest.raises(UnavailableError, match=r"pip install 'effv2_kernels\[io\]'"):
+        save(fast, tmp_path / "a.effv2")
