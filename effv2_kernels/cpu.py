@@ -104,6 +104,12 @@ class Engine:
         return self._channels
 
     @property
+    def last_size(self) -> tuple[int, int] | None:
+        """(rows, columns) of the input whose sizes were planned last, None before the first call."""
+        shape = next(reversed(self._plans), None)
+        return None if shape is None else (shape[2], shape[3])
+
+    @property
     def packed_bytes(self) -> int:
         """Bytes of the packed weights."""
         return self._network.packed_bytes

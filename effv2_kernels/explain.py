@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from torch import nn
 
-from effv2_kernels import sources
+from effv2_kernels import blocks, sources
 from effv2_kernels.cpu import fitting_sizes
 from effv2_kernels.errors import ModelError
 from effv2_kernels.model import OptimizedModel
+from effv2_kernels.structure import block_sizes
 from effv2_kernels.tables import shape_text, text_table
 
 _DEFAULT_SIZE = 224
@@ -24,9 +26,9 @@ class BlockRow:
     backend: str
     isa: str
     dtype: str
-    input: tuple[int, ...]  # (channels, height, width)
-    output: tuple[int, ...]  # (channels, height, width), or (classes,)
-    gflop: float  # two for each multiply-add
+    input: tuple[int, ...]  # (channels, height, width); (channels,) where the size is not known
+    output: tuple[int, ...]  # the same, or (classes,)
+    gflop: float  # two for each multiply-add; NaN where the size is not known
     bytes: int  # of the folded weights
 
 
@@ -46,12 +48,12 @@ class Explanation:
 
     rows: tuple[BlockRow, ...]
     left: tuple[Left, ...]
-    why: tuple[str, ...]  # one line for each optimised network: backend, ISA and reason
+    why: tuple[str, ...]  # one line for each backend and ISA in use: which parts run on it, and the reason
 
     @property
     def gflop(self) -> float:
-        """Of all blocks, for one image."""
-        return sum(row.gflop for row in self.rows)
+        """Of all blocks whose size is known, for one image."""
+        return sum(row.gflop for row in self.rows if not math.isnan(row.gflop))
 
     @property
     def bytes(self) -> int:
@@ -69,7 +71,7 @@ class Explanation:
                 row.dtype,
                 shape_text(row.input),
                 shape_text(row.output),
-                f"{row.gflop:.4f}",
+                "?" if math.isnan(row.gflop) else f"{row.gflop:.4f}",
                 f"{row.bytes / 1e6:.3f}",
             )
             for row in self.rows
@@ -112,39 +114,52 @@ def explain(model: nn.Module, size: int | tuple[int, int] | None = None) -> Expl
 
     model: what ``optimize`` or ``load`` returned, or a module that holds such models; its other parts are
         listed as left in PyTorch.
-    size: rows and columns of the input of each optimised network, one number for both. None: the size
-        that its attention biases were made for, 224 where there are none.
+    size: rows and columns of the input of each optimised network, one number for both. None: those of its
+        last call; before the first one those that its attention biases were made for, or 224. Parts of a
+        model that have neither show their channels alone.
 
     Raises ModelError for a module without an optimised network, ResolutionError where ``size`` does not fit.
     """
     rows: list[BlockRow] = []
-    why: list[str] = []
+    why: dict[str, list[str]] = {}
     parts = optimised_parts(model)
     for path, part in parts.items():
         rows += explain_part(path, part, input_size(part, size))
         choice = part.choice
-        where = f"'{path}'" if path else type(part).__name__
-        why.append(f"{where}: backend {choice.backend} in {choice.dtype}; ISA {choice.why}")
-    return Explanation(tuple(rows), tuple(_left(model, "", set(parts))), tuple(dict.fromkeys(why)))
+        reason = f"backend {choice.backend} in {choice.dtype}; ISA {choice.why}"
+        why.setdefault(reason, []).append(f"'{path}'" if path else type(part).__name__)
+    lines = [
+        f"{', '.join(paths) if len(paths) < 4 else f'{len(paths)} parts'}: {reason}"
+        for reason, paths in why.items()
+    ]
+    return Explanation(tuple(rows), tuple(_left(model, "", set(parts))), tuple(lines))
 
 
-def input_size(part: OptimizedModel, size: int | tuple[int, int] | None) -> tuple[int, int]:
-    """(rows, columns) to explain a network for; see ``explain``."""
+def input_size(part: OptimizedModel, size: int | tuple[int, int] | None) -> tuple[int, int] | None:
+    """(rows, columns) to explain a network for, None where nothing tells; see ``explain``."""
     if size is not None:
         return (size, size) if isinstance(size, int) else (size[0], size[1])
+    if part.engine.last_size is not None:
+        return part.engine.last_size
     fitting = fitting_sizes(part.network)
-    return (fitting[0][1], fitting[1][1]) if fitting else (_DEFAULT_SIZE, _DEFAULT_SIZE)
+    if fitting:
+        return fitting[0][1], fitting[1][1]
+    return (_DEFAULT_SIZE, _DEFAULT_SIZE) if isinstance(part.network.blocks[0], blocks.Stem) else None
 
 
-def explain_part(path: str, part: OptimizedModel, size: tuple[int, int]) -> list[BlockRow]:
+def explain_part(path: str, part: OptimizedModel, size: tuple[int, int] | None) -> list[BlockRow]:
     """The rows of one optimised network at ``path`` in a larger module ("" if there is none)."""
     network, engine, choice = part.network, part.engine, part.choice
-    shapes: list[tuple[int, ...]] = [(engine.in_channels, *size)]
-    shapes += engine.block_shapes(*size)
+    shapes: list[tuple[int, ...]]
+    if size is None:
+        widths = [block_sizes(block) for block in network.blocks]
+        shapes = [(engine.in_channels,), *((width["out"],) for width in widths)]
+        all_macs = [math.nan] * len(network.blocks)
+    else:
+        shapes = [(engine.in_channels, *size), *engine.block_shapes(*size)]
+        all_macs = [float(macs) for macs in engine.block_macs(*size)]
     rows = []
-    for i, (block, name, macs) in enumerate(
-        zip(network.blocks, network.names, engine.block_macs(*size), strict=True)
-    ):
+    for i, (block, name, macs) in enumerate(zip(network.blocks, network.names, all_macs, strict=True)):
         rows.append(
             BlockRow(
                 block=block.kind,

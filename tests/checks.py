@@ -223,3 +223,17 @@ def propagated_bound(network, x, number=0):
         if f.scale is not None:
             wanted[i] = wanted[i] * f.scale[:, None, None].double() + f.shift[:, None, None].double()
     return [relative_l2(noisy, c) for noisy, c in zip(wanted, clean, strict=True)]
+
+
+class PackingCounter:
+    """Counts the engines that are packed."""
+
+    def __init__(self, monkeypatch):
+        self.count = 0
+        original = cpu.Engine.__init__
+
+        def counting(engine, *args, **kwargs):
+            self.count += 1
+            original(engine, *args, **kwargs)
+
+        monkeypatch.setattr(cpu.Engine, "__init__", counting)

@@ -107,6 +107,8 @@ def test_sizes():
     assert explain(fast, 96).rows[0].input == (3, 96, 96)
     assert explain(fast, (64, 128)).rows[-1].output == (56, 2, 4)
     assert explain(fast, 128).gflop > explain(fast, 64).gflop * 3.5
+    fast(torch.zeros(1, 3, 80, 48))
+    assert explain(fast).rows[0].input == (3, 80, 48)
 
 
 def test_a_size_that_does_not_fit(fast):
@@ -144,6 +146,22 @@ def test_parts_that_were_left_out_say_why(model):
     reasons = {part.path: part.reason for part in explanation.left}
     assert "hooks" in reasons["stages.1.blocks"]
     assert {row.source for row in explanation.rows} >= {"stem", "stages.0.blocks.0", "stages.3.blocks.1"}
+
+
+def test_parts_of_unknown_size(model):
+    """Until they are called, parts without a stem and a bias show no sizes that would be made up."""
+    g = seeded(67)
+    fast = optimize(
+        nn.ModuleDict({"a": SPEC.build(g).stages[0].blocks[0], "b": SPEC.build(g).stem}).eval(), strict=False
+    )
+    explanation = explain(fast)
+    assert explanation.rows[0].input == explanation.rows[0].output == (16,)
+    assert math.isnan(explanation.rows[0].gflop)
+    assert explanation.gflop == explanation.rows[1].gflop
+    assert "?" in str(explanation)
+    fast["a"](torch.zeros(1, 16, 9, 7))
+    assert explain(fast).rows[0].output == (16, 9, 7)
+    assert "?" not in str(explain(fast))
 
 
 def test_nothing_to_explain(model):

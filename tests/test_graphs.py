@@ -1,0 +1,160 @@
+"""Optimised models in graphs: torch.compile, torch.export, tracing, fake tensors, gradients."""
+
+import copy
+import io
+
+import pytest
+import torch
+from checks import PackingCounter, assert_close, seeded
+from models import SMALL, Spec
+
+from effv2_kernels import optimize
+from effv2_kernels.reference import Architecture
+
+TINY = Spec("tiny", Architecture((8, 8, 16, 16), (1, 0, 1, 0), 2, (1, 0)), img_size=32)
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    """PyTorch's own threads only wait for each other at these sizes."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture
+def fast_and_images():
+    g = seeded(34)
+    return optimize(TINY.build(g)), TINY.images(g, 3)
+
+
+def test_compiles_without_a_graph_break(fast_and_images, monkeypatch):
+    fast, images = fast_and_images
+    counter = PackingCounter(monkeypatch)
+    compiled = torch.compile(fast, fullgraph=True)
+    with torch.no_grad():
+        for batch in (3, 3, 1, 2):
+            assert torch.equal(compiled(images[:batch]), fast(images[:batch]))
+    assert counter.count == 0, "the graph packed the weights again"
+
+
+def test_compiles_inside_a_larger_function(fast_and_images):
+    fast, images = fast_and_images
+
+    def classify(x):
+        return torch.relu(fast(x * 2 - 1)).softmax(1)
+
+    compiled = torch.compile(classify, fullgraph=True, dynamic=True, backend="aot_eager")
+    with torch.no_grad():
+        assert torch.allclose(compiled(images), classify(images), atol=1e-6)
+        assert torch.allclose(compiled(images[:2]), classify(images[:2]), atol=1e-6)
+
+
+def test_compiled_code_sees_changed_weights(fast_and_images):
+    fast, images = fast_and_images
+    compiled = torch.compile(fast, fullgraph=True, backend="aot_eager")
+    with torch.no_grad():
+        before = compiled(images)
+        fast.blocks[-1].bias += 1
+        assert torch.allclose(compiled(images), before + 1, atol=1e-4)
+        assert torch.equal(compiled(images), fast(images))
+
+
+def test_compiles_with_gradients(fast_and_images):
+    fast, images = fast_and_images
+    compiled = torch.compile(fast, fullgraph=True, backend="aot_eager")
+    grads = []
+    for f in (fast, compiled):
+        x = images.clone().requires_grad_()
+        f(x).square().sum().backward()
+        grads.append(x.grad)
+    assert_close(grads[1], grads[0].double(), 1e-6)
+
+
+@pytest.mark.filterwarnings("ignore:No complete tensor found in the group")  # the weights are views of one
+@pytest.mark.parametrize("features", [False, True])
+def test_exports_runs_and_loads_again(features):
+    g = seeded(35)
+    model = SMALL[0].build(g, features_only=features)
+    fast, images = optimize(model), SMALL[0].images(g, 3)
+    batch = torch.export.Dim("batch", min=1, max=64)
+    program = torch.export.export(fast, (images,), dynamic_shapes=({0: batch},))
+    assert set(program.state_dict) == set(fast.state_dict())
+    file = io.BytesIO()
+    torch.export.save(program, file)
+    file.seek(0)
+    loaded = torch.export.load(file).module()
+    for n in (3, 1, 2):
+        expected = fast(images[:n])
+        for module in (program.module(), loaded):
+            found = module(images[:n])
+            for y, e in zip(
+                [found] if not features else found, [expected] if not features else expected, strict=True
+            ):
+                assert torch.equal(y, e)
+
+
+def test_exports_with_dynamic_height_and_width():
+    """Where the bias is resized, any size works, and the graph knows how outputs follow from it."""
+    g = seeded(36)
+    model = SMALL[0].build(g, features_only=True, resize_bias=True)
+    fast, images = optimize(model), SMALL[0].images(g, 2)
+    # From 33 on: below, the last map has one row or column, which torch.export takes for a special case.
+    height, width = torch.export.Dim("height", min=33, max=512), torch.export.Dim("width", min=33, max=512)
+    module = torch.export.export(fast, (images,), dynamic_shapes=({2: height, 3: width},)).module()
+    for size in ((64, 64), (97, 50)):
+        x = torch.randn(2, 3, *size, generator=g)
+        for y, e in zip(module(x), fast(x), strict=True):
+            assert torch.equal(y, e)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_traces(fast_and_images):
+    fast, images = fast_and_images
+    traced = torch.jit.trace(fast, (images,), check_trace=False)
+    other = torch.randn(images.shape, generator=seeded(37))
+    assert torch.equal(traced(other), fast(other))
+
+
+def test_fake_tensors_give_shapes(fast_and_images):
+    fast, images = fast_and_images
+    with torch._subclasses.FakeTensorMode(allow_non_fake_inputs=True) as mode:
+        y = fast(mode.from_tensor(images))
+    assert y.shape == (3, 10)
+    assert y.dtype == torch.float32
+
+
+def test_a_copy_shares_nothing_with_the_graph_of_the_original(fast_and_images):
+    fast, images = fast_and_images
+    compiled = torch.compile(fast, fullgraph=True, backend="aot_eager")
+    with torch.no_grad():
+        before = compiled(images)
+        other = copy.deepcopy(fast)
+        other.blocks[-1].bias += 1
+        assert torch.equal(compiled(images), before)
+
+
+def test_gradients_pass_through_a_whole_model():
+    g = seeded(32)
+    model = SMALL[0].build(g)
+    fast = optimize(model)
+    images = SMALL[0].images(g, 2).requires_grad_()
+    fast(images).square().sum().backward()
+    found, images.grad = images.grad, None
+    model.double()
+    twin = images.detach().double().requires_grad_()
+    model(twin).square().sum().backward()
+    assert_close(found, twin.grad, 2e-5)
+
+
+def test_no_graph_is_kept_where_none_is_asked_for():
+    g = seeded(33)
+    fast = optimize(SMALL[0].build(g))
+    images = SMALL[0].images(g).requires_grad_()
+    with torch.no_grad():
+        assert not fast(images).requires_grad
+    with torch.inference_mode():
+        assert not fast(images).requires_grad
+    assert not fast(images.detach()).requires_grad
+    assert fast(images).requires_grad
