@@ -45,6 +45,15 @@ class Reader {
     }
     return t.data;
   }
+  // Channels of all heads together.
+  int channels(int heads, int each) const {
+    const std::int64_t count = std::int64_t{heads} * each;
+    if (count > kLargest) {
+      fail("the options give " + std::to_string(heads) + " heads of " + std::to_string(each) +
+           " channels, which is too many");
+    }
+    return static_cast<int>(count);
+  }
   AttentionBiasSpec bias(int heads, int query_stride) const {
     const int rows = size("bias", 1), cols = size("bias", 2);
     return {get("bias", {heads, rows, cols}), heads, rows, cols, query_stride, option("resize_bias", 0) != 0};
@@ -106,7 +115,7 @@ Built attention(const Isa& isa, const Reader& r) {
     s.dw_weight = r.get("dw_weight", {s.channels, 3, 3});
     s.dw_bias = r.get("dw_bias", {s.channels});
   }
-  const int values = s.heads * s.value_dim, rows = 2 * s.heads * s.key_dim + values;
+  const int values = r.channels(s.heads, s.value_dim), rows = 2 * r.channels(s.heads, s.key_dim) + values;
   s.qkv_weight = r.get("qkv_weight", {rows, s.channels});
   s.qkv_bias = r.get("qkv_bias", {rows});
   s.local_weight = r.get("local_weight", {values, 3, 3});
@@ -134,7 +143,7 @@ Built attention_downsample(const Isa& isa, const Reader& r) {
   s.value_dim = r.option("value_dim");
   if (s.heads < 1 || s.key_dim < 1 || s.value_dim < 1)
     r.fail("heads, key_dim and value_dim must be at least 1");
-  const int keys = s.heads * s.key_dim, values = s.heads * s.value_dim;
+  const int keys = r.channels(s.heads, s.key_dim), values = r.channels(s.heads, s.value_dim);
   s.dw_weight = r.get("dw_weight", {s.in_channels, 3, 3});
   s.dw_bias = r.get("dw_bias", {s.in_channels});
   s.q_weight = r.get("q_weight", {keys, s.in_channels});

@@ -6,8 +6,8 @@
 
 namespace effv2 {
 
-// All threads of a team must arrive before any goes on. Waiting threads spin briefly, then yield:
-// blocks keep their threads evenly loaded, so the wait is normally far shorter than a system call.
+// All threads of a team must arrive before any goes on. Waiting threads spin, then sleep: blocks keep
+// their threads evenly loaded, so the wait is normally far shorter than a system call.
 class Barrier {
  public:
   // Every member may set the size, to the same value, before it first waits.
@@ -18,6 +18,8 @@ class Barrier {
   std::atomic<int> size_{1};
   alignas(64) std::atomic<int> waiting_{0};
   alignas(64) std::atomic<std::uint32_t> generation_{0};
+  std::atomic<int> sleeping_{0};
+  std::atomic<int> last_processor_{-1};  // of the member that arrived last
 };
 
 struct Range {

@@ -2,9 +2,15 @@
 
 #include <pthread.h>
 #include <sched.h>
+#ifdef __linux__
+#include <linux/futex.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
 
 #include <atomic>
 #include <chrono>
+#include <climits>
 #include <condition_variable>
 #include <thread>
 #include <vector>
@@ -37,21 +43,72 @@ bool spin(Condition keep_waiting, int microseconds) {
 
 // How long an idle worker spins before it sleeps: longer than the gap between two calls in a loop.
 constexpr int kIdleSpin = 100;
-// How long one spins for its team before it yields the processor to whoever is late.
+// How long one spins for its team before it sleeps; and how long where the team was found to share this
+// thread's processor, so that spinning only keeps the others from arriving.
 constexpr int kTeamSpin = 200;
+constexpr int kSharedSpin = 2;
 constexpr int kMostThreads = 256;
 
-template <class Condition>
-void wait_while(Condition keep_waiting) {
-  if (spin(keep_waiting, kTeamSpin)) return;
-  while (keep_waiting()) sched_yield();
+using Word = std::atomic<std::uint32_t>;
+
+int this_processor() {
+#ifdef __linux__
+  return sched_getcpu();
+#else
+  return -1;
+#endif
 }
 
+thread_local int team_spin = kTeamSpin;
+
+// After a sleep: whether to spin the next time depends on where the one ran that was waited for.
+void adapt_spin(int other_processor) {
+  const int mine = this_processor();
+  team_spin = mine >= 0 && mine == other_processor ? kSharedSpin : kTeamSpin;
+}
+
+// Sleeps while *word == value, until woken; may also return earlier. It must be sleep and not
+// sched_yield(): where two threads of a team have come to share a processor, yielding keeps both busy
+// there and the scheduler leaves them together, but a thread that wakes is placed on an idle one.
+void sleep_while(Word& word, std::uint32_t value) {
+#ifdef __linux__
+  static_assert(sizeof(Word) == sizeof(std::uint32_t), "a futex is a plain 32-bit word");
+  syscall(SYS_futex, &word, FUTEX_WAIT_PRIVATE, value, nullptr, nullptr, 0);
+#else
+  if (word.load(std::memory_order_relaxed) == value) sched_yield();
+#endif
+}
+
+// Only the address is used: the word itself may be gone.
+void wake_all(Word* word) {
+#ifdef __linux__
+  syscall(SYS_futex, word, FUTEX_WAKE_PRIVATE, INT_MAX, nullptr, nullptr, 0);
+#else
+  static_cast<void>(word);
+#endif
+}
+
+// One call of run_on_threads. It ends, and its memory with it, as soon as `running` has no helper left.
 struct Work {
+  static constexpr std::uint32_t kAsleep = 1u << 31;  // in `running`: the caller sleeps
+
   void (*job)(void*, int, int);
   void* argument;
   int size;
-  std::atomic<int> running;
+  Word running;  // helpers that have not finished
+  std::atomic<int> last_processor;
+
+  void helper_done() {
+    Word* word = &running;
+    last_processor.store(this_processor(), std::memory_order_relaxed);
+    if (word->fetch_sub(1, std::memory_order_acq_rel) == (kAsleep | 1)) wake_all(word);
+  }
+  void wait_for_helpers() {
+    if (spin([&] { return running.load(std::memory_order_acquire) > 0; }, team_spin)) return;
+    std::uint32_t now = running.fetch_or(kAsleep, std::memory_order_acq_rel) | kAsleep;
+    for (; now != kAsleep; now = running.load(std::memory_order_acquire)) sleep_while(running, now);
+    adapt_spin(last_processor.load(std::memory_order_relaxed));
+  }
 };
 
 class Worker {
@@ -80,7 +137,7 @@ class Worker {
       }
       Work* work = work_;
       work->job(work->argument, rank_, work->size);
-      work->running.fetch_sub(1, std::memory_order_release);
+      work->helper_done();
     }
   }
 
@@ -114,9 +171,16 @@ void Barrier::arrive_and_wait() {
   const std::uint32_t generation = generation_.load(std::memory_order_relaxed);
   if (waiting_.fetch_add(1, std::memory_order_acq_rel) + 1 == size_.load(std::memory_order_relaxed)) {
     waiting_.store(0, std::memory_order_relaxed);
-    generation_.store(generation + 1, std::memory_order_release);
-  } else {
-    wait_while([&] { return generation_.load(std::memory_order_acquire) == generation; });
+    last_processor_.store(this_processor(), std::memory_order_relaxed);
+    // Sequentially consistent, as is the sleeper's side: either it is seen here, or it sees the new
+    // generation.
+    generation_.store(generation + 1, std::memory_order_seq_cst);
+    if (sleeping_.load(std::memory_order_seq_cst) > 0) wake_all(&generation_);
+  } else if (!spin([&] { return generation_.load(std::memory_order_acquire) == generation; }, team_spin)) {
+    sleeping_.fetch_add(1, std::memory_order_seq_cst);
+    while (generation_.load(std::memory_order_seq_cst) == generation) sleep_while(generation_, generation);
+    sleeping_.fetch_sub(1, std::memory_order_relaxed);
+    adapt_spin(last_processor_.load(std::memory_order_relaxed));
   }
 }
 
@@ -151,11 +215,11 @@ void run_on_threads(int threads, void (*job)(void*, int, int), void* argument) {
     }
   }
   const int size = helpers + 1;
-  Work work{job, argument, size, {helpers}};
+  Work work{job, argument, size, {static_cast<std::uint32_t>(helpers)}, {-1}};
   for (int i = 0; i < helpers; ++i) team[i]->start(&work, i + 1);
   job(argument, 0, size);
   if (size == 1) return;
-  wait_while([&] { return work.running.load(std::memory_order_acquire) > 0; });
+  work.wait_for_helpers();
   const std::lock_guard<std::mutex> lock(fork_safe_mutex());
   for (int i = 0; i < helpers; ++i) team[i]->idle = true;
 }
