@@ -57,6 +57,10 @@ void Network::add(std::unique_ptr<Block> block, int in_channels) {
 void Network::add_feature(const float* scale, const float* shift, int channels) {
   Feature feature;
   feature.block = static_cast<int>(blocks_.size()) - 1;
+  if (feature.block < 0) throw Error("a feature needs a block before it");
+  if (!features_.empty() && features_.back().block == feature.block) {
+    throw Error("the output of block " + std::to_string(feature.block) + " is returned already");
+  }
   if (scale) {
     feature.scale = Buffer(channels);
     feature.shift = Buffer(channels);

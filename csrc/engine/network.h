@@ -33,7 +33,7 @@ class Network {
   // Takes the block over. in_channels is what it reads.
   void add(std::unique_ptr<Block> block, int in_channels);
   // The output of the block added last is returned as well, scaled and shifted per channel if the
-  // pointers are not null (they are copied).
+  // pointers are not null (they are copied). Throws Error if there is none, or if it is returned already.
   void add_feature(const float* scale, const float* shift, int channels);
 
   int in_channels() const { return in_channels_; }

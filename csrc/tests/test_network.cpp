@@ -84,6 +84,26 @@ TEST(network, features) {
   check_network(sample, kImage, random);
 }
 
+TEST(network, one_feature_per_block) {
+  Random random;
+  Network network(available_isas().front());
+  const auto refused = [&] {
+    try {
+      network.add_feature(nullptr, nullptr, 24);
+    } catch (const Error&) {
+      return true;
+    }
+    return false;
+  };
+  CHECK(refused());
+  for (int i = 0; i < 2; ++i) {
+    add_block(network, "ffn", ffn_sample(random, 24, 32).fields());
+    network.add_feature(nullptr, nullptr, 24);
+    CHECK(refused());
+  }
+  CHECK(network.outputs() == 2);
+}
+
 TEST(network, layouts) {
   Random random;
   const std::int64_t h = kImage.height, w = kImage.width, c = kImage.channels;
