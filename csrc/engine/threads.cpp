@@ -12,6 +12,7 @@
 #include <chrono>
 #include <climits>
 #include <condition_variable>
+#include <system_error>
 #include <thread>
 #include <vector>
 
@@ -160,6 +161,19 @@ void forget_in_child() {
   fork_safe_mutex().unlock();
 }
 
+// When the library is loaded: later, another thread could hold the mutex during the first fork.
+[[maybe_unused]] const int registered = pthread_atfork(lock_before_fork, unlock_in_parent, forget_in_child);
+
+// Starts workers until there are `count`, or as many as the system allows. With fork_safe_mutex() held.
+void start_workers(int count) {
+  if (!workers) workers = new std::vector<Worker*>;
+  try {
+    while (static_cast<int>(workers->size()) < count) workers->push_back(new Worker);
+  } catch (const std::system_error&) {
+    // No more threads may be started: those that are there do the work.
+  }
+}
+
 }  // namespace
 
 std::mutex& fork_safe_mutex() {
@@ -195,8 +209,6 @@ int usable_cpus() {
 }
 
 void run_on_threads(int threads, void (*job)(void*, int, int), void* argument) {
-  static const int registered = pthread_atfork(lock_before_fork, unlock_in_parent, forget_in_child);
-  static_cast<void>(registered);
   const int cpus = usable_cpus();
   if (threads > cpus) threads = cpus;
 
@@ -205,8 +217,7 @@ void run_on_threads(int threads, void (*job)(void*, int, int), void* argument) {
   int helpers = 0;
   if (threads > 1) {
     const std::lock_guard<std::mutex> lock(fork_safe_mutex());
-    if (!workers) workers = new std::vector<Worker*>;
-    while (static_cast<int>(workers->size()) < threads - 1) workers->push_back(new Worker);
+    start_workers(threads - 1);
     for (Worker* worker : *workers) {
       if (helpers == threads - 1) break;
       if (!worker->idle) continue;

@@ -28,6 +28,8 @@ struct Registration {
 
 // Counts and prints a failure of the running test, which goes on. From any thread.
 void fail(const char* file, int line, const std::string& what);
+// So far, in this process.
+int failures();
 
 #define CHECK(condition)                                                    \
   do {                                                                      \

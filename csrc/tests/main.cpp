@@ -38,7 +38,7 @@ std::vector<Test>& registered() {
 
 std::uint64_t run_seed = 0;
 std::string running = "(no test)";
-std::atomic<int> failures{0};
+std::atomic<int> failed_checks{0};
 
 // Mixes the seed with a name, so that a test's numbers depend neither on other tests nor on their order.
 std::uint64_t mixed(std::uint64_t seed, const std::string& name) {
@@ -78,7 +78,7 @@ std::uint64_t number(const char* text) {
 
 void run(const Test& test) {
   running = test.full_name();
-  const int before = failures;
+  const int before = failures();
   const auto start = std::chrono::steady_clock::now();
   alarm(kTimeLimit);
   try {
@@ -88,7 +88,7 @@ void run(const Test& test) {
   }
   alarm(0);
   const double seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
-  const int failed = failures - before;
+  const int failed = failures() - before;
   std::printf("%-6s %-58s %7.2f s\n", failed ? "FAILED" : "ok", running.c_str(), seconds);
   if (failed > kMostPrinted) std::printf("       %d failures in all\n", failed);
   std::fflush(stdout);
@@ -106,9 +106,9 @@ int main_with(const std::vector<std::string>& words, bool list) {
       std::printf("%s\n", test.full_name().c_str());
       continue;
     }
-    const int before = failures;
+    const int before = failures();
     run(test);
-    failed_tests += failures != before;
+    failed_tests += failures() != before;
   }
   if (ran == 0) {
     std::fprintf(stderr, "no test has such a name; --list prints them\n");
@@ -132,12 +132,14 @@ void fail(const char* file, int line, const std::string& what) {
   static std::atomic<const char*> last{nullptr};
   // The same test goes on printing only so often.
   if (last.exchange(running.c_str()) != running.c_str()) printed = 0;
-  ++failures;
+  ++failed_checks;
   if (++printed > kMostPrinted) return;
   const char* name = std::strrchr(file, '/');
   std::printf("       %s:%d: %s\n", name ? name + 1 : file, line, what.c_str());
   std::fflush(stdout);
 }
+
+int failures() { return failed_checks; }
 
 void note(const std::string& what) {
   std::printf("       %s\n", what.c_str());

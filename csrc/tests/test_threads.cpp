@@ -1,11 +1,14 @@
 // Teams and barriers, the pool of threads, several callers at once, fork().
+#include <pthread.h>
 #include <sched.h>
+#include <sys/resource.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
 #include <atomic>
 #include <chrono>
 #include <csignal>
+#include <cstdio>
 #include <thread>
 
 #include "engine/threads.h"
@@ -96,10 +99,17 @@ void at_once(int callers, const std::function<void(int)>& call) {
 // Runs `check` in a child process; fails the test unless it returns true there within a minute. The child
 // leaves by _exit(): no destructors, no exit handlers, no check for leaks of what the parent allocated.
 void check_in_child(const char* what, const std::function<bool()>& check) {
+  const int before = failures();
   const pid_t child = fork();
   if (child == 0) {
     alarm(60);  // alarms are not inherited
-    _exit(check() ? 0 : 1);
+    bool passed = false;
+    try {
+      passed = check() && failures() == before;
+    } catch (const std::exception& error) {
+      fail(__FILE__, __LINE__, std::string("unexpected exception: ") + error.what());
+    }
+    _exit(passed ? 0 : 1);
   }
   if (child < 0) return fail(__FILE__, __LINE__, "fork() failed");
   int status = 0;
@@ -189,7 +199,7 @@ TEST(threads, calls_after_pauses) {
 
 TEST(threads, several_callers_at_once) {
   at_once(5, [](int caller) {
-    for (int i = 0; i < 10 * kRepeat; ++i) check_call(1 + (i + caller) % 4);
+    for (int i = 0; i < 40 * kRepeat; ++i) check_call(1 + (i + caller) % 4);
   });
 }
 
@@ -203,6 +213,28 @@ TEST(threads, only_processors_that_may_be_used) {
     CHECK(usable_cpus() == 1);
     CHECK(check_call(8) == 1);
   }).join();
+}
+
+// Where no thread can be started the caller works alone. In a child, which has none yet: stacks of 256 MB do
+// not fit into the 64 MB that it may still map.
+TEST(threads, no_more_threads) {
+#if defined(EFFV2_THREAD_SANITIZER) || defined(EFFV2_ADDRESS_SANITIZER)
+  note("skipped: sanitizers need more memory than this test allows");
+#else
+  check_in_child("no more threads", [] {
+    pthread_attr_t large;
+    pthread_attr_init(&large);
+    pthread_attr_setstacksize(&large, std::size_t{256} << 20);
+    pthread_setattr_default_np(&large);
+    std::FILE* file = std::fopen("/proc/self/statm", "r");
+    unsigned long pages = 0;
+    if (!file || std::fscanf(file, "%lu", &pages) != 1) return false;
+    std::fclose(file);
+    const rlim_t bytes = pages * static_cast<rlim_t>(sysconf(_SC_PAGESIZE)) + (rlim_t{64} << 20);
+    const rlimit limit{bytes, bytes};
+    return setrlimit(RLIMIT_AS, &limit) == 0 && check_call(2) == 1 && check_call(3) == 1;
+  });
+#endif
 }
 
 TEST(threads, callers_on_one_network) {
