@@ -122,7 +122,7 @@ def family_shapes(kind: str | None = None, image: tuple[int, int] = (224, 224)) 
 
 
 def random_block(shape: BlockShape, generator: torch.Generator, *, spread: float = 0.5) -> Any:
-    """A block of this shape with random weights that keep activations of order 1.
+    """A block of this shape with random weights that keep activations and logits of order 1.
 
     spread: standard deviation of the logarithm of the scale of each output channel, as BatchNorm and layer
     scales give to folded weights. Biases are of order 0.3, attention biases of order 2.
@@ -133,14 +133,17 @@ def random_block(shape: BlockShape, generator: torch.Generator, *, spread: float
         values = torch.randn(size, generator=generator)
         if name == "bias" and len(size) == 3:
             values *= 2.0
+        elif name == "mix2_bias":
+            values *= 0.03  # it adds this share of the sum of all values, which cancel
         elif len(size) == 1:
             values *= 0.3
         else:
             values *= math.prod(size[1:]) ** -0.5
             scale = torch.randn(size[0], generator=generator).mul(spread).exp()
+            scale[: _rows_of_logits(name, shape)] = 1
             values *= scale.view(-1, *[1] * (len(size) - 1))
         tensors[name] = values
-    # Folded blocks hold queries that are scaled already, which keeps the logits of order 1.
+    # Folded blocks hold queries that are scaled already.
     keys = shape.options.get("heads", 0) * shape.options.get("key_dim", 0)
     for name in ("q_weight", "q_bias", "qkv_weight", "qkv_bias"):
         if name in tensors:
@@ -150,6 +153,14 @@ def random_block(shape: BlockShape, generator: torch.Generator, *, spread: float
         options["resize_bias"] = bool(options["resize_bias"])
     block: blocks.Block = block_type(**tensors, **options)
     return block
+
+
+def _rows_of_logits(name: str, shape: BlockShape) -> int:
+    """How many rows of a weight make logits: a product of two or three scales would blow up some of them."""
+    heads, keys = shape.options.get("heads", 0), shape.options.get("key_dim", 0)
+    return {"qkv_weight": 2 * heads * keys, "q_weight": heads * keys, "kv_weight": heads * keys}.get(
+        name, heads if name == "mix1_weight" else 0
+    )
 
 
 def random_input(shape: BlockShape, generator: torch.Generator, batch: int = 1) -> Tensor:

@@ -131,10 +131,22 @@ def block_case(shape, batch=1, seed=0, spread=0.5):
 
 
 def check_block(shape, isa, *, batch=1, bound=BLOCK_BOUND):
-    """One random block at this shape against the float64 reference."""
-    block, x, expected = block_case(shape, batch)
-    (y,) = run_engine(cpu.Engine(as_network(block), isa), x)
-    assert_close(y, expected, bound, f"{shape} on {isa}, batch {batch}")
+    """One random block at this shape against the float64 reference.
+
+    The relative L2 of a handful of values is large whenever they happen to cancel: maps of few values are
+    run with more images, and the first of these alone as well, which must give the same bits.
+    """
+    values = (1 if shape.kind == "head" else shape.height * shape.width) * shape.sizes.get(
+        "out", shape.sizes["in"]
+    )
+    images = max(batch, min(24, 2000 // values))
+    block, x, expected = block_case(shape, images)
+    engine = cpu.Engine(as_network(block), isa)
+    (y,) = run_engine(engine, x)
+    assert_close(y, expected, bound, f"{shape} on {isa}, batch {images}")
+    if images > batch:
+        (alone,) = run_engine(engine, x[:batch])
+        assert torch.equal(alone, y[:batch]), f"{shape} on {isa}: batch {batch} differs from batch {images}"
 
 
 def layouts(x):
@@ -152,14 +164,15 @@ def layouts(x):
 
 
 def check_layouts(shape, isa):
-    """Inputs of any strides give what a contiguous one gives; expanded inputs as well."""
+    """Inputs of any strides give the bits that a contiguous one gives; expanded inputs as well."""
     block, x, expected = block_case(shape, 3)
     engine = cpu.Engine(as_network(block), isa)
+    (contiguous,) = run_engine(engine, x)
+    assert_close(contiguous, expected, BLOCK_BOUND, f"{shape} on {isa}")
     for name, view in layouts(x):
         assert name == "channels_last" or not view.is_contiguous()
         (y,) = run_engine(engine, view)
-        assert_close(y, expected, BLOCK_BOUND, f"{shape} on {isa}, {name}")
-        assert y.ndim != 4 or y.is_contiguous(memory_format=torch.channels_last)
+        assert torch.equal(y, contiguous), f"{shape} on {isa}, {name}"
     for name, view in (
         ("batch expanded", x[:1].expand(4, -1, -1, -1)),
         ("channels expanded", x[:, :1].expand(-1, x.shape[1], -1, -1)),
@@ -167,7 +180,8 @@ def check_layouts(shape, isa):
         ("one value", x[:1, :1, :1, :1].expand(2, *x.shape[1:])),
     ):
         (y,) = run_engine(engine, view)
-        assert_close(y, exact(block, view), BLOCK_BOUND, f"{shape} on {isa}, {name}")
+        (contiguous,) = run_engine(engine, view.contiguous())
+        assert torch.equal(y, contiguous), f"{shape} on {isa}, {name}"
 
 
 def check_not_finite(shape, isa, positions=((0, 0), (-1, -1), (1, 0))):

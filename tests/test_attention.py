@@ -61,7 +61,6 @@ def test_many_tokens(height, width, stride, isa):
     check_block(shapes.attention(24, height, width, stride=stride), isa)
 
 
-@pytest.mark.slow
 def test_tokens_of_a_detector():
     """The third stage of a 1333x800 image: 50x84 positions, 1,050 tokens."""
     check_block(shapes.attention(96, 50, 84, stride=2), cpu.default_isa())
@@ -140,7 +139,6 @@ def test_bias_of_another_map_is_refused(stride, isa):
         cpu.Engine(as_network(block), isa).run(torch.zeros(1, 16, 9, 7))
 
 
-@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="reads the peak memory that Linux keeps")
 def test_memory_stays_bounded_with_many_tokens():
     """8 heads of 2,100 x 2,100 logits are 141 MB; tiles need far less than a tenth of that."""

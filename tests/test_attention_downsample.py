@@ -56,7 +56,6 @@ def test_many_tokens(height, width, isa):
     check_block(shapes.attention_downsample(24, 40, height, width), isa)
 
 
-@pytest.mark.slow
 def test_tokens_of_a_detector():
     """A 1333x800 image: 1,050 queries and 4,200 keys."""
     check_block(shapes.attention_downsample(96, 176, 50, 84), cpu.default_isa())

@@ -1,0 +1,118 @@
+"""Blocks as data: the table of shapes, the description as JSON, and one stem per block in every folder."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from checks import seeded
+from models import SMALL
+
+from effv2_kernels import blocks, cpu, shapes, sources, structure
+from effv2_kernels.errors import ModelError
+from effv2_kernels.reference import VARIANTS, EfficientFormerV2
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.mark.parametrize("kind", structure.BLOCK_TYPES)
+def test_a_block_has_its_file_in_every_folder(kind):
+    for path in (
+        f"csrc/cpu/blocks/{kind}.cpp",
+        f"effv2_kernels/reference/{kind}.py",
+        f"effv2_kernels/ops/{kind}.py",
+        f"tests/test_{kind}.py",
+        f"bench/bench_{kind}.py",
+    ):
+        assert (ROOT / path).is_file(), f"block {kind} has no {path}"
+
+
+def test_no_folder_knows_a_block_that_the_others_do_not():
+    kinds = set(structure.BLOCK_TYPES)
+    assert {path.stem for path in (ROOT / "csrc/cpu/blocks").glob("*.cpp")} == kinds
+    assert {path.stem.removeprefix("bench_") for path in (ROOT / "bench").glob("bench_*.py")} - {
+        "network"
+    } == kinds
+    assert {cls.kind for cls in blocks.Block.__subclasses__()} == kinds
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_the_table_of_shapes_is_that_of_the_model(variant):
+    model = EfficientFormerV2(VARIANTS[variant], img_size=(160, 224)).eval()
+    network = sources.read(model)
+    table = shapes.network_shapes(VARIANTS[variant], (160, 224))
+    sizes = cpu.Engine(network).block_shapes(160, 224)
+    size = (3, 160, 224)
+    for block, shape, output in zip(network.blocks, table, sizes, strict=True):
+        assert (block.kind, block.options()) == (shape.kind, shape.options)
+        assert size == (shape.sizes["in"], shape.height, shape.width)
+        found = structure.block_sizes(block)
+        assert {name: found[name] for name in shape.sizes} == shape.sizes
+        size = output
+
+
+def test_every_shape_of_the_family_is_listed_once():
+    family = shapes.family_shapes()
+    assert len({(str(s), *s.sizes.items()) for s in family.values()}) == len(family)
+    for variant, architecture in VARIANTS.items():
+        assert all(s in family.values() for s in shapes.network_shapes(architecture)), variant
+    assert shapes.family_shapes("ffn").keys() == {name for name, s in family.items() if s.kind == "ffn"}
+
+
+@pytest.mark.parametrize("kind", structure.BLOCK_TYPES)
+def test_random_blocks_are_of_their_shape_and_size(kind):
+    for shape in list(shapes.family_shapes(kind).values())[:3]:
+        block = shapes.random_block(shape, seeded(80))
+        found = structure.block_sizes(block)
+        assert {name: found[name] for name in shape.sizes} == shape.sizes
+        for name, tensor in block.tensors().items():
+            assert bool(tensor.abs().max() > 0), name
+
+
+@pytest.mark.parametrize("spec", SMALL, ids=lambda spec: spec.name)
+def test_a_network_can_be_described_and_rebuilt(spec):
+    network = sources.read(spec.build(seeded(81)))
+    text, tensors = structure.describe(network), structure.tensors(network)
+    assert len(structure.keys(text)) == len(set(structure.keys(text))) == len(tensors)
+    rebuilt = structure.rebuild(text, tensors)
+    assert structure.describe(rebuilt) == text
+    assert rebuilt.names == network.names
+    for a, b in zip(rebuilt.blocks, network.blocks, strict=True):
+        assert type(a) is type(b)
+        assert a.options() == b.options()
+        assert all(x is y for x, y in zip(a.tensors().values(), b.tensors().values(), strict=True))
+
+
+def two_blocks():
+    g = seeded(82)
+    return [shapes.random_block(shapes.ffn(8, 16, 3, 3), g), shapes.random_block(shapes.head(8, 5, 3, 3), g)]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda b: ((), (), ()), "needs at least one block"),
+        (lambda b: (b, ("a",), ()), "2 blocks have 1 names"),
+        (lambda b: (b[::-1], ("a", "b"), (blocks.Feature(1),)), "block 0 is a head; it must be the last"),
+        (
+            lambda b: ([b[0], shapes.random_block(shapes.head(16, 5, 3, 3), seeded(83))], ("a", "b"), ()),
+            r"block 1 \(head\) takes 16 channels, but the block before it returns 8",
+        ),
+        (lambda b: (b, ("a", "b"), (blocks.Feature(0),)), "a head or returns features"),
+        (lambda b: (b[:1], ("a",), ()), "a head or returns features"),
+        (lambda b: (b[:1], ("a",), (blocks.Feature(1),)), "a feature names block 1; there are 1 blocks"),
+        (lambda b: (b[:1], ("a",), (blocks.Feature(-1),)), "a feature names block -1"),
+        (lambda b: (b[:1], ("a",), (blocks.Feature(0),) * 2), "in the order of their blocks, once each"),
+        (
+            lambda b: (b[:1], ("a",), (blocks.Feature(0, torch.ones(8)),)),
+            "needs both scale and shift or neither",
+        ),
+        (
+            lambda b: (b[:1], ("a",), (blocks.Feature(0, torch.ones(8), torch.ones(9)),)),
+            r"float32 of shape \(8,\), got torch.float32 of shape \(9,\)",
+        ),
+    ],
+)
+def test_networks_that_do_not_fit_together(change, message):
+    made, names, features = change(two_blocks())
+    with pytest.raises(ModelError, match=message):
+        structure.check(blocks.Network(tuple(made), tuple(names), tuple(features)))
