@@ -217,7 +217,7 @@ Sample attention_sample(Random& random, int channels, HeadSizes sizes, int strid
   m.weight("mix1_weight", {sizes.heads, sizes.heads});
   m.attention_bias(sizes.heads, bias);
   m.weight("mix2_weight", {sizes.heads, sizes.heads});
-  m.normal("mix2_bias", {sizes.heads}, 0.1);
+  m.normal("mix2_bias", {sizes.heads}, 0.02);  // multiplies the sum of the values over all keys
   m.weight("proj_weight", {channels, values});
   m.bias("proj_bias", channels);
   if (stride == 2) {
@@ -259,7 +259,7 @@ Sample attention_downsample_sample(Random& random, int in, int out, HeadSizes si
 Sample head_sample(Random& random, int channels, int classes) {
   Maker m(random, "head", std::to_string(channels) + "-" + std::to_string(classes), channels);
   m.weight("weight", {classes, channels});
-  m.bias("bias", classes);
+  m.normal("bias", {classes}, 1.0);  // a few logits near 0 would have a large relative error
   return m.take();
 }
 
