@@ -149,7 +149,7 @@ class Attention final : public Block {
       } else if (p >= 2 * query_panels_) {
         r.out = scratch.shared + at.values + value_panel(p - 2 * query_panels_, n);
       }
-      gemm(rows, 0, n, qkv_.panel(p), kPanel, channels_, r);
+      gemm(rows, 0, n, qkv_.panel(p), kPanel, channels_, r, qkv_.panel_after(p));
       if (p >= 2 * query_panels_) {
         const int value = p - 2 * query_panels_;
         depthwise_map<1>(r.out, grid.rows, grid.cols, kPanel, depthwise_panel(local_, value),
@@ -241,7 +241,7 @@ class Attention final : public Block {
   void project(const Rows& u, int begin, int end, int p, const float* x, float* y) const {
     const std::int64_t column = std::int64_t{p} * kPanel;
     Result r{y + column, channels_, proj_.panel_bias(p), x + column, channels_, proj_.columns(p)};
-    gemm(u, begin, end, proj_.panel(p), kPanel, proj_.depth(), r);
+    gemm(u, begin, end, proj_.panel(p), kPanel, proj_.depth(), r, proj_.panel_after(p));
   }
 
   int channels_, stride_;

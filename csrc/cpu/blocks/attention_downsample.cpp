@@ -82,7 +82,7 @@ class AttentionDownsample final : public Block {
       Result r{y + p * kPanel, out_, conv_.panel_bias(p)};
       r.columns = conv_.columns(p);
       gemm(plain_rows(scratch.shared + at.patches, 9 * in_, 9 * in_), begin, end, conv_.panel(p), kPanel,
-           9 * in_, r);
+           9 * in_, r, conv_.panel_after(p));
     });
     team.sync();
     attend(in, grid, prepared, at, scratch, team);
@@ -91,7 +91,8 @@ class AttentionDownsample final : public Block {
       Result r{y + p * kPanel, out_, proj_.panel_bias(p)};
       r.columns = proj_.columns(p);
       r.accumulate = true;
-      gemm(panel_rows(scratch.shared + at.u, queries), begin, end, proj_.panel(p), kPanel, proj_.depth(), r);
+      gemm(panel_rows(scratch.shared + at.u, queries), begin, end, proj_.panel(p), kPanel, proj_.depth(), r,
+           proj_.panel_after(p));
     });
   }
 
@@ -118,7 +119,7 @@ class AttentionDownsample final : public Block {
     share_panels(team, q_.panels(), queries, [&](int p, int begin, int end) {
       Result r{scratch.shared + at.queries + p * kPanel, heads_.key_channels(), q_.panel_bias(p)};
       r.columns = q_.columns(p);
-      gemm(plain_rows(scratch.shared + at.z, in_, in_), begin, end, q_.panel(p), kPanel, in_, r);
+      gemm(plain_rows(scratch.shared + at.z, in_, in_), begin, end, q_.panel(p), kPanel, in_, r, q_.panel_after(p));
     });
     const Rows rows = plain_rows(x, in_, in_);
     const Range mine = team.share(kv_.panels());
@@ -126,7 +127,7 @@ class AttentionDownsample final : public Block {
       const int value = p - key_panels_;
       Result r{scratch.own, kPanel, kv_.panel_bias(p)};
       if (value >= 0) r.out = scratch.shared + at.values + std::int64_t{value} * keys * kPanel;
-      gemm(rows, 0, keys, kv_.panel(p), kPanel, in_, r);
+      gemm(rows, 0, keys, kv_.panel(p), kPanel, in_, r, kv_.panel_after(p));
       if (value >= 0) {
         depthwise_map<2>(r.out, in.height, in.width, kPanel, depthwise_panel(local_, value),
                          scratch.shared + at.u + std::int64_t{value} * queries * kPanel, kPanel, kPanel);

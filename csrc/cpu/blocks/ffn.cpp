@@ -88,7 +88,8 @@ class Ffn final : public Block {
       const Range mine = team.share(count);
       for (int i = mine.begin; i < mine.end; ++i) {
         const int p = begin + i;
-        expand(x, in, 0, in.height, p, hidden);
+        // Small maps pass once over weights that no near cache holds: what comes next is fetched ahead.
+        expand(x, in, 0, in.height, p, hidden, i + 1 < mine.end ? fc1_.panel(p + 1) : nullptr);
         depthwise_map<1>(hidden, in.height, in.width, kPanel, depthwise_panel(dw_, p),
                          chunk + i * panel_floats, kPanel, kPanel);
         gelu(chunk + i * panel_floats, panel_floats);
@@ -129,7 +130,7 @@ class Ffn final : public Block {
             if (row < 0 || row >= in.height) return nullptr;
             return row >= band_begin ? band + (row - band_begin) * pitch : kept + (row - (top - 1)) * pitch;
           };
-          expand(x, in, band_begin, band_end, p, band);
+          expand(x, in, band_begin, band_end, p, band, nullptr);
           const float* window[kMostBandRows + 2];
           for (int row = top - 1; row <= bottom; ++row) window[row - (top - 1)] = hidden_row(row);
           depthwise<1>({window, kPanel, in.width}, depthwise_panel(dw_, p),
@@ -147,11 +148,11 @@ class Ffn final : public Block {
     }
   }
 
-  // hidden = GELU(fc1(x)) for rows [begin, end) and panel p.
-  void expand(const float* x, Map in, int begin, int end, int p, float* hidden) const {
+  // hidden = GELU(fc1(x)) for rows [begin, end) and panel p; next: weights to fetch ahead.
+  void expand(const float* x, Map in, int begin, int end, int p, float* hidden, const float* next) const {
     const Rows rows = plain_rows(x + std::int64_t{begin} * in.width * channels_, channels_, channels_);
     const int pixels = (end - begin) * in.width;
-    gemm(rows, 0, pixels, fc1_.panel(p), kPanel, channels_, {hidden, kPanel, fc1_.panel_bias(p)});
+    gemm(rows, 0, pixels, fc1_.panel(p), kPanel, channels_, {hidden, kPanel, fc1_.panel_bias(p)}, next);
     gelu(hidden, std::int64_t{pixels} * kPanel);
   }
 
@@ -170,8 +171,9 @@ class Ffn final : public Block {
         r.residual = x + column;
         r.residual_stride = channels_;
       }
-      gemm(a, rows.begin, rows.end, fc2_.panel(p) + std::int64_t{begin} * kPanel * kPanel, kPanel,
-           count * kPanel, r);
+      const std::int64_t part = std::int64_t{begin} * kPanel * kPanel;
+      const float* next = fc2_.panel_after(p) ? fc2_.panel_after(p) + part : nullptr;
+      gemm(a, rows.begin, rows.end, fc2_.panel(p) + part, kPanel, count * kPanel, r, next);
     }
   }
 

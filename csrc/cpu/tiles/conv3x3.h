@@ -59,7 +59,9 @@ inline void conv3x3_row(const float* strip, int width, int channels, const float
   for (int p = panel_begin; p < panel_end; ++p) {
     Result r{out + p * kPanel, out_stride, bias + p * kPanel};
     r.columns = out_channels - p * kPanel < kPanel ? out_channels - p * kPanel : kPanel;
-    gemm(rows, 0, out_width, weights + static_cast<std::int64_t>(p) * depth * kPanel, kPanel, depth, r);
+    const float* panel = weights + static_cast<std::int64_t>(p) * depth * kPanel;
+    const float* next = p + 1 < panel_end ? panel + static_cast<std::int64_t>(depth) * kPanel : nullptr;
+    gemm(rows, 0, out_width, panel, kPanel, depth, r, next);
   }
 }
 

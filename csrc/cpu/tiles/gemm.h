@@ -89,12 +89,24 @@ EFFV2_INLINE void finish(Vec (&sum)[RowCount][Vectors], const Result& r, int m, 
   }
 }
 
+constexpr int kRun = 16;  // steps of k between two prefetches
+
+// Weights that are needed next, fetched little by little while others are in use.
+struct Ahead {
+  const char* begin;
+  const char* end;
+  int lines;  // per kRun steps
+};
+
 // `tiles` tiles of RowCount rows from row m on, k from begin to end.
 template <int RowCount, int Vectors>
 __attribute__((noinline)) void run_tiles(const Rows& a, int m, int tiles, const float* b,
                                          std::int64_t b_stride, int begin, int end, const Result& result,
-                                         bool last) {
+                                         bool last, Ahead& ahead) {
   const Result r = result;
+  const char* soon = ahead.begin;
+  const char* const soon_end = ahead.end;
+  const int lines = ahead.lines;
   const std::int64_t stride = a.row_stride;
   const bool whole = r.columns >= Vectors * kLanes;
   const bool first = begin == 0 && !r.accumulate;
@@ -112,10 +124,15 @@ __attribute__((noinline)) void run_tiles(const Rows& a, int m, int tiles, const 
     }
     const float* b_row = first_row_of_b;
     const float* p = start + m * stride;
-    int run = a.block - first_offset;
-    for (int left = end - begin; left > 0; p += a.block_stride - a.block, run = a.block) {
-      if (run > left) run = left;
+    int block_left = a.block - first_offset;
+    for (int left = end - begin; left > 0;) {
+      int run = left < kRun ? left : kRun;
+      if (run > block_left) run = block_left;
       left -= run;
+      block_left -= run;
+      if (soon < soon_end) {
+        for (int i = 0; i < lines; ++i, soon += 64) prefetch(soon);
+      }
       for (int k = 0; k < run; ++k, ++p, b_row += b_stride) {
         Vec weights[Vectors];
 #pragma GCC unroll 4
@@ -127,6 +144,10 @@ __attribute__((noinline)) void run_tiles(const Rows& a, int m, int tiles, const 
           for (int v = 0; v < Vectors; ++v) sum[i][v] = fma(x, weights[v], sum[i][v]);
         }
       }
+      if (block_left == 0) {
+        p += a.block_stride - a.block;
+        block_left = a.block;
+      }
     }
     if (whole) {
       finish<RowCount, Vectors, true>(sum, r, m, first, last);
@@ -134,16 +155,18 @@ __attribute__((noinline)) void run_tiles(const Rows& a, int m, int tiles, const 
       finish<RowCount, Vectors, false>(sum, r, m, first, last);
     }
   }
+  ahead.begin = soon;
 }
 
 template <int Vectors, int RowCount = kTileRows>
 EFFV2_INLINE void tiles_of(int row_count, const Rows& a, int m, int tiles, const float* b,
-                           std::int64_t b_stride, int begin, int end, const Result& r, bool last) {
+                           std::int64_t b_stride, int begin, int end, const Result& r, bool last,
+                           Ahead& ahead) {
   if constexpr (RowCount > 0) {
     if (row_count == RowCount) {
-      run_tiles<RowCount, Vectors>(a, m, tiles, b, b_stride, begin, end, r, last);
+      run_tiles<RowCount, Vectors>(a, m, tiles, b, b_stride, begin, end, r, last, ahead);
     } else {
-      tiles_of<Vectors, RowCount - 1>(row_count, a, m, tiles, b, b_stride, begin, end, r, last);
+      tiles_of<Vectors, RowCount - 1>(row_count, a, m, tiles, b, b_stride, begin, end, r, last, ahead);
     }
   }
 }
@@ -152,7 +175,7 @@ EFFV2_INLINE void tiles_of(int row_count, const Rows& a, int m, int tiles, const
 // The rows are divided evenly, so that no tile is left with too few rows to hide the latency of a
 // multiply-add: 49 rows make 4 tiles of 6 and 5 of 5, not 8 of 6 and 1 of 1.
 inline void gemm(const Rows& a, int m0, int m1, const float* b, std::int64_t b_stride, int depth,
-                 const Result& r) {
+                 const Result& r, const float* next = nullptr) {
   const int rows = m1 - m0;
   const int tiles = (rows + kTileRows - 1) / kTileRows;
   if (tiles == 0) return;
@@ -161,12 +184,17 @@ inline void gemm(const Rows& a, int m0, int m1, const float* b, std::int64_t b_s
   for (int begin = 0; begin < depth; begin += kDepthBlock) {
     const int end = depth - begin > kDepthBlock ? begin + kDepthBlock : depth;
     const bool last = end == depth;
+    Ahead ahead{nullptr, nullptr, 0};
+    if (next) {
+      const int lines = (end - begin) * kPanel / 16, runs = tiles * ((end - begin + kRun - 1) / kRun);
+      ahead = {reinterpret_cast<const char*>(next + begin * b_stride), reinterpret_cast<const char*>(next + end * b_stride), (lines + runs - 1) / runs};
+    }
     if (r.columns > kLanes) {
-      if (larger) tiles_of<kTileVectors>(small + 1, a, m0, larger, b, b_stride, begin, end, r, last);
-      tiles_of<kTileVectors>(small, a, split, tiles - larger, b, b_stride, begin, end, r, last);
+      if (larger) tiles_of<kTileVectors>(small + 1, a, m0, larger, b, b_stride, begin, end, r, last, ahead);
+      tiles_of<kTileVectors>(small, a, split, tiles - larger, b, b_stride, begin, end, r, last, ahead);
     } else {
-      if (larger) tiles_of<1>(small + 1, a, m0, larger, b, b_stride, begin, end, r, last);
-      tiles_of<1>(small, a, split, tiles - larger, b, b_stride, begin, end, r, last);
+      if (larger) tiles_of<1>(small + 1, a, m0, larger, b, b_stride, begin, end, r, last, ahead);
+      tiles_of<1>(small, a, split, tiles - larger, b, b_stride, begin, end, r, last, ahead);
     }
   }
 }
