@@ -11,6 +11,8 @@ namespace effv2::EFFV2_ISA {
 
 inline constexpr int kDepthwiseTaps = 10;
 
+constexpr int kTogether = 3;
+
 // Which of the three rows of a window exist: bit r for row r.
 template <unsigned Rows>
 struct RowMask {
@@ -62,8 +64,32 @@ EFFV2_INLINE void depthwise_vector(const InputRows& in, int channel, const float
           store_n(out + x * out_pixel_stride, sum, channels);
         }
       };
+      // Neighbours share what they read, and their sums are independent of each other.
+      const auto neighbours = [&](int x) {
+        Vec sum[kTogether];
+#pragma GCC unroll 4
+        for (int i = 0; i < kTogether; ++i) sum[i] = bias;
+#pragma GCC unroll 3
+        for (int row = 0; row < 3; ++row) {
+          if (!((kRows >> row) & 1u)) continue;
+          const float* p = rows[row] + channel + static_cast<std::int64_t>(x - 1) * step;
+#pragma GCC unroll 8
+          for (int j = 0; j < kTogether + 2; ++j) {
+            const Vec value = load(p + j * step);
+#pragma GCC unroll 4
+            for (int i = 0; i < kTogether; ++i) {
+              if (j >= i && j - i < 3) sum[i] = fma(value, w[row * 3 + j - i], sum[i]);
+            }
+          }
+        }
+#pragma GCC unroll 4
+        for (int i = 0; i < kTogether; ++i) store(out + (x + i) * out_pixel_stride, sum[i]);
+      };
       pixel(0, false, in.width > 1);
       int x = 1;
+      if (Stride == 1 && Whole) {
+        for (; x + kTogether <= inner_end; x += kTogether) neighbours(x);
+      }
       for (; x < inner_end && x < out_width; ++x) pixel(x, true, true);
       for (; x < out_width; ++x) pixel(x, true, false);
     };
