@@ -2,8 +2,10 @@
 
 * ``kGeluRoot`` of csrc/cpu/tiles/gelu.h: GELU(x) = max(x, 0) - a * Phi(-a) with a = |x|. Phi(-a) falls over
   eight decades, its eighth root only from 0.92 to 0.1, which a polynomial of degree 8 follows; three
-  squarings give Phi(-a) back. The polynomial minimises the largest error of a * Phi(-a) on [0, 5.6],
-  beyond which that product is below 6.1e-8.
+  squarings give Phi(-a) back. The polynomial approximates the root of 2 * Phi(-a) and has the variable
+  s * a; s = 5/32 is near where the best polynomial's leading coefficient is -1, so it is fixed to that,
+  and the others minimise the largest error of a * Phi(-a) on [0, 5.6], beyond which that product is below
+  6.1e-8. They are printed with the opposite sign, which the squares undo.
 * the coefficients of csrc/cpu/tiles/softmax.h: 2 ** f on [-1/2, 1/2], smallest relative error.
 
 Needs numpy and scipy.
@@ -19,6 +21,8 @@ from scipy.special import erfc
 Array = np.ndarray
 GELU_END = 5.6
 ROOT = 8
+DEGREE = 8
+SCALE = 5 / 32
 
 
 def upper_tail(a: Array) -> Array:
@@ -55,13 +59,13 @@ def show(name: str, coefficients: Array) -> None:
 
 
 def gelu_root() -> Array:
-    # An error e of the root moves a * Phi(-a) by a * ROOT * root ** (ROOT - 1) * e.
-    return minimax(
-        lambda a: upper_tail(a) ** (1 / ROOT),
-        lambda a: a * ROOT * upper_tail(a) ** ((ROOT - 1) / ROOT) + 1e-9,
+    # An error e of the root moves a * Phi(-a) by a * ROOT / 2 * root ** (ROOT - 1) * e.
+    return -minimax(
+        lambda t: (2 * upper_tail(t / SCALE)) ** (1 / ROOT) + t**DEGREE,
+        lambda t: t / SCALE * ROOT / 2 * (2 * upper_tail(t / SCALE)) ** ((ROOT - 1) / ROOT) + 1e-9,
         0.0,
-        GELU_END,
-        degree=8,
+        GELU_END * SCALE,
+        DEGREE - 1,
     )
 
 
@@ -70,5 +74,5 @@ def power_of_two() -> Array:
 
 
 if __name__ == "__main__":
-    show("gelu.h kGeluRoot:", gelu_root())
+    show("gelu.h kGeluRoot, behind the leading 1:", gelu_root())
     show("softmax.h 2 ** f:", power_of_two())

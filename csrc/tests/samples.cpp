@@ -177,9 +177,10 @@ Fields Sample::fields() const {
   return fields;
 }
 
-void Sample::set_integers(const std::string& tensor, Random& random, int low, int high) {
+void Sample::set_integers(const std::string& tensor, Random& random, int low, int high, int factor) {
   std::vector<float>& values = tensors.at(tensor).values;
   values = random.integers(static_cast<std::int64_t>(values.size()), low, high);
+  for (float& value : values) value *= static_cast<float>(factor);
 }
 
 Sample stem_sample(Random& random, int in, int mid, int out) {

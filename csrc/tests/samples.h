@@ -43,8 +43,8 @@ struct Sample {
   Exact reference(const Exact& x) const;
   // Points into tensors.
   Fields fields() const;
-  // Replaces a tensor by integers of [low, high].
-  void set_integers(const std::string& name, Random& random, int low, int high);
+  // Replaces a tensor by integers of [low, high] times `factor`.
+  void set_integers(const std::string& name, Random& random, int low, int high, int factor = 1);
 };
 
 // Where the attention bias comes from: rows x cols of its table, and whether it is resized to the map.

@@ -119,7 +119,8 @@ class AttentionDownsample final : public Block {
     share_panels(team, q_.panels(), queries, [&](int p, int begin, int end) {
       Result r{scratch.shared + at.queries + p * kPanel, heads_.key_channels(), q_.panel_bias(p)};
       r.columns = q_.columns(p);
-      gemm(plain_rows(scratch.shared + at.z, in_, in_), begin, end, q_.panel(p), kPanel, in_, r, q_.panel_after(p));
+      gemm(plain_rows(scratch.shared + at.z, in_, in_), begin, end, q_.panel(p), kPanel, in_, r,
+           q_.panel_after(p));
     });
     const Rows rows = plain_rows(x, in_, in_);
     const Range mine = team.share(kv_.panels());

@@ -33,9 +33,9 @@ class Ffn final : public Block {
       : channels_(s.channels),
         hidden_(s.hidden),
         panels_(panels_of(hidden_)),
-        fc1_(s.fc1_weight, s.fc1_bias, hidden_, channels_),
-        dw_(pack_depthwise(s.dw_weight, s.dw_bias, hidden_)),
-        fc2_(s.fc2_weight, s.fc2_bias, channels_, hidden_, panels_ * kPanel) {}
+        fc1_(s.fc1_weight, s.fc1_bias, hidden_, channels_, channels_, {kBeforeGelu, kBeforeGelu}),
+        dw_(pack_depthwise(s.dw_weight, s.dw_bias, hidden_, {kBetweenGelus, kBeforeGelu})),
+        fc2_(s.fc2_weight, s.fc2_bias, channels_, hidden_, panels_ * kPanel, {kAfterGelu, 1}) {}
 
   bool output(Map in, Map* out, char*) const override {
     *out = in;

@@ -21,8 +21,8 @@ class Stem final : public Block {
       : in_(s.in_channels),
         mid_(s.mid_channels),
         out_(s.out_channels),
-        conv1_(pack_conv3x3(s.conv1_weight, s.conv1_bias, mid_, in_)),
-        conv2_(pack_conv3x3(s.conv2_weight, s.conv2_bias, out_, mid_)) {}
+        conv1_(pack_conv3x3(s.conv1_weight, s.conv1_bias, mid_, in_, {kBeforeGelu, kBeforeGelu})),
+        conv2_(pack_conv3x3(s.conv2_weight, s.conv2_bias, out_, mid_, {kBetweenGelus, kBeforeGelu})) {}
 
   bool output(Map in, Map* out, char*) const override {
     *out = {halved(halved(in.height)), halved(halved(in.width)), out_};
@@ -62,7 +62,8 @@ class Stem final : public Block {
         conv3x3_row(mid + 2 * i * mid_pitch, mid_width, mid_, conv2_.weights(), conv2_.bias(), 0,
                     conv2_.panels(), out_, y + static_cast<std::int64_t>(row + i) * width * out_, out_,
                     width);
-        gelu(y + static_cast<std::int64_t>(row + i) * width * out_, static_cast<std::int64_t>(width) * out_);
+        gelu<true>(y + static_cast<std::int64_t>(row + i) * width * out_,
+                   static_cast<std::int64_t>(width) * out_);
       }
     }
   }

@@ -29,13 +29,15 @@ struct Heads {
   std::int64_t keys_floats(int keys) const { return std::int64_t{key_channels()} * round_up(keys, kPanel); }
 };
 
-// Rows of a projection (outputs x depth) laid out for values: heads padded to whole panels.
+// Rows of a projection (outputs x depth) laid out for values: heads padded to whole panels. What is
+// computed from values goes through a GELU, so they carry its scale.
 inline void place_values(const Heads& heads, const float* weight, const float* bias, int depth,
                          int first_panel, const PackedMatrix& packed) {
   for (int c = 0; c < heads.count * heads.value_dim; ++c) {
     const int to = first_panel * kPanel + heads.padded_value(c);
-    for (int k = 0; k < depth; ++k) packed.at(to, k) = weight[std::int64_t{c} * depth + k];
-    packed.bias()[to] = bias[c];
+    for (int k = 0; k < depth; ++k)
+      packed.at(to, k) = scaled(weight[std::int64_t{c} * depth + k], kBeforeGelu);
+    packed.bias()[to] = scaled(bias[c], kBeforeGelu);
   }
 }
 
@@ -46,7 +48,7 @@ inline Buffer pack_local(const Heads& heads, const float* weight, const float* b
     const int to = heads.padded_value(c);
     float* panel = packed.data() + std::int64_t{to / kPanel} * kDepthwiseTaps * kPanel + to % kPanel;
     for (int tap = 0; tap < 9; ++tap) panel[tap * kPanel] = weight[c * 9 + tap];
-    panel[9 * kPanel] = bias[c];
+    panel[9 * kPanel] = scaled(bias[c], kBeforeGelu);
   }
   return packed;
 }
@@ -56,7 +58,9 @@ inline PackedMatrix pack_projection(const Heads& heads, const float* weight, con
   const int depth = heads.count * heads.value_dim;
   PackedMatrix packed(nullptr, bias, outputs, 0, heads.value_panels() * kPanel);
   for (int n = 0; n < outputs; ++n) {
-    for (int c = 0; c < depth; ++c) packed.at(n, heads.padded_value(c)) = weight[std::int64_t{n} * depth + c];
+    for (int c = 0; c < depth; ++c) {
+      packed.at(n, heads.padded_value(c)) = scaled(weight[std::int64_t{n} * depth + c], kAfterGelu);
+    }
   }
   return packed;
 }

@@ -1,9 +1,14 @@
 // GELU(x) = x * Phi(x) = max(x, 0) - a * Phi(-a) with a = |x|.
 //
 // Phi(-a) spans eight decades on [0, 5.6] but its eighth root falls smoothly from 0.92 to 0.1, so a
-// polynomial of degree 8 and three squarings give it (scripts/fit_gelu.py): GELU is off by at most 4e-9 by
-// the fit and 1.2e-7 with rounding, and by less where GELU itself is small. No table, no division, no
+// polynomial of degree 8 and three squarings give it (scripts/fit_gelu.py): GELU is off by at most 1.3e-8 by
+// the fit and 2e-7 with rounding, and by less where GELU itself is small. No table, no division, no
 // exponential. max(x, 0) is written (x + |x|) / 2 because that is NaN for -Inf, as x * Phi(x) is.
+//
+// Two multiplications are saved by working on scaled values: the input is s * x, with an s that makes the
+// polynomial's leading coefficient 1, and the output is 2 s * GELU(x). The factors go into the weights
+// before and behind, which whoever packs weights must remember. s = 5 / 32 is short, so that integers and
+// their sums stay exact.
 #pragma once
 
 #include <cstdint>
@@ -12,25 +17,30 @@
 
 namespace effv2::EFFV2_ISA {
 
-// Phi(-a) ** (1 / 8) on [0, kGeluEnd], highest power first.
-inline constexpr float kGeluEnd = 5.6f;
-inline constexpr float kGeluRoot[] = {-2.9588e-07f,    7.47952754e-06f, -6.02574983e-05f,
-                                      3.42946405e-05f, 0.00150436303f,  -0.000671956281f,
-                                      -0.0319280773f,  -0.0914574116f,  0.917003989f};
+inline constexpr double kBeforeGelu = 5.0 / 32;
+inline constexpr double kAfterGelu = 0.5 / kBeforeGelu;
+inline constexpr double kBetweenGelus = 0.5;  // kAfterGelu * kBeforeGelu
+
+inline constexpr float kGeluEnd = static_cast<float>(5.6 * kBeforeGelu);
+// (2 Phi(-a)) ** (1 / 8) on [0, 5.6] as a polynomial of s * a, highest power first, behind the leading 1;
+// its sign is lost in the squares.
+inline constexpr float kGeluRoot[] = {-3.78750038f, 4.69204664f, -0.4825899f,  -2.7314322f,
+                                      0.189054936f, 1.42637324f, 0.638295591f, -0.999999881f};
 inline constexpr int kGeluTerms = sizeof kGeluRoot / sizeof kGeluRoot[0];
 
-// Count vectors at p, in place. Step by step for all of them together: a polynomial is one long chain
-// of dependent operations, and several chains must be in flight to fill the multiply-add units.
-template <int Count>
+// Count vectors at p, in place; Unscaled: the output is GELU(x) itself. Step by step for all of them
+// together: a polynomial is one long chain of dependent operations, and several chains must be in flight
+// to fill the multiply-add units.
+template <int Count, bool Unscaled>
 EFFV2_INLINE void gelu_vectors(float* p) {
   Vec a[Count], root[Count];
 #pragma GCC unroll 8
   for (int i = 0; i < Count; ++i) {
     a[i] = min(abs(load(p + i * kLanes)), set1(kGeluEnd));
-    root[i] = fma(set1(kGeluRoot[0]), a[i], set1(kGeluRoot[1]));
+    root[i] = add(a[i], set1(kGeluRoot[0]));
   }
 #pragma GCC unroll 8
-  for (int k = 2; k < kGeluTerms; ++k) {
+  for (int k = 1; k < kGeluTerms; ++k) {
 #pragma GCC unroll 8
     for (int i = 0; i < Count; ++i) root[i] = fma(root[i], a[i], set1(kGeluRoot[k]));
   }
@@ -42,20 +52,21 @@ EFFV2_INLINE void gelu_vectors(float* p) {
 #pragma GCC unroll 8
   for (int i = 0; i < Count; ++i) {
     const Vec x = load(p + i * kLanes);
-    const Vec positive = mul(set1(0.5f), add(x, abs(x)));
-    store(p + i * kLanes, fnma(a[i], root[i], positive));
+    const Vec result = fnma(a[i], root[i], add(x, abs(x)));
+    store(p + i * kLanes, Unscaled ? mul(result, set1(static_cast<float>(kAfterGelu))) : result);
   }
 }
 
 // GELU of `floats` values in place.
+template <bool Unscaled = false>
 inline void gelu(float* p, std::int64_t floats) {
   constexpr int kStep = kGeluVectors * kLanes;
-  for (; floats >= kStep; floats -= kStep, p += kStep) gelu_vectors<kGeluVectors>(p);
-  for (; floats >= kLanes; floats -= kLanes, p += kLanes) gelu_vectors<1>(p);
+  for (; floats >= kStep; floats -= kStep, p += kStep) gelu_vectors<kGeluVectors, Unscaled>(p);
+  for (; floats >= kLanes; floats -= kLanes, p += kLanes) gelu_vectors<1, Unscaled>(p);
   if (floats > 0) {
     alignas(64) float rest[kLanes];
     store(rest, load_n(p, static_cast<int>(floats)));
-    gelu_vectors<1>(rest);
+    gelu_vectors<1, Unscaled>(rest);
     store_n(p, load(rest), static_cast<int>(floats));
   }
 }

@@ -187,7 +187,8 @@ inline void gemm(const Rows& a, int m0, int m1, const float* b, std::int64_t b_s
     Ahead ahead{nullptr, nullptr, 0};
     if (next) {
       const int lines = (end - begin) * kPanel / 16, runs = tiles * ((end - begin + kRun - 1) / kRun);
-      ahead = {reinterpret_cast<const char*>(next + begin * b_stride), reinterpret_cast<const char*>(next + end * b_stride), (lines + runs - 1) / runs};
+      ahead = {reinterpret_cast<const char*>(next + begin * b_stride),
+               reinterpret_cast<const char*>(next + end * b_stride), (lines + runs - 1) / runs};
     }
     if (r.columns > kLanes) {
       if (larger) tiles_of<kTileVectors>(small + 1, a, m0, larger, b, b_stride, begin, end, r, last, ahead);

@@ -7,6 +7,14 @@
 
 namespace effv2::EFFV2_ISA {
 
+// What weights and biases are multiplied by as they are packed: see gelu.h.
+struct Scale {
+  double weight = 1;
+  double bias = 1;
+};
+
+inline float scaled(float value, double scale) { return static_cast<float>(value * scale); }
+
 // A matrix (outputs x depth) packed as [panel][depth_padded][kPanel], and its bias padded to whole
 // panels. Padding is zero, so padded columns and rows add nothing.
 class PackedMatrix {
@@ -18,11 +26,14 @@ class PackedMatrix {
         depth_padded_(depth_padded),
         weights_(static_cast<std::int64_t>(panels_of(outputs)) * depth_padded * kPanel),
         bias_(static_cast<std::int64_t>(panels_of(outputs)) * kPanel) {}
-  PackedMatrix(const float* weight, const float* bias, int outputs, int depth, int depth_padded = 0)
+  PackedMatrix(const float* weight, const float* bias, int outputs, int depth, int depth_padded = 0,
+               Scale scale = {})
       : PackedMatrix(outputs, depth, depth_padded ? depth_padded : depth) {
     for (int n = 0; n < outputs; ++n) {
-      for (int k = 0; k < depth; ++k) at(n, k) = weight[static_cast<std::int64_t>(n) * depth + k];
-      if (bias) bias_.data()[n] = bias[n];
+      for (int k = 0; k < depth; ++k) {
+        at(n, k) = scaled(weight[static_cast<std::int64_t>(n) * depth + k], scale.weight);
+      }
+      if (bias) bias_.data()[n] = scaled(bias[n], scale.bias);
     }
   }
 
@@ -54,12 +65,13 @@ class PackedMatrix {
 };
 
 // A 3x3 convolution (out, in, 3, 3) as a matrix whose depth runs over taps, then input channels.
-inline PackedMatrix pack_conv3x3(const float* weight, const float* bias, int out, int in) {
-  PackedMatrix packed(nullptr, bias, out, 0, 9 * in);
+inline PackedMatrix pack_conv3x3(const float* weight, const float* bias, int out, int in, Scale scale = {}) {
+  PackedMatrix packed(nullptr, bias, out, 0, 9 * in, scale);
   for (int n = 0; n < out; ++n) {
     for (int c = 0; c < in; ++c) {
       for (int tap = 0; tap < 9; ++tap) {
-        packed.at(n, tap * in + c) = weight[(static_cast<std::int64_t>(n) * in + c) * 9 + tap];
+        packed.at(n, tap * in + c) =
+            scaled(weight[(static_cast<std::int64_t>(n) * in + c) * 9 + tap], scale.weight);
       }
     }
   }
@@ -67,12 +79,14 @@ inline PackedMatrix pack_conv3x3(const float* weight, const float* bias, int out
 }
 
 // Depthwise weights (channels, 3, 3) as [panel][kDepthwiseTaps][kPanel].
-inline Buffer pack_depthwise(const float* weight, const float* bias, int channels) {
+inline Buffer pack_depthwise(const float* weight, const float* bias, int channels, Scale scale = {}) {
   Buffer packed(static_cast<std::int64_t>(panels_of(channels)) * kDepthwiseTaps * kPanel);
   for (int c = 0; c < channels; ++c) {
     float* panel = packed.data() + static_cast<std::int64_t>(c / kPanel) * kDepthwiseTaps * kPanel;
-    for (int tap = 0; tap < 9; ++tap) panel[tap * kPanel + c % kPanel] = weight[c * 9 + tap];
-    panel[9 * kPanel + c % kPanel] = bias[c];
+    for (int tap = 0; tap < 9; ++tap) {
+      panel[tap * kPanel + c % kPanel] = scaled(weight[c * 9 + tap], scale.weight);
+    }
+    panel[9 * kPanel + c % kPanel] = scaled(bias[c], scale.bias);
   }
   return packed;
 }
