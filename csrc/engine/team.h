@@ -45,17 +45,20 @@ struct Team {
   Range share(int count) const { return split(count, rank, size); }
 };
 
-// Calls f(panel, row_begin, row_end) for this thread's part of panels x rows, panel by panel, so that
-// threads share out the weights and still divide the work evenly.
+// Calls f(panel, row_begin, row_end, first) for this thread's part of panels x rows, panel by panel, so that
+// threads share out the weights and still divide the work evenly. first: this is the thread's first call, in
+// which it meets the rows for the first time.
 template <class Function>
 inline void share_panels(const Team& team, int panels, int rows, Function f) {
   const std::int64_t cells = std::int64_t{panels} * rows;
   const std::int64_t end = cells * (team.rank + 1) / team.size;
+  bool first_call = true;
   for (std::int64_t cell = cells * team.rank / team.size; cell < end;) {
     const int p = static_cast<int>(cell / rows);
     const std::int64_t first = std::int64_t{p} * rows;
     const std::int64_t stop = first + rows < end ? first + rows : end;
-    f(p, static_cast<int>(cell - first), static_cast<int>(stop - first));
+    f(p, static_cast<int>(cell - first), static_cast<int>(stop - first), first_call);
+    first_call = false;
     cell = stop;
   }
 }

@@ -137,7 +137,9 @@ TEST(threads, shares_cover_everything_once) {
       for (const int rows : {1, 4, 13}) {
         std::vector<int> seen(static_cast<std::size_t>(panels * rows));
         for (int rank = 0; rank < size; ++rank) {
-          share_panels(Team{rank, size, nullptr}, panels, rows, [&](int p, int begin, int end) {
+          int calls = 0;
+          share_panels(Team{rank, size, nullptr}, panels, rows, [&](int p, int begin, int end, bool first) {
+            CHECK(first == (++calls == 1));
             CHECK(p >= 0 && p < panels && begin >= 0 && begin < end && end <= rows);
             for (int row = begin; row < end; ++row) ++seen[static_cast<std::size_t>(p * rows + row)];
           });

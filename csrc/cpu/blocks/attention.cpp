@@ -99,8 +99,8 @@ class Attention final : public Block {
       project_enlarged(u, grid, x.data, y, in, scratch.own, team);
     } else {
       const int pixels = grid.cells();
-      share_panels(team, proj_.panels(), pixels, [&](int p, int begin, int end) {
-        project(panel_rows(u, pixels), begin, end, p, x.data, y);
+      share_panels(team, proj_.panels(), pixels, [&](int p, int begin, int end, bool first) {
+        project(panel_rows(u, pixels, first), begin, end, p, x.data, y);
       });
     }
   }
@@ -136,9 +136,9 @@ class Attention final : public Block {
   void project_qkv(const float* z, Grid grid, const Layout& at, const Scratch& scratch,
                    const Team& team) const {
     const int n = grid.cells();
-    const Rows rows = plain_rows(z, channels_, channels_);
     const Range mine = team.share(qkv_.panels());
     for (int p = mine.begin; p < mine.end; ++p) {
+      const Rows rows = plain_rows(z, channels_, channels_, p == mine.begin);
       const int first = p % query_panels_ * kPanel;
       const int columns = heads_.key_channels() - first < kPanel ? heads_.key_channels() - first : kPanel;
       Result r{scratch.own, kPanel, qkv_.panel_bias(p)};

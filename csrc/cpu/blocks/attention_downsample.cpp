@@ -78,21 +78,21 @@ class AttentionDownsample final : public Block {
     team.sync();
     project_qkv(x.data, in, grid, at, scratch, team);
     const int queries = grid.cells();
-    share_panels(team, conv_.panels(), queries, [&](int p, int begin, int end) {
+    share_panels(team, conv_.panels(), queries, [&](int p, int begin, int end, bool first) {
       Result r{y + p * kPanel, out_, conv_.panel_bias(p)};
       r.columns = conv_.columns(p);
-      gemm(plain_rows(scratch.shared + at.patches, 9 * in_, 9 * in_), begin, end, conv_.panel(p), kPanel,
-           9 * in_, r, conv_.panel_after(p));
+      gemm(plain_rows(scratch.shared + at.patches, 9 * in_, 9 * in_, first), begin, end, conv_.panel(p),
+           kPanel, 9 * in_, r, conv_.panel_after(p));
     });
     team.sync();
     attend(in, grid, prepared, at, scratch, team);
     team.sync();
-    share_panels(team, proj_.panels(), queries, [&](int p, int begin, int end) {
+    share_panels(team, proj_.panels(), queries, [&](int p, int begin, int end, bool first) {
       Result r{y + p * kPanel, out_, proj_.panel_bias(p)};
       r.columns = proj_.columns(p);
       r.accumulate = true;
-      gemm(panel_rows(scratch.shared + at.u, queries), begin, end, proj_.panel(p), kPanel, proj_.depth(), r,
-           proj_.panel_after(p));
+      gemm(panel_rows(scratch.shared + at.u, queries, first), begin, end, proj_.panel(p), kPanel,
+           proj_.depth(), r, proj_.panel_after(p));
     });
   }
 
@@ -116,15 +116,15 @@ class AttentionDownsample final : public Block {
   void project_qkv(const float* x, Map in, Grid grid, const Layout& at, const Scratch& scratch,
                    const Team& team) const {
     const int queries = grid.cells(), keys = static_cast<int>(in.pixels());
-    share_panels(team, q_.panels(), queries, [&](int p, int begin, int end) {
+    share_panels(team, q_.panels(), queries, [&](int p, int begin, int end, bool first) {
       Result r{scratch.shared + at.queries + p * kPanel, heads_.key_channels(), q_.panel_bias(p)};
       r.columns = q_.columns(p);
-      gemm(plain_rows(scratch.shared + at.z, in_, in_), begin, end, q_.panel(p), kPanel, in_, r,
+      gemm(plain_rows(scratch.shared + at.z, in_, in_, first), begin, end, q_.panel(p), kPanel, in_, r,
            q_.panel_after(p));
     });
-    const Rows rows = plain_rows(x, in_, in_);
     const Range mine = team.share(kv_.panels());
     for (int p = mine.begin; p < mine.end; ++p) {
+      const Rows rows = plain_rows(x, in_, in_, p == mine.begin);
       const int value = p - key_panels_;
       Result r{scratch.own, kPanel, kv_.panel_bias(p)};
       if (value >= 0) r.out = scratch.shared + at.values + std::int64_t{value} * keys * kPanel;

@@ -89,7 +89,8 @@ class Ffn final : public Block {
       for (int i = mine.begin; i < mine.end; ++i) {
         const int p = begin + i;
         // Small maps pass once over weights that no near cache holds: what comes next is fetched ahead.
-        expand(x, in, 0, in.height, p, hidden, i + 1 < mine.end ? fc1_.panel(p + 1) : nullptr);
+        expand(x, in, 0, in.height, p, hidden, begin == 0 && i == mine.begin,
+               i + 1 < mine.end ? fc1_.panel(p + 1) : nullptr);
         depthwise_map<1>(hidden, in.height, in.width, kPanel, depthwise_panel(dw_, p),
                          chunk + i * panel_floats, kPanel, kPanel);
         gelu(chunk + i * panel_floats, panel_floats);
@@ -98,10 +99,10 @@ class Ffn final : public Block {
       // Divide what is larger: pixels, or output panels (then the threads also share the weights).
       if (pixels > channels_) {
         const Range rows = team.share(pixels);
-        project(chunk, pixels, rows, {0, fc2_.panels()}, begin, count, x, y);
+        project(chunk, pixels, rows, {0, fc2_.panels()}, begin, count, x, y, 0);
       } else {
-        share_panels(team, fc2_.panels(), pixels, [&](int p, int row_begin, int row_end) {
-          project(chunk, pixels, {row_begin, row_end}, {p, p + 1}, begin, count, x, y);
+        share_panels(team, fc2_.panels(), pixels, [&](int p, int row_begin, int row_end, bool first) {
+          project(chunk, pixels, {row_begin, row_end}, {p, p + 1}, begin, count, x, y, first ? p : -1);
         });
       }
     }
@@ -130,7 +131,7 @@ class Ffn final : public Block {
             if (row < 0 || row >= in.height) return nullptr;
             return row >= band_begin ? band + (row - band_begin) * pitch : kept + (row - (top - 1)) * pitch;
           };
-          expand(x, in, band_begin, band_end, p, band, nullptr);
+          expand(x, in, band_begin, band_end, p, band, false, nullptr);
           const float* window[kMostBandRows + 2];
           for (int row = top - 1; row <= bottom; ++row) window[row - (top - 1)] = hidden_row(row);
           depthwise<1>({window, kPanel, in.width}, depthwise_panel(dw_, p),
@@ -143,14 +144,15 @@ class Ffn final : public Block {
           }
         }
         project(chunk, pixels, {0, pixels}, {0, fc2_.panels()}, begin, count, x + first_pixel * channels_,
-                y + first_pixel * channels_);
+                y + first_pixel * channels_, -1);
       }
     }
   }
 
   // hidden = GELU(fc1(x)) for rows [begin, end) and panel p; next: weights to fetch ahead.
-  void expand(const float* x, Map in, int begin, int end, int p, float* hidden, const float* next) const {
-    const Rows rows = plain_rows(x + std::int64_t{begin} * in.width * channels_, channels_, channels_);
+  void expand(const float* x, Map in, int begin, int end, int p, float* hidden, bool fresh,
+              const float* next) const {
+    const Rows rows = plain_rows(x + std::int64_t{begin} * in.width * channels_, channels_, channels_, fresh);
     const int pixels = (end - begin) * in.width;
     gemm(rows, 0, pixels, fc1_.panel(p), kPanel, channels_, {hidden, kPanel, fc1_.panel_bias(p)}, next);
     gelu(hidden, std::int64_t{pixels} * kPanel);
@@ -158,8 +160,7 @@ class Ffn final : public Block {
 
   // Adds a chunk's part of fc2 (hidden panels begin ... begin + count) to y; the last one adds x too.
   void project(const float* chunk, int pixels, Range rows, Range panels, int begin, int count, const float* x,
-               float* y) const {
-    const Rows a = panel_rows(chunk, pixels);
+               float* y, int fresh_panel) const {
     const bool last = begin + count == panels_;
     for (int p = panels.begin; p < panels.end; ++p) {
       const std::int64_t column = std::int64_t{p} * kPanel;
@@ -173,6 +174,7 @@ class Ffn final : public Block {
       }
       const std::int64_t part = std::int64_t{begin} * kPanel * kPanel;
       const float* next = fc2_.panel_after(p) ? fc2_.panel_after(p) + part : nullptr;
+      const Rows a = panel_rows(chunk, pixels, p == fresh_panel);
       gemm(a, rows.begin, rows.end, fc2_.panel(p) + part, kPanel, count * kPanel, r, next);
     }
   }

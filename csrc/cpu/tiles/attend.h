@@ -96,8 +96,11 @@ inline void logits(const Heads& heads, int head, const float* queries, int n, co
       r.residual = bias + p * kPanel;
       r.residual_stride = pitch;
     }
-    gemm(rows, 0, n, packed_keys + (std::int64_t{head} * key_panels + p) * heads.key_dim * kPanel, kPanel,
-         heads.key_dim, r);
+    // Keys and values come from all threads; those of the next product are fetched during this one.
+    const std::int64_t panel = std::int64_t{head} * key_panels + p, floats = heads.key_dim * kPanel;
+    const float* const panel_keys = packed_keys + panel * floats;
+    const float* next = panel + 1 < std::int64_t{heads.count} * key_panels ? panel_keys + floats : nullptr;
+    gemm(rows, 0, n, panel_keys, kPanel, heads.key_dim, r, next);
   }
 }
 
@@ -110,7 +113,13 @@ inline void weigh_values(const Heads& heads, int head, const float* probabilitie
     const std::int64_t p = std::int64_t{head} * heads.value_panels_each() + i;
     Result r{out + p * queries * kPanel, kPanel};
     r.accumulate = true;
-    gemm(rows, 0, n, values + p * keys * kPanel, kPanel, keys, r);
+    const float* const panel_values = values + p * keys * kPanel;
+    const bool more = p + 1 < heads.value_panels();
+    if (more) {
+      for (int q = 0; q < n; ++q) prefetch_near(r.out + (std::int64_t{queries} + q) * kPanel);
+    }
+    gemm(rows, 0, n, panel_values, kPanel, keys, r,
+         more ? panel_values + std::int64_t{keys} * kPanel : nullptr);
     if (activate) gelu(r.out, std::int64_t{n} * kPanel);
   }
 }
@@ -118,7 +127,7 @@ inline void weigh_values(const Heads& heads, int head, const float* probabilitie
 // A strided depthwise convolution of a dense map, shared out by rows and panels of channels.
 inline void strided_depthwise(const float* x, Map in, const Buffer& packed, float* out, const Team& team) {
   const int width = (in.width + 1) / 2;
-  share_panels(team, panels_of(in.channels), (in.height + 1) / 2, [&](int p, int begin, int end) {
+  share_panels(team, panels_of(in.channels), (in.height + 1) / 2, [&](int p, int begin, int end, bool) {
     const int first = p * kPanel, channels = in.channels - first < kPanel ? in.channels - first : kPanel;
     for (int row = begin; row < end; ++row) {
       const float* rows[3];

@@ -23,14 +23,15 @@ struct Rows {
   std::int64_t row_stride;
   int block;
   std::int64_t block_stride;
+  bool fresh = false;  // just written, by other threads as well: fetched from their caches a tile ahead
 };
 
-inline Rows plain_rows(const float* data, std::int64_t row_stride, int depth) {
-  return {data, row_stride, depth, 0};
+inline Rows plain_rows(const float* data, std::int64_t row_stride, int depth, bool fresh = false) {
+  return {data, row_stride, depth, 0, fresh};
 }
 // A map stored in panels, [panel][pixel][kPanel]: the rows are pixels.
-inline Rows panel_rows(const float* data, std::int64_t pixels) {
-  return {data, kPanel, kPanel, pixels * kPanel};
+inline Rows panel_rows(const float* data, std::int64_t pixels, bool fresh = false) {
+  return {data, kPanel, kPanel, pixels * kPanel, fresh};
 }
 
 // Where a tile goes: row m of the result at out + m * out_stride; then, once the sum is complete,
@@ -132,6 +133,10 @@ __attribute__((noinline)) void run_tiles(const Rows& a, int m, int tiles, const 
       block_left -= run;
       if (soon < soon_end) {
         for (int i = 0; i < lines; ++i, soon += 64) prefetch(soon);
+      }
+      if (a.fresh) {
+#pragma GCC unroll 16
+        for (int i = 0; i < RowCount; ++i) prefetch_near(p + (RowCount + i) * stride);
       }
       for (int k = 0; k < run; ++k, ++p, b_row += b_stride) {
         Vec weights[Vectors];
