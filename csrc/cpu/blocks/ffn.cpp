@@ -26,6 +26,9 @@ constexpr int kMostBandRows = 32;
 // Channels of one chunk; a multiple of kDepthBlock, so that sums do not depend on chunks.
 constexpr int kChunk = kDepthBlock;
 constexpr int kChunkPanels = kChunk / kPanel;
+// A map that is one band has larger chunks, as long as they stay in the L2 cache: threads meet once per
+// chunk.
+constexpr int kSharedChunkFloats = 1 << 16;
 
 class Ffn final : public Block {
  public:
@@ -48,13 +51,13 @@ class Ffn final : public Block {
 
   std::int64_t shared_floats(Map in) const override {
     if (!whole(in)) return 0;
-    const int buffers = panels_ > kChunkPanels ? 2 : 1;
-    return buffers * in.pixels() * kPanel * chunk_panels();
+    const int buffers = panels_ > chunk_panels(in) ? 2 : 1;
+    return buffers * in.pixels() * kPanel * chunk_panels(in);
   }
   std::int64_t own_floats(Map in) const override {
     if (whole(in)) return in.pixels() * kPanel;
     return band_floats(in) + carry_floats(in) +
-           in.width * band_rows(in) * kPanel * std::int64_t{chunk_panels()};
+           in.width * band_rows(in) * kPanel * std::int64_t{chunk_panels(in)};
   }
 
   void run(const MapView& x, float* y, Map in, const float*, const Scratch& scratch,
@@ -68,7 +71,11 @@ class Ffn final : public Block {
 
  private:
   static bool whole(Map in) { return in.pixels() <= kWholePixels; }
-  int chunk_panels() const { return panels_ < kChunkPanels ? panels_ : kChunkPanels; }
+  int chunk_panels(Map in) const {
+    const int chunks = whole(in) ? static_cast<int>(kSharedChunkFloats / in.pixels() / kChunk) : 1;
+    const int most = chunks > 1 ? chunks * kChunkPanels : kChunkPanels;
+    return panels_ < most ? panels_ : most;
+  }
   static int band_rows(Map in) {
     const int rows = kBandPixels / in.width - 2;
     return rows < 1 ? 1 : rows > kMostBandRows ? kMostBandRows : rows;
@@ -80,11 +87,12 @@ class Ffn final : public Block {
     const int pixels = static_cast<int>(in.pixels());
     const std::int64_t panel_floats = std::int64_t{pixels} * kPanel;
     float* hidden = scratch.own;
+    const int most = chunk_panels(in);
     int turn = 0;
-    for (int begin = 0; begin < panels_; begin += kChunkPanels, turn ^= 1) {
-      const int count = panels_ - begin < kChunkPanels ? panels_ - begin : kChunkPanels;
+    for (int begin = 0; begin < panels_; begin += most, turn ^= 1) {
+      const int count = panels_ - begin < most ? panels_ - begin : most;
       // Two buffers in turn: nobody overwrites a chunk before everybody has passed the next meeting.
-      float* chunk = scratch.shared + turn * panel_floats * chunk_panels();
+      float* chunk = scratch.shared + turn * panel_floats * most;
       const Range mine = team.share(count);
       for (int i = mine.begin; i < mine.end; ++i) {
         const int p = begin + i;
