@@ -124,12 +124,14 @@ inline void weigh_values(const Heads& heads, int head, const float* probabilitie
   }
 }
 
-// A strided depthwise convolution of a dense map, shared out by rows and panels of channels.
+// A strided depthwise convolution of a dense map, shared out by rows: who wrote the rows of the map has
+// most of them at hand.
 inline void strided_depthwise(const float* x, Map in, const Buffer& packed, float* out, const Team& team) {
   const int width = (in.width + 1) / 2;
-  share_panels(team, panels_of(in.channels), (in.height + 1) / 2, [&](int p, int begin, int end, bool) {
+  const Range mine = team.share((in.height + 1) / 2);
+  for (int p = 0; p < panels_of(in.channels); ++p) {
     const int first = p * kPanel, channels = in.channels - first < kPanel ? in.channels - first : kPanel;
-    for (int row = begin; row < end; ++row) {
+    for (int row = mine.begin; row < mine.end; ++row) {
       const float* rows[3];
       for (int i = 0; i < 3; ++i) {
         const int y = 2 * row + i - 1;
@@ -138,7 +140,7 @@ inline void strided_depthwise(const float* x, Map in, const Buffer& packed, floa
       depthwise<2>({rows, in.channels, in.width}, depthwise_panel(packed, p),
                    out + std::int64_t{row} * width * in.channels + first, in.channels, width, 1, channels);
     }
-  });
+  }
 }
 
 }  // namespace effv2::EFFV2_ISA
