@@ -10,9 +10,10 @@ struct Size {
   int height, width;
 };
 
-// Maps that are computed whole: around the sizes of tiles, up to 256 pixels; single rows and columns.
-constexpr Size kSmall[] = {{1, 1},  {1, 2},  {2, 1},  {2, 2},  {3, 5},  {7, 7},
-                           {1, 31}, {29, 1}, {9, 13}, {17, 3}, {16, 16}};
+// Maps that are computed whole: around the sizes of tiles, up to 256 pixels; single rows and columns; and
+// rows that divide evenly among threads.
+constexpr Size kSmall[] = {{1, 1},  {1, 2},  {2, 1},  {2, 2},   {3, 5}, {7, 7},  {1, 31},
+                           {29, 1}, {9, 13}, {17, 3}, {16, 16}, {8, 3}, {12, 5}, {20, 1}};
 // Maps that are walked in bands of rows: just above 256 pixels, odd, narrow, and wider than one band may be.
 constexpr Size kLarge[] = {{17, 16}, {16, 17}, {19, 23}, {300, 1}, {1, 300},
                            {130, 3}, {3, 350}, {2, 401}, {5, 170}, {40, 9}};
@@ -49,6 +50,8 @@ TEST(ffn, many_hidden_channels) {
     check_block(sample, 4, 5, random);
     check_block(sample, 13, 3, random);
     check_block(sample, 7, 41, random);
+    check_block(sample, 12, 7, random);
+    check_block(sample, 20, 12, random);
   }
 }
 

@@ -6,7 +6,8 @@
 //
 // Large maps: each thread has rows of its own and walks them band by band; the last two rows of fc1's
 // output are kept, so that the next band does not compute them again. Small maps: the whole map is
-// one band, the threads divide the panels, and meet once per chunk.
+// one band, and the threads meet once per chunk. Where the rows divide evenly among them, each keeps to
+// its own and shows the others only the edges; elsewhere they divide the panels.
 #include <cstring>
 
 #include "cpu/tiles/depthwise.h"
@@ -23,6 +24,9 @@ constexpr int kWholePixels = 256;
 // Pixels of fc1's output per panel in a band: they should stay in the L1 cache.
 constexpr int kBandPixels = 336;
 constexpr int kMostBandRows = 32;
+// Rows of a small map that are worth a thread of their own. Also: how many of them make an edge, half of
+// which belong to either side.
+constexpr int kEdgeRows = 4;
 // Channels of one chunk; a multiple of kDepthBlock, so that sums do not depend on chunks.
 constexpr int kChunk = kDepthBlock;
 constexpr int kChunkPanels = kChunk / kPanel;
@@ -51,18 +55,20 @@ class Ffn final : public Block {
 
   std::int64_t shared_floats(Map in) const override {
     if (!whole(in)) return 0;
-    const int buffers = panels_ > chunk_panels(in) ? 2 : 1;
+    const int buffers = panels_ > chunk_panels(in) ? 2 : 1;  // holds the edges as well: they are fewer rows
     return buffers * in.pixels() * kPanel * chunk_panels(in);
   }
   std::int64_t own_floats(Map in) const override {
-    if (whole(in)) return in.pixels() * kPanel;
+    if (whole(in)) return in.pixels() * kPanel * (1 + std::int64_t{chunk_panels(in)});
     return band_floats(in) + carry_floats(in) +
            in.width * band_rows(in) * kPanel * std::int64_t{chunk_panels(in)};
   }
 
   void run(const MapView& x, float* y, Map in, const float*, const Scratch& scratch,
            const Team& team) const override {
-    if (whole(in)) {
+    if (whole(in) && team.size > 1 && divides_evenly(in, team.size)) {
+      run_rows(x.data, y, in, scratch, team);
+    } else if (whole(in)) {
       run_whole(x.data, y, in, scratch, team);
     } else {
       run_banded(x.data, y, in, scratch.own, team.share(in.height));
@@ -71,6 +77,10 @@ class Ffn final : public Block {
 
  private:
   static bool whole(Map in) { return in.pixels() <= kWholePixels; }
+  static bool divides_evenly(Map in, int threads) {
+    const int rows = in.height / threads;
+    return rows * threads == in.height && rows >= kEdgeRows && rows <= kMostBandRows;
+  }
   int chunk_panels(Map in) const {
     const int chunks = whole(in) ? static_cast<int>(kSharedChunkFloats / in.pixels() / kChunk) : 1;
     const int most = chunks > 1 ? chunks * kChunkPanels : kChunkPanels;
@@ -113,6 +123,57 @@ class Ffn final : public Block {
           project(chunk, pixels, {row_begin, row_end}, {p, p + 1}, begin, count, x, y, first ? p : -1);
         });
       }
+    }
+  }
+
+  // Each thread makes its own rows of the hidden map. The dw of its first and last row needs one row more,
+  // from the neighbour: the four rows around every border are copied to an edge that both sides see.
+  void run_rows(const float* x, float* y, Map in, const Scratch& scratch, const Team& team) const {
+    const std::int64_t pitch = std::int64_t{in.width} * kPanel;
+    const Range mine = team.share(in.height);
+    const int rows = mine.end - mine.begin, pixels = rows * in.width, most = chunk_panels(in);
+    const bool above = team.rank > 0, below = team.rank + 1 < team.size;
+    const std::int64_t offset = std::int64_t{mine.begin} * in.width * channels_;
+    float* hidden = scratch.own;
+    float* chunk = hidden + in.pixels() * kPanel;
+    int turn = 0;
+    for (int begin = 0; begin < panels_; begin += most, turn ^= 1) {
+      const int count = panels_ - begin < most ? panels_ - begin : most;
+      // Two sets of edges in turn: nobody overwrites one before everybody has passed the next meeting.
+      const auto edge = [&](int border, int i) {
+        return scratch.shared +
+               ((std::int64_t{turn} * (team.size - 1) + border) * most + i) * kEdgeRows * pitch;
+      };
+      const auto convolve = [&](const float* const* window, int i, int row, int rows_out) {
+        float* out = chunk + std::int64_t{i} * rows * pitch + row * pitch;
+        depthwise<1>({window, kPanel, in.width}, depthwise_panel(dw_, begin + i), out, kPanel, in.width,
+                     rows_out, kPanel);
+        gelu(out, rows_out * pitch);
+      };
+      for (int i = 0; i < count; ++i) {
+        const int p = begin + i;
+        expand(x, in, mine.begin, mine.end, p, hidden, false, fc1_.panel_after(p));
+        constexpr int kHalf = kEdgeRows / 2;
+        if (above) std::memcpy(edge(team.rank - 1, i) + kHalf * pitch, hidden, kHalf * pitch * sizeof(float));
+        if (below) {
+          std::memcpy(edge(team.rank, i), hidden + (rows - kHalf) * pitch, kHalf * pitch * sizeof(float));
+        }
+        const float* window[kMostBandRows + 2];
+        for (int row = -1; row <= rows; ++row) {
+          window[row + 1] = row >= 0 && row < rows ? hidden + row * pitch : nullptr;
+        }
+        convolve(window + above, i, above, rows - above - below);
+      }
+      team.sync();
+      for (int i = 0; i < count; ++i) {
+        const auto finish_row = [&](const float* first, int row) {
+          const float* const window[] = {first, first + pitch, first + 2 * pitch};
+          convolve(window, i, row, 1);
+        };
+        if (above) finish_row(edge(team.rank - 1, i) + pitch, 0);
+        if (below) finish_row(edge(team.rank, i), rows - 1);
+      }
+      project(chunk, pixels, {0, pixels}, {0, fc2_.panels()}, begin, count, x + offset, y + offset, -1);
     }
   }
 
