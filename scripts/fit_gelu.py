@@ -3,9 +3,10 @@
 * ``kGeluRoot`` of csrc/cpu/tiles/gelu.h: GELU(x) = max(x, 0) - a * Phi(-a) with a = |x|. Phi(-a) falls over
   eight decades, its eighth root only from 0.92 to 0.1, which a polynomial of degree 8 follows; three
   squarings give Phi(-a) back. The polynomial approximates the root of 2 * Phi(-a) and has the variable
-  s * a; s = 5/32 is near where the best polynomial's leading coefficient is -1, so it is fixed to that,
-  and the others minimise the largest error of a * Phi(-a) on [0, 5.6], beyond which that product is below
-  6.1e-8. They are printed with the opposite sign, which the squares undo.
+  s * a; s = 5/32 is near where the best polynomial's leading coefficient is -1, so it is fixed to that;
+  the last is fixed to 1, so that small inputs have a small relative error as well; the others minimise the
+  largest error of a * Phi(-a) on [0, 5.6], beyond which that product is below 6.1e-8. They are printed with
+  the opposite sign, which the squares undo.
 * the coefficients of csrc/cpu/tiles/softmax.h: 2 ** f on [-1/2, 1/2], smallest relative error.
 
 Needs numpy and scipy.
@@ -55,18 +56,19 @@ def minimax(
 
 
 def show(name: str, coefficients: Array) -> None:
-    print(name, ", ".join(f"{np.float32(c):.9g}f" for c in coefficients[::-1]))
+    print(name, ", ".join(f"{np.float32(c):#.9g}f" for c in coefficients[::-1]))
 
 
 def gelu_root() -> Array:
     # An error e of the root moves a * Phi(-a) by a * ROOT / 2 * root ** (ROOT - 1) * e.
-    return -minimax(
-        lambda t: (2 * upper_tail(t / SCALE)) ** (1 / ROOT) + t**DEGREE,
-        lambda t: t / SCALE * ROOT / 2 * (2 * upper_tail(t / SCALE)) ** ((ROOT - 1) / ROOT) + 1e-9,
+    between = minimax(
+        lambda t: ((2 * upper_tail(t / SCALE)) ** (1 / ROOT) + t**DEGREE - 1) / t,
+        lambda t: t * (t / SCALE * ROOT / 2 * (2 * upper_tail(t / SCALE)) ** ((ROOT - 1) / ROOT) + 1e-9),
         0.0,
         GELU_END * SCALE,
-        DEGREE - 1,
+        DEGREE - 2,
     )
+    return -np.concatenate([[1.0], between])
 
 
 def power_of_two() -> Array:
