@@ -25,15 +25,21 @@ def seeded(number):
 
 
 @contextmanager
-def plain_pytorch():
-    """No gradients, and one thread: on a busy machine PyTorch's threads mostly wait for each other."""
+def one_torch_thread():
+    """At the sizes of tests, and on a busy machine, PyTorch's threads mostly wait for each other."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        with torch.no_grad():
-            yield
+        yield
     finally:
         torch.set_num_threads(threads)
+
+
+@contextmanager
+def plain_pytorch():
+    """No gradients, and one thread."""
+    with one_torch_thread(), torch.no_grad():
+        yield
 
 
 def exact(block, x):

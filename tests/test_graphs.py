@@ -5,7 +5,7 @@ import io
 
 import pytest
 import torch
-from checks import PackingCounter, assert_close, seeded
+from checks import PackingCounter, assert_close, one_torch_thread, seeded
 from models import SMALL, Spec
 
 from effv2_kernels import optimize
@@ -15,12 +15,9 @@ TINY = Spec("tiny", Architecture((8, 8, 16, 16), (1, 0, 1, 0), 2, (1, 0)), img_s
 
 
 @pytest.fixture(autouse=True)
-def one_thread():
-    """PyTorch's own threads only wait for each other at these sizes."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+def quiet_pytorch():
+    with one_torch_thread():
+        yield
 
 
 @pytest.fixture

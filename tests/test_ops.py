@@ -12,6 +12,7 @@ from checks import (
     block_case,
     exact,
     exact_network,
+    one_torch_thread,
     seeded,
 )
 from models import Spec
@@ -39,12 +40,9 @@ SHAPES = {
 
 
 @pytest.fixture(autouse=True)
-def one_thread():
-    """PyTorch's own threads only wait for each other at these sizes."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+def quiet_pytorch():
+    with one_torch_thread():
+        yield
 
 
 def values(block):

@@ -1,5 +1,6 @@
 #include "samples.h"
 
+#include <algorithm>
 #include <cmath>
 
 namespace effv2::tests {
@@ -175,6 +176,15 @@ Fields Sample::fields() const {
   for (const auto& [field, weight] : tensors) fields.tensors[field] = {weight.values.data(), weight.shape};
   fields.options = options;
   return fields;
+}
+
+float Sample::enlarge(const std::string& tensor, float factor) {
+  float largest = 0;
+  for (float& value : tensors.at(tensor).values) {
+    value *= factor;
+    largest = std::max(largest, std::abs(value));
+  }
+  return largest;
 }
 
 void Sample::set_integers(const std::string& tensor, Random& random, int low, int high, int factor) {

@@ -43,6 +43,8 @@ struct Sample {
   Exact reference(const Exact& x) const;
   // Points into tensors.
   Fields fields() const;
+  // Multiplies a tensor by `factor` and returns its largest magnitude.
+  float enlarge(const std::string& name, float factor);
   // Replaces a tensor by integers of [low, high] times `factor`.
   void set_integers(const std::string& name, Random& random, int low, int high, int factor = 1);
 };

@@ -28,8 +28,8 @@ class ConvDownsample final : public Block {
     const Range rows = team.share(height);
     for (int row = rows.begin; row < rows.end; ++row) {
       pad_rows(x, in.height, in.width, in_, 2 * row - 1, 2 * row + 2, scratch.own);
-      conv3x3_row(scratch.own, in.width, in_, conv_.weights(), conv_.bias(), 0, conv_.panels(), out_,
-                  y + static_cast<std::int64_t>(row) * width * out_, out_, width);
+      conv3x3_row(scratch.own, in.width, in_, conv_, y + static_cast<std::int64_t>(row) * width * out_,
+                  width);
     }
   }
 

@@ -55,7 +55,8 @@ class Ffn final : public Block {
 
   std::int64_t shared_floats(Map in) const override {
     if (!whole(in)) return 0;
-    const int buffers = panels_ > chunk_panels(in) ? 2 : 1;  // holds the edges as well: they are fewer rows
+    // Two chunks in turn; or two sets of edges, which are never more rows than the map has.
+    const int buffers = panels_ > chunk_panels(in) ? 2 : 1;
     return buffers * in.pixels() * kPanel * chunk_panels(in);
   }
   std::int64_t own_floats(Map in) const override {
@@ -117,10 +118,10 @@ class Ffn final : public Block {
       // Divide what is larger: pixels, or output panels (then the threads also share the weights).
       if (pixels > channels_) {
         const Range rows = team.share(pixels);
-        project(chunk, pixels, rows, {0, fc2_.panels()}, begin, count, x, y, 0);
+        project(chunk, pixels, rows, {0, fc2_.panels()}, begin, count, x, y, true);
       } else {
         share_panels(team, fc2_.panels(), pixels, [&](int p, int row_begin, int row_end, bool first) {
-          project(chunk, pixels, {row_begin, row_end}, {p, p + 1}, begin, count, x, y, first ? p : -1);
+          project(chunk, pixels, {row_begin, row_end}, {p, p + 1}, begin, count, x, y, first);
         });
       }
     }
@@ -173,7 +174,7 @@ class Ffn final : public Block {
         if (above) finish_row(edge(team.rank - 1, i) + pitch, 0);
         if (below) finish_row(edge(team.rank, i), rows - 1);
       }
-      project(chunk, pixels, {0, pixels}, {0, fc2_.panels()}, begin, count, x + offset, y + offset, -1);
+      project(chunk, pixels, {0, pixels}, {0, fc2_.panels()}, begin, count, x + offset, y + offset, false);
     }
   }
 
@@ -213,7 +214,7 @@ class Ffn final : public Block {
           }
         }
         project(chunk, pixels, {0, pixels}, {0, fc2_.panels()}, begin, count, x + first_pixel * channels_,
-                y + first_pixel * channels_, -1);
+                y + first_pixel * channels_, false);
       }
     }
   }
@@ -229,7 +230,7 @@ class Ffn final : public Block {
 
   // Adds a chunk's part of fc2 (hidden panels begin ... begin + count) to y; the last one adds x too.
   void project(const float* chunk, int pixels, Range rows, Range panels, int begin, int count, const float* x,
-               float* y, int fresh_panel) const {
+               float* y, bool fresh) const {
     const bool last = begin + count == panels_;
     for (int p = panels.begin; p < panels.end; ++p) {
       const std::int64_t column = std::int64_t{p} * kPanel;
@@ -243,7 +244,7 @@ class Ffn final : public Block {
       }
       const std::int64_t part = std::int64_t{begin} * kPanel * kPanel;
       const float* next = fc2_.panel_after(p) ? fc2_.panel_after(p) + part : nullptr;
-      const Rows a = panel_rows(chunk, pixels, p == fresh_panel);
+      const Rows a = panel_rows(chunk, pixels, fresh && p == panels.begin);
       gemm(a, rows.begin, rows.end, fc2_.panel(p) + part, kPanel, count * kPanel, r, next);
     }
   }

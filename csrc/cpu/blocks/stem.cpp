@@ -59,9 +59,8 @@ class Stem final : public Block {
       if (carried) std::memcpy(mid, mid + 2 * kGroup * mid_pitch, mid_pitch * sizeof(float));
       mid_rows(x, in, carried ? first + 1 : first, last + 1, strip, mid + (carried ? mid_pitch : 0));
       for (int i = 0; i < group; ++i) {
-        conv3x3_row(mid + 2 * i * mid_pitch, mid_width, mid_, conv2_.weights(), conv2_.bias(), 0,
-                    conv2_.panels(), out_, y + static_cast<std::int64_t>(row + i) * width * out_, out_,
-                    width);
+        conv3x3_row(mid + 2 * i * mid_pitch, mid_width, mid_, conv2_,
+                    y + static_cast<std::int64_t>(row + i) * width * out_, width);
         gelu<true>(y + static_cast<std::int64_t>(row + i) * width * out_,
                    static_cast<std::int64_t>(width) * out_);
       }
@@ -83,8 +82,7 @@ class Stem final : public Block {
       }
       std::memset(out, 0, mid_ * sizeof(float));
       std::memset(out + pitch - mid_, 0, mid_ * sizeof(float));
-      conv3x3_row(strip + 2 * (r - inside_begin) * in_pitch, in.width, in_, conv1_.weights(), conv1_.bias(),
-                  0, conv1_.panels(), mid_, out + mid_, mid_, width);
+      conv3x3_row(strip + 2 * (r - inside_begin) * in_pitch, in.width, in_, conv1_, out + mid_, width);
       gelu(out + mid_, static_cast<std::int64_t>(width) * mid_);
     }
   }

@@ -3,8 +3,8 @@
 // EFFV2_SIMD_HEADER set, and with that ISA's compiler flags.
 //
 // Every header defines the same names: Vec and kLanes; the shape of the matrix tile, kTileRows x
-// kTileVectors; loads and stores of whole vectors and of the first n lanes; arithmetic; and a table
-// lookup. Nothing outside these headers names an ISA.
+// kTileVectors; loads and stores of whole vectors and of the first n lanes; arithmetic; and prefetches.
+// Nothing outside these headers names an ISA.
 #pragma once
 
 #define EFFV2_INLINE inline __attribute__((always_inline))

@@ -8,6 +8,7 @@
 
 #include "cpu/simd/simd.h"
 #include "cpu/tiles/gemm.h"
+#include "cpu/tiles/pack.h"
 #include "engine/block.h"
 
 namespace effv2::EFFV2_ISA {
@@ -48,20 +49,16 @@ inline void pad_rows(const MapView& in, int height, int width, int channels, int
   }
 }
 
-// One output row, panel by panel; strip points at the padded row above the window's centre.
-// weights: packed [panel][9 * channels][kPanel], the taps outermost; out: [out_width][out_pitch].
-inline void conv3x3_row(const float* strip, int width, int channels, const float* weights, const float* bias,
-                        int panel_begin, int panel_end, int out_channels, float* out, std::int64_t out_stride,
+// One output row; strip points at the padded row above the window's centre. conv: see pack_conv3x3();
+// out: [out_width][outputs].
+inline void conv3x3_row(const float* strip, int width, int channels, const PackedMatrix& conv, float* out,
                         int out_width) {
   const Rows rows{strip, 2 * static_cast<std::int64_t>(channels), 3 * channels,
                   padded_pitch(width, channels)};
-  const int depth = 9 * channels;
-  for (int p = panel_begin; p < panel_end; ++p) {
-    Result r{out + p * kPanel, out_stride, bias + p * kPanel};
-    r.columns = out_channels - p * kPanel < kPanel ? out_channels - p * kPanel : kPanel;
-    const float* panel = weights + static_cast<std::int64_t>(p) * depth * kPanel;
-    const float* next = p + 1 < panel_end ? panel + static_cast<std::int64_t>(depth) * kPanel : nullptr;
-    gemm(rows, 0, out_width, panel, kPanel, depth, r, next);
+  for (int p = 0; p < conv.panels(); ++p) {
+    Result r{out + p * kPanel, conv.outputs(), conv.panel_bias(p)};
+    r.columns = conv.columns(p);
+    gemm(rows, 0, out_width, conv.panel(p), kPanel, conv.depth(), r, conv.panel_after(p));
   }
 }
 

@@ -46,7 +46,6 @@ class PackedMatrix {
   }
   // The panel behind panel p, for gemm() to fetch ahead; null behind the last.
   const float* panel_after(int p) const { return p + 1 < panels() ? panel(p + 1) : nullptr; }
-  const float* weights() const { return weights_.data(); }
   float* bias() const { return bias_.data(); }
   const float* panel_bias(int p) const { return bias_.data() + p * kPanel; }
   int outputs() const { return outputs_; }
