@@ -45,22 +45,35 @@ struct Team {
   Range share(int count) const { return split(count, rank, size); }
 };
 
-// Calls f(panel, row_begin, row_end, first) for this thread's part of panels x rows, panel by panel, so that
-// threads share out the weights and still divide the work evenly. first: this is the thread's first call, in
-// which it meets the rows for the first time.
+// A panel, or some of its rows, that one thread computes.
+struct PanelPart {
+  int panel;
+  int row_begin;
+  int row_end;
+  bool first;  // the thread's first: it meets the rows for the first time
+  bool last;   // and its last
+};
+
+// Calls f(PanelPart) for this thread's part of panels x rows, panel by panel, so that threads share out the
+// weights and still divide the work evenly.
 template <class Function>
 inline void share_panels(const Team& team, int panels, int rows, Function f) {
   const std::int64_t cells = std::int64_t{panels} * rows;
   const std::int64_t end = cells * (team.rank + 1) / team.size;
-  bool first_call = true;
+  bool first = true;
   for (std::int64_t cell = cells * team.rank / team.size; cell < end;) {
     const int p = static_cast<int>(cell / rows);
-    const std::int64_t first = std::int64_t{p} * rows;
-    const std::int64_t stop = first + rows < end ? first + rows : end;
-    f(p, static_cast<int>(cell - first), static_cast<int>(stop - first), first_call);
-    first_call = false;
+    const std::int64_t top = std::int64_t{p} * rows;
+    const std::int64_t stop = top + rows < end ? top + rows : end;
+    f(PanelPart{p, static_cast<int>(cell - top), static_cast<int>(stop - top), first, stop == end});
+    first = false;
     cell = stop;
   }
+}
+
+// The panel that share_panels() begins with.
+inline int first_panel(const Team& team, int panels) {
+  return static_cast<int>(std::int64_t{panels} * team.rank / team.size);
 }
 
 }  // namespace effv2

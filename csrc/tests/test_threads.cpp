@@ -137,12 +137,21 @@ TEST(threads, shares_cover_everything_once) {
       for (const int rows : {1, 4, 13}) {
         std::vector<int> seen(static_cast<std::size_t>(panels * rows));
         for (int rank = 0; rank < size; ++rank) {
+          const Team team{rank, size, nullptr};
           int calls = 0;
-          share_panels(Team{rank, size, nullptr}, panels, rows, [&](int p, int begin, int end, bool first) {
-            CHECK(first == (++calls == 1));
-            CHECK(p >= 0 && p < panels && begin >= 0 && begin < end && end <= rows);
-            for (int row = begin; row < end; ++row) ++seen[static_cast<std::size_t>(p * rows + row)];
+          bool ended = false;
+          share_panels(team, panels, rows, [&](PanelPart part) {
+            CHECK(!ended);
+            ended = part.last;
+            CHECK(part.first == (++calls == 1));
+            if (part.first) CHECK(part.panel == first_panel(team, panels));
+            CHECK(part.panel >= 0 && part.panel < panels);
+            CHECK(part.row_begin >= 0 && part.row_begin < part.row_end && part.row_end <= rows);
+            for (int row = part.row_begin; row < part.row_end; ++row) {
+              ++seen[static_cast<std::size_t>(part.panel * rows + row)];
+            }
           });
+          CHECK(ended == (calls > 0));
         }
         for (const int times : seen) CHECK(times == 1);
       }

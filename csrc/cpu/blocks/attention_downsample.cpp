@@ -78,21 +78,24 @@ class AttentionDownsample final : public Block {
     team.sync();
     project_qkv(x.data, in, grid, at, scratch, team);
     const int queries = grid.cells();
-    share_panels(team, conv_.panels(), queries, [&](int p, int begin, int end, bool first) {
+    const Next to_proj = proj_.ahead(first_panel(team, proj_.panels()));
+    share_panels(team, conv_.panels(), queries, [&](PanelPart part) {
+      const int p = part.panel;
       Result r{y + p * kPanel, out_, conv_.panel_bias(p)};
       r.columns = conv_.columns(p);
-      gemm(plain_rows(scratch.shared + at.patches, 9 * in_, 9 * in_, first), begin, end, conv_.panel(p),
-           kPanel, 9 * in_, r, conv_.panel_after(p));
+      gemm(plain_rows(scratch.shared + at.patches, 9 * in_, 9 * in_, part.first), part.row_begin,
+           part.row_end, conv_.panel(p), kPanel, 9 * in_, r, part.last ? to_proj : conv_.ahead(p + 1));
     });
     team.sync();
     attend(in, grid, prepared, at, scratch, team);
     team.sync();
-    share_panels(team, proj_.panels(), queries, [&](int p, int begin, int end, bool first) {
+    share_panels(team, proj_.panels(), queries, [&](PanelPart part) {
+      const int p = part.panel;
       Result r{y + p * kPanel, out_, proj_.panel_bias(p)};
       r.columns = proj_.columns(p);
       r.accumulate = true;
-      gemm(panel_rows(scratch.shared + at.u, queries, first), begin, end, proj_.panel(p), kPanel,
-           proj_.depth(), r, proj_.panel_after(p));
+      gemm(panel_rows(scratch.shared + at.u, queries, part.first), part.row_begin, part.row_end,
+           proj_.panel(p), kPanel, proj_.depth(), r, part.last ? Next{} : proj_.ahead(p + 1));
     });
   }
 
@@ -116,19 +119,22 @@ class AttentionDownsample final : public Block {
   void project_qkv(const float* x, Map in, Grid grid, const Layout& at, const Scratch& scratch,
                    const Team& team) const {
     const int queries = grid.cells(), keys = static_cast<int>(in.pixels());
-    share_panels(team, q_.panels(), queries, [&](int p, int begin, int end, bool first) {
+    const Range mine = team.share(kv_.panels());
+    share_panels(team, q_.panels(), queries, [&](PanelPart part) {
+      const int p = part.panel;
       Result r{scratch.shared + at.queries + p * kPanel, heads_.key_channels(), q_.panel_bias(p)};
       r.columns = q_.columns(p);
-      gemm(plain_rows(scratch.shared + at.z, in_, in_, first), begin, end, q_.panel(p), kPanel, in_, r,
-           q_.panel_after(p));
+      gemm(plain_rows(scratch.shared + at.z, in_, in_, part.first), part.row_begin, part.row_end, q_.panel(p),
+           kPanel, in_, r, part.last ? kv_.ahead(mine.begin) : q_.ahead(p + 1));
     });
-    const Range mine = team.share(kv_.panels());
+    const Next to_conv = conv_.ahead(first_panel(team, conv_.panels()));
     for (int p = mine.begin; p < mine.end; ++p) {
       const Rows rows = plain_rows(x, in_, in_, p == mine.begin);
       const int value = p - key_panels_;
       Result r{scratch.own, kPanel, kv_.panel_bias(p)};
       if (value >= 0) r.out = scratch.shared + at.values + std::int64_t{value} * keys * kPanel;
-      gemm(rows, 0, keys, kv_.panel(p), kPanel, in_, r, kv_.panel_after(p));
+      if (value >= 0) prefetch_taps(depthwise_panel(local_, value));
+      gemm(rows, 0, keys, kv_.panel(p), kPanel, in_, r, p + 1 < mine.end ? kv_.ahead(p + 1) : to_conv);
       if (value >= 0) {
         depthwise_map<2>(r.out, in.height, in.width, kPanel, depthwise_panel(local_, value),
                          scratch.shared + at.u + std::int64_t{value} * queries * kPanel, kPanel, kPanel);

@@ -105,23 +105,32 @@ class Ffn final : public Block {
       // Two buffers in turn: nobody overwrites a chunk before everybody has passed the next meeting.
       float* chunk = scratch.shared + turn * panel_floats * most;
       const Range mine = team.share(count);
+      // Small maps pass once over weights that no near cache holds: what comes next is fetched ahead.
+      const bool by_rows = pixels > channels_;
+      const int output = by_rows ? 0 : first_panel(team, fc2_.panels());
+      const Next to_fc2 = fc2_.ahead(output, begin * kPanel, count * kPanel);
+      const int left = panels_ - begin - count;
+      const Next to_fc1 =
+          left ? fc1_.ahead(begin + count + team.share(left < most ? left : most).begin) : Next{};
       for (int i = mine.begin; i < mine.end; ++i) {
         const int p = begin + i;
-        // Small maps pass once over weights that no near cache holds: what comes next is fetched ahead.
         expand(x, in, 0, in.height, p, hidden, begin == 0 && i == mine.begin,
-               i + 1 < mine.end ? fc1_.panel(p + 1) : nullptr);
+               i + 1 < mine.end ? fc1_.ahead(p + 1) : to_fc2);
         depthwise_map<1>(hidden, in.height, in.width, kPanel, depthwise_panel(dw_, p),
                          chunk + i * panel_floats, kPanel, kPanel);
         gelu(chunk + i * panel_floats, panel_floats);
       }
       team.sync();
       // Divide what is larger: pixels, or output panels (then the threads also share the weights).
-      if (pixels > channels_) {
+      if (by_rows) {
         const Range rows = team.share(pixels);
-        project(chunk, pixels, rows, {0, fc2_.panels()}, begin, count, x, y, true);
+        project(chunk, pixels, rows, {0, fc2_.panels()}, begin, count, x, y, true, to_fc1);
       } else {
-        share_panels(team, fc2_.panels(), pixels, [&](int p, int row_begin, int row_end, bool first) {
-          project(chunk, pixels, {row_begin, row_end}, {p, p + 1}, begin, count, x, y, first);
+        share_panels(team, fc2_.panels(), pixels, [&](PanelPart part) {
+          const int p = part.panel;
+          const Next next = part.last ? to_fc1 : fc2_.ahead(p + 1, begin * kPanel, count * kPanel);
+          project(chunk, pixels, {part.row_begin, part.row_end}, {p, p + 1}, begin, count, x, y, part.first,
+                  next);
         });
       }
     }
@@ -153,7 +162,8 @@ class Ffn final : public Block {
       };
       for (int i = 0; i < count; ++i) {
         const int p = begin + i;
-        expand(x, in, mine.begin, mine.end, p, hidden, false, fc1_.panel_after(p));
+        expand(x, in, mine.begin, mine.end, p, hidden, false,
+               i + 1 < count ? fc1_.ahead(p + 1) : fc2_.ahead(0, begin * kPanel, count * kPanel));
         constexpr int kHalf = kEdgeRows / 2;
         if (above) std::memcpy(edge(team.rank - 1, i) + kHalf * pitch, hidden, kHalf * pitch * sizeof(float));
         if (below) {
@@ -174,7 +184,8 @@ class Ffn final : public Block {
         if (above) finish_row(edge(team.rank - 1, i) + pitch, 0);
         if (below) finish_row(edge(team.rank, i), rows - 1);
       }
-      project(chunk, pixels, {0, pixels}, {0, fc2_.panels()}, begin, count, x + offset, y + offset, false);
+      project(chunk, pixels, {0, pixels}, {0, fc2_.panels()}, begin, count, x + offset, y + offset, false,
+              fc1_.ahead(begin + count));
     }
   }
 
@@ -201,7 +212,7 @@ class Ffn final : public Block {
             if (row < 0 || row >= in.height) return nullptr;
             return row >= band_begin ? band + (row - band_begin) * pitch : kept + (row - (top - 1)) * pitch;
           };
-          expand(x, in, band_begin, band_end, p, band, false, nullptr);
+          expand(x, in, band_begin, band_end, p, band, false, {});
           const float* window[kMostBandRows + 2];
           for (int row = top - 1; row <= bottom; ++row) window[row - (top - 1)] = hidden_row(row);
           depthwise<1>({window, kPanel, in.width}, depthwise_panel(dw_, p),
@@ -214,14 +225,14 @@ class Ffn final : public Block {
           }
         }
         project(chunk, pixels, {0, pixels}, {0, fc2_.panels()}, begin, count, x + first_pixel * channels_,
-                y + first_pixel * channels_, false);
+                y + first_pixel * channels_, false, {});
       }
     }
   }
 
   // hidden = GELU(fc1(x)) for rows [begin, end) and panel p; next: weights to fetch ahead.
-  void expand(const float* x, Map in, int begin, int end, int p, float* hidden, bool fresh,
-              const float* next) const {
+  void expand(const float* x, Map in, int begin, int end, int p, float* hidden, bool fresh, Next next) const {
+    prefetch_taps(depthwise_panel(dw_, p));
     const Rows rows = plain_rows(x + std::int64_t{begin} * in.width * channels_, channels_, channels_, fresh);
     const int pixels = (end - begin) * in.width;
     gemm(rows, 0, pixels, fc1_.panel(p), kPanel, channels_, {hidden, kPanel, fc1_.panel_bias(p)}, next);
@@ -229,8 +240,9 @@ class Ffn final : public Block {
   }
 
   // Adds a chunk's part of fc2 (hidden panels begin ... begin + count) to y; the last one adds x too.
+  // then: weights to fetch ahead during the last panel.
   void project(const float* chunk, int pixels, Range rows, Range panels, int begin, int count, const float* x,
-               float* y, bool fresh) const {
+               float* y, bool fresh, Next then) const {
     const bool last = begin + count == panels_;
     for (int p = panels.begin; p < panels.end; ++p) {
       const std::int64_t column = std::int64_t{p} * kPanel;
@@ -243,7 +255,7 @@ class Ffn final : public Block {
         r.residual_stride = channels_;
       }
       const std::int64_t part = std::int64_t{begin} * kPanel * kPanel;
-      const float* next = fc2_.panel_after(p) ? fc2_.panel_after(p) + part : nullptr;
+      const Next next = p + 1 < panels.end ? fc2_.ahead(p + 1, begin * kPanel, count * kPanel) : then;
       const Rows a = panel_rows(chunk, pixels, fresh && p == panels.begin);
       gemm(a, rows.begin, rows.end, fc2_.panel(p) + part, kPanel, count * kPanel, r, next);
     }

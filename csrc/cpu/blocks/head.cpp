@@ -31,7 +31,7 @@ class Head final : public Block {
     for (int p = panels.begin; p < panels.end; ++p) {
       Result r{y + p * kPanel, 0, linear_.panel_bias(p)};
       r.columns = linear_.columns(p);
-      gemm(row, 0, 1, linear_.panel(p), kPanel, channels_, r, linear_.panel_after(p));
+      gemm(row, 0, 1, linear_.panel(p), kPanel, channels_, r, linear_.ahead(p + 1));
     }
   }
 

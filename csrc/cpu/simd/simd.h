@@ -16,6 +16,8 @@ namespace effv2::EFFV2_ISA {
 // Weights are packed, and scratch maps are laid out, in panels of this many channels.
 inline constexpr int kPanel = kTileVectors * kLanes;
 
+inline constexpr int kCacheLine = 16;  // floats
+
 inline constexpr int panels_of(int channels) { return (channels + kPanel - 1) / kPanel; }
 inline constexpr int round_up(int n, int multiple) { return (n + multiple - 1) / multiple * multiple; }
 

@@ -99,7 +99,8 @@ inline void logits(const Heads& heads, int head, const float* queries, int n, co
     // Keys and values come from all threads; those of the next product are fetched during this one.
     const std::int64_t panel = std::int64_t{head} * key_panels + p, floats = heads.key_dim * kPanel;
     const float* const panel_keys = packed_keys + panel * floats;
-    const float* next = panel + 1 < std::int64_t{heads.count} * key_panels ? panel_keys + floats : nullptr;
+    const bool more = panel + 1 < std::int64_t{heads.count} * key_panels;
+    const Next next = more ? Next{panel_keys + floats, floats} : Next{};
     gemm(rows, 0, n, panel_keys, kPanel, heads.key_dim, r, next);
   }
 }
@@ -118,8 +119,8 @@ inline void weigh_values(const Heads& heads, int head, const float* probabilitie
     if (more) {
       for (int q = 0; q < n; ++q) prefetch_near(r.out + (std::int64_t{queries} + q) * kPanel);
     }
-    gemm(rows, 0, n, panel_values, kPanel, keys, r,
-         more ? panel_values + std::int64_t{keys} * kPanel : nullptr);
+    const std::int64_t floats = std::int64_t{keys} * kPanel;
+    gemm(rows, 0, n, panel_values, kPanel, keys, r, more ? Next{panel_values + floats, floats} : Next{});
     if (activate) gelu(r.out, std::int64_t{n} * kPanel);
   }
 }

@@ -11,6 +11,11 @@ namespace effv2::EFFV2_ISA {
 
 inline constexpr int kDepthwiseTaps = 10;
 
+// Fetches a panel's weights before they are needed.
+inline void prefetch_taps(const float* taps) {
+  for (int i = 0; i < kDepthwiseTaps * kPanel; i += kCacheLine) prefetch(taps + i);
+}
+
 constexpr int kTogether = 3;
 
 // Which of the three rows of a window exist: bit r for row r.

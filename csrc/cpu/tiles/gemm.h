@@ -92,11 +92,32 @@ EFFV2_INLINE void finish(Vec (&sum)[RowCount][Vectors], const Result& r, int m, 
 
 constexpr int kRun = 16;  // steps of k between two prefetches
 
-// Weights that are needed next, fetched little by little while others are in use.
+// Weights that are used after those at hand: the start of what the next product reads.
+struct Next {
+  const float* data = nullptr;
+  std::int64_t floats = 0;
+};
+
+// How far ahead of their use weights are fetched into the L2 cache: a piece of a panel.
+constexpr std::int64_t kAheadFloats = std::int64_t{kDepthBlock} * kPanel;
+
+// Memory fetched little by little while other weights are in use: the rest of this panel, then the start of
+// the next one.
 struct Ahead {
-  const char* begin;
-  const char* end;
+  const float* begin;
+  const float* end;
+  Next next;
   int lines;  // per kRun steps
+
+  void fetch() {
+    if (begin >= end) {
+      if (!next.data) return;
+      begin = next.data;
+      end = next.data + next.floats;
+      next.data = nullptr;
+    }
+    for (int i = 0; i < lines; ++i, begin += kCacheLine) prefetch(begin);
+  }
 };
 
 // `tiles` tiles of RowCount rows from row m on, k from begin to end.
@@ -105,9 +126,7 @@ __attribute__((noinline)) void run_tiles(const Rows& a, int m, int tiles, const 
                                          std::int64_t b_stride, int begin, int end, const Result& result,
                                          bool last, Ahead& ahead) {
   const Result r = result;
-  const char* soon = ahead.begin;
-  const char* const soon_end = ahead.end;
-  const int lines = ahead.lines;
+  Ahead soon = ahead;
   const std::int64_t stride = a.row_stride;
   const bool whole = r.columns >= Vectors * kLanes;
   const bool first = begin == 0 && !r.accumulate;
@@ -131,9 +150,7 @@ __attribute__((noinline)) void run_tiles(const Rows& a, int m, int tiles, const 
       if (run > block_left) run = block_left;
       left -= run;
       block_left -= run;
-      if (soon < soon_end) {
-        for (int i = 0; i < lines; ++i, soon += 64) prefetch(soon);
-      }
+      soon.fetch();
       if (a.fresh) {
 #pragma GCC unroll 16
         for (int i = 0; i < RowCount; ++i) prefetch_near(p + (RowCount + i) * stride);
@@ -160,7 +177,7 @@ __attribute__((noinline)) void run_tiles(const Rows& a, int m, int tiles, const 
       finish<RowCount, Vectors, false>(sum, r, m, first, last);
     }
   }
-  ahead.begin = soon;
+  ahead = soon;
 }
 
 template <int Vectors, int RowCount = kTileRows>
@@ -180,21 +197,26 @@ EFFV2_INLINE void tiles_of(int row_count, const Rows& a, int m, int tiles, const
 // The rows are divided evenly, so that no tile is left with too few rows to hide the latency of a
 // multiply-add: 49 rows make 4 tiles of 6 and 5 of 5, not 8 of 6 and 1 of 1.
 inline void gemm(const Rows& a, int m0, int m1, const float* b, std::int64_t b_stride, int depth,
-                 const Result& r, const float* next = nullptr) {
+                 const Result& r, Next next = {}) {
   const int rows = m1 - m0;
   const int tiles = (rows + kTileRows - 1) / kTileRows;
   if (tiles == 0) return;
   const int small = rows / tiles, larger = rows - small * tiles;  // `larger` tiles have one row more
   const int split = m0 + larger * (small + 1);
+  Ahead ahead{nullptr, nullptr, next, 0};
+  if (b_stride == kPanel) {
+    // Whoever came before has fetched the first kAheadFloats of b.
+    const std::int64_t size = std::int64_t{depth} * kPanel,
+                       rest = size > kAheadFloats ? size - kAheadFloats : 0;
+    if (ahead.next.floats > kAheadFloats) ahead.next.floats = kAheadFloats;
+    ahead.end = b + size;
+    ahead.begin = ahead.end - rest;
+    const std::int64_t runs = std::int64_t{tiles} * ((depth + kRun - 1) / kRun) * kCacheLine;
+    ahead.lines = static_cast<int>((rest + ahead.next.floats + runs - 1) / runs);
+  }
   for (int begin = 0; begin < depth; begin += kDepthBlock) {
     const int end = depth - begin > kDepthBlock ? begin + kDepthBlock : depth;
     const bool last = end == depth;
-    Ahead ahead{nullptr, nullptr, 0};
-    if (next) {
-      const int lines = (end - begin) * kPanel / 16, runs = tiles * ((end - begin + kRun - 1) / kRun);
-      ahead = {reinterpret_cast<const char*>(next + begin * b_stride),
-               reinterpret_cast<const char*>(next + end * b_stride), (lines + runs - 1) / runs};
-    }
     if (r.columns > kLanes) {
       if (larger) tiles_of<kTileVectors>(small + 1, a, m0, larger, b, b_stride, begin, end, r, last, ahead);
       tiles_of<kTileVectors>(small, a, split, tiles - larger, b, b_stride, begin, end, r, last, ahead);

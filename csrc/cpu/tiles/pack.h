@@ -3,6 +3,7 @@
 
 #include "cpu/simd/simd.h"
 #include "cpu/tiles/depthwise.h"
+#include "cpu/tiles/gemm.h"
 #include "engine/block.h"
 
 namespace effv2::EFFV2_ISA {
@@ -44,8 +45,12 @@ class PackedMatrix {
   const float* panel(int p) const {
     return weights_.data() + static_cast<std::int64_t>(p) * depth_padded_ * kPanel;
   }
-  // The panel behind panel p, for gemm() to fetch ahead; null behind the last.
-  const float* panel_after(int p) const { return p + 1 < panels() ? panel(p + 1) : nullptr; }
+  // A panel, or part of its depth, for gemm() to fetch ahead; nothing behind the last.
+  Next ahead(int p, int first = 0, int depth = 0) const {
+    if (p >= panels()) return {};
+    return {panel(p) + std::int64_t{first} * kPanel,
+            std::int64_t{depth ? depth : depth_padded_ - first} * kPanel};
+  }
   float* bias() const { return bias_.data(); }
   const float* panel_bias(int p) const { return bias_.data() + p * kPanel; }
   int outputs() const { return outputs_; }
