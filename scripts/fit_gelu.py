@@ -1,13 +1,19 @@
-"""Fit the two polynomials of the CPU kernels and print their coefficients, highest power first.
+"""Fit the polynomials of the CPU kernels and print their coefficients.
 
-* ``kGeluRoot`` of csrc/cpu/tiles/gelu.h: GELU(x) = max(x, 0) - a * Phi(-a) with a = |x|. Phi(-a) falls over
-  eight decades, its eighth root only from 0.92 to 0.1, which a polynomial of degree 8 follows; three
-  squarings give Phi(-a) back. The polynomial approximates the root of 2 * Phi(-a) and has the variable
-  s * a; s = 5/32 is near where the best polynomial's leading coefficient is -1, so it is fixed to that;
-  the last is fixed to 1, so that small inputs have a small relative error as well; the others minimise the
-  largest error of a * Phi(-a) on [0, 5.6], beyond which that product is below 6.1e-8. They are printed with
-  the opposite sign, which the squares undo.
-* the coefficients of csrc/cpu/tiles/softmax.h: 2 ** f on [-1/2, 1/2], smallest relative error.
+GELU(x) = max(x, 0) - a * Phi(-a) with a = |x|.
+
+* ``kGeluRoot`` of csrc/cpu/tiles/gelu_root.h: Phi(-a) falls over eight decades, its eighth root only from
+  0.92 to 0.1, which a polynomial of degree 8 follows; three squarings give Phi(-a) back. The polynomial
+  approximates the root of 2 * Phi(-a) and has the variable s * a; s = 5/32 is near where the best
+  polynomial's leading coefficient is -1, so it is fixed to that; the last is fixed to 1, so that small
+  inputs have a small relative error as well; the others minimise the largest error of a * Phi(-a) on
+  [0, 5.6], beyond which that product is below 6.1e-8. They are printed, highest power first, with the
+  opposite sign, which the squares undo.
+* ``kGeluTable`` of csrc/cpu/tiles/gelu_table.h: -2 s a Phi(-a) for s = 5 as one polynomial of degree 4 for
+  each integer n, in r = s a - n on [-1/2, 1/2]. The first is exactly -r + ... for the sake of small inputs;
+  from s a = 29.5 on the product is below 1.1e-8 and the polynomial 0. Printed lowest power first.
+* the coefficients of csrc/cpu/tiles/softmax.h: 2 ** f on [-1/2, 1/2], smallest relative error, highest
+  power first.
 
 Needs numpy and scipy.
 """
@@ -20,10 +26,14 @@ import numpy as np
 from scipy.special import erfc
 
 Array = np.ndarray
-GELU_END = 5.6
+ROOT_END = 5.6
 ROOT = 8
-DEGREE = 8
-SCALE = 5 / 32
+ROOT_DEGREE = 8
+ROOT_SCALE = 5 / 32
+TABLE_SCALE = 5.0
+TABLE_ENTRIES = 32
+TABLE_FILLED = 30
+TABLE_DEGREE = 4
 
 
 def upper_tail(a: Array) -> Array:
@@ -55,20 +65,36 @@ def minimax(
     return in_u(to_u).coef
 
 
-def show(name: str, coefficients: Array) -> None:
-    print(name, ", ".join(f"{np.float32(c):#.9g}f" for c in coefficients[::-1]))
+def numbers(coefficients: Array) -> str:
+    return ", ".join(f"{np.float32(c):#.9g}f" for c in coefficients)
 
 
 def gelu_root() -> Array:
     # An error e of the root moves a * Phi(-a) by a * ROOT / 2 * root ** (ROOT - 1) * e.
     between = minimax(
-        lambda t: ((2 * upper_tail(t / SCALE)) ** (1 / ROOT) + t**DEGREE - 1) / t,
-        lambda t: t * (t / SCALE * ROOT / 2 * (2 * upper_tail(t / SCALE)) ** ((ROOT - 1) / ROOT) + 1e-9),
+        lambda t: ((2 * upper_tail(t / ROOT_SCALE)) ** (1 / ROOT) + t**ROOT_DEGREE - 1) / t,
+        lambda t: (
+            t * (t / ROOT_SCALE * ROOT / 2 * (2 * upper_tail(t / ROOT_SCALE)) ** ((ROOT - 1) / ROOT) + 1e-9)
+        ),
         0.0,
-        GELU_END * SCALE,
-        DEGREE - 2,
+        ROOT_END * ROOT_SCALE,
+        ROOT_DEGREE - 2,
     )
     return -np.concatenate([[1.0], between])
+
+
+def gelu_table() -> Array:
+    """(power, entry)"""
+
+    def product(t: Array) -> Array:
+        return -2 * t * upper_tail(t / TABLE_SCALE)
+
+    table = np.zeros((TABLE_DEGREE + 1, TABLE_ENTRIES))
+    table[1, 0] = -1.0
+    table[2:, 0] = minimax(lambda r: (product(r) + r) / r**2, lambda r: r**2, 0.0, 0.5, TABLE_DEGREE - 2)
+    for n in range(1, TABLE_FILLED):
+        table[:, n] = minimax(lambda r, n=n: product(n + r), np.ones_like, -0.5, 0.5, TABLE_DEGREE)
+    return table
 
 
 def power_of_two() -> Array:
@@ -76,5 +102,8 @@ def power_of_two() -> Array:
 
 
 if __name__ == "__main__":
-    show("gelu.h kGeluRoot, behind the leading 1:", gelu_root())
-    show("softmax.h 2 ** f:", power_of_two())
+    print("gelu_root.h kGeluRoot, behind the leading 1:", numbers(gelu_root()[::-1]))
+    print("gelu_table.h kGeluTable:")
+    for row in gelu_table():
+        print(f"    {{{numbers(row)}}},")
+    print("softmax.h 2 ** f:", numbers(power_of_two()[::-1]))

@@ -104,7 +104,7 @@ TEST(attention, large_logits) {
 }
 
 // With equal logits the probabilities of 16 tokens are 1/16, GELU(x) is x where x is large, and all is
-// exact. Weights behind a GELU are packed times 16 / 5 (see gelu.h), which multiples of 5 survive.
+// exact. Weights behind a GELU are packed times 16 / 5 or 1 / 10 (see gelu.h), which multiples of 5 survive.
 TEST(attention, exact_on_uniform_probabilities) {
   Random random;
   for (const int stride : {1, 2}) {

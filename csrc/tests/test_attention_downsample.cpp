@@ -82,7 +82,7 @@ TEST(attention_downsample, large_logits) {
 }
 
 // With equal logits the probabilities of 32 keys are 1/32, GELU(x) is x where x is large, and all is
-// exact. Weights behind a GELU are packed times 16 / 5 (see gelu.h), which multiples of 5 survive.
+// exact. Weights behind a GELU are packed times 16 / 5 or 1 / 10 (see gelu.h), which multiples of 5 survive.
 TEST(attention_downsample, exact_on_uniform_probabilities) {
   Random random;
   const Map in{4, 8, 16};

@@ -79,7 +79,7 @@ TEST(ffn, the_whole_range_of_gelu) {
 }
 
 // GELU(x) is x where x is large, so with large biases all is integer arithmetic. Weights behind a GELU are
-// packed times 16 / 5 (see gelu.h), which multiples of 5 survive.
+// packed times 16 / 5 or 1 / 10 (see gelu.h), which multiples of 5 survive.
 TEST(ffn, exact_on_integers) {
   Random random;
   constexpr Size kMaps[] = {{1, 1}, {5, 7}, {14, 14}, {3, 101}};

@@ -50,6 +50,19 @@ inline Vec zero_below(Vec v, Vec x, Vec limit) {
   return _mm512_maskz_mov_ps(_mm512_cmp_ps_mask(x, limit, _CMP_NLT_UQ), v);
 }
 
+// Tables of 32 floats in two registers.
+#define EFFV2_TABLE_LOOKUP
+struct Table {
+  Vec low, high;
+};
+inline Table load_table(const float* p) { return {load(p), load(p + kLanes)}; }
+// index: integers 0 ... 31 in the low bits of the mantissa, whatever lies above them.
+inline Vec lookup(Table table, Vec index) {
+  return _mm512_permutex2var_ps(table.low, _mm512_castps_si512(index), table.high);
+}
+// The smaller one of |v| and limit >= 0; limit where v is NaN.
+inline Vec min_abs(Vec v, Vec limit) { return _mm512_range_ps(v, limit, 0b1010); }
+
 inline float reduce_add(Vec v) { return _mm512_reduce_add_ps(v); }
 inline float reduce_max(Vec v) { return _mm512_reduce_max_ps(v); }
 
