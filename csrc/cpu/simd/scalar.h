@@ -32,7 +32,6 @@ inline Vec load(const float* p) {
   return v;
 }
 inline void store(float* p, Vec v) { std::memcpy(p, v.lane, sizeof v.lane); }
-inline void prefetch_near(const void*) {}
 inline void prefetch(const void*) {}
 inline Vec load_n(const float* p, int count) {
   return per_lane([&](int i) { return i < count ? p[i] : 0.0f; });

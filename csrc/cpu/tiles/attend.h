@@ -117,7 +117,7 @@ inline void weigh_values(const Heads& heads, int head, const float* probabilitie
     const float* const panel_values = values + p * keys * kPanel;
     const bool more = p + 1 < heads.value_panels();
     if (more) {
-      for (int q = 0; q < n; ++q) prefetch_near(r.out + (std::int64_t{queries} + q) * kPanel);
+      for (int q = 0; q < n; ++q) prefetch(r.out + (std::int64_t{queries} + q) * kPanel);
     }
     const std::int64_t floats = std::int64_t{keys} * kPanel;
     gemm(rows, 0, n, panel_values, kPanel, keys, r, more ? Next{panel_values + floats, floats} : Next{});

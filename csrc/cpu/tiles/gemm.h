@@ -98,7 +98,7 @@ struct Next {
   std::int64_t floats = 0;
 };
 
-// How far ahead of their use weights are fetched into the L2 cache: a piece of a panel.
+// How far ahead of their use weights are fetched: a piece of a panel, half of an L1 cache.
 constexpr std::int64_t kAheadFloats = std::int64_t{kDepthBlock} * kPanel;
 
 // Memory fetched little by little while other weights are in use: the rest of this panel, then the start of
@@ -153,7 +153,7 @@ __attribute__((noinline)) void run_tiles(const Rows& a, int m, int tiles, const 
       soon.fetch();
       if (a.fresh) {
 #pragma GCC unroll 16
-        for (int i = 0; i < RowCount; ++i) prefetch_near(p + (RowCount + i) * stride);
+        for (int i = 0; i < RowCount; ++i) prefetch(p + (RowCount + i) * stride);
       }
       for (int k = 0; k < run; ++k, ++p, b_row += b_stride) {
         Vec weights[Vectors];
