@@ -13,6 +13,7 @@ inline constexpr int kLanes = 8;
 inline constexpr int kTileRows = 6;
 inline constexpr int kTileVectors = 2;
 inline constexpr int kGeluVectors = 2;  // more do not fit into the registers
+inline constexpr int kTogether = 3;     // pixels of a depthwise convolution, beside its nine weights
 
 inline Vec zero() { return _mm256_setzero_ps(); }
 inline Vec set1(float value) { return _mm256_set1_ps(value); }
@@ -20,6 +21,8 @@ inline Vec broadcast(const float* p) { return _mm256_broadcast_ss(p); }
 inline Vec load(const float* p) { return _mm256_loadu_ps(p); }
 inline void store(float* p, Vec v) { _mm256_storeu_ps(p, v); }
 
+// Keeps a loaded value in its register: GCC would rather load it again for every use.
+inline void keep(Vec& v) { asm("" : "+x"(v)); }
 // Into the L1 cache.
 inline void prefetch(const void* p) { _mm_prefetch(static_cast<const char*>(p), _MM_HINT_T0); }
 

@@ -13,6 +13,7 @@ inline constexpr int kLanes = 16;
 inline constexpr int kTileRows = 12;
 inline constexpr int kTileVectors = 2;
 inline constexpr int kGeluVectors = 4;
+inline constexpr int kTogether = 7;  // pixels of a depthwise convolution, beside its nine weights
 
 inline Vec zero() { return _mm512_setzero_ps(); }
 inline Vec set1(float value) { return _mm512_set1_ps(value); }
@@ -20,6 +21,8 @@ inline Vec broadcast(const float* p) { return _mm512_set1_ps(*p); }
 inline Vec load(const float* p) { return _mm512_loadu_ps(p); }
 inline void store(float* p, Vec v) { _mm512_storeu_ps(p, v); }
 
+// Keeps a loaded value in its register: GCC would rather load it again for every use.
+inline void keep(Vec& v) { asm("" : "+v"(v)); }
 // Into the L1 cache.
 inline void prefetch(const void* p) { _mm_prefetch(static_cast<const char*>(p), _MM_HINT_T0); }
 

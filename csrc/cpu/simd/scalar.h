@@ -13,6 +13,7 @@ struct Vec {
 inline constexpr int kTileRows = 4;
 inline constexpr int kTileVectors = 2;
 inline constexpr int kGeluVectors = 1;
+inline constexpr int kTogether = 1;  // pixels of a depthwise convolution, beside its nine weights
 
 template <class Function>
 inline Vec per_lane(Function f) {
@@ -32,6 +33,7 @@ inline Vec load(const float* p) {
   return v;
 }
 inline void store(float* p, Vec v) { std::memcpy(p, v.lane, sizeof v.lane); }
+inline void keep(Vec&) {}
 inline void prefetch(const void*) {}
 inline Vec load_n(const float* p, int count) {
   return per_lane([&](int i) { return i < count ? p[i] : 0.0f; });

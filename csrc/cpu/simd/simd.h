@@ -3,7 +3,8 @@
 // EFFV2_SIMD_HEADER set, and with that ISA's compiler flags.
 //
 // Every header defines the same names: Vec and kLanes; the shape of the matrix tile, kTileRows x
-// kTileVectors; loads and stores of whole vectors and of the first n lanes; arithmetic; and prefetches.
+// kTileVectors; how many vectors a GELU and how many pixels a depthwise convolution take together; loads
+// and stores of whole vectors and of the first n lanes; arithmetic; and a prefetch.
 // Nothing outside these headers names an ISA.
 #pragma once
 

@@ -4,6 +4,7 @@
 #pragma once
 
 #include <cstdint>
+#include <type_traits>
 
 #include "cpu/simd/simd.h"
 
@@ -15,8 +16,6 @@ inline constexpr int kDepthwiseTaps = 10;
 inline void prefetch_taps(const float* taps) {
   for (int i = 0; i < kDepthwiseTaps * kPanel; i += kCacheLine) prefetch(taps + i);
 }
-
-constexpr int kTogether = 3;
 
 // Which of the three rows of a window exist: bit r for row r.
 template <unsigned Rows>
@@ -43,8 +42,6 @@ EFFV2_INLINE void depthwise_vector(const InputRows& in, int channel, const float
   for (int i = 0; i < 9; ++i) w[i] = load(taps + i * kPanel);
   const Vec bias = load(taps + 9 * kPanel);
   const std::int64_t step = in.pixel_stride;
-  // The first x without a right neighbour.
-  const int inner_end = in.width >= 2 ? (in.width - 2) / Stride + 1 : 0;
 
   for (int y = 0; y < count; ++y, out += out_row_stride) {
     const float* const* rows = in.rows + y * Stride;
@@ -69,34 +66,46 @@ EFFV2_INLINE void depthwise_vector(const InputRows& in, int channel, const float
           store_n(out + x * out_pixel_stride, sum, channels);
         }
       };
-      // Neighbours share what they read, and their sums are independent of each other.
-      const auto neighbours = [&](int x) {
+      // kTogether neighbours share what they read, and their sums are independent of each other.
+      const auto neighbours = [&](int x, auto left, auto right) {
+        constexpr int kFirst = decltype(left)::value ? -1 : 0;
+        constexpr int kEnd = kTogether + (decltype(right)::value ? 1 : 0);
         Vec sum[kTogether];
-#pragma GCC unroll 4
+#pragma GCC unroll 8
         for (int i = 0; i < kTogether; ++i) sum[i] = bias;
 #pragma GCC unroll 3
         for (int row = 0; row < 3; ++row) {
           if (!((kRows >> row) & 1u)) continue;
-          const float* p = rows[row] + channel + static_cast<std::int64_t>(x - 1) * step;
+          const float* p = rows[row] + channel + static_cast<std::int64_t>(x) * step;
+#pragma GCC unroll 16
+          for (int j = kFirst; j < kEnd; ++j) {
+            Vec value = load(p + j * step);
+            keep(value);
 #pragma GCC unroll 8
-          for (int j = 0; j < kTogether + 2; ++j) {
-            const Vec value = load(p + j * step);
-#pragma GCC unroll 4
             for (int i = 0; i < kTogether; ++i) {
-              if (j >= i && j - i < 3) sum[i] = fma(value, w[row * 3 + j - i], sum[i]);
+              const int tap = j - i + 1;
+              if (tap >= 0 && tap < 3) sum[i] = fma(value, w[row * 3 + tap], sum[i]);
             }
           }
         }
-#pragma GCC unroll 4
+#pragma GCC unroll 8
         for (int i = 0; i < kTogether; ++i) store(out + (x + i) * out_pixel_stride, sum[i]);
       };
-      pixel(0, false, in.width > 1);
-      int x = 1;
-      if (Stride == 1 && Whole) {
-        for (; x + kTogether <= inner_end; x += kTogether) neighbours(x);
+      constexpr std::true_type kYes;
+      constexpr std::false_type kNo;
+      int x = 0;
+      if (Stride == 1 && Whole && out_width == kTogether) {
+        neighbours(0, kNo, kNo);
+        x = kTogether;
+      } else if (Stride == 1 && Whole && out_width > kTogether) {
+        neighbours(0, kNo, kYes);
+        for (x = kTogether; x + kTogether < out_width; x += kTogether) neighbours(x, kYes, kYes);
+        if (2 * (out_width - x) > kTogether) {  // worth a group, though it computes some pixels again
+          neighbours(out_width - kTogether, kYes, kNo);
+          x = out_width;
+        }
       }
-      for (; x < inner_end && x < out_width; ++x) pixel(x, true, true);
-      for (; x < out_width; ++x) pixel(x, true, false);
+      for (; x < out_width; ++x) pixel(x, x > 0, x * Stride + 1 < in.width);
     };
     if (rows[0] && rows[2]) {
       pixels(RowMask<7>{});
