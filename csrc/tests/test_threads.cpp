@@ -120,6 +120,35 @@ void check_in_child(const char* what, const std::function<bool()>& check) {
 
 }  // namespace
 
+namespace {
+
+void check_panels(PanelShares shares, int rows, int size) {
+  std::vector<int> seen(static_cast<std::size_t>(shares.panels * rows));
+  const int all = rows * ((shares.panels - 1) * shares.each + shares.last);
+  for (int rank = 0; rank < size; ++rank) {
+    const Team team{rank, size, nullptr};
+    int calls = 0, cost = 0;
+    bool ended = false;
+    share_panels(team, shares, rows, [&](PanelPart part) {
+      CHECK(!ended);
+      ended = part.last;
+      CHECK(part.first == (++calls == 1));
+      if (part.first) CHECK(part.panel == first_panel(team, shares, rows));
+      CHECK(part.panel >= 0 && part.panel < shares.panels);
+      CHECK(part.row_begin >= 0 && part.row_begin < part.row_end && part.row_end <= rows);
+      for (int row = part.row_begin; row < part.row_end; ++row) {
+        ++seen[static_cast<std::size_t>(part.panel * rows + row)];
+        cost += part.panel + 1 < shares.panels ? shares.each : shares.last;
+      }
+    });
+    CHECK(ended == (calls > 0));
+    CHECK(std::abs(cost * size - all) <= 2 * size * std::max(shares.each, shares.last));  // evenly
+  }
+  for (const int times : seen) CHECK(times == 1);
+}
+
+}  // namespace
+
 TEST(threads, shares_cover_everything_once) {
   for (const int size : {1, 2, 3, 5, 8, 64}) {
     for (const int count : {0, 1, 2, 3, 7, 8, 49, 1000}) {
@@ -135,25 +164,7 @@ TEST(threads, shares_cover_everything_once) {
     }
     for (const int panels : {1, 2, 5}) {
       for (const int rows : {1, 4, 13}) {
-        std::vector<int> seen(static_cast<std::size_t>(panels * rows));
-        for (int rank = 0; rank < size; ++rank) {
-          const Team team{rank, size, nullptr};
-          int calls = 0;
-          bool ended = false;
-          share_panels(team, panels, rows, [&](PanelPart part) {
-            CHECK(!ended);
-            ended = part.last;
-            CHECK(part.first == (++calls == 1));
-            if (part.first) CHECK(part.panel == first_panel(team, panels));
-            CHECK(part.panel >= 0 && part.panel < panels);
-            CHECK(part.row_begin >= 0 && part.row_begin < part.row_end && part.row_end <= rows);
-            for (int row = part.row_begin; row < part.row_end; ++row) {
-              ++seen[static_cast<std::size_t>(part.panel * rows + row)];
-            }
-          });
-          CHECK(ended == (calls > 0));
-        }
-        for (const int times : seen) CHECK(times == 1);
+        for (const int last_cost : {1, 2, 3}) check_panels({panels, 2, last_cost}, rows, size);
       }
     }
   }

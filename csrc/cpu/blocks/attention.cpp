@@ -99,7 +99,7 @@ class Attention final : public Block {
       project_enlarged(u, grid, x.data, y, in, scratch.own, team);
     } else {
       const int pixels = grid.cells();
-      share_panels(team, proj_.panels(), pixels, [&](PanelPart part) {
+      share_panels(team, proj_.shares(), pixels, [&](PanelPart part) {
         project(panel_rows(u, pixels, part.first), part.row_begin, part.row_end, part.panel, x.data, y);
       });
     }
@@ -137,7 +137,7 @@ class Attention final : public Block {
                    const Team& team) const {
     const int n = grid.cells();
     const Range mine = team.share(qkv_.panels());
-    const Next to_proj = proj_.ahead(stride_ == 1 ? first_panel(team, proj_.panels()) : 0);
+    const Next to_proj = proj_.ahead(stride_ == 1 ? first_panel(team, proj_.shares(), n) : 0);
     for (int p = mine.begin; p < mine.end; ++p) {
       const Rows rows = plain_rows(z, channels_, channels_, p == mine.begin);
       const int first = p % query_panels_ * kPanel;
@@ -152,7 +152,7 @@ class Attention final : public Block {
       }
       const bool more = p + 1 < mine.end;
       if (p >= 2 * query_panels_) prefetch_taps(depthwise_panel(local_, p - 2 * query_panels_));
-      gemm(rows, 0, n, qkv_.panel(p), kPanel, channels_, r, more ? qkv_.ahead(p + 1) : to_proj);
+      gemm(rows, 0, n, qkv_.panel(p), channels_, r, more ? qkv_.ahead(p + 1) : to_proj);
       if (p >= 2 * query_panels_) {
         const int value = p - 2 * query_panels_;
         depthwise_map<1>(r.out, grid.rows, grid.cols, kPanel, depthwise_panel(local_, value),
@@ -212,7 +212,7 @@ class Attention final : public Block {
         r.residual = bias + column;
         r.residual_stride = bias_stride;
       }
-      gemm(rows, 0, heads_.count, in + column, plane, inputs, r);
+      gemm(rows, 0, heads_.count, {in + column, plane}, inputs, r);
     }
   }
 
@@ -244,7 +244,7 @@ class Attention final : public Block {
   void project(const Rows& u, int begin, int end, int p, const float* x, float* y) const {
     const std::int64_t column = std::int64_t{p} * kPanel;
     Result r{y + column, channels_, proj_.panel_bias(p), x + column, channels_, proj_.columns(p)};
-    gemm(u, begin, end, proj_.panel(p), kPanel, proj_.depth(), r, proj_.ahead(p + 1));
+    gemm(u, begin, end, proj_.panel(p), proj_.depth(), r, proj_.ahead(p + 1));
   }
 
   int channels_, stride_;

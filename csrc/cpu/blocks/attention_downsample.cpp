@@ -19,7 +19,7 @@ class AttentionDownsample final : public Block {
         heads_{s.heads, s.key_dim, s.value_dim},
         key_panels_(panels_of(heads_.key_channels())),
         dw_(pack_depthwise(s.dw_weight, s.dw_bias, in_)),
-        q_(nullptr, nullptr, heads_.key_channels(), 0, in_),
+        q_(heads_.key_channels(), in_, in_, Tail::joined),
         kv_((key_panels_ + heads_.value_panels()) * kPanel, in_, in_),
         local_(pack_local(heads_, s.local_weight, s.local_bias)),
         bias_(s.bias),
@@ -78,24 +78,24 @@ class AttentionDownsample final : public Block {
     team.sync();
     project_qkv(x.data, in, grid, at, scratch, team);
     const int queries = grid.cells();
-    const Next to_proj = proj_.ahead(first_panel(team, proj_.panels()));
-    share_panels(team, conv_.panels(), queries, [&](PanelPart part) {
+    const Next to_proj = proj_.ahead(first_panel(team, proj_.shares(), queries));
+    share_panels(team, conv_.shares(), queries, [&](PanelPart part) {
       const int p = part.panel;
       Result r{y + p * kPanel, out_, conv_.panel_bias(p)};
       r.columns = conv_.columns(p);
       gemm(plain_rows(scratch.shared + at.patches, 9 * in_, 9 * in_, part.first), part.row_begin,
-           part.row_end, conv_.panel(p), kPanel, 9 * in_, r, part.last ? to_proj : conv_.ahead(p + 1));
+           part.row_end, conv_.panel(p), 9 * in_, r, part.last ? to_proj : conv_.ahead(p + 1));
     });
     team.sync();
     attend(in, grid, prepared, at, scratch, team);
     team.sync();
-    share_panels(team, proj_.panels(), queries, [&](PanelPart part) {
+    share_panels(team, proj_.shares(), queries, [&](PanelPart part) {
       const int p = part.panel;
       Result r{y + p * kPanel, out_, proj_.panel_bias(p)};
       r.columns = proj_.columns(p);
       r.accumulate = true;
       gemm(panel_rows(scratch.shared + at.u, queries, part.first), part.row_begin, part.row_end,
-           proj_.panel(p), kPanel, proj_.depth(), r, part.last ? Next{} : proj_.ahead(p + 1));
+           proj_.panel(p), proj_.depth(), r, part.last ? Next{} : proj_.ahead(p + 1));
     });
   }
 
@@ -120,21 +120,21 @@ class AttentionDownsample final : public Block {
                    const Team& team) const {
     const int queries = grid.cells(), keys = static_cast<int>(in.pixels());
     const Range mine = team.share(kv_.panels());
-    share_panels(team, q_.panels(), queries, [&](PanelPart part) {
+    share_panels(team, q_.shares(), queries, [&](PanelPart part) {
       const int p = part.panel;
       Result r{scratch.shared + at.queries + p * kPanel, heads_.key_channels(), q_.panel_bias(p)};
       r.columns = q_.columns(p);
       gemm(plain_rows(scratch.shared + at.z, in_, in_, part.first), part.row_begin, part.row_end, q_.panel(p),
-           kPanel, in_, r, part.last ? kv_.ahead(mine.begin) : q_.ahead(p + 1));
+           in_, r, part.last ? kv_.ahead(mine.begin) : q_.ahead(p + 1));
     });
-    const Next to_conv = conv_.ahead(first_panel(team, conv_.panels()));
+    const Next to_conv = conv_.ahead(first_panel(team, conv_.shares(), queries));
     for (int p = mine.begin; p < mine.end; ++p) {
       const Rows rows = plain_rows(x, in_, in_, p == mine.begin);
       const int value = p - key_panels_;
       Result r{scratch.own, kPanel, kv_.panel_bias(p)};
       if (value >= 0) r.out = scratch.shared + at.values + std::int64_t{value} * keys * kPanel;
       if (value >= 0) prefetch_taps(depthwise_panel(local_, value));
-      gemm(rows, 0, keys, kv_.panel(p), kPanel, in_, r, p + 1 < mine.end ? kv_.ahead(p + 1) : to_conv);
+      gemm(rows, 0, keys, kv_.panel(p), in_, r, p + 1 < mine.end ? kv_.ahead(p + 1) : to_conv);
       if (value >= 0) {
         depthwise_map<2>(r.out, in.height, in.width, kPanel, depthwise_panel(local_, value),
                          scratch.shared + at.u + std::int64_t{value} * queries * kPanel, kPanel, kPanel);

@@ -42,7 +42,7 @@ class Ffn final : public Block {
         panels_(panels_of(hidden_)),
         fc1_(s.fc1_weight, s.fc1_bias, hidden_, channels_, channels_, {kBeforeGelu, kBeforeGelu}),
         dw_(pack_depthwise(s.dw_weight, s.dw_bias, hidden_, {kBetweenGelus, kBeforeGelu})),
-        fc2_(s.fc2_weight, s.fc2_bias, channels_, hidden_, panels_ * kPanel, {kAfterGelu, 1}) {}
+        fc2_(s.fc2_weight, s.fc2_bias, channels_, hidden_, panels_ * kPanel, {kAfterGelu, 1}, Tail::joined) {}
 
   bool output(Map in, Map* out, char*) const override {
     *out = in;
@@ -107,7 +107,7 @@ class Ffn final : public Block {
       const Range mine = team.share(count);
       // Small maps pass once over weights that no near cache holds: what comes next is fetched ahead.
       const bool by_rows = pixels > channels_;
-      const int output = by_rows ? 0 : first_panel(team, fc2_.panels());
+      const int output = by_rows ? 0 : first_panel(team, fc2_.shares(), pixels);
       const Next to_fc2 = fc2_.ahead(output, begin * kPanel, count * kPanel);
       const int left = panels_ - begin - count;
       const Next to_fc1 =
@@ -126,7 +126,7 @@ class Ffn final : public Block {
         const Range rows = team.share(pixels);
         project(chunk, pixels, rows, {0, fc2_.panels()}, begin, count, x, y, true, to_fc1);
       } else {
-        share_panels(team, fc2_.panels(), pixels, [&](PanelPart part) {
+        share_panels(team, fc2_.shares(), pixels, [&](PanelPart part) {
           const int p = part.panel;
           const Next next = part.last ? to_fc1 : fc2_.ahead(p + 1, begin * kPanel, count * kPanel);
           project(chunk, pixels, {part.row_begin, part.row_end}, {p, p + 1}, begin, count, x, y, part.first,
@@ -235,7 +235,7 @@ class Ffn final : public Block {
     prefetch_taps(depthwise_panel(dw_, p));
     const Rows rows = plain_rows(x + std::int64_t{begin} * in.width * channels_, channels_, channels_, fresh);
     const int pixels = (end - begin) * in.width;
-    gemm(rows, 0, pixels, fc1_.panel(p), kPanel, channels_, {hidden, kPanel, fc1_.panel_bias(p)}, next);
+    gemm(rows, 0, pixels, fc1_.panel(p), channels_, {hidden, kPanel, fc1_.panel_bias(p)}, next);
     gelu(hidden, std::int64_t{pixels} * kPanel);
   }
 
@@ -254,10 +254,9 @@ class Ffn final : public Block {
         r.residual = x + column;
         r.residual_stride = channels_;
       }
-      const std::int64_t part = std::int64_t{begin} * kPanel * kPanel;
       const Next next = p + 1 < panels.end ? fc2_.ahead(p + 1, begin * kPanel, count * kPanel) : then;
       const Rows a = panel_rows(chunk, pixels, fresh && p == panels.begin);
-      gemm(a, rows.begin, rows.end, fc2_.panel(p) + part, kPanel, count * kPanel, r, next);
+      gemm(a, rows.begin, rows.end, fc2_.panel(p).below(begin * kPanel), count * kPanel, r, next);
     }
   }
 

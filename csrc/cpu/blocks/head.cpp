@@ -9,7 +9,7 @@ namespace {
 class Head final : public Block {
  public:
   explicit Head(const HeadSpec& s)
-      : channels_(s.channels), linear_(s.weight, s.bias, s.classes, s.channels) {}
+      : channels_(s.channels), linear_(s.weight, s.bias, s.classes, s.channels, 0, {}, Tail::joined) {}
 
   bool output(Map, Map* out, char*) const override {
     *out = {1, 1, linear_.outputs()};
@@ -31,7 +31,7 @@ class Head final : public Block {
     for (int p = panels.begin; p < panels.end; ++p) {
       Result r{y + p * kPanel, 0, linear_.panel_bias(p)};
       r.columns = linear_.columns(p);
-      gemm(row, 0, 1, linear_.panel(p), kPanel, channels_, r, linear_.ahead(p + 1));
+      gemm(row, 0, 1, linear_.panel(p), channels_, r, linear_.ahead(p + 1));
     }
   }
 

@@ -12,8 +12,9 @@ inline constexpr int kLanes = 8;
 // 6 x 2 accumulators, 2 weight vectors and 1 broadcast fill 15 of the 16 registers.
 inline constexpr int kTileRows = 6;
 inline constexpr int kTileVectors = 2;
-inline constexpr int kGeluVectors = 2;  // more do not fit into the registers
-inline constexpr int kTogether = 3;     // pixels of a depthwise convolution, beside its nine weights
+inline constexpr int kWideTileRows = 4;  // of a tile one vector wider
+inline constexpr int kGeluVectors = 2;   // more do not fit into the registers
+inline constexpr int kTogether = 3;      // pixels of a depthwise convolution, beside its nine weights
 
 inline Vec zero() { return _mm256_setzero_ps(); }
 inline Vec set1(float value) { return _mm256_set1_ps(value); }

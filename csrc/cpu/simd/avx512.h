@@ -12,6 +12,7 @@ inline constexpr int kLanes = 16;
 // 12 x 2 accumulators and 2 weight vectors; broadcasts are memory operands of the multiply-add.
 inline constexpr int kTileRows = 12;
 inline constexpr int kTileVectors = 2;
+inline constexpr int kWideTileRows = 8;  // of a tile one vector wider
 inline constexpr int kGeluVectors = 4;
 inline constexpr int kTogether = 7;  // pixels of a depthwise convolution, beside its nine weights
 

@@ -12,6 +12,7 @@ struct Vec {
 };
 inline constexpr int kTileRows = 4;
 inline constexpr int kTileVectors = 2;
+inline constexpr int kWideTileRows = 2;  // of a tile one vector wider
 inline constexpr int kGeluVectors = 1;
 inline constexpr int kTogether = 1;  // pixels of a depthwise convolution, beside its nine weights
 

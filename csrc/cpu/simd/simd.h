@@ -16,6 +16,8 @@ namespace effv2::EFFV2_ISA {
 
 // Weights are packed, and scratch maps are laid out, in panels of this many channels.
 inline constexpr int kPanel = kTileVectors * kLanes;
+// What is left of the columns of a matrix, if it fits into one vector, joins the panel before it.
+inline constexpr int kWidePanel = kPanel + kLanes;
 
 inline constexpr int kCacheLine = 16;  // floats
 

@@ -56,7 +56,7 @@ inline Buffer pack_local(const Heads& heads, const float* weight, const float* b
 // The projection behind the attention (outputs x value channels), its depth padded like the values.
 inline PackedMatrix pack_projection(const Heads& heads, const float* weight, const float* bias, int outputs) {
   const int depth = heads.count * heads.value_dim;
-  PackedMatrix packed(nullptr, bias, outputs, 0, heads.value_panels() * kPanel);
+  PackedMatrix packed(nullptr, bias, outputs, 0, heads.value_panels() * kPanel, {}, Tail::joined);
   for (int n = 0; n < outputs; ++n) {
     for (int c = 0; c < depth; ++c) {
       packed.at(n, heads.padded_value(c)) = scaled(weight[std::int64_t{n} * depth + c], kAfterGelu);
@@ -100,8 +100,8 @@ inline void logits(const Heads& heads, int head, const float* queries, int n, co
     const std::int64_t panel = std::int64_t{head} * key_panels + p, floats = heads.key_dim * kPanel;
     const float* const panel_keys = packed_keys + panel * floats;
     const bool more = panel + 1 < std::int64_t{heads.count} * key_panels;
-    const Next next = more ? Next{panel_keys + floats, floats} : Next{};
-    gemm(rows, 0, n, panel_keys, kPanel, heads.key_dim, r, next);
+    const Next next = more ? ahead_of({panel_keys + floats}, heads.key_dim) : Next{};
+    gemm(rows, 0, n, {panel_keys}, heads.key_dim, r, next);
   }
 }
 
@@ -120,7 +120,7 @@ inline void weigh_values(const Heads& heads, int head, const float* probabilitie
       for (int q = 0; q < n; ++q) prefetch(r.out + (std::int64_t{queries} + q) * kPanel);
     }
     const std::int64_t floats = std::int64_t{keys} * kPanel;
-    gemm(rows, 0, n, panel_values, kPanel, keys, r, more ? Next{panel_values + floats, floats} : Next{});
+    gemm(rows, 0, n, {panel_values}, keys, r, more ? ahead_of({panel_values + floats}, keys) : Next{});
     if (activate) gelu(r.out, std::int64_t{n} * kPanel);
   }
 }

@@ -58,7 +58,7 @@ inline void conv3x3_row(const float* strip, int width, int channels, const Packe
   for (int p = 0; p < conv.panels(); ++p) {
     Result r{out + p * kPanel, conv.outputs(), conv.panel_bias(p)};
     r.columns = conv.columns(p);
-    gemm(rows, 0, out_width, conv.panel(p), kPanel, conv.depth(), r, conv.ahead(p + 1));
+    gemm(rows, 0, out_width, conv.panel(p), conv.depth(), r, conv.ahead(p + 1));
   }
 }
 

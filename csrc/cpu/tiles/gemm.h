@@ -34,6 +34,15 @@ inline Rows panel_rows(const float* data, std::int64_t pixels, bool fresh = fals
   return {data, kPanel, kPanel, pixels * kPanel, fresh};
 }
 
+// The right operand: columns that are computed together. Row k lies at data + k * stride. Packed weights have
+// kPanel columns, or kWidePanel: see PackedMatrix.
+struct Panel {
+  const float* data;
+  std::int64_t stride = kPanel;
+
+  Panel below(std::int64_t rows) const { return {data + rows * stride, stride}; }
+};
+
 // Where a tile goes: row m of the result at out + m * out_stride; then, once the sum is complete,
 // + bias (one value per column, in whole panels) and + residual. Either pointer may be null.
 struct Result {
@@ -98,8 +107,10 @@ struct Next {
   std::int64_t floats = 0;
 };
 
-// How far ahead of their use weights are fetched: a piece of a panel, half of an L1 cache.
-constexpr std::int64_t kAheadFloats = std::int64_t{kDepthBlock} * kPanel;
+// Weights are fetched one piece of a panel ahead of their use.
+inline Next ahead_of(Panel b, int depth) {
+  return {b.data, (depth < kDepthBlock ? depth : kDepthBlock) * b.stride};
+}
 
 // Memory fetched little by little while other weights are in use: the rest of this panel, then the start of
 // the next one.
@@ -122,9 +133,8 @@ struct Ahead {
 
 // `tiles` tiles of RowCount rows from row m on, k from begin to end.
 template <int RowCount, int Vectors>
-__attribute__((noinline)) void run_tiles(const Rows& a, int m, int tiles, const float* b,
-                                         std::int64_t b_stride, int begin, int end, const Result& result,
-                                         bool last, Ahead& ahead) {
+__attribute__((noinline)) void run_tiles(const Rows& a, int m, int tiles, Panel b, int begin, int end,
+                                         const Result& result, bool last, Ahead& ahead) {
   const Result r = result;
   Ahead soon = ahead;
   const std::int64_t stride = a.row_stride;
@@ -133,7 +143,8 @@ __attribute__((noinline)) void run_tiles(const Rows& a, int m, int tiles, const 
   const int first_block = begin ? begin / a.block : 0;
   const int first_offset = begin - first_block * a.block;
   const float* const start = a.data + first_block * a.block_stride + first_offset;
-  const float* const first_row_of_b = b + begin * b_stride;
+  const float* const first_row_of_b = b.below(begin).data;
+  const std::int64_t b_stride = b.stride;
 
   for (; tiles > 0; --tiles, m += RowCount) {
     Vec sum[RowCount][Vectors];
@@ -180,50 +191,49 @@ __attribute__((noinline)) void run_tiles(const Rows& a, int m, int tiles, const 
   ahead = soon;
 }
 
-template <int Vectors, int RowCount = kTileRows>
-EFFV2_INLINE void tiles_of(int row_count, const Rows& a, int m, int tiles, const float* b,
-                           std::int64_t b_stride, int begin, int end, const Result& r, bool last,
-                           Ahead& ahead) {
+template <int Vectors, int RowCount>
+EFFV2_INLINE void tiles_of(int row_count, const Rows& a, int m, int tiles, Panel b, int begin, int end,
+                           const Result& r, bool last, Ahead& ahead) {
   if constexpr (RowCount > 0) {
     if (row_count == RowCount) {
-      run_tiles<RowCount, Vectors>(a, m, tiles, b, b_stride, begin, end, r, last, ahead);
+      run_tiles<RowCount, Vectors>(a, m, tiles, b, begin, end, r, last, ahead);
     } else {
-      tiles_of<Vectors, RowCount - 1>(row_count, a, m, tiles, b, b_stride, begin, end, r, last, ahead);
+      tiles_of<Vectors, RowCount - 1>(row_count, a, m, tiles, b, begin, end, r, last, ahead);
     }
   }
 }
 
-// Rows [m0, m1) times one panel of b (depth rows of b_stride floats, kPanel for packed weights).
 // The rows are divided evenly, so that no tile is left with too few rows to hide the latency of a
 // multiply-add: 49 rows make 4 tiles of 6 and 5 of 5, not 8 of 6 and 1 of 1.
-inline void gemm(const Rows& a, int m0, int m1, const float* b, std::int64_t b_stride, int depth,
-                 const Result& r, Next next = {}) {
+template <int Vectors, int MostRows>
+inline void gemm_of(const Rows& a, int m0, int m1, Panel b, int depth, const Result& r, Next next) {
   const int rows = m1 - m0;
-  const int tiles = (rows + kTileRows - 1) / kTileRows;
+  const int tiles = (rows + MostRows - 1) / MostRows;
   if (tiles == 0) return;
   const int small = rows / tiles, larger = rows - small * tiles;  // `larger` tiles have one row more
   const int split = m0 + larger * (small + 1);
-  Ahead ahead{nullptr, nullptr, next, 0};
-  if (b_stride == kPanel) {
-    // Whoever came before has fetched the first kAheadFloats of b.
-    const std::int64_t size = std::int64_t{depth} * kPanel,
-                       rest = size > kAheadFloats ? size - kAheadFloats : 0;
-    if (ahead.next.floats > kAheadFloats) ahead.next.floats = kAheadFloats;
-    ahead.end = b + size;
-    ahead.begin = ahead.end - rest;
-    const std::int64_t runs = std::int64_t{tiles} * ((depth + kRun - 1) / kRun) * kCacheLine;
-    ahead.lines = static_cast<int>((rest + ahead.next.floats + runs - 1) / runs);
-  }
+  // Whoever came before has fetched the first piece of b.
+  const Panel rest = b.below(depth < kDepthBlock ? depth : kDepthBlock);
+  const float* const b_end = b.below(depth).data;
+  const std::int64_t runs = std::int64_t{tiles} * ((depth + kRun - 1) / kRun) * kCacheLine;
+  const std::int64_t lines = (b_end - rest.data + next.floats + runs - 1) / runs;
+  Ahead ahead{rest.data, b_end, next, static_cast<int>(lines)};
   for (int begin = 0; begin < depth; begin += kDepthBlock) {
     const int end = depth - begin > kDepthBlock ? begin + kDepthBlock : depth;
     const bool last = end == depth;
-    if (r.columns > kLanes) {
-      if (larger) tiles_of<kTileVectors>(small + 1, a, m0, larger, b, b_stride, begin, end, r, last, ahead);
-      tiles_of<kTileVectors>(small, a, split, tiles - larger, b, b_stride, begin, end, r, last, ahead);
-    } else {
-      if (larger) tiles_of<1>(small + 1, a, m0, larger, b, b_stride, begin, end, r, last, ahead);
-      tiles_of<1>(small, a, split, tiles - larger, b, b_stride, begin, end, r, last, ahead);
-    }
+    if (larger) tiles_of<Vectors, MostRows>(small + 1, a, m0, larger, b, begin, end, r, last, ahead);
+    tiles_of<Vectors, MostRows>(small, a, split, tiles - larger, b, begin, end, r, last, ahead);
+  }
+}
+
+// Rows [m0, m1) times the columns of one panel; depth: rows of b.
+inline void gemm(const Rows& a, int m0, int m1, Panel b, int depth, const Result& r, Next next = {}) {
+  if (r.columns > kPanel) {
+    gemm_of<kTileVectors + 1, kWideTileRows>(a, m0, m1, b, depth, r, next);
+  } else if (r.columns > kLanes) {
+    gemm_of<kTileVectors, kTileRows>(a, m0, m1, b, depth, r, next);
+  } else {
+    gemm_of<1, kTileRows>(a, m0, m1, b, depth, r, next);
   }
 }
 
