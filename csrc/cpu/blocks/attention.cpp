@@ -5,6 +5,8 @@
 //
 // A block of a few queries sees all keys and all heads at once, so the softmax is exact in one pass and
 // its memory grows with the number of keys, not with its square; at 7 x 7 it stays in the L1 cache.
+#include <cstring>
+
 #include "cpu/tiles/attend.h"
 #include "cpu/tiles/resize.h"
 
@@ -73,7 +75,7 @@ class Attention final : public Block {
   }
   std::int64_t own_floats(Map in) const override {
     const Grid grid = tokens(in);
-    const std::int64_t attend = 2 * plane_floats(grid) + bias_.scratch_floats(grid, kQueryBlock);
+    const std::int64_t attend = plane_floats(grid) + mix_floats() + bias_.scratch_floats(grid, kQueryBlock);
     const std::int64_t key_panel = std::int64_t{grid.cells()} * kPanel;
     const std::int64_t enlarged = stride_ == 2 ? enlarged_rows(in) * in.width * value_floats(1) : 0;
     std::int64_t most = attend > key_panel ? attend : key_panel;
@@ -128,6 +130,7 @@ class Attention final : public Block {
   std::int64_t plane_floats(Grid grid) const {
     return std::int64_t{heads_.count + 1} * kQueryBlock * AttentionBias::padded_keys(grid);
   }
+  std::int64_t mix_floats() const { return std::int64_t{heads_.count + 1} * kPanel; }
   static int enlarged_rows(Map in) {
     const int rows = kEnlargedPixels / in.width;
     return rows < 1 ? 1 : rows;
@@ -180,39 +183,49 @@ class Attention final : public Block {
                     const Scratch& scratch) const {
     const int n = q1 - q0;
     const std::int64_t plane = std::int64_t{n} * pitch;
-    float* a = scratch.own;
-    float* b = a + plane_floats(grid);
-    const AttentionBias::Block bias = bias_.block(grid, q0, q1, prepared, b + plane_floats(grid));
+    float* planes = scratch.own;
+    float* mixing = planes + plane_floats(grid);
+    const AttentionBias::Block bias = bias_.block(grid, q0, q1, prepared, mixing + mix_floats());
 
     const float* queries = scratch.shared + at.queries + std::int64_t{q0} * heads_.key_channels();
     for (int h = 0; h < heads_.count; ++h) {
-      logits(heads_, h, queries, n, scratch.shared + at.keys, keys, a + h * plane, nullptr);
+      logits(heads_, h, queries, n, scratch.shared + at.keys, keys, planes + h * plane, nullptr);
     }
-    mix(mix1_, heads_.count, a, plane, b, bias.data, bias.head_stride);
-    for (std::int64_t row = 0; row < std::int64_t{heads_.count} * n; ++row)
-      softmax_row(b + row * pitch, pitch);
-    for (std::int64_t i = 0; i < plane; i += kLanes) store(b + heads_.count * plane + i, set1(1.0f));
-    mix(mix2_, heads_.count + 1, b, plane, a, nullptr, 0);
+    mix(mix1_, heads_.count, planes, plane, mixing, bias.data, bias.head_stride);
+    for (std::int64_t row = 0; row < std::int64_t{heads_.count} * n; ++row) {
+      softmax_row(planes + row * pitch, pitch);
+    }
+    for (std::int64_t i = 0; i < plane; i += kLanes) store(planes + heads_.count * plane + i, set1(1.0f));
+    mix(mix2_, heads_.count + 1, planes, plane, mixing, nullptr, 0);
 
     float* u = scratch.shared + at.u + std::int64_t{q0} * kPanel;
     for (int h = 0; h < heads_.count; ++h) {
-      weigh_values(heads_, h, a + h * plane, pitch, n, scratch.shared + at.values, keys, u, keys,
+      weigh_values(heads_, h, planes + h * plane, pitch, n, scratch.shared + at.values, keys, u, keys,
                    stride_ == 1);
     }
   }
 
-  // out[h] = sum_g weights[h, g] in[g] (+ bias[h]) over planes of n queries x padded keys.
-  void mix(const Buffer& weights, int inputs, const float* in, std::int64_t plane, float* out,
+  // planes[h] = sum_g weights[h, g] planes[g] (+ bias[h]), in place, so that they stay in the near cache; a
+  // plane is n queries x padded keys. A tile reads all planes before it writes; what needs several tiles
+  // reads a copy.
+  void mix(const Buffer& weights, int inputs, float* planes, std::int64_t plane, float* copy,
            const float* bias, std::int64_t bias_stride) const {
     const Rows rows = plain_rows(weights.data(), inputs, inputs);
     for (std::int64_t column = 0; column < plane; column += kPanel) {
-      Result r{out + column, plane};
+      Result r{planes + column, plane};
       if (plane - column < kPanel) r.columns = static_cast<int>(plane - column);
       if (bias) {
         r.residual = bias + column;
         r.residual_stride = bias_stride;
       }
-      gemm(rows, 0, heads_.count, {in + column, plane}, inputs, r);
+      Panel in{planes + column, plane};
+      if (heads_.count > kTileRows) {
+        for (int g = 0; g < inputs; ++g) {
+          std::memcpy(copy + g * kPanel, in.below(g).data, r.columns * sizeof(float));
+        }
+        in = {copy};
+      }
+      gemm(rows, 0, heads_.count, in, inputs, r);
     }
   }
 
