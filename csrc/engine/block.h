@@ -4,6 +4,7 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "engine/memory.h"
 #include "engine/team.h"
 
 namespace effv2 {
@@ -56,27 +57,5 @@ class Block {
   virtual void run(const MapView& x, float* y, Map in, const float* prepared, const Scratch& scratch,
                    const Team& team) const = 0;
 };
-
-// 64-byte aligned floats, set to zero. Throws std::bad_alloc.
-class Buffer {
- public:
-  Buffer() = default;
-  explicit Buffer(std::int64_t floats);
-  Buffer(Buffer&& other) noexcept : data_(other.data_), floats_(other.floats_) {
-    other.data_ = nullptr;
-    other.floats_ = 0;
-  }
-  Buffer& operator=(Buffer&& other) noexcept;
-  ~Buffer();
-  float* data() const { return data_; }
-  std::int64_t floats() const { return floats_; }
-
- private:
-  float* data_ = nullptr;
-  std::int64_t floats_ = 0;
-};
-
-// Floats rounded up to whole cache lines, so that parts laid one after the other stay aligned.
-inline std::int64_t aligned_floats(std::int64_t floats) { return (floats + 15) / 16 * 16; }
 
 }  // namespace effv2

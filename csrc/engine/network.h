@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "cpu/dispatch.h"
+#include "engine/arena.h"
 #include "engine/block.h"
 
 namespace effv2 {
@@ -30,6 +31,8 @@ class Network {
   ~Network();
 
   const Isa& isa() const { return *isa_; }
+  // What its blocks' weights are to be made in.
+  Arena& weights() { return weights_; }
   // Takes the block over. in_channels is what it reads.
   void add(std::unique_ptr<Block> block, int in_channels);
   // The output of the block added last is returned as well, scaled and shifted per channel if the
@@ -67,6 +70,7 @@ class Network {
 
   const Isa* isa_;
   int in_channels_ = 0, out_channels_ = 0;
+  Arena weights_;  // outlives the blocks
   std::vector<std::unique_ptr<Block>> blocks_;
   std::vector<Feature> features_;
   mutable std::vector<std::shared_ptr<const Plan>> plans_;  // guarded by fork_safe_mutex()

@@ -1,0 +1,41 @@
+// Memory that is given back together. Not for the blocks: std::vector's functions would be compiled for their
+// ISA, and a linker may choose any of several copies.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <vector>
+
+namespace effv2 {
+
+// Many buffers in few large pieces of memory, given back together. Megabytes of weights are read once per
+// image: pages of 2 MB, where the system has them, spare the look-up of thousands of small ones.
+class Arena {
+ public:
+  Arena() = default;
+  Arena(const Arena&) = delete;
+  Arena& operator=(const Arena&) = delete;
+  ~Arena();
+  // Aligned to 64 bytes; not set to anything. Throws std::bad_alloc.
+  float* take(std::int64_t floats);
+
+ private:
+  std::vector<void*> pieces_;
+  char* next_ = nullptr;
+  std::size_t left_ = 0;
+  std::size_t total_ = 0;
+};
+
+// While it lives, the buffers that this thread makes come from the arena and must not outlive it.
+class ArenaScope {
+ public:
+  explicit ArenaScope(Arena& arena);
+  ArenaScope(const ArenaScope&) = delete;
+  ArenaScope& operator=(const ArenaScope&) = delete;
+  ~ArenaScope();
+
+ private:
+  Arena* outer_;
+};
+
+}  // namespace effv2

@@ -1,0 +1,78 @@
+#include "engine/memory.h"
+
+#include <cstring>
+#include <new>
+#include <utility>
+
+#include "engine/arena.h"
+
+#ifdef __linux__
+#include <sys/mman.h>
+#endif
+
+namespace effv2 {
+namespace {
+
+constexpr std::size_t kLargePage = std::size_t{1} << 21;
+constexpr std::size_t kSmallestPiece = 2 * kLargePage;
+constexpr std::size_t kLargestPiece = 32 * kLargePage;
+
+thread_local Arena* current = nullptr;
+
+}  // namespace
+
+float* Arena::take(std::int64_t floats) {
+  const std::size_t bytes = static_cast<std::size_t>(aligned_floats(floats)) * sizeof(float);
+  if (bytes > left_) {
+    // Twice as much as before; what is never touched takes no memory.
+    std::size_t size = total_ < kSmallestPiece  ? kSmallestPiece
+                       : total_ > kLargestPiece ? kLargestPiece
+                                                : total_;
+    if (size < bytes) size = (bytes + kLargePage - 1) / kLargePage * kLargePage;
+    pieces_.reserve(pieces_.size() + 1);
+    void* piece = ::operator new(size, std::align_val_t{kLargePage});
+    pieces_.push_back(piece);
+#ifdef MADV_HUGEPAGE
+    madvise(piece, size, MADV_HUGEPAGE);  // a wish: without it the pages are small
+#endif
+    next_ = static_cast<char*>(piece);
+    left_ = size;
+    total_ += size;
+  }
+  char* taken = next_;
+  next_ += bytes;
+  left_ -= bytes;
+  return reinterpret_cast<float*>(taken);
+}
+
+Arena::~Arena() {
+  for (void* piece : pieces_) ::operator delete(piece, std::align_val_t{kLargePage});
+}
+
+ArenaScope::ArenaScope(Arena& arena) : outer_(current) { current = &arena; }
+ArenaScope::~ArenaScope() { current = outer_; }
+
+Buffer::Buffer(std::int64_t floats) : floats_(aligned_floats(floats)), own_(!current) {
+  if (floats_ == 0) return;
+  const std::size_t bytes = static_cast<std::size_t>(floats_) * sizeof(float);
+  data_ = own_ ? static_cast<float*>(::operator new(bytes, std::align_val_t{64})) : current->take(floats_);
+  std::memset(data_, 0, bytes);
+}
+
+Buffer::Buffer(Buffer&& other) noexcept : data_(other.data_), floats_(other.floats_), own_(other.own_) {
+  other.data_ = nullptr;
+  other.floats_ = 0;
+}
+
+Buffer& Buffer::operator=(Buffer&& other) noexcept {
+  std::swap(data_, other.data_);
+  std::swap(floats_, other.floats_);
+  std::swap(own_, other.own_);
+  return *this;
+}
+
+Buffer::~Buffer() {
+  if (data_ && own_) ::operator delete(data_, std::align_val_t{64});
+}
+
+}  // namespace effv2
