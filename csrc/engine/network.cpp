@@ -13,6 +13,8 @@ namespace effv2 {
 constexpr std::size_t kPlans = 8;
 // Idle contexts kept: as many as there are calls at the same time in a busy server, within reason.
 constexpr std::size_t kContexts = 16;
+// Images of a batch that one thread takes through the late blocks together.
+constexpr int kGroup = 4;
 
 // What depends on the size of the images alone.
 struct Network::Plan {
@@ -22,15 +24,30 @@ struct Network::Plan {
   Buffer prepared;
   std::int64_t map_floats = 0;  // the largest map between two blocks
   std::int64_t shared_floats = 0, own_floats = 0;
+  // From this block on weights outweigh the maps, none of which has more than late_map_floats.
+  std::size_t late = 0;
+  std::int64_t late_map_floats = 0;
 
-  std::int64_t arena_floats() const { return 2 * map_floats + shared_floats + own_floats; }
+  std::int64_t arena_floats(int group) const {
+    return 2 * map_floats + shared_floats + own_floats + (group > 1 ? 2 * group * late_map_floats : 0);
+  }
 };
 
 // The memory of one call: an arena per thread.
 struct Network::Context {
   std::shared_ptr<const Plan> plan;
+  int group;
   std::vector<Buffer> arenas;
   std::vector<Barrier> barriers;
+};
+
+// How far one image has come.
+struct Network::Walk {
+  int image;
+  MapView x;
+  float* maps[2];  // for the next output, in turn
+  int spare = 0;
+  std::size_t feature = 0;
 };
 
 struct Network::Run {
@@ -38,6 +55,7 @@ struct Network::Run {
   float* const* outputs;
   const Plan& plan;
   Context& context;
+  int group;        // images that a thread takes at a time
   double* seconds;  // [thread][block], or null
   std::atomic<int> next{0};
 };
@@ -124,6 +142,11 @@ std::shared_ptr<const Network::Plan> Network::plan(int height, int width) const 
     plan->map_floats = std::max(plan->map_floats, aligned_floats(map.floats()));
   }
   plan->prepared = Buffer(prepared);
+  for (plan->late = blocks_.size(); plan->late > 0; --plan->late) {
+    const std::int64_t floats = aligned_floats(plan->outputs[plan->late - 1].floats());
+    if (blocks_[plan->late - 1]->packed_bytes() < 2 * 4 * floats) break;
+    plan->late_map_floats = std::max(plan->late_map_floats, floats);
+  }
   for (std::size_t i = 0; i < blocks_.size(); ++i) {
     blocks_[i]->prepare(plan->inputs[i], plan->prepared.data() + plan->prepared_at[i]);
   }
@@ -133,12 +156,12 @@ std::shared_ptr<const Network::Plan> Network::plan(int height, int width) const 
   return plan;
 }
 
-std::unique_ptr<Network::Context> Network::take_context(int height, int width, int threads) const {
+std::unique_ptr<Network::Context> Network::take_context(int height, int width, int threads, int group) const {
   {
     const std::lock_guard<std::mutex> lock(fork_safe_mutex());
     for (auto& idle : contexts_) {
       if (idle->plan->height == height && idle->plan->width == width &&
-          static_cast<int>(idle->arenas.size()) >= threads) {
+          static_cast<int>(idle->arenas.size()) >= threads && idle->group >= group) {
         std::unique_ptr<Context> found = std::move(idle);
         contexts_.erase(contexts_.begin() + (&idle - contexts_.data()));
         return found;
@@ -147,16 +170,19 @@ std::unique_ptr<Network::Context> Network::take_context(int height, int width, i
   }
   auto context = std::make_unique<Context>();
   context->plan = plan(height, width);
-  for (int i = 0; i < threads; ++i) context->arenas.emplace_back(context->plan->arena_floats());
+  context->group = group;
+  for (int i = 0; i < threads; ++i) context->arenas.emplace_back(context->plan->arena_floats(group));
   context->barriers = std::vector<Barrier>(static_cast<std::size_t>(threads));
   return context;
 }
 
 void Network::run(const Images& images, float* const* outputs, int threads, double* seconds) const {
   threads = std::max(1, std::min(threads, usable_cpus()));
-  std::unique_ptr<Context> context = take_context(images.height, images.width, threads);
+  // Small enough that every thread gets several groups.
+  const int group = std::max(1, std::min(kGroup, images.count / (2 * threads)));
+  std::unique_ptr<Context> context = take_context(images.height, images.width, threads, group);
   std::vector<double> times(seconds ? blocks_.size() * static_cast<std::size_t>(threads) : 0);
-  Run run{images, outputs, *context->plan, *context, seconds ? times.data() : nullptr, {}};
+  Run run{images, outputs, *context->plan, *context, group, seconds ? times.data() : nullptr, {}};
 
   struct Call {
     const Network* network;
@@ -184,8 +210,8 @@ void Network::run(const Images& images, float* const* outputs, int threads, doub
   contexts_.push_back(std::move(context));
 }
 
-// As many images as can be dealt out evenly go to single threads, which take them one by one; what is
-// left is shared by teams.
+// As many images as can be dealt out evenly go to single threads, which take a few at a time; what is left is
+// shared by teams.
 void Network::work(Run& run, int rank, int size) const {
   const int count = run.images.count;
   double* seconds = run.seconds ? run.seconds + static_cast<std::size_t>(rank) * blocks_.size() : nullptr;
@@ -194,8 +220,9 @@ void Network::work(Run& run, int rank, int size) const {
   float* arena = run.context.arenas[static_cast<std::size_t>(rank)].data();
 
   const int alone = size == 1 ? count : count / size * size;
-  for (int image; (image = run.next.fetch_add(1, std::memory_order_relaxed)) < alone;) {
-    run_image(run, image, {}, arena, own(arena), seconds);
+  for (int image; (image = run.next.fetch_add(run.group, std::memory_order_relaxed)) < alone;) {
+    const int end = std::min(image + run.group, alone);
+    run_group(run, {image, end}, arena, own(arena), seconds);
   }
   const int left = count - alone;
   if (left == 0) return;
@@ -208,70 +235,97 @@ void Network::work(Run& run, int rank, int size) const {
   const Team me{rank - members.begin, members.end - members.begin, &barrier};
   // The leader's arena becomes common property: it must have finished its own images.
   me.sync();
-  run_image(run, alone + team, me, leader, own(arena), seconds);
+  const Scratch scratch{leader + 2 * plan.map_floats, own(arena)};
+  Walk walk = enter(run, alone + team, leader, me);
+  for (std::size_t i = 0; i < blocks_.size(); ++i) step(run, i, walk, scratch, me, seconds);
 }
 
-void Network::run_image(const Run& run, int image, const Team& team, float* team_arena, float* own,
-                        double* seconds) const {
+// One image after the other through the early blocks, whose maps are large; then block after block, so that
+// weights that fit into no near cache are read once for the whole group.
+void Network::run_group(const Run& run, Range images, float* arena, float* own, double* seconds) const {
   const Plan& plan = run.plan;
-  const Images& images = run.images;
-  float* maps[2] = {team_arena, team_arena + plan.map_floats};
-  const Scratch scratch{team_arena + 2 * plan.map_floats, own};
-  MapView x{images.data + image * images.image_stride, images.channel_stride, images.row_stride,
-            images.pixel_stride};
-  int spare = 0;
+  const Scratch scratch{arena + 2 * plan.map_floats, own};
+  float* late_maps = own + plan.own_floats;
+  const bool grouped = images.end - images.begin > 1;
+  const std::size_t late = grouped ? plan.late : blocks_.size();
+  Walk walks[kGroup];
+  for (int image = images.begin; image < images.end; ++image, late_maps += 2 * plan.late_map_floats) {
+    Walk& walk = walks[image - images.begin];
+    walk = enter(run, image, arena, {});
+    for (std::size_t i = 0; i <= late && i < blocks_.size(); ++i) {
+      if (i == late) {
+        // From here on the image needs maps of its own.
+        walk.maps[0] = late_maps;
+        walk.maps[1] = late_maps + plan.late_map_floats;
+      }
+      step(run, i, walk, scratch, {}, seconds);
+    }
+  }
+  for (std::size_t i = late + 1; i < blocks_.size(); ++i) {
+    for (int g = 0; g < images.end - images.begin; ++g) step(run, i, walks[g], scratch, {}, seconds);
+  }
+}
 
-  const Map input = plan.inputs.front();
+// An image at the network's door; made dense where the first block needs that.
+Network::Walk Network::enter(const Run& run, int image, float* arena, const Team& team) const {
+  const Images& images = run.images;
+  Walk walk{image,
+            {images.data + image * images.image_stride, images.channel_stride, images.row_stride,
+             images.pixel_stride},
+            {arena, arena + run.plan.map_floats}};
+  const MapView& x = walk.x;
+  const Map input = run.plan.inputs.front();
   const MapView as_dense = dense(x.data, input);
   const bool is_dense =
       x.channel_stride == 1 && x.pixel_stride == as_dense.pixel_stride && x.row_stride == as_dense.row_stride;
-  if (!is_dense && !blocks_.front()->takes_strides()) {
-    float* copy = maps[spare];
-    const Range rows = team.share(input.height);
-    for (int row = rows.begin; row < rows.end; ++row) {
-      for (int column = 0; column < input.width; ++column) {
-        const float* pixel = x.data + row * x.row_stride + column * x.pixel_stride;
-        float* to = copy + (std::int64_t{row} * input.width + column) * input.channels;
-        for (int c = 0; c < input.channels; ++c) to[c] = pixel[c * x.channel_stride];
-      }
+  if (is_dense || blocks_.front()->takes_strides()) return walk;
+  float* copy = walk.maps[walk.spare];
+  const Range rows = team.share(input.height);
+  for (int row = rows.begin; row < rows.end; ++row) {
+    for (int column = 0; column < input.width; ++column) {
+      const float* pixel = x.data + row * x.row_stride + column * x.pixel_stride;
+      float* to = copy + (std::int64_t{row} * input.width + column) * input.channels;
+      for (int c = 0; c < input.channels; ++c) to[c] = pixel[c * x.channel_stride];
     }
-    team.sync();
-    x = dense(copy, input);
-    spare ^= 1;
   }
+  team.sync();
+  walk.x = dense(copy, input);
+  walk.spare ^= 1;
+  return walk;
+}
 
-  std::size_t feature = 0;
-  auto start = std::chrono::steady_clock::now();
-  for (std::size_t i = 0; i < blocks_.size(); ++i) {
-    const Map out = plan.outputs[i];
-    float* y = maps[spare];
-    const Feature* wanted = feature < features_.size() && features_[feature].block == static_cast<int>(i)
-                                ? &features_[feature]
-                                : nullptr;
-    float* returned = nullptr;
-    if (wanted) returned = run.outputs[feature++] + image * out.floats();
-    if (features_.empty() && i + 1 == blocks_.size()) returned = run.outputs[0] + image * out.floats();
-    const bool direct = returned && !(wanted && wanted->scale.data());
-    if (direct) y = returned;
-    blocks_[i]->run(x, y, plan.inputs[i], plan.prepared.data() + plan.prepared_at[i], scratch, team);
-    team.sync();
-    if (returned && !direct) {
-      const Range pixels = team.share(static_cast<int>(out.pixels()));
-      for (std::int64_t p = pixels.begin; p < pixels.end; ++p) {
-        for (int c = 0; c < out.channels; ++c) {
-          const std::int64_t at = p * out.channels + c;
-          returned[at] = y[at] * wanted->scale.data()[c] + wanted->shift.data()[c];
-        }
+// An image through block i.
+void Network::step(const Run& run, std::size_t i, Walk& walk, const Scratch& scratch, const Team& team,
+                   double* seconds) const {
+  const Plan& plan = run.plan;
+  const auto start = std::chrono::steady_clock::now();
+  const Map out = plan.outputs[i];
+  float* y = walk.maps[walk.spare];
+  const Feature* wanted =
+      walk.feature < features_.size() && features_[walk.feature].block == static_cast<int>(i)
+          ? &features_[walk.feature]
+          : nullptr;
+  float* returned = nullptr;
+  if (wanted) returned = run.outputs[walk.feature++] + walk.image * out.floats();
+  if (features_.empty() && i + 1 == blocks_.size()) returned = run.outputs[0] + walk.image * out.floats();
+  const bool direct = returned && !(wanted && wanted->scale.data());
+  if (direct) y = returned;
+  blocks_[i]->run(walk.x, y, plan.inputs[i], plan.prepared.data() + plan.prepared_at[i], scratch, team);
+  team.sync();
+  if (returned && !direct) {
+    const Range pixels = team.share(static_cast<int>(out.pixels()));
+    for (std::int64_t p = pixels.begin; p < pixels.end; ++p) {
+      for (int c = 0; c < out.channels; ++c) {
+        const std::int64_t at = p * out.channels + c;
+        returned[at] = y[at] * wanted->scale.data()[c] + wanted->shift.data()[c];
       }
     }
-    x = dense(y, out);
-    // A map that was returned directly leaves both buffers free.
-    if (!direct) spare ^= 1;
-    if (seconds) {
-      const auto now = std::chrono::steady_clock::now();
-      seconds[i] += std::chrono::duration<double>(now - start).count();
-      start = now;
-    }
+  }
+  walk.x = dense(y, out);
+  // A map that was returned directly leaves both buffers free.
+  if (!direct) walk.spare ^= 1;
+  if (seconds) {
+    seconds[i] += std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
   }
 }
 

@@ -61,12 +61,15 @@ class Network {
   struct Plan;
   struct Context;
   struct Run;
+  struct Walk;
 
   std::shared_ptr<const Plan> plan(int height, int width) const;
-  std::unique_ptr<Context> take_context(int height, int width, int threads) const;
+  std::unique_ptr<Context> take_context(int height, int width, int threads, int group) const;
   void work(Run& run, int rank, int size) const;
-  void run_image(const Run& run, int image, const Team& team, float* team_arena, float* own,
-                 double* seconds) const;
+  void run_group(const Run& run, Range images, float* arena, float* own, double* seconds) const;
+  Walk enter(const Run& run, int image, float* arena, const Team& team) const;
+  void step(const Run& run, std::size_t block, Walk& walk, const Scratch& scratch, const Team& team,
+            double* seconds) const;
 
   const Isa* isa_;
   int in_channels_ = 0, out_channels_ = 0;
