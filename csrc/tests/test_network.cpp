@@ -33,7 +33,7 @@ void check_outputs(const Outputs& outputs, const std::vector<Exact>& expected, c
 
 // Every output of every image is right, and the same bits for any batch, place in it, threads and layout.
 void check_network(const NetworkSample& sample, Map size, Random& random) {
-  constexpr int kImages = 5;
+  constexpr int kImages = 9;
   const std::vector<float> values = random.normal(kImages * size.floats());
   std::vector<std::vector<Exact>> expected;
   for (int n = 0; n < kImages; ++n) expected.push_back(sample.reference(exact_image(values, n, size)));
