@@ -163,18 +163,21 @@ def reference(model: nn.Module, images: Tensor) -> tuple[Tensor, float]:
     return expected, counter.get_total_flops() / 1e9
 
 
-def peak_gauge(threads: int) -> Callable[[], float] | None:
-    """Measures the fp32 FMA peak in GFLOP/s of this machine's best ISA; None where the engine is missing."""
+def peak_gauge(threads: int, isa: str | None = None) -> Callable[[], float] | None:
+    """Measures the fp32 FMA peak in GFLOP/s of an ISA, the machine's best one by default.
+
+    None where the engine is missing.
+    """
     from effv2_kernels import cpu
 
     try:
         native = cpu.native()
     except UnavailableError:
         return None
-    isa, used = native.available_isas()[0], min(threads, native.usable_cpus())
+    wanted, used = isa or native.available_isas()[0], min(threads, native.usable_cpus())
 
     def gauge() -> float:
-        peak: float = native.measure_peak(isa, used, PEAK_MILLISECONDS)
+        peak: float = native.measure_peak(wanted, used, PEAK_MILLISECONDS)
         return peak
 
     return gauge
