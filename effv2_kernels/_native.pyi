@@ -17,7 +17,8 @@ def measure_peak(isa: str, threads: int, milliseconds: float) -> float: ...  # f
 class Network:
     """A network of blocks with packed weights. Calls may come from several threads at once."""
 
-    def __init__(self, isa: str) -> None: ...
+    # weight_bytes: about how much there will be; large networks are packed into large pages of memory.
+    def __init__(self, isa: str, weight_bytes: int = 0) -> None: ...
     # tensors: float32, C-contiguous numpy arrays by the field names of effv2_kernels.blocks.
     def add(self, kind: str, tensors: dict[str, np.ndarray[Any, Any]], options: dict[str, int]) -> None: ...
     # Return the output of the block added last as a feature, scaled and shifted if given.

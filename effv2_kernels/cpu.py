@@ -79,7 +79,8 @@ class Engine:
         if not features and not self._has_head:
             features = {len(network.blocks) - 1: blocks.Feature(len(network.blocks) - 1)}
         try:
-            self._network: _native.Network = engine.Network(isa or default_isa())
+            weight_bytes = sum(t.nbytes for block in network.blocks for t in block.tensors().values())
+            self._network: _native.Network = engine.Network(isa or default_isa(), weight_bytes)
             for i, block in enumerate(network.blocks):
                 self._network.add(block.kind, _arrays(block.tensors()), block.options())
                 if i in features:

@@ -133,8 +133,10 @@ PYBIND11_MODULE(_native, m) {
       py::arg("isa"), py::arg("threads"), py::arg("milliseconds"));
 
   py::class_<effv2::Network>(m, "Network")
-      .def(py::init([](const std::string& isa) { return std::make_unique<effv2::Network>(&isa_named(isa)); }),
-           py::arg("isa"))
+      .def(py::init([](const std::string& isa, std::int64_t weight_bytes) {
+             return std::make_unique<effv2::Network>(&isa_named(isa), weight_bytes);
+           }),
+           py::arg("isa"), py::arg("weight_bytes") = 0)
       .def("add", add, py::arg("kind"), py::arg("tensors"), py::arg("options"))
       .def("add_feature", add_feature, py::arg("scale") = py::none(), py::arg("shift") = py::none())
       .def_property_readonly("isa", [](const effv2::Network& n) { return std::string(n.isa().name); })

@@ -12,7 +12,9 @@ namespace effv2 {
 // image: pages of 2 MB, where the system has them, spare the look-up of thousands of small ones.
 class Arena {
  public:
-  Arena() = default;
+  // What has been freed in small pieces, such as the weights' earlier forms, goes back to the system first:
+  // the arena is no place where it would be used again.
+  Arena();
   Arena(const Arena&) = delete;
   Arena& operator=(const Arena&) = delete;
   ~Arena();
@@ -23,13 +25,13 @@ class Arena {
   std::vector<void*> pieces_;
   char* next_ = nullptr;
   std::size_t left_ = 0;
-  std::size_t total_ = 0;
 };
 
-// While it lives, the buffers that this thread makes come from the arena and must not outlive it.
+// While it lives, the buffers that this thread makes come from the arena, if it is not null, and must not
+// outlive it.
 class ArenaScope {
  public:
-  explicit ArenaScope(Arena& arena);
+  explicit ArenaScope(Arena* arena);
   ArenaScope(const ArenaScope&) = delete;
   ArenaScope& operator=(const ArenaScope&) = delete;
   ~ArenaScope();

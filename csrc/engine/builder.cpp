@@ -182,7 +182,7 @@ constexpr Kind kKinds[] = {{"stem", stem},
 void add_block(Network& network, const std::string& kind, const Fields& fields) {
   for (const Kind& k : kKinds) {
     if (kind != k.name) continue;
-    const ArenaScope scope(network.weights());
+    const ArenaScope scope(network.arena());
     const Built built = k.build(network.isa(), Reader(kind, fields));
     std::unique_ptr<Block> block(built.block);
     const int given = network.out_channels();

@@ -9,26 +9,31 @@
 #ifdef __linux__
 #include <sys/mman.h>
 #endif
+#ifdef __GLIBC__
+#include <malloc.h>
+#endif
 
 namespace effv2 {
 namespace {
 
 constexpr std::size_t kLargePage = std::size_t{1} << 21;
-constexpr std::size_t kSmallestPiece = 2 * kLargePage;
-constexpr std::size_t kLargestPiece = 32 * kLargePage;
+// What is never touched takes no memory, so few pieces waste least: up to one large page each.
+constexpr std::size_t kPiece = 32 * kLargePage;
 
 thread_local Arena* current = nullptr;
 
 }  // namespace
 
+Arena::Arena() {
+#ifdef __GLIBC__
+  malloc_trim(0);
+#endif
+}
+
 float* Arena::take(std::int64_t floats) {
   const std::size_t bytes = static_cast<std::size_t>(aligned_floats(floats)) * sizeof(float);
   if (bytes > left_) {
-    // Twice as much as before; what is never touched takes no memory.
-    std::size_t size = total_ < kSmallestPiece  ? kSmallestPiece
-                       : total_ > kLargestPiece ? kLargestPiece
-                                                : total_;
-    if (size < bytes) size = (bytes + kLargePage - 1) / kLargePage * kLargePage;
+    const std::size_t size = bytes < kPiece ? kPiece : (bytes + kLargePage - 1) / kLargePage * kLargePage;
     pieces_.reserve(pieces_.size() + 1);
     void* piece = ::operator new(size, std::align_val_t{kLargePage});
     pieces_.push_back(piece);
@@ -37,7 +42,6 @@ float* Arena::take(std::int64_t floats) {
 #endif
     next_ = static_cast<char*>(piece);
     left_ = size;
-    total_ += size;
   }
   char* taken = next_;
   next_ += bytes;
@@ -49,7 +53,7 @@ Arena::~Arena() {
   for (void* piece : pieces_) ::operator delete(piece, std::align_val_t{kLargePage});
 }
 
-ArenaScope::ArenaScope(Arena& arena) : outer_(current) { current = &arena; }
+ArenaScope::ArenaScope(Arena* arena) : outer_(current) { current = arena; }
 ArenaScope::~ArenaScope() { current = outer_; }
 
 Buffer::Buffer(std::int64_t floats) : floats_(aligned_floats(floats)), own_(!current) {

@@ -13,6 +13,8 @@ namespace effv2 {
 constexpr std::size_t kPlans = 8;
 // Idle contexts kept: as many as there are calls at the same time in a busy server, within reason.
 constexpr std::size_t kContexts = 16;
+// Fewer weights than this gain nothing from large pages: the processor keeps the places of all small ones.
+constexpr std::int64_t kArenaBytes = std::int64_t{32} << 20;
 // Images of a batch that one thread takes through the late blocks together.
 constexpr int kGroup = 4;
 
@@ -60,7 +62,8 @@ struct Network::Run {
   std::atomic<int> next{0};
 };
 
-Network::Network(const Isa* isa) : isa_(isa) {}
+Network::Network(const Isa* isa, std::int64_t weight_bytes)
+    : isa_(isa), arena_(weight_bytes < kArenaBytes ? nullptr : std::make_unique<Arena>()) {}
 Network::~Network() = default;
 
 void Network::add(std::unique_ptr<Block> block, int in_channels) {

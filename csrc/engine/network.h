@@ -27,12 +27,14 @@ struct Images {
 
 class Network {
  public:
-  explicit Network(const Isa* isa);
+  // weight_bytes: about how much there will be. A large network's weights are made in an arena of large
+  // pages.
+  explicit Network(const Isa* isa, std::int64_t weight_bytes = 0);
   ~Network();
 
   const Isa& isa() const { return *isa_; }
-  // What its blocks' weights are to be made in.
-  Arena& weights() { return weights_; }
+  // What its blocks' weights are to be made in, or null: each in memory of its own.
+  Arena* arena() { return arena_.get(); }
   // Takes the block over. in_channels is what it reads.
   void add(std::unique_ptr<Block> block, int in_channels);
   // The output of the block added last is returned as well, scaled and shifted per channel if the
@@ -73,7 +75,7 @@ class Network {
 
   const Isa* isa_;
   int in_channels_ = 0, out_channels_ = 0;
-  Arena weights_;  // outlives the blocks
+  std::unique_ptr<Arena> arena_;  // outlives the blocks
   std::vector<std::unique_ptr<Block>> blocks_;
   std::vector<Feature> features_;
   mutable std::vector<std::shared_ptr<const Plan>> plans_;  // guarded by fork_safe_mutex()

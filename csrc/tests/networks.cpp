@@ -2,8 +2,8 @@
 
 namespace effv2::tests {
 
-std::unique_ptr<Network> NetworkSample::build(const Isa& isa) const {
-  auto network = std::make_unique<Network>(&isa);
+std::unique_ptr<Network> NetworkSample::build(const Isa& isa, std::int64_t weight_bytes) const {
+  auto network = std::make_unique<Network>(&isa, weight_bytes);
   std::size_t next = 0;
   for (std::size_t i = 0; i < blocks.size(); ++i) {
     add_block(*network, blocks[i].kind, blocks[i].fields());

@@ -66,6 +66,38 @@ TEST(network, logits) {
   check_network(small_network(random, kImage.height, kImage.width), kImage, random);
 }
 
+// Large networks have their weights in an arena.
+TEST(network, weights_in_an_arena) {
+  Random random;
+  const NetworkSample sample = small_network(random, kImage.height, kImage.width);
+  const Batch batch = batch_of(random.normal(2 * kImage.floats()), 2, kImage, nchw(kImage));
+  for (const Isa* isa : available_isas()) {
+    const std::unique_ptr<Network> small = sample.build(*isa), large = sample.build(*isa, 1 << 30);
+    CHECK(!small->arena() && large->arena());
+    CHECK_THAT(same_bits(run_network(sample, *small, batch.images, 2, isa->name),
+                         run_network(sample, *large, batch.images, 2, isa->name)),
+               std::string(isa->name) + ": other bits in an arena");
+  }
+}
+
+// What one arena gives overlaps nothing else and is aligned, whether or not it fits into a piece.
+TEST(network, arena_gives_separate_memory) {
+  Arena arena;
+  std::vector<std::pair<float*, std::int64_t>> taken;
+  for (const std::int64_t floats : {1, 100, 1 << 20, 1 << 24, 17, (1 << 24) + 5, 3}) {
+    taken.emplace_back(arena.take(floats), floats);
+    CHECK(reinterpret_cast<std::uintptr_t>(taken.back().first) % 64 == 0);
+    taken.back().first[0] = taken.back().first[floats - 1] = static_cast<float>(taken.size());
+  }
+  for (std::size_t i = 0; i < taken.size(); ++i) {
+    const auto [data, floats] = taken[i];
+    CHECK(data[0] == static_cast<float>(i + 1) && data[floats - 1] == static_cast<float>(i + 1));
+    for (std::size_t j = 0; j < i; ++j) {
+      CHECK(data >= taken[j].first + taken[j].second || data + floats <= taken[j].first);
+    }
+  }
+}
+
 TEST(network, features) {
   Random random;
   NetworkSample sample = small_network(random, kImage.height, kImage.width);
