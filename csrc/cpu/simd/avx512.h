@@ -9,8 +9,9 @@ namespace effv2::EFFV2_ISA {
 
 using Vec = __m512;
 inline constexpr int kLanes = 16;
-// 12 x 2 accumulators and 2 weight vectors; broadcasts are memory operands of the multiply-add.
-inline constexpr int kTileRows = 12;
+// 14 x 2 accumulators, 2 weight vectors and 1 broadcast fill 31 of the 32 registers; the widths of maps of
+// 224-pixel images are multiples of 14 or 7.
+inline constexpr int kTileRows = 14;
 inline constexpr int kTileVectors = 2;
 inline constexpr int kWideTileRows = 8;  // of a tile one vector wider
 inline constexpr int kGeluVectors = 4;
