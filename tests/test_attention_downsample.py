@@ -113,8 +113,8 @@ def test_convolutions_are_exact_on_integers(height, width, isa):
         kv_weight=kv_weight,
         kv_bias=kv_bias,
         local_bias=torch.full_like(block.local_bias, 64.0),
-        proj_weight=5
-        * integers(block.proj_weight),  # packed times 16 / 5 or 1 / 10: see csrc/cpu/tiles/gelu.h
+        # packed times 16 / 5 or 1 / 10: see csrc/cpu/tiles/gelu.h
+        proj_weight=5 * integers(block.proj_weight),
         proj_bias=integers(block.proj_bias),
         **{f"conv_{name}": integers(getattr(block, f"conv_{name}")) for name in ("weight", "bias")},
     )

@@ -91,8 +91,8 @@ def test_exact_on_integers(channels, hidden, height, width, isa):
         fc1_bias=integers(hidden) + 8.0 * channels + 32,
         dw_weight=integers(hidden, 3, 3).abs(),  # not negative, and the bias keeps borders large as well
         dw_bias=integers(hidden) + 64,
-        fc2_weight=5
-        * integers(channels, hidden, below=1),  # packed times 16 / 5 or 1 / 10: see csrc/cpu/tiles/gelu.h
+        # packed times 16 / 5 or 1 / 10: see csrc/cpu/tiles/gelu.h
+        fc2_weight=5 * integers(channels, hidden, below=1),
         fc2_bias=integers(channels, below=9),
     )
     x = integers(2, channels, height, width, below=4)

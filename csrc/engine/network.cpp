@@ -146,8 +146,9 @@ std::shared_ptr<const Network::Plan> Network::plan(int height, int width) const 
   }
   plan->prepared = Buffer(prepared);
   for (plan->late = blocks_.size(); plan->late > 0; --plan->late) {
+    // A block reads one map and writes another.
     const std::int64_t floats = aligned_floats(plan->outputs[plan->late - 1].floats());
-    if (blocks_[plan->late - 1]->packed_bytes() < 2 * 4 * floats) break;
+    if (blocks_[plan->late - 1]->packed_bytes() < 2 * floats * std::int64_t{sizeof(float)}) break;
     plan->late_map_floats = std::max(plan->late_map_floats, floats);
   }
   for (std::size_t i = 0; i < blocks_.size(); ++i) {

@@ -118,10 +118,6 @@ void check_in_child(const char* what, const std::function<bool()>& check) {
              std::string(what) + ": the child ended with status " + std::to_string(status));
 }
 
-}  // namespace
-
-namespace {
-
 void check_panels(PanelShares shares, int rows, int size) {
   std::vector<int> seen(static_cast<std::size_t>(shares.panels * rows));
   const int all = rows * ((shares.panels - 1) * shares.each + shares.last);

@@ -106,8 +106,8 @@ class Ffn final : public Block {
       float* chunk = scratch.shared + turn * panel_floats * most;
       const Range mine = team.share(count);
       // Small maps pass once over weights that no near cache holds: what comes next is fetched ahead.
-      const bool by_rows = pixels > channels_;
-      const int output = by_rows ? 0 : first_panel(team, fc2_.shares(), pixels);
+      const bool share_pixels = pixels > channels_;
+      const int output = share_pixels ? 0 : first_panel(team, fc2_.shares(), pixels);
       const Next to_fc2 = fc2_.ahead(output, begin * kPanel, count * kPanel);
       const int left = panels_ - begin - count;
       const Next to_fc1 =
@@ -122,7 +122,7 @@ class Ffn final : public Block {
       }
       team.sync();
       // Divide what is larger: pixels, or output panels (then the threads also share the weights).
-      if (by_rows) {
+      if (share_pixels) {
         const Range rows = team.share(pixels);
         project(chunk, pixels, rows, {0, fc2_.panels()}, begin, count, x, y, true, to_fc1);
       } else {

@@ -3,9 +3,10 @@
 // EFFV2_SIMD_HEADER set, and with that ISA's compiler flags.
 //
 // Every header defines the same names: Vec and kLanes; the shape of the matrix tile, kTileRows x
-// kTileVectors; how many vectors a GELU and how many pixels a depthwise convolution take together; loads
-// and stores of whole vectors and of the first n lanes; arithmetic; and a prefetch.
-// Nothing outside these headers names an ISA.
+// kTileVectors, and the rows of a tile one vector wider; how many vectors a GELU and how many pixels a
+// depthwise convolution take together; loads and stores of whole vectors and of the first n lanes;
+// arithmetic; and a prefetch. One that defines EFFV2_TABLE_LOOKUP adds what gelu_table.h needs. Nothing
+// outside these headers names an ISA.
 #pragma once
 
 #define EFFV2_INLINE inline __attribute__((always_inline))
