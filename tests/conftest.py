@@ -10,6 +10,10 @@ from pathlib import Path
 import pytest
 import torch
 
+# Triton decides when it is imported whether kernels run in its interpreter; tests that compile them start a
+# process of their own.
+os.environ["TRITON_INTERPRET"] = "1"
+
 SEED = int(os.environ.get("EFFV2_TEST_SEED", secrets.randbelow(2**31)))
 
 

@@ -1,0 +1,223 @@
+"""The step to the last stage on a GPU: ``blocks.AttentionDownsample`` in four launches.
+
+1. ``product``: q from the strided depthwise convolution of x, made in registers.
+2. ``product``: k and v.
+3. ``downsample_attention``: softmax(q k^T + bias) v plus the strided local branch, then GELU.
+4. ``two_paths``: proj(u) + conv(x), both summed in the same registers.
+"""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+
+from effv2_kernels import blocks
+from effv2_kernels.triton.launch import (
+    FeatureMap,
+    Launch,
+    blocks_of,
+    is_wide,
+    round_up_to_power,
+    split_precision,
+    tile,
+)
+from effv2_kernels.triton.packing import BiasTable, Packed, conv_matrix, matrix, taps, vector
+from effv2_kernels.triton.product import depthwise_product, pointwise_product, product_tiles
+from effv2_kernels.triton.tiles import conv_sum, depthwise_tile, dot, gelu, narrow, pixel_tile, pointwise_sum
+
+LOG2_E = tl.constexpr(1.4426950408889634)
+
+
+@triton.jit(do_not_specialize=["queries", "query_width", "tokens", "height", "width"])
+def downsample_attention(
+    q,  # (images, queries, HEADS * KEY)
+    kv,  # (images, tokens, HEADS * KEY + HEADS * VALUE)
+    bias,  # float32, times log2(e): (HEADS, queries, tokens) if DENSE, else (HEADS, height, width)
+    local,  # (9, HEADS * VALUE) float32
+    local_bias,  # (HEADS * VALUE,) float32
+    u,  # out: (images, queries, HEADS * VALUE)
+    queries,
+    query_width,
+    tokens,
+    height,
+    width,
+    HEADS: tl.constexpr,
+    KEY: tl.constexpr,
+    VALUE: tl.constexpr,
+    BD: tl.constexpr,  # KEY and VALUE rounded up to what tl.dot takes
+    BV: tl.constexpr,
+    DENSE: tl.constexpr,
+    WIDE: tl.constexpr,
+    PRECISION: tl.constexpr,
+    BQ: tl.constexpr,
+    BKEYS: tl.constexpr,
+):
+    """One head of one tile of queries; one pass over the keys with an online softmax, since no heads mix."""
+    ROW: tl.constexpr = HEADS * KEY + HEADS * VALUE
+    tiles = tl.cdiv(queries, BQ)
+    program = tl.program_id(0)
+    head = program % HEADS
+    image = program // (HEADS * tiles)
+    query = program // HEADS % tiles * BQ + tl.arange(0, BQ)
+    query_ok = query < queries
+    if WIDE:
+        image = image.to(tl.int64)
+        query = query.to(tl.int64)
+    source = kv + image * tokens * ROW
+    row = query // query_width
+    column = query % query_width
+    d = tl.arange(0, BD)
+    dv = tl.arange(0, BV)
+    q_tile = tl.load(
+        q + (image * queries + query)[:, None] * (HEADS * KEY) + (head * KEY + d)[None, :],
+        mask=query_ok[:, None] & (d < KEY)[None, :],
+        other=0.0,
+    )
+    largest = tl.full((BQ,), float("-inf"), tl.float32)
+    total = tl.zeros((BQ,), tl.float32)
+    acc = tl.zeros((BQ, BV), tl.float32)
+    for first in range(0, tokens, BKEYS):
+        key = first + tl.arange(0, BKEYS)
+        key_ok = key < tokens
+        k_tile = tl.load(
+            source + key[None, :] * ROW + (head * KEY + d)[:, None],
+            mask=key_ok[None, :] & (d < KEY)[:, None],
+            other=0.0,
+        )
+        v_tile = tl.load(
+            source + key[:, None] * ROW + (HEADS * KEY + head * VALUE + dv)[None, :],
+            mask=key_ok[:, None] & (dv < VALUE)[None, :],
+            other=0.0,
+        )
+        if DENSE:
+            at = (head * queries + query)[:, None] * tokens + key[None, :]
+        else:
+            rows_apart = tl.abs(2 * row[:, None] - (key // width)[None, :])
+            columns_apart = tl.abs(2 * column[:, None] - (key % width)[None, :])
+            at = head * tokens + rows_apart * width + columns_apart
+        added = tl.load(bias + at, mask=query_ok[:, None] & key_ok[None, :], other=0.0)
+        # Folding log2(e) into the weights of q as well would round them a second time.
+        logits = dot(q_tile, k_tile, tl.zeros((BQ, BKEYS), tl.float32), PRECISION) * LOG2_E + added
+        logits = tl.where(key_ok[None, :], logits, float("-inf"))
+        most = tl.maximum(largest, tl.max(logits, 1))
+        share = tl.exp2(logits - most[:, None])
+        shrink = tl.exp2(largest - most)
+        total = total * shrink + tl.sum(share, 1)
+        acc = dot(narrow(share, v_tile.dtype), v_tile, acc * shrink[:, None], PRECISION)
+        largest = most
+    channel = head * VALUE + dv
+    out = acc / total[:, None] + depthwise_tile(
+        source + HEADS * KEY, local, local_bias, query * 0, row, column, query_ok, channel, height, width,
+        HEADS * VALUE, ROW, 2,
+    )  # fmt: skip
+    out = gelu(out, u.dtype.element_ty == tl.float32)
+    at_u = u + (image * queries + query)[:, None] * (HEADS * VALUE) + channel[None, :]
+    tl.store(at_u, narrow(out, u.dtype.element_ty), mask=query_ok[:, None] & (dv < VALUE)[None, :])
+
+
+@triton.jit(do_not_specialize=["pixels", "out_height", "out_width", "height", "width"])
+def two_paths(
+    u,  # (pixels, VALUES)
+    proj,  # (VALUES, N)
+    x,  # (.., height, width, K)
+    w,  # (9, K, N)
+    bias,  # (N,) float32, of both paths
+    y,  # out: (pixels, N)
+    pixels,
+    out_height,
+    out_width,
+    height,
+    width,
+    VALUES: tl.constexpr,
+    K: tl.constexpr,
+    N: tl.constexpr,
+    WIDE: tl.constexpr,
+    PRECISION: tl.constexpr,
+    BM: tl.constexpr,
+    BN: tl.constexpr,
+    BK: tl.constexpr,
+):
+    columns: tl.constexpr = (N + BN - 1) // BN
+    program = tl.program_id(0)
+    n = program % columns * BN + tl.arange(0, BN)
+    pixel, image, row, column, valid = pixel_tile(
+        program // columns * BM, pixels, out_height, out_width, BM, WIDE
+    )
+    acc = tl.zeros((BM, BN), tl.float32)
+    acc = pointwise_sum(acc, u, proj, pixel, valid, n, VALUES, N, BN, BK, PRECISION)
+    acc = conv_sum(acc, x, w, image, row, column, valid, n, height, width, K, N, 2, BN, BK, PRECISION)
+    inside = n < N
+    acc += tl.load(bias + n, mask=inside, other=0.0)[None, :]
+    at = y + pixel[:, None] * N + n[None, :]
+    tl.store(at, narrow(acc, y.dtype.element_ty), mask=valid[:, None] & inside[None, :])
+
+
+class AttentionDownsample(Packed):
+    """``blocks.AttentionDownsample`` with its weights in the kernels' layouts."""
+
+    def __init__(
+        self, block: blocks.AttentionDownsample, dtype: torch.dtype, device: torch.device | str
+    ) -> None:
+        self.dw, self.dw_bias = taps(block.dw_weight, device), vector(block.dw_bias, device)
+        self.q, self.q_bias = matrix(block.q_weight, dtype, device), vector(block.q_bias, device)
+        self.kv, self.kv_bias = matrix(block.kv_weight, dtype, device), vector(block.kv_bias, device)
+        self.local, self.local_bias = taps(block.local_weight, device), vector(block.local_bias, device)
+        self.bias = BiasTable(block.bias, 2, block.resize_bias, device)
+        self.proj = matrix(block.proj_weight, dtype, device)
+        self.conv = conv_matrix(block.conv_weight, dtype, device)
+        self.out_bias = vector(block.proj_bias + block.conv_bias, device)
+        self.heads, self.key_dim, self.value_dim = block.heads, block.key_dim, block.value_dim
+
+    def plan(self, x: FeatureMap, precision: str) -> list[Launch]:
+        height, width = blocks_of(x.height, 2), blocks_of(x.width, 2)
+        to_q = depthwise_product(
+            x, self.dw, self.dw_bias, self.q, self.q_bias, precision, stride=2, left_gelu=False
+        )
+        to_kv = pointwise_product(x, self.kv, self.kv_bias, precision)
+        q, kv = to_q.output, to_kv.output
+        values = self.heads * self.value_dim
+        u = x.like(values, height, width)
+        bias, dense = self.bias.of(x.height, x.width)
+        wide = is_wide(q, kv, u)
+        queries, tokens = height * width, x.height * x.width
+        attend = Launch(
+            downsample_attention,
+            {
+                "q": q, "kv": kv, "bias": bias, "local": self.local, "local_bias": self.local_bias, "u": u,
+                "queries": queries, "query_width": width, "tokens": tokens,
+                "height": x.height, "width": x.width,
+            },
+            {
+                "HEADS": self.heads, "KEY": self.key_dim, "VALUE": self.value_dim,
+                "BD": round_up_to_power(self.key_dim), "BV": round_up_to_power(self.value_dim),
+                "DENSE": dense, "WIDE": wide, "PRECISION": split_precision(precision),
+            },
+            lambda t: blocks_of(queries, t.blocks["BQ"]) * self.heads * x.images,
+            [
+                tile(4, 2, BQ=16, BKEYS=64),
+                tile(4, 2, BQ=32, BKEYS=64),
+                tile(4, 2, BQ=64, BKEYS=64),
+                tile(2, 2, BQ=16, BKEYS=32),
+            ],
+            u,
+            x.images * queries * tokens * self.heads * (self.key_dim + self.value_dim),
+        )  # fmt: skip
+        y = x.like(self.proj.shape[1], height, width)
+        join = Launch(
+            two_paths,
+            {
+                "u": u, "proj": self.proj, "x": x, "w": self.conv, "bias": self.out_bias, "y": y,
+                "pixels": y.pixels, "out_height": height, "out_width": width,
+                "height": x.height, "width": x.width,
+            },
+            {
+                "VALUES": values, "K": x.channels, "N": y.channels, "WIDE": is_wide(u, x, y),
+                "PRECISION": precision,
+            },
+            lambda t: blocks_of(y.pixels, t.blocks["BM"]) * blocks_of(y.channels, t.blocks["BN"]),
+            product_tiles(y.pixels, y.channels, x.dtype),
+            y,
+            y.elements * (values + 9 * x.channels),
+        )  # fmt: skip
+        return [to_q, to_kv, attend, join]

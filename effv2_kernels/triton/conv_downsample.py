@@ -1,0 +1,74 @@
+"""The strided convolution on a GPU: ``blocks.ConvDownsample`` in one launch."""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+
+from effv2_kernels import blocks
+from effv2_kernels.triton.launch import FeatureMap, Launch, blocks_of, is_wide
+from effv2_kernels.triton.packing import Packed, conv_matrix, vector
+from effv2_kernels.triton.product import product_tiles
+from effv2_kernels.triton.tiles import conv_sum, narrow, pixel_tile
+
+
+@triton.jit(do_not_specialize=["pixels", "out_height", "out_width", "height", "width"])
+def conv(
+    x,  # (.., height, width, K)
+    w,  # (9, K, N)
+    bias,  # (N,) float32
+    y,  # out: (pixels, N)
+    pixels,
+    out_height,
+    out_width,
+    height,
+    width,
+    K: tl.constexpr,
+    N: tl.constexpr,
+    WIDE: tl.constexpr,
+    PRECISION: tl.constexpr,
+    BM: tl.constexpr,
+    BN: tl.constexpr,
+    BK: tl.constexpr,
+):
+    columns: tl.constexpr = (N + BN - 1) // BN
+    program = tl.program_id(0)
+    n = program % columns * BN + tl.arange(0, BN)
+    pixel, image, row, column, valid = pixel_tile(
+        program // columns * BM, pixels, out_height, out_width, BM, WIDE
+    )
+    acc = tl.zeros((BM, BN), tl.float32)
+    acc = conv_sum(
+        acc, x, w, image, row, column, valid, n, height, width, K, N, 2, BN, BK, PRECISION
+    )  # fmt: skip
+    inside = n < N
+    acc += tl.load(bias + n, mask=inside, other=0.0)[None, :]
+    tl.store(
+        y + pixel[:, None] * N + n[None, :],
+        narrow(acc, y.dtype.element_ty),
+        mask=valid[:, None] & inside[None, :],
+    )
+
+
+class ConvDownsample(Packed):
+    """``blocks.ConvDownsample`` with its weights in the kernel's layout."""
+
+    def __init__(self, block: blocks.ConvDownsample, dtype: torch.dtype, device: torch.device | str) -> None:
+        self.weight, self.bias = conv_matrix(block.weight, dtype, device), vector(block.bias, device)
+
+    def plan(self, x: FeatureMap, precision: str) -> list[Launch]:
+        y = x.like(self.weight.shape[2], blocks_of(x.height, 2), blocks_of(x.width, 2))
+        launch = Launch(
+            conv,
+            {
+                "x": x, "w": self.weight, "bias": self.bias, "y": y, "pixels": y.pixels,
+                "out_height": y.height, "out_width": y.width, "height": x.height, "width": x.width,
+            },
+            {"K": x.channels, "N": y.channels, "WIDE": is_wide(x, y), "PRECISION": precision},
+            lambda t: blocks_of(y.pixels, t.blocks["BM"]) * blocks_of(y.channels, t.blocks["BN"]),
+            product_tiles(y.pixels, y.channels, x.dtype),
+            y,
+            y.elements * 9 * x.channels,
+        )  # fmt: skip
+        return [launch]

@@ -1,0 +1,119 @@
+"""What one launch of a kernel is, before and after its tile is chosen. Nothing here needs a GPU."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+# Element offsets of this size and above do not fit in 32 bits.
+WIDE_ELEMENTS = 2**31
+
+
+@dataclass(frozen=True, eq=False)
+class FeatureMap:
+    """A buffer of a plan: (images, height, width, channels), dense unless ``strides`` are given.
+
+    strides: of images, channels, rows and columns, in elements; only an image from outside has them.
+    """
+
+    images: int
+    height: int
+    width: int
+    channels: int
+    dtype: torch.dtype
+    strides: tuple[int, int, int, int] | None = None
+
+    @property
+    def pixels(self) -> int:
+        return self.images * self.height * self.width
+
+    @property
+    def elements(self) -> int:
+        return self.pixels * self.channels
+
+    @property
+    def bytes(self) -> int:
+        return self.elements * self.dtype.itemsize
+
+    def like(self, channels: int, height: int | None = None, width: int | None = None) -> FeatureMap:
+        """A new map of the same images and dtype."""
+        return FeatureMap(
+            self.images,
+            self.height if height is None else height,
+            self.width if width is None else width,
+            channels,
+            self.dtype,
+        )
+
+
+@dataclass(frozen=True)
+class Tile:
+    """How a kernel cuts its work: block sizes by constexpr name, warps of a program, pipeline stages."""
+
+    blocks: Mapping[str, int]
+    warps: int = 4
+    stages: int = 2
+
+    def __str__(self) -> str:
+        sizes = " ".join(f"{name}={size}" for name, size in self.blocks.items())
+        return f"{sizes} warps={self.warps} stages={self.stages}"
+
+
+def tile(warps: int = 4, stages: int = 2, **blocks: int) -> Tile:
+    return Tile(blocks, warps, stages)
+
+
+@dataclass(frozen=True, eq=False)
+class Launch:
+    """One kernel on some buffers, for any of its ``tiles``.
+
+    arguments: every runtime argument in the kernel's order: buffers, weights (tensors), integers.
+    constants: the constexprs that do not depend on the tile. programs: size of the grid for a tile.
+    tiles: candidates; the first is the one to use unmeasured. macs: multiply-adds of the useful products.
+    """
+
+    kernel: Any
+    arguments: dict[str, Any]
+    constants: dict[str, Any]
+    programs: Callable[[Tile], int]
+    tiles: Sequence[Tile]
+    output: FeatureMap
+    macs: int
+
+    @property
+    def name(self) -> str:
+        name: str = self.kernel.__name__
+        return name
+
+    @property
+    def bytes(self) -> int:
+        """Of all buffers and weights, each counted once."""
+        seen = {id(v): v for v in self.arguments.values() if isinstance(v, (Tensor, FeatureMap))}
+        return sum(v.nbytes if isinstance(v, Tensor) else v.bytes for v in seen.values())
+
+
+def is_wide(*maps: FeatureMap) -> bool:
+    """Whether addresses into one of these need 64 bits."""
+    return any(m.elements >= WIDE_ELEMENTS for m in maps)
+
+
+def round_up_to_power(size: int, least: int = 16) -> int:
+    """The smallest power of two that is no less than ``size`` and ``least``."""
+    return max(least, 1 << (size - 1).bit_length())
+
+
+def blocks_of(count: int, size: int) -> int:
+    return -(-count // size)
+
+
+def split_precision(precision: str) -> str:
+    """The precision of the small products inside attention kernels.
+
+    On ordinary units ("ieee") eight heads' products do not fit in registers. Split into three products of
+    tf32 parts each, on tensor cores, they do, and lose only terms below 2^-22 of a product.
+    """
+    return "tf32x3" if precision == "ieee" else precision

@@ -1,0 +1,81 @@
+"""Folded weights in the layouts that the kernels read: matrices (in, out) in the network's dtype, the rest
+in float32."""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+
+import torch
+from torch import Tensor
+
+from effv2_kernels.reference.attention_bias import bias_for
+from effv2_kernels.triton.launch import FeatureMap, Launch
+
+_LOG2_E = math.log2(math.e)
+
+# Biases of maps with at most so many values per head are looked up ready gathered, larger ones by distance.
+_DENSE_VALUES = 128 * 128
+
+
+class Packed(ABC):
+    """A block with its weights on a device, ready to be planned for any size of its input."""
+
+    @abstractmethod
+    def plan(self, x: FeatureMap, precision: str) -> list[Launch]:
+        """The launches for x, in order; the output of the last one is the block's.
+
+        precision: of ``tl.dot`` on float32, "ieee" or "tf32". Raises ResolutionError where an attention
+        bias does not fit.
+        """
+
+
+def matrix(weight: Tensor, dtype: torch.dtype, device: torch.device | str) -> Tensor:
+    """(out, in) -> (in, out)."""
+    return weight.t().contiguous().to(device, dtype)
+
+
+def conv_matrix(weight: Tensor, dtype: torch.dtype, device: torch.device | str) -> Tensor:
+    """(out, in, 3, 3) -> (9, in, out)."""
+    return weight.permute(2, 3, 1, 0).reshape(9, *reversed(weight.shape[:2])).contiguous().to(device, dtype)
+
+
+def taps(weight: Tensor, device: torch.device | str) -> Tensor:
+    """(channels, 3, 3) -> (9, channels) float32."""
+    return weight.reshape(-1, 9).t().contiguous().to(device, torch.float32)
+
+
+def vector(bias: Tensor, device: torch.device | str) -> Tensor:
+    """As it is, in float32."""
+    return bias.to(device, torch.float32).contiguous()
+
+
+class BiasTable:
+    """The attention bias of any grid of keys, times log2(e) because kernels take exp2.
+
+    table: (heads, rows, cols), by distance; see ``effv2_kernels.reference.attention_bias``.
+    """
+
+    def __init__(self, table: Tensor, query_stride: int, resize: bool, device: torch.device | str) -> None:
+        self._table = table.double()
+        self._query_stride, self._resize, self._device = query_stride, resize, device
+        self._made: dict[tuple[int, int], tuple[Tensor, bool]] = {}
+
+    def of(self, height: int, width: int) -> tuple[Tensor, bool]:
+        """(bias, whether it is dense): (heads, queries, keys) float32, or the table by distance.
+
+        Raises ResolutionError where the table was made for another grid and is not to be resized.
+        """
+        grid = (height, width)
+        if grid not in self._made:
+            stride = self._query_stride
+            values = height * width * -(-height // stride) * -(-width // stride)
+            fits = tuple(self._table.shape[1:]) == grid
+            dense = values <= _DENSE_VALUES or not fits
+            made = (
+                bias_for(self._table, grid, query_stride=stride, resize=self._resize)
+                if dense
+                else self._table
+            )
+            self._made[grid] = ((made * _LOG2_E).float().contiguous().to(self._device), dense)
+        return self._made[grid]

@@ -1,0 +1,104 @@
+"""A network as a list of launches for one shape of its input, with all memory laid out, and how to run it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from effv2_kernels import blocks
+from effv2_kernels.triton.attention import Attention
+from effv2_kernels.triton.attention_downsample import AttentionDownsample
+from effv2_kernels.triton.conv_downsample import ConvDownsample
+from effv2_kernels.triton.ffn import FFN
+from effv2_kernels.triton.head import Head
+from effv2_kernels.triton.launch import FeatureMap, Launch, Tile
+from effv2_kernels.triton.memory import lay_out
+from effv2_kernels.triton.packing import Packed
+from effv2_kernels.triton.stem import Stem
+
+_PACKERS = {
+    blocks.Stem: Stem,
+    blocks.FFN: FFN,
+    blocks.Attention: Attention,
+    blocks.ConvDownsample: ConvDownsample,
+    blocks.AttentionDownsample: AttentionDownsample,
+    blocks.Head: Head,
+}
+
+
+def pack(block: blocks.Block, dtype: torch.dtype, device: torch.device | str) -> Packed:
+    """A block with its weights on ``device`` in the layouts of its kernels."""
+    packer = _PACKERS[type(block)]
+    packed: Packed = packer(block, dtype, device)
+    return packed
+
+
+def plan_blocks(packed: Sequence[Packed], x: FeatureMap, precision: str) -> list[list[Launch]]:
+    """The launches of each block, in order, for the input x of the first one."""
+    planned = []
+    for block in packed:
+        launches = block.plan(x, precision)
+        planned.append(launches)
+        x = launches[-1].output
+    return planned
+
+
+def execute(launch: Launch, chosen: Tile, memory: dict[FeatureMap, Tensor]) -> None:
+    """Run one launch on the current stream. memory: the tensor of every buffer."""
+    values = {
+        name: memory[value] if isinstance(value, FeatureMap) else value
+        for name, value in launch.arguments.items()
+    }
+    launch.kernel[(launch.programs(chosen),)](
+        **values, **launch.constants, **chosen.blocks, num_warps=chosen.warps, num_stages=chosen.stages
+    )
+
+
+class Plan:
+    """The launches of a network for images of one shape and layout, on memory of its own.
+
+    x: what the images are; packed: the blocks; outputs: indices of the blocks whose outputs are returned.
+    The tile of each launch is the first of its candidates.
+
+    Raises ResolutionError where an attention bias does not fit.
+    """
+
+    def __init__(
+        self,
+        packed: Sequence[Packed],
+        x: FeatureMap,
+        outputs: Sequence[int],
+        precision: str,
+        device: torch.device | str,
+    ) -> None:
+        self.image = x
+        self.blocks = plan_blocks(packed, x, precision)
+        self.launches = [launch for launches in self.blocks for launch in launches]
+        self.tiles = [launch.tiles[0] for launch in self.launches]
+        self.outputs = [self.blocks[i][-1].output for i in outputs]
+        layout = lay_out(self.launches, self.outputs)
+        self._memory = torch.empty(layout.bytes, dtype=torch.uint8, device=device)
+        self._tensors = {
+            m: self._memory[start : start + m.bytes].view(m.dtype) for m, start in layout.offsets.items()
+        }
+
+    @property
+    def bytes(self) -> int:
+        """Of all buffers."""
+        return self._memory.nbytes
+
+    def run(self, images: Tensor) -> list[Tensor]:
+        """Launch everything on the current stream; nothing waits for the GPU.
+
+        images: as planned. Returns the outputs (N, C, H, W), channels_last, in memory that the next run
+        writes again.
+        """
+        memory = {**self._tensors, self.image: images}
+        for launch, tile in zip(self.launches, self.tiles, strict=True):
+            execute(launch, tile, memory)
+        return [
+            self._tensors[m].view(m.images, m.height, m.width, m.channels).permute(0, 3, 1, 2)
+            for m in self.outputs
+        ]

@@ -1,0 +1,44 @@
+"""Compile every launch of a network for GPUs that are not here; prints one JSON object for each.
+
+Attention is compiled for images of 512 x 512 as well, where it takes two passes over the keys.
+
+Run by test_triton_ahead.py in a process without Triton's interpreter:
+    python compile_ahead.py VARIANT DTYPE CAPABILITIES BATCHES
+"""
+
+import json
+import sys
+
+import torch
+
+from effv2_kernels import shapes
+from effv2_kernels.reference.model import VARIANTS
+from effv2_kernels.triton.ahead import first_that_fits
+from effv2_kernels.triton.launch import FeatureMap
+from effv2_kernels.triton.plan import pack
+
+
+def main(variant, dtype, capabilities, batches):
+    dtype = getattr(torch, dtype)
+    g = torch.Generator().manual_seed(0)
+    seen = set()
+    architecture = VARIANTS[variant]
+    larger = shapes.network_shapes(architecture, (512, 512))  # where attention takes two passes over the keys
+    for shape in shapes.network_shapes(architecture) + [s for s in larger if "attention" in s.kind]:
+        packed = pack(shapes.random_block(shape, g), dtype, "cpu")
+        for batch in map(int, batches.split(",")):
+            x = FeatureMap(batch, shape.height, shape.width, shape.sizes["in"], dtype)
+            for launch in packed.plan(x, "ieee"):
+                key = (launch.name, str(launch.constants), str(launch.tiles))
+                if key in seen:
+                    continue
+                seen.add(key)
+                for capability in map(int, capabilities.split(",")):
+                    tile, made = first_that_fits(launch, capability)
+                    row = {"kernel": launch.name, "block": str(shape), "batch": batch}
+                    row |= {"tile": str(tile), "number": launch.tiles.index(tile), "capability": capability}
+                    row |= {"registers": made.registers, "stack": made.stack, "shared": made.shared}
+                    print(json.dumps(row), flush=True)
+
+
+main(*sys.argv[1:])

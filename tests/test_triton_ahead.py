@@ -1,0 +1,74 @@
+"""Kernels compiled for GPUs that are not here: nothing spills, and shared memory suffices."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("triton")
+
+from effv2_kernels.errors import InputError, UnavailableError
+from effv2_kernels.triton import ahead
+
+KERNELS = {"stem", "product", "talking_heads", "conv", "downsample_attention", "two_paths", "head"}
+
+
+def compiled(*arguments):
+    environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
+    script = Path(__file__).with_name("compile_ahead.py")
+    done = subprocess.run(
+        [sys.executable, str(script), *arguments],
+        capture_output=True,
+        text=True,
+        env=environment,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    return [json.loads(line) for line in done.stdout.splitlines()]
+
+
+def check(rows, capabilities):
+    """Every kernel is there for every chip, and it is the preferred tile that fits, with one exception."""
+    assert {(row["kernel"], row["capability"]) for row in rows} == {
+        (kernel, capability) for kernel in KERNELS for capability in capabilities
+    }
+    for row in rows:
+        assert row["stack"] == 0, row
+        assert row["shared"] <= ahead.SHARED_BYTES[row["capability"]], row
+    return [row for row in rows if row["number"] > 0]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32"])
+def test_every_kernel_for_three_generations(dtype):
+    others = check(compiled("efficientformerv2_s0", dtype, "80,90,120", "1,256"), {80, 90, 120})
+    # Two passes over the keys in float32, double-buffered, need 100 KB of shared memory.
+    assert {(row["kernel"], row["capability"]) for row in others} <= {("talking_heads", 120)}
+    assert not others or dtype == "float32"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("variant", ["s1", "s2", "l"])
+def test_other_networks(variant):
+    assert not check(compiled(f"efficientformerv2_{variant}", "float16", "90", "1,256"), {90})
+
+
+def test_fits_means_no_stack_and_enough_shared_memory():
+    assert ahead.Resources(255, 0, 101376).fits(120)
+    assert not ahead.Resources(255, 0, 101377).fits(120)
+    assert ahead.Resources(255, 0, 101377).fits(90)
+    assert not ahead.Resources(40, 8, 0).fits(90)
+
+
+def test_refused_in_the_interpreter():
+    with pytest.raises(UnavailableError, match="TRITON_INTERPRET"):
+        ahead.compile_ahead(None, None, 90)
+
+
+def test_unknown_capability(monkeypatch):
+    monkeypatch.setattr(ahead, "INTERPRETED", False)
+    with pytest.raises(InputError, match=r"75, 80, 86.*got 91"):
+        ahead.compile_ahead(None, None, 91)

@@ -1,0 +1,183 @@
+"""Every GPU kernel under Triton's interpreter against the float64 reference: odd sizes, masks, all tiles."""
+
+import dataclasses
+
+import pytest
+import torch
+from checks import BLOCK_BOUND, NETWORK_BOUND, assert_close, exact, exact_network, seeded
+from models import SMALL
+
+pytest.importorskip("triton")
+
+from effv2_kernels import shapes, sources
+from effv2_kernels.errors import ResolutionError
+from effv2_kernels.triton.launch import FeatureMap
+from effv2_kernels.triton.plan import Plan, execute, pack
+
+DTYPES = [torch.float32, torch.float16, torch.bfloat16]
+BOUNDS = {torch.float32: BLOCK_BOUND, torch.float16: 5e-3, torch.bfloat16: 5e-3}
+NETWORK_BOUNDS = {torch.float32: NETWORK_BOUND, torch.float16: 2e-2, torch.bfloat16: 2e-2}
+
+_GUARD = 64  # elements before and after every buffer
+
+
+class Memory:
+    """Buffers in NaN, with NaN on both sides that must survive."""
+
+    def __init__(self):
+        self.tensors = {}
+        self._whole = []
+
+    def add(self, feature_map, values=None):
+        whole = torch.full((feature_map.elements + 2 * _GUARD,), float("nan"), dtype=feature_map.dtype)
+        self._whole.append(whole)
+        tensor = whole[_GUARD:-_GUARD]
+        if values is not None:
+            tensor.copy_(values.reshape(-1))
+        self.tensors[feature_map] = tensor
+
+    def check(self):
+        for whole in self._whole:
+            assert bool(whole[:_GUARD].isnan().all()), "a kernel wrote before a buffer"
+            assert bool(whole[-_GUARD:].isnan().all()), "a kernel wrote behind a buffer"
+
+
+def run_launches(launches, x, image, *, choose=lambda launch: launch.tiles[0]):
+    """The output (N, C, H, W) of launches for the image x: (N, C, H, W); ``image`` is its feature map."""
+    memory = Memory()
+    memory.add(image, x if image.strides else x.permute(0, 2, 3, 1))
+    for launch in launches:
+        memory.add(launch.output)
+        execute(launch, choose(launch), memory.tensors)
+    memory.check()
+    y = launches[-1].output
+    return memory.tensors[y].view(y.images, y.height, y.width, y.channels).permute(0, 3, 1, 2)
+
+
+def map_of(x, strides=None):
+    return FeatureMap(x.shape[0], x.shape[2], x.shape[3], x.shape[1], x.dtype, strides)
+
+
+def check(shape, dtype, batch=2, *, change=lambda launch: launch, choose=lambda launch: launch.tiles[0]):
+    g = seeded(shape.height * 131 + shape.width)
+    block = shapes.random_block(shape, g)
+    x = shapes.random_input(shape, g, batch).to(dtype)
+    expected = exact(block, x)
+    image = map_of(x, x.stride() if shape.kind == "stem" else None)
+    launches = [change(launch) for launch in pack(block, dtype, "cpu").plan(image, "ieee")]
+    y = run_launches(launches, x, image, choose=choose).float()
+    assert_close(y.reshape(expected.shape), expected, BOUNDS[dtype], f"{shape} {dtype}")
+
+
+CASES = [
+    shapes.stem(16, 13, 18),
+    shapes.stem(40, 7, 6, in_channels=1),
+    shapes.stem(8, 9, 9, in_channels=16),  # a patch of 144 values, more than are taken at once
+    shapes.ffn(24, 72, 5, 7),
+    shapes.ffn(40, 132, 9, 4),
+    shapes.ffn(8, 8, 1, 1),
+    shapes.attention(24, 5, 7),
+    shapes.attention(24, 9, 7, stride=2),  # odd, so the resized map is cropped
+    shapes.attention(16, 1, 1, stride=2),
+    shapes.attention(40, 3, 4, table=(7, 7)),  # a resized bias
+    shapes.attention(16, 9, 9, heads=4, key_dim=16, value_dim=24),  # two passes over the keys
+    shapes.attention(16, 12, 13, heads=2, key_dim=8, value_dim=8),  # bias by distance
+    shapes.conv_downsample(24, 40, 7, 5),
+    shapes.conv_downsample(40, 72, 4, 6),
+    shapes.attention_downsample(24, 40, 7, 5),
+    shapes.attention_downsample(16, 24, 3, 4, table=(7, 7)),
+    shapes.attention_downsample(16, 24, 15, 14, heads=3, key_dim=8, value_dim=24),  # bias by distance
+    shapes.head(24, 10, 3, 5),
+    shapes.head(40, 3, 1, 1),
+]
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("shape", CASES, ids=str)
+def test_block(shape, dtype):
+    check(shape, dtype, batch=5 if shape.kind == "head" else 2)
+
+
+ONE_OF_EACH = [
+    shapes.stem(16, 13, 9),
+    shapes.ffn(24, 40, 3, 5),
+    shapes.attention(24, 3, 5, stride=2),
+    shapes.attention(16, 9, 8, heads=4, key_dim=16, value_dim=16),
+    shapes.conv_downsample(24, 40, 5, 3),
+    shapes.attention_downsample(24, 40, 5, 3),
+    shapes.head(24, 10, 3, 2),
+]
+
+
+@pytest.mark.parametrize("number", range(9))
+@pytest.mark.parametrize("shape", ONE_OF_EACH, ids=str)
+def test_every_tile(shape, number):
+    """All candidates that tuning may choose compute the same."""
+    check(shape, torch.float16, choose=lambda launch: launch.tiles[number % len(launch.tiles)])
+
+
+@pytest.mark.parametrize("shape", ONE_OF_EACH, ids=str)
+def test_addresses_of_64_bits(shape):
+    def widen(launch):
+        return dataclasses.replace(launch, constants={**launch.constants, "WIDE": True})
+
+    check(shape, torch.float32, change=widen)
+
+
+def test_wide_is_chosen_by_size():
+    block = shapes.random_block(shapes.ffn(8, 32, 56, 56), seeded(1))
+    packed = pack(block, torch.float16, "cpu")
+    images = -(-(2**31) // (56 * 56 * 32))
+    few, many = (packed.plan(FeatureMap(n, 56, 56, 8, torch.float16), "ieee") for n in (images - 1, images))
+    assert [launch.constants["WIDE"] for launch in few] == [False, False]
+    assert [launch.constants["WIDE"] for launch in many] == [True, True]
+
+
+def test_stem_reads_any_strides(generator):
+    shape = shapes.stem(16, 9, 11)
+    block = shapes.random_block(shape, generator)
+    x = shapes.random_input(shape, generator, 2)
+    packed = pack(block, torch.float32, "cpu")
+    expected = exact(block, x)
+    channels_last = x.contiguous(memory_format=torch.channels_last)
+    image = map_of(x, channels_last.stride())
+    y = run_launches(packed.plan(image, "ieee"), x.permute(0, 2, 3, 1), image)
+    assert_close(y, expected, BLOCK_BOUND)
+
+
+@pytest.mark.parametrize("kind", ["attention", "attention_downsample"])
+def test_bias_that_does_not_fit(kind):
+    shape = {
+        "attention": shapes.attention(16, 4, 4),
+        "attention_downsample": shapes.attention_downsample(16, 24, 4, 4),
+    }
+    packed = pack(shapes.random_block(shape[kind], seeded(1)), torch.float16, "cpu")
+    with pytest.raises(ResolutionError, match="4x4 tokens, but this input gives 5x4"):
+        packed.plan(FeatureMap(1, 5, 4, 16, torch.float16), "ieee")
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_network(dtype, generator):
+    spec = SMALL[0]
+    network = sources.read(spec.build(generator))
+    x = spec.images(generator, batch=2).to(dtype)
+    (expected,) = exact_network(network, x)
+    packed = [pack(block, dtype, "cpu") for block in network.blocks]
+    plan = Plan(packed, map_of(x, x.stride()), [len(packed) - 1], "ieee", "cpu")
+    plan._memory.fill_(0xFF)  # NaN in every dtype: what shares bytes with a dead buffer must not read it
+    for _ in range(2):
+        (y,) = plan.run(x)
+        assert_close(y.float().reshape(expected.shape), expected, NETWORK_BOUNDS[dtype], str(dtype))
+
+
+def test_feature_maps(generator):
+    """A backbone keeps the outputs of some blocks while later ones run."""
+    spec = SMALL[0]
+    network = sources.read(spec.build(generator, num_classes=0, features_only=True))
+    x = spec.images(generator)
+    expected = exact_network(network, x)
+    packed = [pack(block, torch.float32, "cpu") for block in network.blocks]
+    plan = Plan(packed, map_of(x, x.stride()), [f.block for f in network.features], "ieee", "cpu")
+    plan._memory.fill_(0xFF)
+    for y, y_expected in zip(plan.run(x), expected, strict=True):
+        assert_close(y, y_expected, NETWORK_BOUND)
