@@ -26,7 +26,12 @@ def planned(variant, batch, dtype=torch.float16):
 
 @pytest.mark.parametrize(
     ("variant", "launches"),
-    [("efficientformerv2_s0", 48), ("efficientformerv2_s1", 62), ("efficientformerv2_s2", 88), ("efficientformerv2_l", 114)],
+    [
+        ("efficientformerv2_s0", 48),
+        ("efficientformerv2_s1", 62),
+        ("efficientformerv2_s2", 88),
+        ("efficientformerv2_l", 114),
+    ],
 )
 def test_number_of_launches(variant, launches):
     made, _, blocks = planned(variant, 1)
@@ -91,6 +96,7 @@ def test_memory_is_little_more_than_what_is_alive_at_once():
     keep = {launches[-1].output}
     alive = lifetimes(launches, keep)
     peak = max(
-        sum(m.bytes for m, life in alive.items() if life.first <= i <= life.last) for i in range(len(launches))
+        sum(m.bytes for m, life in alive.items() if life.first <= i <= life.last)
+        for i in range(len(launches))
     )
     assert peak <= lay_out(launches, keep).bytes <= 1.05 * peak
