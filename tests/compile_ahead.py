@@ -11,9 +11,10 @@ import sys
 
 import torch
 
-from effv2_kernels import shapes
+from effv2_kernels import blocks, shapes
 from effv2_kernels.reference.model import VARIANTS
 from effv2_kernels.triton.ahead import first_that_fits
+from effv2_kernels.triton.feature import Feature
 from effv2_kernels.triton.launch import FeatureMap
 from effv2_kernels.triton.plan import pack
 
@@ -28,7 +29,11 @@ def main(variant, dtype, capabilities, batches):
         packed = pack(shapes.random_block(shape, g), dtype, "cpu")
         for batch in map(int, batches.split(",")):
             x = FeatureMap(batch, shape.height, shape.width, shape.sizes["in"], dtype)
-            for launch in packed.plan(x, "ieee"):
+            launches = packed.plan(x, "ieee")
+            if shape.kind == "ffn":  # whose output a backbone may return
+                ones = torch.ones(x.channels)
+                launches += Feature(blocks.Feature(0, ones, ones), "cpu").plan(x, "ieee")
+            for launch in launches:
                 key = (launch.name, str(launch.constants), str(launch.tiles))
                 if key in seen:
                     continue

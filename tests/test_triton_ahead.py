@@ -13,7 +13,16 @@ pytest.importorskip("triton")
 from effv2_kernels.errors import InputError, UnavailableError
 from effv2_kernels.triton import ahead
 
-KERNELS = {"stem", "product", "talking_heads", "conv", "downsample_attention", "two_paths", "head"}
+KERNELS = {
+    "scale_and_shift",
+    "stem",
+    "product",
+    "talking_heads",
+    "conv",
+    "downsample_attention",
+    "two_paths",
+    "head",
+}
 
 
 def compiled(*arguments):

@@ -11,6 +11,7 @@ pytest.importorskip("triton")
 
 from effv2_kernels import shapes, sources
 from effv2_kernels.errors import ResolutionError
+from effv2_kernels.triton.feature import Feature
 from effv2_kernels.triton.launch import FeatureMap
 from effv2_kernels.triton.plan import Plan, execute, pack
 
@@ -163,21 +164,24 @@ def test_network(dtype, generator):
     x = spec.images(generator, batch=2).to(dtype)
     (expected,) = exact_network(network, x)
     packed = [pack(block, dtype, "cpu") for block in network.blocks]
-    plan = Plan(packed, map_of(x, x.stride()), [len(packed) - 1], "ieee", "cpu")
+    plan = Plan(packed, map_of(x, x.stride()), [(len(packed) - 1, None)], "ieee", "cpu")
     plan._memory.fill_(0xFF)  # NaN in every dtype: what shares bytes with a dead buffer must not read it
     for _ in range(2):
         (y,) = plan.run(x)
         assert_close(y.float().reshape(expected.shape), expected, NETWORK_BOUNDS[dtype], str(dtype))
 
 
-def test_feature_maps(generator):
-    """A backbone keeps the outputs of some blocks while later ones run."""
+@pytest.mark.parametrize("norms", [None, (True, False, True, False)], ids=["plain", "norms"])
+def test_feature_maps(generator, norms):
+    """A backbone keeps the outputs of some blocks, or their BatchNorm, while later ones run."""
     spec = SMALL[0]
-    network = sources.read(spec.build(generator, num_classes=0, features_only=True))
+    network = sources.read(spec.build(generator, num_classes=0, features_only=True, feature_norms=norms))
     x = spec.images(generator)
     expected = exact_network(network, x)
     packed = [pack(block, torch.float32, "cpu") for block in network.blocks]
-    plan = Plan(packed, map_of(x, x.stride()), [f.block for f in network.features], "ieee", "cpu")
+    outputs = [(f.block, None if f.scale is None else Feature(f, "cpu")) for f in network.features]
+    assert tuple(feature is not None for _, feature in outputs) == (norms or (False,) * 4)
+    plan = Plan(packed, map_of(x, x.stride()), outputs, "ieee", "cpu")
     plan._memory.fill_(0xFF)
     for y, y_expected in zip(plan.run(x), expected, strict=True):
         assert_close(y, y_expected, NETWORK_BOUND)

@@ -11,6 +11,7 @@ from effv2_kernels import blocks
 from effv2_kernels.triton.attention import Attention
 from effv2_kernels.triton.attention_downsample import AttentionDownsample
 from effv2_kernels.triton.conv_downsample import ConvDownsample
+from effv2_kernels.triton.feature import Feature
 from effv2_kernels.triton.ffn import FFN
 from effv2_kernels.triton.head import Head
 from effv2_kernels.triton.launch import FeatureMap, Launch, Tile
@@ -59,8 +60,8 @@ def execute(launch: Launch, chosen: Tile, memory: dict[FeatureMap, Tensor]) -> N
 class Plan:
     """The launches of a network for images of one shape and layout, on memory of its own.
 
-    x: what the images are; packed: the blocks; outputs: indices of the blocks whose outputs are returned.
-    The tile of each launch is the first of its candidates.
+    packed: the blocks. x: what the images are. outputs: indices of the blocks whose outputs are returned,
+    each with the scale and shift to put on it, or None. The tile of each launch is the first of its candidates.
 
     Raises ResolutionError where an attention bias does not fit.
     """
@@ -69,15 +70,21 @@ class Plan:
         self,
         packed: Sequence[Packed],
         x: FeatureMap,
-        outputs: Sequence[int],
+        outputs: Sequence[tuple[int, Feature | None]],
         precision: str,
         device: torch.device | str,
     ) -> None:
         self.image = x
         self.blocks = plan_blocks(packed, x, precision)
         self.launches = [launch for launches in self.blocks for launch in launches]
+        self.outputs = []
+        for i, feature in outputs:
+            made = self.blocks[i][-1].output
+            if feature is not None:
+                self.launches += feature.plan(made, precision)
+                made = self.launches[-1].output
+            self.outputs.append(made)
         self.tiles = [launch.tiles[0] for launch in self.launches]
-        self.outputs = [self.blocks[i][-1].output for i in outputs]
         layout = lay_out(self.launches, self.outputs)
         self._memory = torch.empty(layout.bytes, dtype=torch.uint8, device=device)
         self._tensors = {
