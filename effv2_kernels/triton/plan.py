@@ -61,7 +61,9 @@ class Plan:
     """The launches of a network for images of one shape and layout, on memory of its own.
 
     packed: the blocks. x: what the images are. outputs: indices of the blocks whose outputs are returned,
-    each with the scale and shift to put on it, or None. The tile of each launch is the first of its candidates.
+    each with the scale and shift to put on it, or None.
+
+    The tile of each launch is the first of its candidates.
 
     Raises ResolutionError where an attention bias does not fit.
     """
