@@ -2,12 +2,45 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
+from importlib import util
+from typing import Any
 
-from effv2_kernels.errors import UnavailableError, UnknownNameError
+import torch
+
+from effv2_kernels.errors import InputError, UnavailableError, UnknownNameError
 
 BACKENDS = ("cpu", "triton", "cuda")
 DTYPES = ("fp32", "bf16", "fp16", "int8")
+
+# The dtypes that exist in PyTorch, of which the inputs and outputs of a model are.
+TORCH_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+# The least that Triton supports.
+_LEAST_CAPABILITY = (8, 0)
+_LEAST_TORCH = (2, 10)
+
+CPU = torch.device("cpu")
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How a model is to run, as its maker asked.
+
+    backend: "auto" or one of BACKENDS. dtype: one of DTYPES. isa, threads: of the CPU, None for the default.
+    cuda_graph: whether a GPU may replay captured graphs.
+    """
+
+    backend: str = "auto"
+    dtype: str = "fp32"
+    isa: str | None = None
+    threads: int | None = None
+    cuda_graph: bool = True
+
+    def choose(self, device: torch.device) -> Choice:
+        """See ``choose``."""
+        return choose(self.backend, dtype=self.dtype, isa=self.isa, threads=self.threads, device=device)
 
 
 @dataclass(frozen=True)
@@ -16,15 +49,17 @@ class Choice:
 
     backend: str
     dtype: str
-    isa: str
-    why: str
+    isa: str  # of a GPU its compute capability, such as "sm_90"
+    why: str  # "<isa>: <reason>"
 
 
-def can_run(backend: str, *, dtype: str = "fp32", isa: str | None = None) -> tuple[bool, str]:
+def can_run(
+    backend: str, *, dtype: str = "fp32", isa: str | None = None, device: torch.device = CPU
+) -> tuple[bool, str]:
     """Whether a backend can run here, and why not, or what was chosen.
 
     backend: one of BACKENDS. dtype: one of DTYPES. isa: an instruction set of the CPU backend, None for
-    the environment variable EFFV2_FORCE_ISA or else the best one of this machine.
+    the environment variable EFFV2_FORCE_ISA or else the best one of this machine. device: where the model is.
 
     Raises UnknownNameError for a name that does not exist.
     """
@@ -32,14 +67,18 @@ def can_run(backend: str, *, dtype: str = "fp32", isa: str | None = None) -> tup
         raise UnknownNameError.of("backend", backend, ("auto", *BACKENDS))
     if dtype not in DTYPES:
         raise UnknownNameError.of("dtype", dtype, DTYPES)
-    if backend != "cpu":
-        return False, f"this version has no {backend} backend yet; backend='cpu' is what there is"
+    if backend == "cpu":
+        return _can_run_cpu(dtype, isa, device)
+    if backend == "triton":
+        return _can_run_triton(dtype, isa, device)
+    return False, "this version has no cuda backend yet; on a GPU it is backend='triton'"
+
+
+def _can_run_cpu(dtype: str, isa: str | None, device: torch.device) -> tuple[bool, str]:
+    if device.type != "cpu":
+        return False, f"the model is on {device}; move it with .to('cpu')"
     if dtype != "fp32":
         return False, f"the cpu backend computes in fp32 only in this version, not in {dtype}"
-    return _cpu_isa(isa)
-
-
-def _cpu_isa(isa: str | None) -> tuple[bool, str]:
     from effv2_kernels import cpu
 
     native = cpu.native()
@@ -63,21 +102,77 @@ def _why_default() -> str:
     return f"the best of {', '.join(cpu.native().available_isas())}"
 
 
-def choose(backend: str = "auto", *, dtype: str = "fp32", isa: str | None = None) -> Choice:
-    """The backend, dtype and ISA that run.
-
-    Raises UnknownNameError for a name that does not exist and UnavailableError, with the reason, for a
-    combination that cannot run here. Nothing is ever replaced by something that was not asked for.
-    """
-    wanted = "cpu" if backend == "auto" else backend
-    ok, reason = can_run(wanted, dtype=dtype, isa=isa)
-    if not ok:
-        asked = ", ".join(
-            f"{name}={value!r}"
-            for name, value in (("backend", backend), ("dtype", dtype), ("isa", isa))
-            if value is not None
+def _can_run_triton(dtype: str, isa: str | None, device: torch.device) -> tuple[bool, str]:
+    if isa is not None:
+        return False, f"isa={isa!r} is for the cpu; a GPU has none to choose"
+    if dtype not in TORCH_DTYPES:
+        return False, f"the triton backend computes in {', '.join(TORCH_DTYPES)}, not in {dtype}"
+    if util.find_spec("triton") is None:
+        return False, "Triton is not installed; install it with: pip install 'effv2_kernels[gpu]'"
+    if interpreted() and device.type == "cpu":
+        return True, "interpreter: TRITON_INTERPRET=1, for tests; thousands of times slower than a GPU"
+    why_not = _no_gpu() or (
+        f"the model is on {device}; move it to the GPU with .to('cuda')" if device.type != "cuda" else ""
+    )
+    if why_not:
+        return False, why_not
+    major, minor = torch.cuda.get_device_capability(device)
+    name = torch.cuda.get_device_name(device)
+    if (major, minor) < _LEAST_CAPABILITY:
+        return False, (
+            f"{name} has compute capability {major}.{minor}, and Triton needs "
+            f"{'.'.join(map(str, _LEAST_CAPABILITY))}; backend='cpu' runs on the processor"
         )
-        raise UnavailableError(f"{asked} cannot run here: {reason}.")
-    from effv2_kernels import cpu
+    return True, f"sm_{major}{minor}: {name}"
 
-    return Choice(wanted, dtype, isa or cpu.default_isa(), reason)
+
+def _no_gpu() -> str:
+    """Why PyTorch sees no GPU that Triton can use here, "" where it does."""
+    if tuple(int(part) for part in torch.__version__.split(".")[:2]) < _LEAST_TORCH:
+        least = ".".join(map(str, _LEAST_TORCH))
+        return f"on GPUs it needs PyTorch {least} or newer, and this is {torch.__version__}"
+    if torch.version.hip is not None:
+        return "the kernels use instructions of NVIDIA's GPUs, and this PyTorch is built for AMD's"
+    if torch.version.cuda is None:
+        return "this PyTorch is built without CUDA; install one that is, see pytorch.org"
+    if not torch.cuda.is_available():
+        return (
+            f"PyTorch {torch.__version__} finds no NVIDIA GPU or no driver for CUDA {torch.version.cuda}; "
+            f"nvidia-smi says whether there is one, and CUDA_VISIBLE_DEVICES may hide it"
+        )
+    return ""
+
+
+def interpreted() -> bool:
+    """Whether Triton's kernels run on the CPU, in its interpreter."""
+    return os.environ.get("TRITON_INTERPRET") == "1"
+
+
+def choose(
+    backend: str = "auto",
+    *,
+    dtype: str = "fp32",
+    isa: str | None = None,
+    threads: int | None = None,
+    device: torch.device = CPU,
+) -> Choice:
+    """The backend, dtype and ISA that run a model on ``device``: "auto" is cpu there, triton on a CUDA GPU.
+
+    Raises UnknownNameError for a name that does not exist, UnavailableError, with the reason, for a
+    combination that cannot run here, and InputError for threads on a GPU. Nothing is ever replaced by
+    something that was not asked for.
+    """
+    if backend == "auto" and device.type not in ("cpu", "cuda"):
+        raise UnavailableError(
+            f"this model is on {device}, for which there is no backend. Move it with .to('cpu') or "
+            f".to('cuda')."
+        )
+    wanted = {"cpu": "cpu", "cuda": "triton"}[device.type] if backend == "auto" else backend
+    ok, reason = can_run(wanted, dtype=dtype, isa=isa, device=device)
+    if not ok:
+        asked: dict[str, Any] = {"backend": backend, "dtype": dtype, "isa": isa}
+        shown = ", ".join(f"{name}={value!r}" for name, value in asked.items() if value is not None)
+        raise UnavailableError(f"{shown} cannot run here: {reason}.")
+    if wanted != "cpu" and threads is not None:
+        raise InputError(f"threads={threads} is for the cpu; leave it out for a model on {device}.")
+    return Choice(wanted, dtype, reason.partition(": ")[0], reason)

@@ -14,16 +14,18 @@ from effv2_kernels import blocks
 from effv2_kernels.errors import (
     InputError,
     ModelError,
-    ResolutionError,
     UnavailableError,
     UnknownNameError,
 )
+from effv2_kernels.inputs import check_input, fitting_sizes, misfit
 
 if TYPE_CHECKING:
     from effv2_kernels import _native
 
 # Sizes of images whose output shapes are remembered by a network; more than anyone alternates between.
 _MAX_PLANS = 64
+
+_CPU = torch.device("cpu")
 
 
 @cache
@@ -122,12 +124,7 @@ class Engine:
         except native().NativeError as error:
             if self._sizes is None:
                 raise InputError(f"images of {height}x{width} cannot run: {error}") from error
-            rows, cols = self._sizes
-            raise ResolutionError(
-                f"the attention biases of this model fit inputs of {rows[0]}-{rows[1]} rows by "
-                f"{cols[0]}-{cols[1]} columns, but this one is {height}x{width}. Resize it, or create the "
-                f"model with img_size=({height}, {width})."
-            ) from error
+            raise misfit(self._sizes, height, width) from error
 
     def block_macs(self, height: int, width: int) -> list[int]:
         """Multiply-adds of each block for one image of a size that fits."""
@@ -162,7 +159,7 @@ class Engine:
 
     def _prepare(self, x: Tensor) -> tuple[Tensor, list[Tensor]]:
         if x.dtype is not torch.float32 or not x.is_cpu or x.layout is not torch.strided:
-            check_input(x, self._channels)
+            check_input(x, self._channels, torch.float32, _CPU)
         shapes = self._plans.get(x.shape)
         if shapes is None:
             shapes = self._plan(x)
@@ -180,7 +177,7 @@ class Engine:
         return x, outputs
 
     def _plan(self, x: Tensor) -> list[tuple[int, ...]]:
-        check_input(x, self._channels)
+        check_input(x, self._channels, torch.float32, _CPU)
         made = self.block_shapes(x.shape[2], x.shape[3])
         shapes: list[tuple[int, ...]] = [
             (x.shape[0], made[i][0]) if self._has_head else (x.shape[0], *made[i]) for i in self._outputs
@@ -193,53 +190,3 @@ class Engine:
 
 def _arrays(tensors: dict[str, Tensor]) -> dict[str, Any]:
     return {name: t.detach().contiguous().numpy() for name, t in tensors.items()}
-
-
-def check_input(x: Tensor, channels: int) -> None:
-    """Raise InputError unless x is a non-empty (N, channels, H, W) float32 tensor on the CPU."""
-    if x.ndim != 4:
-        raise InputError(
-            f"expected images of rank 4 (N, {channels}, H, W), but got rank {x.ndim}: {tuple(x.shape)}."
-            + (" Add the batch dimension with x.unsqueeze(0)." if x.ndim == 3 else "")
-        )
-    if x.shape[1] != channels:
-        raise InputError(
-            f"expected {channels} channels, (N, {channels}, H, W), but got {x.shape[1]}: {tuple(x.shape)}."
-            + (" The layout looks like (N, H, W, C): use x.permute(0, 3, 1, 2)." * (x.shape[3] == channels))
-        )
-    if 0 in x.shape:
-        empty = "batch is empty" if x.shape[0] == 0 else "images have no pixels"
-        raise InputError(f"the {empty}: {tuple(x.shape)}. Give at least one image of at least one pixel.")
-    if x.device.type != "cpu":
-        raise InputError(f"expected a tensor on the cpu, but got one on {x.device}. Move it with x.cpu().")
-    if x.dtype != torch.float32:
-        raise InputError(
-            f"expected torch.float32, but got {x.dtype}. Convert with x.float(); other precisions are "
-            f"chosen with optimize(model, dtype=...), never by the input."
-        )
-    if x.layout != torch.strided:
-        raise InputError(
-            f"expected a dense tensor, but got the layout {x.layout}. Convert with x.to_dense()."
-        )
-
-
-def fitting_sizes(network: blocks.Network) -> tuple[tuple[int, int], tuple[int, int]] | None:
-    """(least, most) rows and (least, most) columns of images that all attention biases fit; None is any."""
-    low, high = [1, 1], [0, 0]
-    step = 1  # pixels of the image for one row of the map at hand
-    for block in network.blocks:
-        table, tokens = None, step
-        if isinstance(block, blocks.Stem):
-            step *= 4
-        elif isinstance(block, blocks.Attention):
-            table, tokens = block.bias, step * block.stride
-        elif isinstance(block, blocks.AttentionDownsample):
-            table = block.bias
-        if isinstance(block, (blocks.ConvDownsample, blocks.AttentionDownsample)):
-            step *= 2
-        if table is None or getattr(block, "resize_bias", False):
-            continue
-        for axis, size in enumerate(table.shape[1:]):
-            low[axis] = max(low[axis], (size - 1) * tokens + 1)
-            high[axis] = min(high[axis] or size * tokens, size * tokens)
-    return ((low[0], high[0]), (low[1], high[1])) if high[0] else None

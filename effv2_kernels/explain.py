@@ -8,13 +8,25 @@ from dataclasses import dataclass
 from torch import nn
 
 from effv2_kernels import blocks, sources
-from effv2_kernels.cpu import fitting_sizes
+from effv2_kernels.cpu import Engine as CpuEngine
 from effv2_kernels.errors import ModelError
+from effv2_kernels.inputs import fitting_sizes
 from effv2_kernels.model import OptimizedModel
+from effv2_kernels.ops.engines import Engine
 from effv2_kernels.structure import block_sizes
 from effv2_kernels.tables import shape_text, text_table
 
 _DEFAULT_SIZE = 224
+
+
+@dataclass(frozen=True)
+class KernelRow:
+    """One launch on a GPU."""
+
+    kernel: str
+    tile: str  # block sizes, warps of a program, pipeline stages
+    registers: int | None  # of each thread; None in Triton's interpreter
+    shared: int | None  # bytes of shared memory of one program
 
 
 @dataclass(frozen=True)
@@ -30,6 +42,7 @@ class BlockRow:
     output: tuple[int, ...]  # the same, or (classes,)
     gflop: float  # two for each multiply-add; NaN where the size is not known
     bytes: int  # of the folded weights
+    kernels: tuple[KernelRow, ...] = ()  # on a GPU, for the last batch of this size, in order
 
 
 @dataclass(frozen=True)
@@ -84,6 +97,8 @@ class Explanation:
             f"{self.bytes / 1e6:.3f}",
         )
         lines = [*self.why, text_table(header, [*body, total], left=7)]
+        if any(row.kernels for row in self.rows):
+            lines += ["\nKernels:", self._kernel_table()]
         if self.left:
             lines.append("\nLeft in PyTorch:")
             lines.append(
@@ -97,6 +112,22 @@ class Explanation:
                 )
             )
         return "\n".join(lines)
+
+    def _kernel_table(self) -> str:
+        body = [
+            (
+                row.block,
+                row.source or "(whole model)",
+                launch.kernel,
+                launch.tile,
+                "?" if launch.registers is None else str(launch.registers),
+                "?" if launch.shared is None else str(launch.shared),
+            )
+            for row in self.rows
+            for launch in row.kernels
+        ]
+        header = ("block", "source", "kernel", "tile", "registers", "shared bytes")
+        return text_table(header, body, left=4)
 
 
 def optimised_parts(model: nn.Module) -> dict[str, OptimizedModel]:
@@ -112,6 +143,8 @@ def optimised_parts(model: nn.Module) -> dict[str, OptimizedModel]:
 def explain(model: nn.Module, size: int | tuple[int, int] | None = None) -> Explanation:
     """Block by block: source module, backend, ISA, dtype, shapes, GFLOP and bytes; print the result.
 
+    On a GPU also kernel by kernel: tile, registers and shared memory.
+
     model: what ``optimize`` or ``load`` returned, or a module that holds such models; its other parts are
         listed as left in PyTorch.
     size: rows and columns of the input of each optimised network, one number for both. None: those of its
@@ -126,7 +159,8 @@ def explain(model: nn.Module, size: int | tuple[int, int] | None = None) -> Expl
     for path, part in parts.items():
         rows += explain_part(path, part, input_size(part, size))
         choice = part.choice
-        reason = f"backend {choice.backend} in {choice.dtype}; ISA {choice.why}"
+        kind = "ISA" if choice.backend == "cpu" else "GPU"
+        reason = f"backend {choice.backend} in {choice.dtype}; {kind} {choice.why}"
         why.setdefault(reason, []).append(f"'{path}'" if path else type(part).__name__)
     lines = [
         f"{', '.join(paths) if len(paths) < 4 else f'{len(paths)} parts'}: {reason}"
@@ -158,6 +192,7 @@ def explain_part(path: str, part: OptimizedModel, size: tuple[int, int] | None) 
     else:
         shapes = [(engine.in_channels, *size), *engine.block_shapes(*size)]
         all_macs = [float(macs) for macs in engine.block_macs(*size)]
+    kernels = _kernels(engine, size)
     rows = []
     for i, (block, name, macs) in enumerate(zip(network.blocks, network.names, all_macs, strict=True)):
         rows.append(
@@ -165,15 +200,34 @@ def explain_part(path: str, part: OptimizedModel, size: tuple[int, int] | None) 
                 block=block.kind,
                 source=".".join(filter(None, (path, name))) if name != path else name,
                 backend=choice.backend,
-                isa=engine.isa,
+                isa=choice.isa,
                 dtype=choice.dtype,
                 input=shapes[i],
                 output=shapes[i + 1][:1] if block.kind == "head" else shapes[i + 1],
                 gflop=2e-9 * macs,
                 bytes=sum(t.nbytes for t in block.tensors().values()),
+                kernels=kernels[i] if kernels else (),
             )
         )
     return rows
+
+
+def _kernels(engine: Engine, size: tuple[int, int] | None) -> list[tuple[KernelRow, ...]]:
+    """Of each block on a GPU whose size is known, else nothing."""
+    if size is None or isinstance(engine, CpuEngine):
+        return []
+    return [
+        tuple(
+            KernelRow(
+                launch.name,
+                str(tile),
+                None if resources is None else resources.registers,
+                None if resources is None else resources.shared,
+            )
+            for launch, tile, resources in block
+        )
+        for block in engine.block_launches(*size)
+    ]
 
 
 def _left(module: nn.Module, path: str, optimised: set[str]) -> list[Left]:

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import asdict
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 import effv2_kernels.ops  # noqa: F401  (registers torch.ops.effv2)
-from effv2_kernels import backends, blocks, structure
-from effv2_kernels.cpu import Engine
+from effv2_kernels import blocks, structure
+from effv2_kernels.backends import CPU, TORCH_DTYPES, Choice, Settings
 from effv2_kernels.errors import InputError, ModelError, UnavailableError
-from effv2_kernels.ops.engines import network_engine
+from effv2_kernels.ops.engines import Engine, network_engine
 
 
 class Weights(nn.Module):
@@ -49,15 +50,17 @@ class Weights(nn.Module):
 class OptimizedModel(nn.Module):
     """A network of folded blocks, for inference, with the call signature of the module it was read from.
 
-    Takes images (N, C, H, W) float32 on the CPU, of any strides, and returns the logits (N, classes), or
-    the list of feature maps (N, C, H, W) in channels_last. Where gradients are asked for, they are those
-    of the reference.
+    Takes images (N, C, H, W), of any strides, on the device of the model and of the dtype it was made for,
+    and returns the logits (N, classes), or the list of feature maps (N, C, H, W) in channels_last, of the
+    same dtype. Under ``torch.autocast`` images of another floating-point dtype are converted. Where
+    gradients are asked for, they are those of the reference.
 
-    Weights are buffers named ``blocks.<index>.<field>`` (see ``effv2_kernels.blocks``); there are no
-    parameters. ``state_dict``, ``load_state_dict``, ``copy.deepcopy``, ``pickle`` and ``.to("cpu")`` work;
+    Weights are float32 buffers named ``blocks.<index>.<field>`` (see ``effv2_kernels.blocks``); there are no
+    parameters. ``state_dict``, ``load_state_dict``, ``copy.deepcopy``, ``pickle`` and ``.to(device)`` work;
     another dtype and training mode are refused.
 
-    single: return the output of the last block instead of a list (a part of a model).
+    settings: how to run. device: where. single: return the output of the last block instead of a list (a
+    part of a model).
 
     Raises, when called: InputError for another rank, channel count, dtype, device, or an empty input;
     ResolutionError where an attention bias does not fit; UnavailableError on a device without a backend.
@@ -66,18 +69,15 @@ class OptimizedModel(nn.Module):
     def __init__(
         self,
         network: blocks.Network,
+        settings: Settings = Settings(),  # noqa: B008  (it is frozen)
         *,
-        backend: str = "auto",
-        dtype: str = "fp32",
-        isa: str | None = None,
-        threads: int | None = None,
+        device: torch.device = CPU,
         single: bool = False,
     ) -> None:
         super().__init__()
         self.training = False
         structure.check(network)
-        self.threads = threads
-        self._backend, self._dtype, self._isa = backend, dtype, isa
+        self._settings = settings
         self._structure = structure.describe(network)
         self._single = single
         self._list = not (single or isinstance(network.blocks[-1], blocks.Head))
@@ -91,11 +91,17 @@ class OptimizedModel(nn.Module):
         with torch.no_grad():
             for view, tensor in zip(self._weights(), weights, strict=True):
                 view.copy_(tensor)
+        self.to(device)
 
     @property
-    def choice(self) -> backends.Choice:
+    def threads(self) -> int | None:
+        """Of each call on the CPU; None is ``torch.get_num_threads()`` at the time of the call."""
+        return self._settings.threads
+
+    @property
+    def choice(self) -> Choice:
         """Backend, dtype and ISA that run, and why."""
-        return backends.choose(self._backend, dtype=self._dtype, isa=self._isa)
+        return self._settings.choose(self._flat.device)
 
     @property
     def network(self) -> blocks.Network:
@@ -107,13 +113,8 @@ class OptimizedModel(nn.Module):
         """The packed network, made anew if the weights have changed."""
         engine = self._engine
         if engine is None or self._version != self._flat._version:
-            if not self._flat.is_cpu:
-                raise UnavailableError(
-                    f"this model is on {self._flat.device}, for which there is no backend yet. Move it back "
-                    f"with .to('cpu')."
-                )
             version = self._flat._version
-            engine = network_engine(self._weights(), self._structure, self._isa)
+            engine = network_engine(self._weights(), self._structure, self._settings)
             self._engine, self._version = engine, version
         return engine
 
@@ -125,7 +126,7 @@ class OptimizedModel(nn.Module):
             or torch.jit.is_tracing()  # type: ignore[attr-defined, no-untyped-call]
         ):
             return self._as_op(x)
-        outputs = self.engine.run(x, self.threads)
+        outputs = self.engine.run(self._autocast(x), self._settings.threads)
         return outputs if self._list else outputs[0]
 
     def _as_op(self, x: Tensor) -> Tensor | list[Tensor]:
@@ -134,10 +135,18 @@ class OptimizedModel(nn.Module):
                 f"expected images as a torch.Tensor (N, C, H, W), but got {type(x).__name__}."
                 + (" Convert with torch.from_numpy(x)." if type(x).__name__ == "ndarray" else "")
             )
+        s = self._settings
+        options = (s.backend, s.dtype, s.isa or "", s.threads or 0, s.cuda_graph)
         outputs: list[Tensor] = torch.ops.effv2.network(
-            x, self._weights(), self._structure, self._isa or "", self.threads or 0
+            self._autocast(x), self._weights(), self._structure, *options
         )
         return outputs if self._list else outputs[0]
+
+    def _autocast(self, x: Tensor) -> Tensor:
+        dtype = TORCH_DTYPES[self._settings.dtype]
+        if x.dtype is dtype or not x.is_floating_point() or not torch.is_autocast_enabled(x.device.type):
+            return x
+        return x.to(dtype)
 
     def _weights(self) -> list[Tensor]:
         return [t for part in (*self.blocks, *self.features) for t in part._buffers.values()]
@@ -165,8 +174,8 @@ class OptimizedModel(nn.Module):
         moved = fn(self._flat)
         if moved.dtype != torch.float32:
             raise UnavailableError(
-                f"an optimised model computes in the precision it was made for, fp32; it cannot be cast to "
-                f"{moved.dtype}. Precision is chosen with optimize(model, dtype=...)."
+                f"an optimised model computes in the precision it was made for, {self._settings.dtype}; it "
+                f"cannot be cast to {moved.dtype}. Precision is chosen with optimize(model, dtype=...)."
             )
         if moved is not self._flat:
             shapes = [t.shape for t in self._weights()]
@@ -199,5 +208,5 @@ class OptimizedModel(nn.Module):
 
     def extra_repr(self) -> str:
         data = structure.parse(self._structure)
-        asked = f"backend={self._backend}, dtype={self._dtype}, isa={self._isa}, threads={self.threads}"
+        asked = ", ".join(f"{name}={value}" for name, value in asdict(self._settings).items())
         return f"source={data['source'] or None}, blocks={len(data['blocks'])}, {asked}"

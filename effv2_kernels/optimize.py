@@ -3,39 +3,47 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import nn
 
-from effv2_kernels import backends, blocks, sources
-from effv2_kernels.errors import InputError, ModelError, UnavailableError
+from effv2_kernels import blocks, sources
+from effv2_kernels.backends import TORCH_DTYPES, Settings
+from effv2_kernels.errors import InputError, ModelError
 from effv2_kernels.model import OptimizedModel
 
 
 def optimize(
     model: nn.Module,
     *,
-    dtype: str = "fp32",
+    dtype: str | None = None,
     backend: str = "auto",
     isa: str | None = None,
     threads: int | None = None,
+    cuda_graph: bool = True,
     strict: bool = True,
 ) -> nn.Module:
     """A new module that computes the same as ``model``, faster; ``model`` is left untouched.
 
     model: an EfficientFormerV2 of timm, of the official code or of ``create_model``, in eval mode, or any
         module that holds some (a detector with such a backbone): then a copy of it with each of them
-        replaced. The weights are copied; later changes of ``model`` do not reach the result.
-    dtype: "fp32"; "bf16", "fp16" and "int8" are refused by this version.
-    backend: "auto" or "cpu". isa: "avx512", "avx2" or "scalar"; None is EFFV2_FORCE_ISA or the best one.
-    threads: of each call; None is ``torch.get_num_threads()`` at the time of the call.
+        replaced. The weights are copied; later changes of ``model`` do not reach the result. It runs where
+        ``model`` is, on the CPU or a CUDA GPU.
+    dtype: "fp32", and on a GPU "fp16" and "bf16": of inputs, weights, activations and outputs; sums are in
+        float32. None is that of the model's own tensors. "int8" is refused by this version.
+    backend: "cpu", "triton" (CUDA GPUs), or "auto", which follows the device.
+    isa: of the CPU: "avx512", "avx2" or "scalar"; None is EFFV2_FORCE_ISA or the best one.
+    threads: of each call on the CPU; None is ``torch.get_num_threads()`` at the time of the call.
+    cuda_graph: on a GPU, replay images of a shape that comes again as one captured graph.
     strict: refuse a module without a whole EfficientFormerV2, or with parts of one outside. False: optimise
         the parts that are known (stem, stage blocks, downsampling) and leave the rest as it is;
         ``explain`` lists both.
 
-    Raises ModelError for a module that cannot be optimised (unknown, in training mode, hooked, not finite,
-    not float32), UnknownNameError and UnavailableError for a dtype, backend, ISA or device that does not
-    exist or cannot run here, InputError for a thread count below 1.
+    Raises ModelError for a module that cannot be optimised (unknown, in training mode, hooked, not finite, of
+    several dtypes or devices), UnknownNameError and UnavailableError for a dtype, backend, ISA or device that
+    does not exist or cannot run here, InputError for a thread count below 1 or on a GPU.
     """
     if not isinstance(model, nn.Module):
         raise ModelError(f"optimize() takes a torch.nn.Module, but got {type(model).__name__}.")
@@ -43,11 +51,6 @@ def optimize(
         raise ModelError("this model is optimised already; give the model it was made from.")
     if threads is not None and (type(threads) is not int or threads < 1):
         raise InputError(f"threads must be a positive integer or None, but got {threads!r}.")
-    backends.choose(backend, dtype=dtype, isa=isa)
-
-    def optimised(network: blocks.Network, *, single: bool = False) -> OptimizedModel:
-        return OptimizedModel(network, backend=backend, dtype=dtype, isa=isa, threads=threads, single=single)
-
     if model.training:
         raise ModelError(f"{type(model).__name__} is in training mode: call model.eval() first.")
     networks = dict(sources.find_networks(model, strict=strict))
@@ -57,19 +60,22 @@ def optimize(
     replacements: dict[int, OptimizedModel] = {}
     for path in [*networks, *parts]:
         module = model.get_submodule(path)
-        _check_tensors(module, path)
+        device, own = _device_and_dtype(module, path, any_dtype=dtype is not None)
         if id(module) in replacements:
             continue
+        settings = Settings(backend, own if dtype is None else dtype, isa, threads, cuda_graph)
+        settings.choose(device)
         # Folded weights are let go of as soon as they are copied, before they are packed.
         if path in networks:
-            replacements[id(module)] = optimised(networks.pop(path))
+            optimised = OptimizedModel(networks.pop(path), settings, device=device)
         else:
             steps = parts.pop(path)
             features = (blocks.Feature(len(steps) - 1),)
             network = blocks.Network(steps, (path,) * len(steps), features)
-            replacements[id(module)] = optimised(network, single=True)
+            optimised = OptimizedModel(network, settings, device=device, single=True)
             del steps, network
-        _ = replacements[id(module)].engine
+        replacements[id(module)] = optimised
+        _ = optimised.engine
     try:
         # deepcopy takes what its memo holds, so the replaced modules are not copied.
         result: nn.Module = copy.deepcopy(model, dict(replacements))
@@ -98,15 +104,30 @@ def _refusal(model: nn.Module, parts: dict[str, tuple[blocks.Block, ...]], stric
     )
 
 
-def _check_tensors(module: nn.Module, path: str) -> None:
+def _device_and_dtype(module: nn.Module, path: str, *, any_dtype: bool) -> tuple[torch.device, str]:
+    """Of all floating-point tensors of a module, the dtype by its name in DTYPES.
+
+    any_dtype: the name does not matter, since another one was asked for.
+    """
+    names = {torch_dtype: name for name, torch_dtype in TORCH_DTYPES.items()}
+    devices: dict[torch.device, str] = {}
+    dtypes: dict[torch.dtype, str] = {}
     for name, tensor in [*module.named_parameters(path), *module.named_buffers(path)]:
-        if tensor.device.type != "cpu":
-            raise UnavailableError(
-                f"'{name}' is on {tensor.device}, for which there is no backend yet. Move the model with "
-                f".to('cpu') first."
-            )
-        if tensor.is_floating_point() and tensor.dtype != torch.float32:
+        if tensor.is_floating_point():
+            devices.setdefault(tensor.device, name)
+            dtypes.setdefault(tensor.dtype, name)
+    mixed: dict[str, Mapping[Any, str]] = {"device": devices, "dtype": {} if any_dtype else dtypes}
+    for kind, different in mixed.items():
+        if len(different) > 1:
+            shown = " and ".join(f"'{name}' is {value}" for value, name in different.items())
             raise ModelError(
-                f"'{name}' is {tensor.dtype} and so are the inputs of the model; the optimised one takes "
-                f"float32. Call model.float() first; precision is chosen with optimize(model, dtype=...)."
+                f"the tensors of one network must be of one {kind}, but {shown}. Use model.to(...)."
             )
+    (device,), (dtype, *_) = devices, dtypes
+    if not any_dtype and (dtype not in names or (device.type == "cpu" and dtype != torch.float32)):
+        taken = "float32" if device.type == "cpu" else "float32, float16 or bfloat16"
+        raise ModelError(
+            f"'{dtypes[dtype]}' is {dtype} and so are the inputs of the model; the optimised one takes "
+            f"{taken} on {device}. Call model.float() first; precision is chosen with optimize(model, dtype=...)."
+        )
+    return device, names.get(dtype, "")

@@ -3,16 +3,23 @@
 from __future__ import annotations
 
 import statistics
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
+from effv2_kernels.backends import TORCH_DTYPES
+from effv2_kernels.cpu import Engine as CpuEngine
 from effv2_kernels.cpu import native
 from effv2_kernels.errors import InputError, ModelError
 from effv2_kernels.explain import explain_part
 from effv2_kernels.model import OptimizedModel
 from effv2_kernels.tables import shape_text, text_table
+
+if TYPE_CHECKING:
+    from effv2_kernels.triton.engine import Engine as GpuEngine
 
 _PEAK_MILLISECONDS = 100.0
 
@@ -27,6 +34,7 @@ class TimeRow:
     output: tuple[int, ...]
     milliseconds: float  # median over the repeats
     gflop: float
+    megabytes: float | None = None  # on a GPU: what its launches read and write, each buffer once
 
     @property
     def gflops(self) -> float:
@@ -40,9 +48,13 @@ class Profile:
 
     rows: tuple[TimeRow, ...]
     isa: str
-    threads: int
+    dtype: str
+    threads: int | None  # None on a GPU
     batch: int
-    peak_gflops: float  # fp32 multiply-adds in registers, measured with these threads in the same run
+    # Measured in the same run: on the CPU multiply-adds in registers with these threads, on a GPU PyTorch's
+    # matrix product and copy.
+    peak_gflops: float
+    peak_gbytes: float | None = None  # GB/s, on a GPU
 
     @property
     def milliseconds(self) -> float:
@@ -54,40 +66,71 @@ class Profile:
         """Of all blocks, for the batch."""
         return sum(row.gflop for row in self.rows)
 
+    @property
+    def megabytes(self) -> float | None:
+        """Of all blocks, for the batch; None on the CPU."""
+        found = [row.megabytes for row in self.rows if row.megabytes is not None]
+        return sum(found) if found else None
+
     def share_of_peak(self, row: TimeRow | None = None) -> float:
-        """Between 0 and 1, of one block or of the whole network."""
-        gflop, milliseconds = (row or self).gflop, (row or self).milliseconds
-        return gflop / milliseconds * 1e3 / self.peak_gflops if milliseconds > 0 else float("nan")
+        """Between 0 and 1, of one block or of the whole network; on a GPU of the peak that is nearer."""
+        of = row or self
+        if of.milliseconds <= 0:
+            return float("nan")
+        shares = [of.gflop / self.peak_gflops]
+        if of.megabytes is not None and self.peak_gbytes is not None:
+            shares.append(of.megabytes / 1e3 / self.peak_gbytes)
+        return max(shares) / of.milliseconds * 1e3
 
     def __str__(self) -> str:
+        on_gpu = self.peak_gbytes is not None
+
+        def figures(of: TimeRow | Profile) -> tuple[str, ...]:
+            rates = [of.gflop, *([of.megabytes / 1e3] if of.megabytes is not None else [])]
+            return (
+                f"{of.milliseconds:.3f}",
+                f"{of.milliseconds / self.milliseconds:.1%}",
+                *(f"{work / of.milliseconds * 1e3:.1f}" for work in rates),
+                f"{self.share_of_peak(of if isinstance(of, TimeRow) else None):.1%}",
+            )
+
         body = [
             (
                 row.block,
                 row.source or "(whole model)",
                 shape_text(row.input),
                 shape_text(row.output),
-                f"{row.milliseconds:.3f}",
-                f"{row.milliseconds / self.milliseconds:.1%}",
-                f"{row.gflops:.1f}",
-                f"{self.share_of_peak(row):.1%}",
+                *figures(row),
             )
             for row in self.rows
         ]
-        rate = self.gflop / self.milliseconds * 1e3
-        total = ("total", f"{len(self.rows)} blocks", "", "", f"{self.milliseconds:.3f}", "100.0%")
-        body.append((*total, f"{rate:.1f}", f"{self.share_of_peak():.1%}"))
-        header = ("block", "source", "input", "output", "ms", "time", "GFLOP/s", "of peak")
-        return (
-            f"ISA {self.isa}, fp32, {self.threads} threads, batch {self.batch}; "
-            f"peak {self.peak_gflops:.0f} GFLOP/s, measured in this run\n" + text_table(header, body, left=4)
+        body.append(("total", f"{len(self.rows)} blocks", "", "", *figures(self)))
+        header = (
+            "block",
+            "source",
+            "input",
+            "output",
+            "ms",
+            "time",
+            "GFLOP/s",
+            *["GB/s"] * on_gpu,
+            "of peak",
         )
+        if on_gpu:
+            run = f"{self.isa}, {self.dtype}, batch {self.batch}, each launch timed on its own"
+            peak = f"{self.peak_gflops:.0f} GFLOP/s and {self.peak_gbytes:.0f} GB/s"
+        else:
+            run = f"ISA {self.isa}, {self.dtype}, {self.threads} threads, batch {self.batch}"
+            peak = f"{self.peak_gflops:.0f} GFLOP/s"
+        return f"{run}; peak {peak}, measured in this run\n{text_table(header, body, left=4)}"
 
 
 def profile(model: nn.Module, images: Tensor, *, repeats: int = 10, warmup: int = 2) -> Profile:
     """Run the model and time every block: milliseconds, GFLOP/s and share of the machine's peak.
 
-    model: what ``optimize`` or ``load`` returned. images: (N, C, H, W) float32. repeats: timed runs, of
-    which the median of each block counts; warmup: runs before them.
+    model: what ``optimize`` or ``load`` returned. images: (N, C, H, W) as the model takes them. repeats:
+    timed runs, of which the median of each block counts; warmup: runs before them. On a GPU each launch is
+    replayed by itself for a time of its own, on random numbers, so that both of these count for nothing.
 
     Raises ModelError for any other module and InputError for images that the model does not take.
     """
@@ -98,16 +141,44 @@ def profile(model: nn.Module, images: Tensor, *, repeats: int = 10, warmup: int 
         )
     if repeats < 1 or warmup < 0:
         raise InputError(f"repeats must be at least 1 and warmup not negative; got {repeats} and {warmup}.")
-    threads = min(model.threads or torch.get_num_threads(), native().usable_cpus())
     engine = model.engine
+    if isinstance(engine, CpuEngine):
+        return _profile_cpu(model, engine, images, repeats, warmup)
+    return _profile_gpu(model, engine, images)
+
+
+def _profile_cpu(
+    model: OptimizedModel, engine: CpuEngine, images: Tensor, repeats: int, warmup: int
+) -> Profile:
+    threads = min(model.threads or torch.get_num_threads(), native().usable_cpus())
     runs = [engine.profile(images, threads) for _ in range(warmup + repeats)][warmup:]
-    seconds = [statistics.median(times) for times in zip(*runs, strict=True)]
-    batch = images.shape[0]
-    rows = [
-        TimeRow(row.block, row.source, row.input, row.output, time * 1e3, row.gflop * batch)
-        for row, time in zip(
-            explain_part("", model, (images.shape[2], images.shape[3])), seconds, strict=True
-        )
-    ]
+    milliseconds = [statistics.median(times) * 1e3 for times in zip(*runs, strict=True)]
+    rows = _rows(model, images, milliseconds, [None] * len(milliseconds))
     peak = native().measure_peak(engine.isa, threads, _PEAK_MILLISECONDS)
-    return Profile(tuple(rows), engine.isa, threads, batch, peak)
+    return Profile(rows, engine.isa, "fp32", threads, images.shape[0], peak)
+
+
+def _profile_gpu(model: OptimizedModel, engine: GpuEngine, images: Tensor) -> Profile:
+    milliseconds = [sum(times) for times in engine.profile(images)]
+    launches = engine.block_launches(images.shape[2], images.shape[3])
+    megabytes = [sum(launch.bytes for launch, *_ in block) / 1e6 for block in launches]
+    from effv2_kernels.triton.ceilings import measure_ceilings
+
+    choice = model.choice
+    found = measure_ceilings(engine.device, TORCH_DTYPES[choice.dtype])
+    return Profile(
+        _rows(model, images, milliseconds, megabytes), choice.isa, choice.dtype, None, images.shape[0],
+        found.flops / 1e9, found.bytes / 1e9,
+    )  # fmt: skip
+
+
+def _rows(
+    model: OptimizedModel, images: Tensor, milliseconds: Sequence[float], megabytes: Sequence[float | None]
+) -> tuple[TimeRow, ...]:
+    batch, _, *size = images.shape
+    return tuple(
+        TimeRow(row.block, row.source, row.input, row.output, time, row.gflop * batch, moved)
+        for row, time, moved in zip(
+            explain_part("", model, (size[0], size[1])), milliseconds, megabytes, strict=True
+        )
+    )

@@ -8,7 +8,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from effv2_kernels import backends, structure
+from effv2_kernels import structure
+from effv2_kernels.backends import Settings
 from effv2_kernels.errors import CheckpointError, ModelError, UnavailableError
 from effv2_kernels.model import OptimizedModel
 
@@ -47,13 +48,17 @@ def load(
     backend: str = "auto",
     isa: str | None = None,
     threads: int | None = None,
+    cuda_graph: bool = True,
+    device: str | torch.device = "cpu",
 ) -> OptimizedModel:
-    """Read a file of ``save``. The options are those of ``optimize``.
+    """Read a file of ``save`` onto ``device``. The other options are those of ``optimize``.
 
     Raises CheckpointError for a file that is missing, truncated, of another format or version, or whose
     tensors do not fit its description.
     """
-    backends.choose(backend, dtype=dtype, isa=isa)
+    settings = Settings(backend, dtype, isa, threads, cuda_graph)
+    where = torch.device(device)
+    settings.choose(where)
     name = os.fspath(path)
     metadata, tensors = _read(name)
     if metadata.get("format") != _FORMAT:
@@ -82,7 +87,7 @@ def load(
         if not bool(torch.isfinite(tensor).all()):
             raise CheckpointError(f"{name}: '{key}' holds values that are not finite.")
     single = metadata.get("returns") == "tensor"
-    return OptimizedModel(network, backend=backend, dtype=dtype, isa=isa, threads=threads, single=single)
+    return OptimizedModel(network, settings, device=where, single=single)
 
 
 def _read(name: str) -> tuple[dict[str, str], dict[str, torch.Tensor]]:

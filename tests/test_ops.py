@@ -24,6 +24,9 @@ from effv2_kernels.ops import engines
 from effv2_kernels.reference import Architecture, run_block
 
 TINY = Spec("tiny", Architecture((8, 8, 16, 16), (1, 0, 1, 0), 2, (1, 0)), img_size=32)
+# backend, dtype, isa, threads and cuda_graph of the network op
+HOW = ("auto", "fp32", "scalar", 1, True)
+
 # The sizes of heads matter to the engine (see test_attention), not to the ops; small ones are quick.
 HEADS = {"heads": 4, "key_dim": 8, "value_dim": 16}
 
@@ -88,7 +91,7 @@ def test_opcheck_of_a_network(features, differentiable):
     g = seeded(30)
     fast = optimize(TINY.build(g, features_only=features))
     images = TINY.images(g, 2).requires_grad_(differentiable)
-    arguments = (images, fast._weights(), fast.description()["structure"], "", 0)
+    arguments = (images, fast._weights(), fast.description()["structure"], *HOW)
     checks = ["test_schema", "test_autograd_registration", "test_faketensor"]
     # What is left with gradients takes long; test_compiles_with_gradients covers it.
     checks += [] if differentiable else ["test_aot_dispatch_dynamic"]
@@ -262,7 +265,7 @@ def fast_and_images():
 
 def test_network_op_matches_float64(fast_and_images):
     fast, images = fast_and_images
-    (y,) = torch.ops.effv2.network(images, fast._weights(), fast.description()["structure"], "scalar", 1)
+    (y,) = torch.ops.effv2.network(images, fast._weights(), fast.description()["structure"], *HOW)
     (expected,) = exact_network(fast.network, images)
     assert_close(y, expected, NETWORK_BOUND * 4)  # weights of any size, see test_network
 

@@ -271,12 +271,9 @@ def test_precisions_that_cannot_run_yet(model, dtype):
         optimize(model, dtype=dtype)
 
 
-@pytest.mark.parametrize("backend", ["triton", "cuda"])
-def test_backends_that_do_not_exist_yet(model, backend):
-    with pytest.raises(
-        UnavailableError, match=rf"backend='{backend}'.* cannot run here: .*no {backend} backend yet"
-    ):
-        optimize(model, backend=backend)
+def test_a_backend_that_does_not_exist_yet(model):
+    with pytest.raises(UnavailableError, match=r"backend='cuda'.* cannot run here: .*no cuda backend yet"):
+        optimize(model, backend="cuda")
 
 
 @pytest.mark.parametrize(

@@ -11,14 +11,19 @@ from __future__ import annotations
 import weakref
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
+import torch
 from torch import Tensor
 
-from effv2_kernels import blocks
-from effv2_kernels.cpu import Engine, default_isa
+from effv2_kernels import backends, blocks, cpu
 from effv2_kernels.errors import InputError, ModelError
 from effv2_kernels.structure import block_sizes, rebuild
+
+if TYPE_CHECKING:
+    from effv2_kernels.triton.engine import Engine as GpuEngine
+
+Engine: TypeAlias = "cpu.Engine | GpuEngine"
 
 
 @dataclass
@@ -51,27 +56,56 @@ def _find(what: Hashable, weights: Sequence[Tensor], make: Callable[[], Engine])
     return entry.engine
 
 
-def block_engine(kind: str, values: Sequence[Any], build: Callable[[], blocks.Block]) -> Engine:
-    """The engine of the block that ``build`` makes of ``values``, its fields.
+def block_engine(kind: str, x: Tensor, values: Sequence[Any], build: Callable[[], blocks.Block]) -> Engine:
+    """The engine of the block that ``build`` makes of ``values``, its fields, for an input like x.
 
-    Raises InputError where the shapes or dtypes of the fields do not fit together.
+    It runs where x is, and on a GPU in the precision of x.
+
+    Raises InputError where shapes, dtypes or devices of x and the fields do not fit together.
     """
+    weights = [v for v in values if isinstance(v, Tensor)]
+    elsewhere = next((t.device for t in weights if t.device != x.device), None)
+    if elsewhere is not None:
+        raise InputError(
+            f"{kind}: x is on {x.device} and a weight on {elsewhere}; move one of them with .to(...)."
+        )
+    names = {torch_dtype: name for name, torch_dtype in backends.TORCH_DTYPES.items()}
+    if x.is_cuda and x.dtype not in names:
+        raise InputError(f"{kind}: expected x in {', '.join(map(str, names))}, but got {x.dtype}.")
+    dtype = names[x.dtype] if x.is_cuda else "fp32"
+    choice = backends.choose(dtype=dtype, device=x.device)
 
     def make() -> Engine:
         block = build()
         try:
             block_sizes(block)
-            return Engine(blocks.Network((block,), ("",)), isa)
+            return _engine(blocks.Network((block,), ("",)), choice, x.device)
         except ModelError as error:
             raise InputError(str(error)) from error
 
-    isa = default_isa()
-    weights = [v for v in values if isinstance(v, Tensor)]
     options = tuple(v for v in values if not isinstance(v, Tensor))
-    return _find((kind, isa, options), weights, make)
+    return _find((kind, choice, options), weights, make)
 
 
-def network_engine(weights: Sequence[Tensor], structure: str, isa: str | None) -> Engine:
-    """The engine of a whole network, given as ``effv2_kernels.structure`` describes it."""
-    isa = isa or default_isa()
-    return _find((structure, isa), weights, lambda: Engine(rebuild(structure, weights), isa))
+def network_engine(weights: Sequence[Tensor], structure: str, settings: backends.Settings) -> Engine:
+    """The engine of a whole network, given as ``effv2_kernels.structure`` describes it.
+
+    It runs where the weights are. Raises UnavailableError where that cannot be.
+    """
+    device = weights[0].device
+    choice = settings.choose(device)
+
+    def make() -> Engine:
+        return _engine(rebuild(structure, weights), choice, device, cuda_graph=settings.cuda_graph)
+
+    return _find((structure, choice, settings.cuda_graph), weights, make)
+
+
+def _engine(
+    network: blocks.Network, choice: backends.Choice, device: torch.device, *, cuda_graph: bool = True
+) -> Engine:
+    if choice.backend == "cpu":
+        return cpu.Engine(network, choice.isa)
+    from effv2_kernels.triton.engine import Engine as GpuEngine
+
+    return GpuEngine(network, backends.TORCH_DTYPES[choice.dtype], device, cuda_graph=cuda_graph)

@@ -1,11 +1,12 @@
-"""``torch.ops.effv2.network(x, weights, structure, isa, threads)``: a whole network in one native call.
+"""``torch.ops.effv2.network(x, weights, structure, backend, dtype, isa, threads, cuda_graph)``.
 
-This is how an optimised model appears in a graph of torch.compile or torch.export.
+A whole network in one call: this is how an optimised model appears in a graph of torch.compile or torch.export.
 
-x: (N, C, H, W) float32, any strides. weights: the tensors that ``structure`` names, in its order.
-structure: JSON, see ``effv2_kernels.structure``. isa: "" for the default of the machine that runs it.
-threads: 0 for ``torch.get_num_threads()`` at the time of the call. Returns the list of feature maps
-(N, C, H, W), channels_last, or of one tensor of logits (N, classes).
+x: (N, C, H, W) of the dtype, any strides. weights: the tensors that ``structure`` names, in its order,
+float32 and where x is. structure: JSON, see ``effv2_kernels.structure``. backend, dtype, cuda_graph: see
+``effv2_kernels.backends.Settings``. isa: "" for the default of the machine that runs it. threads: 0 for
+``torch.get_num_threads()`` at the time of the call. Returns the list of feature maps (N, C, H, W) of the
+dtype, channels_last, or of one tensor of logits (N, classes).
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from effv2_kernels.backends import TORCH_DTYPES, Settings
 from effv2_kernels.ops.registration import (
     OUTPUT_SHAPES,
     define,
@@ -25,14 +27,26 @@ from effv2_kernels.ops.registration import (
 from effv2_kernels.structure import block_sizes, rebuild
 
 
-def run(x: Tensor, weights: list[Tensor], structure: str, isa: str, threads: int) -> list[Tensor]:
+def run(
+    x: Tensor,
+    weights: list[Tensor],
+    structure: str,
+    backend: str,
+    dtype: str,
+    isa: str,
+    threads: int,
+    cuda_graph: bool,
+) -> list[Tensor]:
     from effv2_kernels.ops.engines import network_engine
 
-    return network_engine(weights, structure, isa or None).run(x, threads or None)
+    settings = Settings(backend, dtype, isa or None, threads or None, cuda_graph)
+    return network_engine(weights, structure, settings).run(x, threads or None)
 
 
-def fake(x: Tensor, weights: list[Tensor], structure: str, isa: str, threads: int) -> list[Tensor]:
+def fake(x: Tensor, weights: list[Tensor], structure: str, backend: str, dtype: str, *_: Any) -> list[Tensor]:
     network = rebuild(structure, weights)
+    expected = TORCH_DTYPES[dtype]
+    torch._check(x.dtype == expected, lambda: f"expected images of {expected}, got {x.dtype}")
     channels = block_sizes(network.blocks[0])["in"]
     torch._check(x.ndim == 4, lambda: f"expected images of rank 4, got {tuple(x.shape)}")
     torch._check(x.shape[1] == channels, lambda: f"expected {channels} channels, got {x.shape[1]}")
@@ -60,11 +74,12 @@ def backward(ctx: Any, upstream: list[Tensor]) -> tuple[Any, ...]:
         return [y] if isinstance(y, Tensor) else y
 
     x, *weights = gradients(reference, ctx.saved_tensors, upstream)
-    return x, weights, None, None, None
+    return x, weights, *[None] * 6
 
 
 define(
-    "network(Tensor x, Tensor[] weights, str structure, str isa, int threads) -> Tensor[]",
+    "network(Tensor x, Tensor[] weights, str structure, str backend, str dtype, str isa, int threads, "
+    "bool cuda_graph) -> Tensor[]",
     run,
     fake,
     setup_context,

@@ -49,7 +49,7 @@ def empty_map(x: Tensor, channels: Any, size: tuple[Any, Any] | None) -> Tensor:
 
 
 def register(block_type: type[blocks.Block], output_shape: OutputShape) -> None:
-    """Define ``torch.ops.effv2.<kind>`` with its CPU kernel, fake kernel and autograd."""
+    """Define ``torch.ops.effv2.<kind>`` with its kernels, fake kernel and autograd."""
     kind = block_type.kind
     OUTPUT_SHAPES[kind] = output_shape
     names = [f.name for f in fields(block_type)]
@@ -61,7 +61,7 @@ def register(block_type: type[blocks.Block], output_shape: OutputShape) -> None:
     def run(x: Tensor, *values: Any) -> Tensor:
         from effv2_kernels.ops.engines import block_engine
 
-        return block_engine(kind, values, lambda: make(values)).run(x)[0]
+        return block_engine(kind, x, values, lambda: make(values)).run(x)[0]
 
     def fake(x: Tensor, *values: Any) -> Tensor:
         try:
@@ -104,7 +104,8 @@ def define(
     """Put one op into the library."""
     LIBRARY.define(op_schema)
     name = op_schema.partition("(")[0]
-    LIBRARY.impl(name, run, "CPU")
+    for device in ("CPU", "CUDA"):
+        LIBRARY.impl(name, run, device)
     torch.library.register_fake(f"effv2::{name}", fake, lib=LIBRARY)
     torch.library.register_autograd(f"effv2::{name}", backward, setup_context=setup_context, lib=LIBRARY)
 

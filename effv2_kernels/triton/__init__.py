@@ -2,7 +2,8 @@
 
 ``tiles`` holds what kernels are made of, ``product`` the matrix product that most launches are. Each block's
 file packs its weights and plans its launches (``launch``) for one size of the input; ``plan`` does so for a
-whole network. ``ahead`` compiles kernels for GPUs that are not there.
+whole network. ``engine`` keeps plans and their CUDA graphs (``graph``), ``tuning`` chooses tiles by measuring
+(``device``), and ``ahead`` compiles kernels for GPUs that are not there.
 
-Not imported by the rest of the package yet: it needs Triton.
+Needs Triton; the rest of the package imports this folder only for a model on a GPU.
 """

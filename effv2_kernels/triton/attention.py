@@ -382,5 +382,8 @@ class Attention(Packed):
             lambda t: blocks_of(tokens, t.blocks["BQ"]) * (self.heads // t.blocks["OUT_HEADS"]) * qkv.images,
             tiles,
             u,
-            qkv.images * tokens * tokens * self.heads * (self.key_dim + self.value_dim),
+            qkv.images
+            * tokens
+            * self.heads
+            * (tokens * (self.key_dim + self.value_dim + 2 * self.heads) + 9 * self.value_dim),
         )

@@ -201,7 +201,7 @@ class AttentionDownsample(Packed):
                 tile(2, 2, BQ=16, BKEYS=32),
             ],
             u,
-            x.images * queries * tokens * self.heads * (self.key_dim + self.value_dim),
+            x.images * queries * self.heads * (tokens * (self.key_dim + self.value_dim) + 9 * self.value_dim),
         )  # fmt: skip
         y = x.like(self.proj.shape[1], height, width)
         join = Launch(

@@ -39,6 +39,14 @@ class FeatureMap:
     def bytes(self) -> int:
         return self.elements * self.dtype.itemsize
 
+    @property
+    def reach(self) -> int:
+        """Elements from the first to the last one, which strides may take far apart."""
+        if self.strides is None:
+            return self.elements
+        sizes = (self.images, self.channels, self.height, self.width)
+        return 1 + sum((size - 1) * stride for size, stride in zip(sizes, self.strides, strict=True))
+
     def like(self, channels: int, height: int | None = None, width: int | None = None) -> FeatureMap:
         """A new map of the same images and dtype."""
         return FeatureMap(
@@ -50,7 +58,7 @@ class FeatureMap:
         )
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Tile:
     """How a kernel cuts its work: block sizes by constexpr name, warps of a program, pipeline stages."""
 
@@ -73,7 +81,8 @@ class Launch:
 
     arguments: every runtime argument in the kernel's order: buffers, weights (tensors), integers.
     constants: the constexprs that do not depend on the tile. programs: size of the grid for a tile.
-    tiles: candidates; the first is the one to use unmeasured. macs: multiply-adds of the useful products.
+    tiles: candidates; the first is the one to use unmeasured. macs: multiply-adds that the block needs, not
+    those that the kernel repeats; resizing and means are not counted.
     """
 
     kernel: Any
@@ -90,6 +99,15 @@ class Launch:
         return name
 
     @property
+    def key(self) -> str:
+        """What a choice of tile depends on: kernel, dtypes, constants and sizes."""
+        parts = [self.name]
+        for name, value in self.arguments.items():
+            is_buffer = isinstance(value, (Tensor, FeatureMap))
+            parts.append(f"{name}={str(value.dtype).removeprefix('torch.') if is_buffer else value}")
+        return " ".join([*parts, *(f"{name}={value}" for name, value in self.constants.items())])
+
+    @property
     def bytes(self) -> int:
         """Of all buffers and weights, each counted once."""
         seen = {id(v): v for v in self.arguments.values() if isinstance(v, (Tensor, FeatureMap))}
@@ -98,7 +116,7 @@ class Launch:
 
 def is_wide(*maps: FeatureMap) -> bool:
     """Whether addresses into one of these need 64 bits."""
-    return any(m.elements >= WIDE_ELEMENTS for m in maps)
+    return any(m.reach >= WIDE_ELEMENTS for m in maps)
 
 
 def round_up_to_power(size: int, least: int = 16) -> int:

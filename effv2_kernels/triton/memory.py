@@ -30,20 +30,24 @@ class Lifetime:
         return self.first <= other.last and other.first <= self.last
 
 
-def lifetimes(launches: Sequence[Launch], keep: Collection[FeatureMap]) -> dict[FeatureMap, Lifetime]:
-    """Of every buffer that a launch writes; those in ``keep`` are read after the last launch."""
+def lifetimes(launches: Sequence[Launch], outside: Collection[FeatureMap]) -> dict[FeatureMap, Lifetime]:
+    """Of every buffer that a launch writes and that is not in ``outside``."""
     found: dict[FeatureMap, Lifetime] = {}
     for i, launch in enumerate(launches):
         for value in launch.arguments.values():
             if isinstance(value, FeatureMap) and value in found:
                 found[value] = Lifetime(found[value].first, i)
-        found.setdefault(launch.output, Lifetime(i, i))
-    return {m: Lifetime(life.first, len(launches)) if m in keep else life for m, life in found.items()}
+        if launch.output not in outside:
+            found.setdefault(launch.output, Lifetime(i, i))
+    return found
 
 
-def lay_out(launches: Sequence[Launch], keep: Collection[FeatureMap]) -> Layout:
-    """Place the largest buffers first, each at the lowest offset that is free during its life."""
-    alive = lifetimes(launches, keep)
+def lay_out(launches: Sequence[Launch], outside: Collection[FeatureMap]) -> Layout:
+    """Place the largest buffers first, each at the lowest offset that is free during its life.
+
+    outside: buffers with memory of their own, such as outputs.
+    """
+    alive = lifetimes(launches, outside)
     offsets: dict[FeatureMap, int] = {}
     end = 0
     for buffer in sorted(alive, key=lambda m: (-m.bytes, alive[m].first)):

@@ -10,12 +10,15 @@ import torch
 from torch import Tensor
 
 from effv2_kernels.reference.attention_bias import bias_for
-from effv2_kernels.triton.launch import FeatureMap, Launch
+from effv2_kernels.triton.launch import FeatureMap, Launch, blocks_of
 
 _LOG2_E = math.log2(math.e)
 
 # Biases of maps with at most so many values per head are looked up ready gathered, larger ones by distance.
 _DENSE_VALUES = 128 * 128
+
+# Grids whose bias a table keeps ready; plans hold on to those that they use.
+_MAX_GRIDS = 16
 
 
 class Packed(ABC):
@@ -69,7 +72,7 @@ class BiasTable:
         grid = (height, width)
         if grid not in self._made:
             stride = self._query_stride
-            values = height * width * -(-height // stride) * -(-width // stride)
+            values = height * width * blocks_of(height, stride) * blocks_of(width, stride)
             fits = tuple(self._table.shape[1:]) == grid
             dense = values <= _DENSE_VALUES or not fits
             made = (
@@ -77,5 +80,7 @@ class BiasTable:
                 if dense
                 else self._table
             )
+            if len(self._made) >= _MAX_GRIDS:
+                self._made.clear()
             self._made[grid] = ((made * _LOG2_E).float().contiguous().to(self._device), dense)
         return self._made[grid]

@@ -58,12 +58,13 @@ def execute(launch: Launch, chosen: Tile, memory: dict[FeatureMap, Tensor]) -> N
 
 
 class Plan:
-    """The launches of a network for images of one shape and layout, on memory of its own.
+    """The launches of a network for images of one shape and layout. It holds no memory for activations.
 
     packed: the blocks. x: what the images are. outputs: indices of the blocks whose outputs are returned,
     each with the scale and shift to put on it, or None.
 
-    The tile of each launch is the first of its candidates.
+    blocks: the launches of each block; launches: all of them, with those of scales and shifts; tiles: of
+    each launch, to begin with the first of its candidates.
 
     Raises ResolutionError where an attention bias does not fit.
     """
@@ -74,7 +75,6 @@ class Plan:
         x: FeatureMap,
         outputs: Sequence[tuple[int, Feature | None]],
         precision: str,
-        device: torch.device | str,
     ) -> None:
         self.image = x
         self.blocks = plan_blocks(packed, x, precision)
@@ -87,27 +87,29 @@ class Plan:
                 made = self.launches[-1].output
             self.outputs.append(made)
         self.tiles = [launch.tiles[0] for launch in self.launches]
-        layout = lay_out(self.launches, self.outputs)
-        self._memory = torch.empty(layout.bytes, dtype=torch.uint8, device=device)
-        self._tensors = {
-            m: self._memory[start : start + m.bytes].view(m.dtype) for m, start in layout.offsets.items()
-        }
+        self._layout = lay_out(self.launches, outside=self.outputs)
 
     @property
     def bytes(self) -> int:
-        """Of all buffers."""
-        return self._memory.nbytes
+        """Of all activations but the outputs, while a run is under way."""
+        return self._layout.bytes
 
-    def run(self, images: Tensor) -> list[Tensor]:
+    def run(self, images: Tensor, arena: Tensor | None = None) -> list[Tensor]:
         """Launch everything on the current stream; nothing waits for the GPU.
 
-        images: as planned. Returns the outputs (N, C, H, W), channels_last, in memory that the next run
-        writes again.
+        images: as planned. arena: (``bytes``,) uint8 on the same device for the activations; None takes it
+        from PyTorch, which hands it out again when its work on this stream is done, so that runs on several
+        streams and from several threads do not meet. Returns the outputs (N, C, H, W) in channels_last.
         """
-        memory = {**self._tensors, self.image: images}
+        if arena is None:
+            arena = images.new_empty(self.bytes, dtype=torch.uint8)
+        memory = {self.image: images}
+        for m, start in self._layout.offsets.items():
+            memory[m] = arena[start : start + m.bytes].view(m.dtype)
+        for m in self.outputs:
+            memory[m] = images.new_empty(m.elements, dtype=m.dtype)
         for launch, tile in zip(self.launches, self.tiles, strict=True):
             execute(launch, tile, memory)
         return [
-            self._tensors[m].view(m.images, m.height, m.width, m.channels).permute(0, 3, 1, 2)
-            for m in self.outputs
+            memory[m].view(m.images, m.height, m.width, m.channels).permute(0, 3, 1, 2) for m in self.outputs
         ]

@@ -131,6 +131,6 @@ class Stem(Packed):
                 tile(4, 2, BM=128, BN=columns, BP=patch),
             ],
             y,
-            4 * y.pixels * mid * 9 * x.channels + y.elements * 9 * mid,
+            9 * (x.images * mid_height * mid_width * mid * x.channels + y.elements * mid),
         )  # fmt: skip
         return [launch]

@@ -1,0 +1,77 @@
+"""What an engine takes as its input, and what it says of anything else; the same on every device."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from effv2_kernels import blocks
+from effv2_kernels.errors import InputError, ResolutionError
+
+Sizes = tuple[tuple[int, int], tuple[int, int]]
+
+_CAST = {torch.float32: "float", torch.float16: "half", torch.bfloat16: "bfloat16"}
+
+
+def check_input(x: Tensor, channels: int, dtype: torch.dtype, device: torch.device) -> None:
+    """Raise InputError unless x is a dense (N, channels, H, W) of ``dtype`` on ``device``, and not empty."""
+    if x.ndim != 4:
+        raise InputError(
+            f"expected images of rank 4 (N, {channels}, H, W), but got rank {x.ndim}: {tuple(x.shape)}."
+            + (" Add the batch dimension with x.unsqueeze(0)." if x.ndim == 3 else "")
+        )
+    if x.shape[1] != channels:
+        raise InputError(
+            f"expected {channels} channels, (N, {channels}, H, W), but got {x.shape[1]}: {tuple(x.shape)}."
+            + (" The layout looks like (N, H, W, C): use x.permute(0, 3, 1, 2)." * (x.shape[3] == channels))
+        )
+    if 0 in x.shape:
+        empty = "batch is empty" if x.shape[0] == 0 else "images have no pixels"
+        raise InputError(f"the {empty}: {tuple(x.shape)}. Give at least one image of at least one pixel.")
+    if x.device != device:
+        how = "x.cpu()" if device.type == "cpu" else f"x.to('{device}')"
+        model = "" if x.is_meta else f", or the model with model.to('{x.device}')"
+        raise InputError(
+            f"expected a tensor on the {device}, but got one on {x.device}. Move it with {how}{model}."
+        )
+    if x.dtype != dtype:
+        raise InputError(
+            f"expected {dtype}, but got {x.dtype}. Convert with x.{_CAST[dtype]}(); the precision is chosen "
+            f"with optimize(model, dtype=...), never by the input."
+        )
+    if x.layout != torch.strided:
+        raise InputError(
+            f"expected a dense tensor, but got the layout {x.layout}. Convert with x.to_dense()."
+        )
+
+
+def fitting_sizes(network: blocks.Network) -> Sizes | None:
+    """(least, most) rows and (least, most) columns of images that all attention biases fit; None is any."""
+    low, high = [1, 1], [0, 0]
+    step = 1  # pixels of the image for one row of the map at hand
+    for block in network.blocks:
+        table, tokens = None, step
+        if isinstance(block, blocks.Stem):
+            step *= 4
+        elif isinstance(block, blocks.Attention):
+            table, tokens = block.bias, step * block.stride
+        elif isinstance(block, blocks.AttentionDownsample):
+            table = block.bias
+        if isinstance(block, (blocks.ConvDownsample, blocks.AttentionDownsample)):
+            step *= 2
+        if table is None or getattr(block, "resize_bias", False):
+            continue
+        for axis, size in enumerate(table.shape[1:]):
+            low[axis] = max(low[axis], (size - 1) * tokens + 1)
+            high[axis] = min(high[axis] or size * tokens, size * tokens)
+    return ((low[0], high[0]), (low[1], high[1])) if high[0] else None
+
+
+def misfit(sizes: Sizes, height: int, width: int) -> ResolutionError:
+    """The error for images of height x width where the biases fit ``sizes`` alone."""
+    rows, cols = sizes
+    return ResolutionError(
+        f"the attention biases of this model fit inputs of {rows[0]}-{rows[1]} rows by "
+        f"{cols[0]}-{cols[1]} columns, but this one is {height}x{width}. Resize it, or create the "
+        f"model with img_size=({height}, {width})."
+    )

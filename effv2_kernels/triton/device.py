@@ -1,0 +1,76 @@
+"""Compile and time single launches on the GPU at hand."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import triton.testing
+from torch import Tensor
+from triton.runtime.errors import OutOfResources, PTXASError
+from triton.runtime.jit import MockTensor
+
+from effv2_kernels.errors import UnavailableError
+from effv2_kernels.triton.ahead import Resources
+from effv2_kernels.triton.launch import FeatureMap, Launch, Tile
+from effv2_kernels.triton.plan import execute
+
+# Milliseconds of replays that one timing takes.
+_TIMING = 10
+
+
+def compile_here(launch: Launch, tile: Tile) -> Resources | None:
+    """Compile one launch for the current GPU, or find it in Triton's cache; None where it does not fit."""
+    arguments = [
+        MockTensor(v.dtype) if isinstance(v, (FeatureMap, Tensor)) else v for v in launch.arguments.values()
+    ]
+    options = {"num_warps": tile.warps, "num_stages": tile.stages}
+    try:
+        made: Any = launch.kernel.warmup(*arguments, grid=(1,), **launch.constants, **tile.blocks, **options)
+        made._init_handles()
+    except (OutOfResources, PTXASError):
+        return None
+    return Resources(made.n_regs, 4 * made.n_spills, made.metadata.shared)
+
+
+def best_unmeasured(launch: Launch) -> tuple[Tile, Resources]:
+    """The first of a launch's tiles that fits the current GPU without spilling, or spills least.
+
+    Raises UnavailableError where none can be launched at all.
+    """
+    fitting = []
+    for tile in launch.tiles:
+        made = compile_here(launch, tile)
+        if made is not None and made.stack == 0:
+            return tile, made
+        if made is not None:
+            fitting.append((tile, made))
+    if not fitting:
+        raise UnavailableError(
+            f"none of the {len(launch.tiles)} tiles of {launch.name} fits into the shared memory of this GPU "
+            f"({torch.cuda.get_device_name()}). Use another GPU, or another precision with "
+            f"optimize(model, dtype=...)."
+        )
+    return min(fitting, key=lambda found: found[1].stack)
+
+
+def milliseconds(launch: Launch, tile: Tile) -> float:
+    """The median time of one launch, replayed in a CUDA graph on random numbers.
+
+    Raises UnavailableError where its buffers do not fit beside what is in memory.
+    """
+    try:
+        memory = {m: _random(m) for m in launch.arguments.values() if isinstance(m, FeatureMap)}
+    except torch.OutOfMemoryError as error:
+        raise UnavailableError(
+            f"the GPU has too little free memory to time {launch.name}: it needs {launch.bytes / 1e6:.0f} MB "
+            f"beside what is there. Free some, or give a smaller batch; the model can be used as it is."
+        ) from error
+    median: float = triton.testing.do_bench_cudagraph(
+        lambda: execute(launch, tile, memory), rep=_TIMING, return_mode="median"
+    )
+    return median
+
+
+def _random(m: FeatureMap) -> Tensor:
+    return torch.randn(m.reach, device="cuda", dtype=m.dtype)

@@ -1,0 +1,240 @@
+"""The bridge to the Triton kernels: a network on one GPU, ready for images of any size and batch."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections import OrderedDict
+from collections.abc import Hashable
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from effv2_kernels import blocks
+from effv2_kernels.errors import ResolutionError, UnavailableError
+from effv2_kernels.inputs import check_input, fitting_sizes, misfit
+from effv2_kernels.structure import block_sizes
+from effv2_kernels.triton import tuning
+from effv2_kernels.triton.ahead import Resources
+from effv2_kernels.triton.device import milliseconds
+from effv2_kernels.triton.feature import Feature
+from effv2_kernels.triton.graph import Graph
+from effv2_kernels.triton.launch import FeatureMap, Launch, Tile
+from effv2_kernels.triton.plan import Plan, pack
+from effv2_kernels.triton.tiles import INTERPRETED
+
+_log = logging.getLogger(__name__)
+
+# Shapes of images that stay planned, and captured if they came twice; those used longest ago go first.
+_MAX_PLANS = 16
+
+
+@dataclass
+class _Planned:
+    plan: Plan
+    resources: list[Resources | None]  # of each launch; None under Triton's interpreter
+    runs: int = 0
+    graph: Graph | None = None
+    capture: bool = True  # whether to try
+
+
+class Engine:
+    """A network of packed blocks on a GPU; calls may come from several threads and streams at once.
+
+    ``run`` takes images (N, C, H, W) of ``dtype`` on ``device`` and returns the network's outputs: feature
+    maps (N, C, H, W) in channels_last, or one tensor of logits (N, classes). For a network without head
+    and without features (a single block) the output of the last block is returned.
+
+    dtype: float32, float16 or bfloat16. device: with its index; the CPU under Triton's interpreter.
+    cuda_graph: capture images of one shape as a CUDA graph when they come for the second time.
+    """
+
+    def __init__(
+        self,
+        network: blocks.Network,
+        dtype: torch.dtype,
+        device: torch.device,
+        *,
+        cuda_graph: bool = True,
+    ) -> None:
+        self._dtype, self._device, self._cuda_graph = dtype, device, cuda_graph and device.type == "cuda"
+        self._channels = block_sizes(network.blocks[0])["in"]
+        self._reads_any_layout = isinstance(network.blocks[0], blocks.Stem)
+        self._has_head = isinstance(network.blocks[-1], blocks.Head)
+        self._sizes = fitting_sizes(network)
+        features = network.features or (blocks.Feature(len(network.blocks) - 1),)
+        with torch.inference_mode(False), torch.no_grad():
+            self._packed = [pack(block, dtype, device) for block in network.blocks]
+            self._outputs = [(f.block, None if f.scale is None else Feature(f, device)) for f in features]
+        self._planned: OrderedDict[Hashable, _Planned] = OrderedDict()
+        self._lock = threading.RLock()
+
+    @property
+    def in_channels(self) -> int:
+        return self._channels
+
+    @property
+    def device(self) -> torch.device:
+        return self._device
+
+    @property
+    def last_size(self) -> tuple[int, int] | None:
+        """(rows, columns) of the input of the last call, None before the first one."""
+        if not self._planned:
+            return None
+        image = next(reversed(self._planned.values())).plan.image
+        return image.height, image.width
+
+    @property
+    def packed_bytes(self) -> int:
+        """Bytes of the packed weights."""
+        packed = [*self._packed, *(feature for _, feature in self._outputs if feature is not None)]
+        return sum(v.nbytes for part in packed for v in vars(part).values() if isinstance(v, Tensor))
+
+    def block_shapes(self, height: int, width: int) -> list[tuple[int, int, int]]:
+        """(channels, height, width) of each output; ResolutionError where an attention bias does not fit."""
+        outputs = [launches[-1].output for launches in self._plan_one(height, width).blocks]
+        return [(m.channels, m.height, m.width) for m in outputs]
+
+    def block_macs(self, height: int, width: int) -> list[int]:
+        """Multiply-adds of each block for one image of a size that fits."""
+        return [sum(launch.macs for launch in block) for block in self._plan_one(height, width).blocks]
+
+    def block_launches(self, height: int, width: int) -> list[list[tuple[Launch, Tile, Resources | None]]]:
+        """The launches of each block, with their tiles and what those take of the GPU.
+
+        They are those of the last batch of this size, or of one image. The scale and shift of a returned
+        feature map count as part of its block. Raises ResolutionError and UnavailableError as ``run`` does.
+        """
+        with self._lock, self._on_device():
+            planned = next(
+                (
+                    planned
+                    for planned in reversed(self._planned.values())
+                    if (planned.plan.image.height, planned.plan.image.width) == (height, width)
+                ),
+                None,
+            ) or self._make(torch.Size((1, self._channels, height, width)), True, self._precision())
+        plan = planned.plan
+        chosen = list(zip(plan.launches, plan.tiles, planned.resources, strict=True))
+        of_blocks = [[chosen.pop(0) for _ in block] for block in plan.blocks]
+        for i, feature in self._outputs:
+            if feature is not None:
+                of_blocks[i].append(chosen.pop(0))
+        return of_blocks
+
+    def profile(self, x: Tensor) -> list[list[float]]:
+        """The milliseconds of each launch of each block for images like x: medians, each launch on its own.
+
+        Raises as ``run`` does, and UnavailableError without a GPU or without memory for the largest launch.
+        """
+        if self._device.type != "cuda":
+            raise UnavailableError("only a GPU can be profiled; this model runs in Triton's interpreter.")
+        x = self._accepted(x)
+        with self._on_device():
+            self._find(x)
+            return [
+                [milliseconds(launch, tile) for launch, tile, _ in block]
+                for block in self.block_launches(x.shape[2], x.shape[3])
+            ]
+
+    def run(self, x: Tensor, threads: int | None = None) -> list[Tensor]:
+        """The outputs for x, on the current stream; nothing waits for the GPU. threads: of no meaning here.
+
+        Raises InputError for another rank, channel count, dtype, layout or device and for empty inputs,
+        ResolutionError where an attention bias does not fit, and torch.OutOfMemoryError, after which the
+        engine can go on.
+        """
+        x = self._accepted(x)
+        with self._on_device():
+            planned = self._find(x)
+            capturing = self._cuda_graph and torch.cuda.is_current_stream_capturing()
+            if self._cuda_graph and not capturing and planned.graph is None and planned.runs > 0:
+                self._capture(planned, x)
+            planned.runs += 1
+            graph = planned.graph
+            # Who captures a graph around this one gets the launches, on memory that belongs to that graph.
+            outputs = planned.plan.run(x) if graph is None or capturing else graph.replay(x)
+        return [y.flatten(1) for y in outputs] if self._has_head else outputs
+
+    def tune(self, x: Tensor, progress: tuning.Progress) -> None:
+        """Measure the tiles of all launches for images like x, and use the fastest from now on.
+
+        Raises as ``run`` does, and UnavailableError where memory does not suffice to measure.
+        """
+        x = self._accepted(x)
+        with self._on_device(), self._lock:
+            table = tuning.table_of(self._device)
+            try:
+                tuning.measure(self._find(x).plan.launches, table, progress)
+            finally:
+                self._planned.clear()
+
+    def _accepted(self, x: Tensor) -> Tensor:
+        """x in one of the layouts that are planned for, with the values that it shows."""
+        check_input(x, self._channels, self._dtype, self._device)
+        x = x.detach().resolve_neg()
+        if not self._reads_any_layout:
+            return x.contiguous(memory_format=torch.channels_last)
+        if x.is_contiguous(memory_format=torch.channels_last):
+            return x
+        return x.contiguous()
+
+    def _on_device(self) -> AbstractContextManager[object]:
+        return torch.cuda.device(self._device) if self._device.type == "cuda" else nullcontext()
+
+    def _precision(self) -> str:
+        """Of products in float32: what PyTorch's own switch for matrix products says."""
+        allowed = torch.backends.cuda.matmul.fp32_precision == "tf32"
+        return "tf32" if allowed and self._dtype is torch.float32 else "ieee"
+
+    def _find(self, x: Tensor) -> _Planned:
+        precision = self._precision()
+        nhwc = x.is_contiguous(memory_format=torch.channels_last)
+        key = (x.shape, nhwc, precision)
+        with self._lock:
+            planned = self._planned.get(key)
+            if planned is None:
+                planned = self._make(x.shape, nhwc, precision)
+                if len(self._planned) >= _MAX_PLANS:
+                    self._planned.popitem(last=False)
+                self._planned[key] = planned
+            self._planned.move_to_end(key)
+        return planned
+
+    def _make(self, shape: torch.Size, nhwc: bool, precision: str) -> _Planned:
+        plan = self._plan(shape, nhwc, precision)
+        if INTERPRETED:
+            return _Planned(plan, [None] * len(plan.launches))
+        table = tuning.table_of(self._device)
+        chosen = [tuning.choose(launch, table) for launch in plan.launches]
+        plan.tiles = [tile for tile, _ in chosen]
+        return _Planned(plan, [resources for _, resources in chosen])
+
+    def _plan(self, shape: torch.Size, nhwc: bool, precision: str) -> Plan:
+        n, c, h, w = shape
+        image = FeatureMap(n, h, w, c, self._dtype, None if nhwc else (c * h * w, h * w, w, 1))
+        try:
+            with torch.inference_mode(False):
+                return Plan(self._packed, image, self._outputs, precision)
+        except ResolutionError as error:
+            if self._sizes is None:
+                raise
+            raise misfit(self._sizes, h, w) from error
+
+    def _plan_one(self, height: int, width: int) -> Plan:
+        return self._plan(torch.Size((1, self._channels, height, width)), True, "ieee")
+
+    def _capture(self, planned: _Planned, x: Tensor) -> None:
+        with self._lock:
+            if planned.graph is not None or not planned.capture:
+                return
+            planned.capture = False
+            try:
+                planned.graph = Graph(planned.plan, x)
+            except RuntimeError as error:
+                _log.warning(
+                    "images of %s run without a CUDA graph, kernel by kernel: %s", tuple(x.shape), error
+                )

@@ -1,0 +1,134 @@
+"""Which tile each launch takes: measured on this GPU, shipped for its kind, or the first that fits.
+
+Measured choices are kept in one JSON file for each kind of GPU, version of this package and version of
+Triton, in the folder EFFV2_CACHE_DIR or ``~/.cache/effv2_kernels``. The shipped ones are files of the same
+kind beside this module, made by measuring as well. A file that cannot be read or written is left alone with
+a warning: it only makes things slower.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import re
+import tempfile
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+import triton
+
+import effv2_kernels
+from effv2_kernels.triton.ahead import Resources
+from effv2_kernels.triton.device import best_unmeasured, compile_here, milliseconds
+from effv2_kernels.triton.launch import Launch, Tile
+
+_log = logging.getLogger(__name__)
+_SHIPPED = Path(__file__).with_name("tuned")
+
+# progress(launches done, launches in all, what is measured now)
+Progress = Callable[[int, int, str], None]
+
+
+class TileTable:
+    """The tiles that were measured on one kind of GPU; may be used from several threads.
+
+    gpu: its name as PyTorch gives it.
+    """
+
+    def __init__(self, gpu: str) -> None:
+        kind = re.sub(r"[^a-z0-9]+", "-", gpu.lower()).strip("-")
+        self.path = _folder() / f"{kind}-{effv2_kernels.__version__}-triton-{triton.__version__}.json"
+        self._lock = threading.Lock()
+        self._tiles = {**_read(_SHIPPED / f"{kind}.json"), **_read(self.path)}
+
+    def find(self, launch: Launch) -> Tile | None:
+        """The tile measured for a launch, None if there is none or it is no candidate any more."""
+        named = self._tiles.get(launch.key)
+        return next((tile for tile in launch.tiles if str(tile) == named), None)
+
+    def add(self, chosen: dict[str, Tile]) -> None:
+        """Remember the tiles of launches, by their key, here and on disk."""
+        with self._lock:
+            self._tiles |= {key: str(tile) for key, tile in chosen.items()}
+            # Another process may have measured as well since this one began.
+            merged = {**_read(self.path), **{key: self._tiles[key] for key in chosen}}
+            try:
+                _write(self.path, merged)
+            except OSError as error:
+                _log.warning(
+                    "the measured tiles cannot be kept in %s (%s); they are used in this process only. Name "
+                    "another folder with EFFV2_CACHE_DIR.",
+                    self.path,
+                    error,
+                )
+
+
+_tables: dict[str, TileTable] = {}
+
+
+def table_of(device: torch.device) -> TileTable:
+    """The table of the GPU ``device``, read at the first use."""
+    gpu = torch.cuda.get_device_name(device)
+    if gpu not in _tables:
+        _tables[gpu] = TileTable(gpu)
+    return _tables[gpu]
+
+
+def choose(launch: Launch, table: TileTable) -> tuple[Tile, Resources]:
+    """The tile to use for a launch on the current GPU. Raises UnavailableError where none fits."""
+    tile = table.find(launch)
+    made = None if tile is None else compile_here(launch, tile)
+    return best_unmeasured(launch) if tile is None or made is None else (tile, made)
+
+
+def measure(launches: list[Launch], table: TileTable, progress: Progress) -> None:
+    """Time every tile of every launch that the table does not know, and remember the fastest ones.
+
+    Raises UnavailableError where memory does not suffice; what was measured before is kept.
+    """
+    open_launches = {launch.key: launch for launch in launches if table.find(launch) is None}
+    chosen: dict[str, Tile] = {}
+    try:
+        for done, (key, launch) in enumerate(open_launches.items()):
+            progress(done, len(open_launches), launch.name)
+            times = {}
+            for tile in launch.tiles:
+                if compile_here(launch, tile) is not None:
+                    times[tile] = milliseconds(launch, tile)
+            if times:
+                chosen[key] = min(times, key=lambda tile: times[tile])
+        progress(len(open_launches), len(open_launches), "done")
+    finally:
+        if chosen:
+            table.add(chosen)
+
+
+def _folder() -> Path:
+    named = os.environ.get("EFFV2_CACHE_DIR")
+    return Path(named) if named else Path.home() / ".cache" / "effv2_kernels"
+
+
+def _read(path: Path) -> dict[str, str]:
+    try:
+        data: Any = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError) as error:
+        _log.warning("the measured tiles in %s cannot be read (%s) and are ignored.", path, error)
+        return {}
+    if not isinstance(data, dict) or not all(isinstance(value, str) for value in data.values()):
+        _log.warning("%s does not hold measured tiles and is ignored.", path)
+        return {}
+    return data
+
+
+def _write(path: Path, tiles: dict[str, str]) -> None:
+    """Whole or not at all, whoever reads meanwhile."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.NamedTemporaryFile("w", dir=path.parent, delete=False, encoding="utf-8") as file:
+        json.dump(tiles, file, indent=1, sort_keys=True)
+    os.replace(file.name, path)

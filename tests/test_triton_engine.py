@@ -1,0 +1,468 @@
+"""Models on the GPU engine, run by Triton's interpreter on the CPU; and what is refused without a GPU."""
+
+import copy
+import logging
+import pickle
+import threading
+
+import pytest
+import torch
+from checks import NETWORK_BOUND, assert_close, exact_network, one_torch_thread, seeded
+from models import SMALL, Spec
+from torch import nn
+
+pytest.importorskip("triton")
+
+import effv2_kernels
+from effv2_kernels import backends, explain, load, optimize, save, sources
+from effv2_kernels.errors import InputError, ModelError, ResolutionError, UnavailableError
+from effv2_kernels.reference import Architecture
+from effv2_kernels.triton import engine as engines
+from effv2_kernels.triton.engine import Engine
+from effv2_kernels.triton.plan import Plan
+
+TINY = Spec("tiny", Architecture((8, 8, 16, 16), (1, 0, 1, 0), 2, (1, 0)), img_size=32)
+DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+BOUNDS = {"fp32": NETWORK_BOUND, "fp16": 2e-2, "bf16": 2e-2}
+
+
+@pytest.fixture(autouse=True)
+def quiet_pytorch():
+    with one_torch_thread():
+        yield
+
+
+def tiny(dtype="fp16", **options):
+    return optimize(TINY.build(seeded(60)), dtype=dtype, backend="triton", **options)
+
+
+def images(batch=1, dtype=torch.float16):
+    return TINY.images(seeded(61), batch).to(dtype)
+
+
+class CountingPlan(Plan):
+    made = 0
+
+    def __init__(self, *args):
+        type(self).made += 1
+        super().__init__(*args)
+
+
+@pytest.fixture(scope="module")
+def fast():
+    return tiny()
+
+
+@pytest.fixture(scope="module")
+def logits(fast):
+    with one_torch_thread():
+        return fast(images())
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_logits(dtype):
+    fast, x = tiny(dtype), images(2, DTYPES[dtype])
+    y = fast(x)
+    (expected,) = exact_network(fast.network, x)
+    assert (y.shape, y.dtype) == ((2, 10), DTYPES[dtype])
+    assert_close(y.float(), expected, BOUNDS[dtype])
+
+
+def test_feature_maps():
+    """Of a backbone that returns four, two of them with a BatchNorm of their own."""
+    norms = (True, False, True, False)
+    model = SMALL[0].build(seeded(62), num_classes=0, features_only=True, feature_norms=norms)
+    fast = optimize(model, backend="triton", dtype="fp32")
+    x = SMALL[0].images(seeded(63))
+    expected = exact_network(fast.network, x)
+    found = fast(x)
+    assert len(found) == len(expected) == 4
+    for y, y_expected in zip(found, expected, strict=True):
+        assert y.is_contiguous(memory_format=torch.channels_last)
+        assert_close(y, y_expected, NETWORK_BOUND)
+
+
+def test_the_precision_is_that_of_the_model():
+    model = TINY.build(seeded(60)).half()
+    fast = optimize(model, backend="triton", dtype="fp16")
+    assert fast.choice == backends.Choice("triton", "fp16", "interpreter", fast.choice.why)
+    assert "TRITON_INTERPRET=1" in fast.choice.why
+    (expected,) = exact_network(sources.read(model), images())
+    assert_close(fast(images()).float(), expected, BOUNDS["fp16"])
+
+
+LAYOUTS = {
+    "channels_last": lambda x: x.contiguous(memory_format=torch.channels_last),
+    "every second column": lambda x: torch.stack([x, x + 1], 4).flatten(3)[..., ::2],
+    "transposed": lambda x: x.transpose(2, 3).contiguous().transpose(2, 3),
+    "part of a larger batch": lambda x: torch.cat([x, x])[1:2],
+    "expanded": lambda x: x.expand(1, *x.shape[1:]),
+}
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_layouts(fast, logits, layout):
+    x = LAYOUTS[layout](images())
+    assert torch.equal(x, images())
+    assert torch.equal(fast(x), logits)
+
+
+def test_a_lazily_negated_input_is_negated(fast):
+    x = images().float()
+    lazy = torch.complex(torch.zeros_like(x), x).conj().imag
+    model = tiny("fp32")
+    assert lazy.is_neg()
+    assert torch.equal(model(lazy), model(-x))
+
+
+def test_a_part_of_a_model():
+    """Blocks in a module of somebody else: the input of the first one may be NCHW."""
+    part = nn.Sequential(TINY.build(seeded(64)).stages[0].blocks[0], nn.ReLU()).eval()
+    fast = optimize(part, backend="triton", dtype="fp32", strict=False)
+    x = torch.randn(2, 8, 5, 6, generator=seeded(65))
+    expected = part.double()(x.double()).detach()
+    for layout in (x, x.contiguous(memory_format=torch.channels_last)):
+        assert_close(fast(layout), expected, NETWORK_BOUND)
+
+
+REFUSED = {
+    "float32": (lambda: images().float(), r"expected torch.float16, but got torch.float32.*x.half\(\)"),
+    "bfloat16": (lambda: images().bfloat16(), r"expected torch.float16, but got torch.bfloat16"),
+    "meta": (lambda: images().to("meta"), r"on the cpu, but got one on meta"),
+    "channels": (lambda: images()[:, :1], "expected 3 channels"),
+    "empty": (lambda: images()[:0], "batch is empty"),
+    "rank": (lambda: images()[0], "rank 4"),
+    "no tensor": (lambda: [1, 2], "got list"),
+}
+
+
+def test_refused(fast, logits):
+    for make, message in REFUSED.values():
+        with pytest.raises(InputError, match=message):
+            fast(make())
+    assert torch.equal(fast(images()), logits)
+
+
+def test_a_tensor_on_another_device_is_refused_both_ways():
+    """The engine of a GPU is asked without one: the check comes before anything reaches the device."""
+    network = sources.read(TINY.build(seeded(60)))
+    engine = Engine(network, torch.float16, torch.device("cpu"))
+    engine._device = torch.device("cuda:1")
+    message = (
+        r"expected a tensor on the cuda:1, but got one on cpu. Move it with x.to\('cuda:1'\), or the model"
+    )
+    with pytest.raises(InputError, match=message):
+        engine.run(images())
+
+
+def test_a_size_that_the_bias_does_not_fit(fast):
+    with pytest.raises(ResolutionError, match=r"fit inputs of 17-32 rows by 17-32 columns.*is 33x32"):
+        fast(torch.zeros(1, 3, 33, 32, dtype=torch.float16))
+
+
+def test_autocast_converts_images(fast, logits):
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(fast(images().float()), logits)
+
+
+def test_autocast_leaves_the_cpu_engine_alone():
+    fast, x = optimize(TINY.build(seeded(60))), images().float()
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(fast(x), fast(x.float()))
+        assert torch.equal(fast(x.bfloat16()), fast(x.bfloat16().float()))
+        with pytest.raises(InputError, match="uint8"):
+            fast(x.byte())
+
+
+def test_inference_mode(logits):
+    with torch.inference_mode():
+        other = tiny()
+        assert torch.equal(other(images()), logits)
+    assert torch.equal(other(images()), logits)
+
+
+def test_outputs_do_not_share_memory(fast, logits):
+    kept = logits.clone()
+    assert not torch.equal(fast(images() + 1), kept)
+    assert torch.equal(logits, kept)
+
+
+def test_threads(monkeypatch):
+    """Several Python threads on one engine, each with images of its own; the interpreter knows only one."""
+    monkeypatch.setattr(engines, "Plan", CountingPlan)
+    monkeypatch.setattr(CountingPlan, "made", 0)
+    monkeypatch.setattr(CountingPlan, "run", lambda plan, x: [x.sum((2, 3), keepdim=True).float()])
+    engine = Engine(sources.read(TINY.build(seeded(60))), torch.float16, torch.device("cpu"))
+    start = threading.Barrier(8)
+    found = {}
+
+    def work(i):
+        start.wait()
+        for _ in range(5):
+            found[i] = engine.run(images(1 + i % 4) * i)[0]
+
+    workers = [threading.Thread(target=work, args=(i,)) for i in range(8)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+    for i in range(8):
+        assert torch.equal(found[i], (images(1 + i % 4) * i).sum((2, 3)).float())
+    assert CountingPlan.made == 4
+
+
+def test_weights_that_change(fast, logits):
+    other = copy.deepcopy(fast)
+    _ = other.engine
+    with torch.no_grad():
+        other.blocks[-1].bias += 1
+    assert torch.allclose(other(images()), logits + 1, atol=0.02)
+    assert torch.equal(fast(images()), logits)
+
+
+def test_copies_and_files(fast, logits, tmp_path):
+    save(pickle.loads(pickle.dumps(copy.deepcopy(fast))), tmp_path / "tiny.effv2")
+    loaded = load(tmp_path / "tiny.effv2", dtype="fp16", backend="triton")
+    assert torch.equal(loaded(images()), logits)
+    on_cpu = load(tmp_path / "tiny.effv2")
+    assert_close(on_cpu(images().float()), logits.double(), 2e-2)
+
+
+def test_gradients_are_those_of_the_reference():
+    model = TINY.build(seeded(60))
+    fast, x = optimize(model, backend="triton", dtype="fp32"), images().float().requires_grad_()
+    fast(x).square().sum().backward()
+    found, x.grad = x.grad, None
+    exact_x = x.detach().double().requires_grad_()
+    model.double()(exact_x).square().sum().backward()
+    assert_close(found, exact_x.grad, 2e-5)
+
+
+def test_compiles_without_a_graph_break(fast, logits):
+    compiled = torch.compile(fast, fullgraph=True, backend="aot_eager")
+    with torch.no_grad():
+        assert torch.equal(compiled(images()), logits)
+        with pytest.raises(Exception, match="float16"):
+            compiled(images().float())
+
+
+def test_plans_are_kept_and_their_number_is_bounded(monkeypatch):
+    monkeypatch.setattr(engines, "Plan", CountingPlan)
+    monkeypatch.setattr(engines, "_MAX_PLANS", 2)
+    monkeypatch.setattr(CountingPlan, "made", 0)
+    monkeypatch.setattr(CountingPlan, "run", lambda plan, x: [torch.zeros(plan.image.images, 10, 1, 1)])
+    engine = Engine(sources.read(TINY.build(seeded(60))), torch.float16, torch.device("cpu"))
+    for batch in (1, 2, 1, 2):
+        assert engine.run(images(batch))[0].shape == (batch, 10)
+    assert CountingPlan.made == 2
+    engine.run(images(3))  # batch 1 goes, which was used longest ago
+    engine.run(images(2))
+    assert CountingPlan.made == 3
+    engine.run(images(1))
+    assert CountingPlan.made == 4
+    assert len(engine._planned) == 2
+    assert engine.last_size == (32, 32)
+
+
+def test_tf32_by_the_switch_of_pytorch():
+    engine = Engine(sources.read(TINY.build(seeded(60))), torch.float32, torch.device("cpu"))
+    half = Engine(sources.read(TINY.build(seeded(60))), torch.float16, torch.device("cpu"))
+    assert engine._precision() == "ieee"
+    torch.backends.cuda.matmul.allow_tf32 = True
+    try:
+        assert engine._precision() == "tf32"
+        assert half._precision() == "ieee"  # it has no float32 products
+        (launch, *_), *_ = engine.block_launches(images().float())
+        assert launch[0].constants["PRECISION"] == "tf32"
+    finally:
+        torch.backends.cuda.matmul.allow_tf32 = False
+    assert engine._precision() == "ieee"
+
+
+class FakeGraph:
+    """Takes the place of a captured graph where there is no GPU."""
+
+    made = 0
+
+    def __init__(self, plan, x):
+        type(self).made += 1
+        self.plan = plan
+
+    def replay(self, x):
+        return self.plan.run(x)
+
+
+@pytest.fixture
+def capturing_engine(monkeypatch):
+    monkeypatch.setattr(engines, "Graph", FakeGraph)
+    monkeypatch.setattr(FakeGraph, "made", 0)
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
+    monkeypatch.setattr(Plan, "run", lambda plan, x: [torch.zeros(plan.image.images, 10, 1, 1)])
+    engine = Engine(sources.read(TINY.build(seeded(60))), torch.float16, torch.device("cpu"))
+    engine._cuda_graph = True
+    return engine
+
+
+def test_a_shape_that_comes_again_is_captured_once(capturing_engine):
+    for calls, made in ((1, 0), (2, 1), (3, 1)):
+        capturing_engine.run(images())
+        assert FakeGraph.made == made, f"after {calls} calls"
+    capturing_engine.run(images(2))
+    assert FakeGraph.made == 1
+
+
+def test_no_graph_inside_of_somebody_elses(capturing_engine, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
+    for _ in range(3):
+        capturing_engine.run(images())
+    assert FakeGraph.made == 0
+
+
+def test_a_capture_that_fails_is_logged_and_not_tried_again(capturing_engine, monkeypatch, caplog):
+    def fail(graph, plan, x):
+        FakeGraph.made += 1
+        raise torch.OutOfMemoryError("no memory for the graph")
+
+    monkeypatch.setattr(FakeGraph, "__init__", fail)
+    with caplog.at_level(logging.WARNING):
+        for _ in range(3):
+            assert capturing_engine.run(images())[0].shape == (1, 10)
+    assert FakeGraph.made == 1
+    (record,) = caplog.records
+    assert "run without a CUDA graph, kernel by kernel: no memory for the graph" in record.getMessage()
+
+
+def test_without_graphs_by_argument(monkeypatch):
+    given = {}
+    monkeypatch.setattr(Engine, "__init__", lambda engine, *_, **options: given.update(options))
+    _ = tiny(cuda_graph=False)
+    assert given == {"cuda_graph": False}
+
+
+def test_explained(fast):
+    explanation = explain(fast)
+    assert {(row.backend, row.isa, row.dtype) for row in explanation.rows} == {
+        ("triton", "interpreter", "fp16")
+    }
+    on_cpu = explain(optimize(TINY.build(seeded(60))))
+    assert [row.output for row in explanation.rows] == [row.output for row in on_cpu.rows]
+    assert [row.gflop for row in explanation.rows] == pytest.approx([row.gflop for row in on_cpu.rows])
+    assert explanation.why[0].startswith("OptimizedModel: backend triton in fp16; GPU interpreter")
+
+
+@pytest.mark.parametrize("size", [(64, 64), (49, 61)])
+def test_multiply_adds_are_counted_as_on_the_cpu(size):
+    network = sources.read(SMALL[0].build(seeded(66)))
+    on_cpu = effv2_kernels.cpu.Engine(network)
+    engine = Engine(network, torch.float16, torch.device("cpu"))
+    assert engine.block_macs(*size) == on_cpu.block_macs(*size)
+    assert engine.block_shapes(*size)[:-1] == on_cpu.block_shapes(*size)[:-1]  # logits have no rows
+
+
+# What is refused where there is no GPU. The interpreter is left: PyTorch has no CUDA here, or no GPU.
+
+
+@pytest.fixture
+def compiled_triton(monkeypatch):
+    monkeypatch.delenv("TRITON_INTERPRET")
+
+
+def test_a_pytorch_without_cuda(compiled_triton):
+    if torch.version.cuda is not None:
+        pytest.skip("this PyTorch is built with CUDA")
+    with pytest.raises(UnavailableError, match=r"backend='triton'.*this PyTorch is built without CUDA"):
+        tiny()
+
+
+def test_no_driver(compiled_triton, monkeypatch):
+    monkeypatch.setattr(torch.version, "cuda", "13.0")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(UnavailableError, match=r"no NVIDIA GPU or no driver for CUDA 13.0; nvidia-smi"):
+        tiny()
+
+
+def test_a_gpu_of_another_maker(compiled_triton, monkeypatch):
+    monkeypatch.setattr(torch.version, "hip", "7.0")
+    with pytest.raises(UnavailableError, match="built for AMD"):
+        tiny()
+
+
+def test_an_old_pytorch(compiled_triton, monkeypatch):
+    monkeypatch.setattr(torch, "__version__", "2.9.1+cu128")
+    with pytest.raises(UnavailableError, match=r"needs PyTorch 2.10 or newer, and this is 2.9.1\+cu128"):
+        tiny()
+
+
+@pytest.fixture
+def a_gpu(compiled_triton, monkeypatch):
+    """PyTorch says that there is one, of the capability that the test gives."""
+
+    def claim(capability):
+        monkeypatch.setattr(torch.version, "cuda", "13.0")
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+        monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "NVIDIA Test")
+
+    return claim
+
+
+def test_a_cpu_model_for_the_gpu(a_gpu):
+    a_gpu((9, 0))
+    with pytest.raises(UnavailableError, match=r"the model is on cpu; move it to the GPU with .to\('cuda'\)"):
+        tiny()
+
+
+GPU = torch.device("cuda:0")
+
+
+def test_a_gpu_model_for_the_cpu():
+    with pytest.raises(UnavailableError, match=r"the model is on cuda:0; move it with .to\('cpu'\)"):
+        backends.choose("cpu", device=GPU)
+
+
+def test_a_gpu_that_is_too_old(a_gpu):
+    a_gpu((7, 5))
+    with pytest.raises(
+        UnavailableError, match=r"NVIDIA Test has compute capability 7.5, and Triton needs 8.0"
+    ):
+        backends.choose(device=GPU)
+
+
+def test_a_gpu_that_can(a_gpu):
+    a_gpu((9, 0))
+    for dtype in DTYPES:
+        choice = backends.choose(dtype=dtype, device=GPU)
+        assert choice == backends.Choice("triton", dtype, "sm_90", "sm_90: NVIDIA Test")
+
+
+def test_without_triton(monkeypatch):
+    monkeypatch.setattr(backends.util, "find_spec", lambda name: None)
+    with pytest.raises(UnavailableError, match=r"pip install 'effv2_kernels\[gpu\]'"):
+        tiny()
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"dtype": "int8"}, UnavailableError, "computes in fp32, bf16, fp16, not in int8"),
+        ({"dtype": "fp16", "isa": "avx2"}, UnavailableError, "isa='avx2' is for the cpu"),
+        ({"dtype": "fp16", "threads": 2}, InputError, "threads=2 is for the cpu"),
+    ],
+)
+def test_options_that_mean_nothing_on_a_gpu(options, error, message):
+    with pytest.raises(error, match=message):
+        optimize(TINY.build(seeded(60)), backend="triton", **options)
+
+
+def test_a_device_that_nothing_runs_on():
+    with pytest.raises(UnavailableError, match=r"is on xpu:0, for which there is no backend"):
+        backends.choose(device=torch.device("xpu:0"))
+
+
+def test_a_model_of_several_dtypes():
+    model = TINY.build(seeded(60))
+    model.stem.half()
+    with pytest.raises(ModelError, match=r"of one dtype, but '.*' is torch.float32 and 'stem.*' is torch.f"):
+        optimize(model, backend="triton")
+    fast = optimize(model, backend="triton", dtype="fp16")  # asked for, so no guess
+    assert fast.choice.dtype == "fp16"
