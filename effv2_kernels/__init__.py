@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from effv2_kernels.profile import profile
     from effv2_kernels.reference.model import create_model
     from effv2_kernels.storage import load, save
+    from effv2_kernels.tune import tune
 
 __version__ = "0.1.0"
 
@@ -48,6 +49,7 @@ __all__ = [
     "optimize",
     "profile",
     "save",
+    "tune",
 ]
 
 _HOMES = {
@@ -64,6 +66,7 @@ _HOMES = {
     "optimize": "optimize",
     "profile": "profile",
     "save": "storage",
+    "tune": "tune",
 }
 _SUBMODULES = frozenset({"blocks", "data", "environment", "errors", "ops", "reference", "sources"})
 

@@ -128,6 +128,7 @@ def _device_and_dtype(module: nn.Module, path: str, *, any_dtype: bool) -> tuple
         taken = "float32" if device.type == "cpu" else "float32, float16 or bfloat16"
         raise ModelError(
             f"'{dtypes[dtype]}' is {dtype} and so are the inputs of the model; the optimised one takes "
-            f"{taken} on {device}. Call model.float() first; precision is chosen with optimize(model, dtype=...)."
+            f"{taken} on {device}. Call model.float() first; precision is chosen with "
+            f"optimize(model, dtype=...)."
         )
     return device, names.get(dtype, "")

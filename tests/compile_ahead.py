@@ -13,7 +13,7 @@ import torch
 
 from effv2_kernels import blocks, shapes
 from effv2_kernels.reference.model import VARIANTS
-from effv2_kernels.triton.ahead import first_that_fits
+from effv2_kernels.triton.ahead import compile_in_parallel, first_that_fits
 from effv2_kernels.triton.feature import Feature
 from effv2_kernels.triton.launch import FeatureMap
 from effv2_kernels.triton.plan import pack
@@ -22,7 +22,7 @@ from effv2_kernels.triton.plan import pack
 def main(variant, dtype, capabilities, batches):
     dtype = getattr(torch, dtype)
     g = torch.Generator().manual_seed(0)
-    seen = set()
+    different = {}
     architecture = VARIANTS[variant]
     larger = shapes.network_shapes(architecture, (512, 512))  # where attention takes two passes over the keys
     for shape in shapes.network_shapes(architecture) + [s for s in larger if "attention" in s.kind]:
@@ -35,15 +35,15 @@ def main(variant, dtype, capabilities, batches):
                 launches += Feature(blocks.Feature(0, ones, ones), "cpu").plan(x, "ieee")
             for launch in launches:
                 key = (launch.name, str(launch.constants), str(launch.tiles))
-                if key in seen:
-                    continue
-                seen.add(key)
-                for capability in map(int, capabilities.split(",")):
-                    tile, made = first_that_fits(launch, capability)
-                    row = {"kernel": launch.name, "block": str(shape), "batch": batch}
-                    row |= {"tile": str(tile), "number": launch.tiles.index(tile), "capability": capability}
-                    row |= {"registers": made.registers, "stack": made.stack, "shared": made.shared}
-                    print(json.dumps(row), flush=True)
+                different.setdefault(key, (shape, batch, launch))
+    for capability in map(int, capabilities.split(",")):
+        compile_in_parallel([(launch, launch.tiles[0]) for *_, launch in different.values()], capability)
+        for shape, batch, launch in different.values():
+            tile, made = first_that_fits(launch, capability)
+            row = {"kernel": launch.name, "block": str(shape), "batch": batch}
+            row |= {"tile": str(tile), "number": launch.tiles.index(tile), "capability": capability}
+            row |= {"registers": made.registers, "stack": made.stack, "shared": made.shared}
+            print(json.dumps(row), flush=True)
 
 
 main(*sys.argv[1:])

@@ -25,9 +25,9 @@ KERNELS = {
 }
 
 
-def compiled(*arguments):
-    environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
-    script = Path(__file__).with_name("compile_ahead.py")
+def compiled(*arguments, script="compile_ahead.py", **variables):
+    environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"} | variables
+    script = Path(__file__).with_name(script)
     done = subprocess.run(
         [sys.executable, str(script), *arguments],
         capture_output=True,
@@ -63,6 +63,12 @@ def test_every_kernel_for_three_generations(dtype):
 @pytest.mark.parametrize("variant", ["s1", "s2", "l"])
 def test_other_networks(variant):
     assert not check(compiled(f"efficientformerv2_{variant}", "float16", "90", "1,256"), {90})
+
+
+def test_launches_find_what_was_compiled_in_parallel(tmp_path):
+    """Triton's hash of a kernel is the same in all processes, whatever each of them compiled first."""
+    (found,) = compiled(script="compile_for_launch.py", TRITON_CACHE_DIR=str(tmp_path))
+    assert found == {"pairs": 3, "ahead": 3, "for launches": 0}
 
 
 def test_fits_means_no_stack_and_enough_shared_memory():

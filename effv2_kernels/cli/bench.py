@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import argparse
-import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 
 from effv2_kernels.cli import models
 from effv2_kernels.errors import InputError
+from effv2_kernels.progress import progress_bar
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -76,23 +74,3 @@ def rivals(text: str, batch: int) -> list[str]:
     if batch > 1 and "openvino" in found and "openvino_streams" not in found:
         found.append("openvino_streams")
     return found
-
-
-@contextmanager
-def progress_bar() -> Iterator[Callable[[str, float], None]]:
-    """Yields the ``progress`` of compare(): a bar on stderr; without rich or a terminal, nothing."""
-    try:
-        from rich.console import Console
-        from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
-    except ImportError:
-        yield lambda what, share: None
-        return
-    columns = (TextColumn("{task.description:24}"), BarColumn(), TaskProgressColumn(), TimeElapsedColumn())
-    console = Console(stderr=True)
-    with Progress(*columns, console=console, transient=True, disable=not sys.stderr.isatty()) as bar:
-        task = bar.add_task("starting", total=1.0)
-
-        def show(what: str, share: float) -> None:
-            bar.update(task, description=what, completed=share)
-
-        yield show

@@ -1,6 +1,7 @@
 """``torch.ops.effv2.network(x, weights, structure, backend, dtype, isa, threads, cuda_graph)``.
 
-A whole network in one call: this is how an optimised model appears in a graph of torch.compile or torch.export.
+A whole network in one call: this is how an optimised model appears in a graph of torch.compile or
+torch.export.
 
 x: (N, C, H, W) of the dtype, any strides. weights: the tensors that ``structure`` names, in its order,
 float32 and where x is. structure: JSON, see ``effv2_kernels.structure``. backend, dtype, cuda_graph: see

@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
+import os
 import re
 import subprocess
+import sys
 import tempfile
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +21,7 @@ from torch import Tensor
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
+import effv2_kernels
 from effv2_kernels.errors import InputError, UnavailableError
 from effv2_kernels.triton.launch import FeatureMap, Launch, Tile
 from effv2_kernels.triton.tiles import INTERPRETED
@@ -47,6 +54,47 @@ class Resources:
         return self.stack == 0 and self.shared <= SHARED_BYTES[capability]
 
 
+@dataclass(frozen=True)
+class Compilation:
+    """All that Triton needs to compile one kernel, as plain data that JSON can hold."""
+
+    module: str
+    kernel: str
+    signature: dict[str, str]  # by argument: "*fp16", "i32", "constexpr"
+    constants: dict[str, int | bool | str]
+    warps: int
+    stages: int
+    capability: int
+
+    @classmethod
+    def of(cls, launch: Launch, tile: Tile, capability: int) -> Compilation:
+        """For one launch with one tile, on a GPU of e.g. capability 90."""
+        constants = {**launch.constants, **tile.blocks}
+        signature = {
+            name: "constexpr" if name in constants else _type_of(launch.arguments[name])
+            for name in launch.kernel.arg_names
+        }
+        module = launch.kernel.__module__
+        return cls(module, launch.name, signature, constants, tile.warps, tile.stages, capability)
+
+    def run(self) -> Any:
+        """What Triton made; it is in Triton's cache then, where launches find it."""
+        # As Triton has it when it compiles for a launch: every buffer starts at a multiple of 16 bytes.
+        attributes: dict[tuple[int, ...], list[list[Any]]] = {}
+        for i, kind in enumerate(self.signature.values()):
+            if kind.startswith("*"):
+                attributes[(i,)] = [["tt.divisibility", 16]]
+            elif kind == "constexpr":
+                attributes[(i,)] = []
+        kernel = getattr(import_module(self.module), self.kernel)
+        source = ASTSource(kernel, signature=self.signature, constexprs=self.constants, attrs=attributes)
+        return triton.compile(
+            source,
+            target=GPUTarget("cuda", self.capability, 32),
+            options={"num_warps": self.warps, "num_stages": self.stages},
+        )
+
+
 def compile_ahead(launch: Launch, tile: Tile, capability: int) -> Resources:
     """Compile one launch with one tile, e.g. for capability 90, and read its resources off the machine code.
 
@@ -60,24 +108,39 @@ def compile_ahead(launch: Launch, tile: Tile, capability: int) -> Resources:
     if capability not in SHARED_BYTES:
         known = ", ".join(map(str, SHARED_BYTES))
         raise InputError(f"compute capability must be one of {known}, but got {capability!r}.")
-    constants = {**launch.constants, **tile.blocks}
-    names = launch.kernel.arg_names
-    signature, aligned = {}, {}
-    for i, name in enumerate(names):
-        if name in constants:
-            signature[name] = "constexpr"
-            continue
-        signature[name] = _type_of(launch.arguments[name])
-        if signature[name].startswith("*"):  # every buffer starts at a multiple of 16 bytes
-            aligned[(i,)] = [["tt.divisibility", 16]]
-    source = ASTSource(launch.kernel, signature=signature, constexprs=constants, attrs=aligned)
-    made = triton.compile(
-        source,
-        target=GPUTarget("cuda", capability, 32),
-        options={"num_warps": tile.warps, "num_stages": tile.stages},
-    )
+    made = Compilation.of(launch, tile, capability).run()
     registers, stack = _usage(made.asm["cubin"])
     return Resources(registers, stack, made.metadata.shared)
+
+
+def compile_in_parallel(pairs: Iterable[tuple[Launch, Tile]], capability: int) -> None:
+    """Compile launches with their tiles into Triton's cache, in as many processes as there are processors.
+
+    What does not compile is left for whoever launches it to find out.
+    """
+    wanted = {json.dumps(asdict(Compilation.of(launch, tile, capability))) for launch, tile in pairs}
+    workers = min(len(wanted), len(os.sched_getaffinity(0)))
+    if not sys.executable or workers == 0:
+        return
+    root = str(Path(effv2_kernels.__file__).parents[1])
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([root, os.environ.get("PYTHONPATH", "")])}
+    shares = [sorted(wanted)[i::workers] for i in range(workers)]
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-m", __name__],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            env=environment,
+        )
+        for _ in shares
+    ]
+    for process, share in zip(processes, shares, strict=True):
+        assert process.stdin is not None
+        with contextlib.suppress(OSError), process.stdin:  # a process that died takes nothing
+            process.stdin.write("\n".join(share).encode())
+    for process in processes:
+        process.wait()
 
 
 def first_that_fits(launch: Launch, capability: int) -> tuple[Tile, Resources]:
@@ -113,3 +176,9 @@ def _usage(cubin: bytes) -> tuple[int, int]:
     found = re.search(r"REG:(\d+) STACK:(\d+)", printed)
     assert found is not None, printed
     return int(found[1]), int(found[2])
+
+
+if __name__ == "__main__":  # one of the processes of compile_in_parallel
+    for line in sys.stdin:
+        with contextlib.suppress(Exception):
+            Compilation(**json.loads(line)).run()

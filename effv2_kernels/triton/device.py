@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -11,12 +13,15 @@ from triton.runtime.errors import OutOfResources, PTXASError
 from triton.runtime.jit import MockTensor
 
 from effv2_kernels.errors import UnavailableError
-from effv2_kernels.triton.ahead import Resources
+from effv2_kernels.triton.ahead import Resources, compile_in_parallel
 from effv2_kernels.triton.launch import FeatureMap, Launch, Tile
 from effv2_kernels.triton.plan import execute
 
 # Milliseconds of replays that one timing takes.
 _TIMING = 10
+
+# Seconds: finding a kernel in Triton's cache takes less, compiling it more.
+_COMPILING = 0.25
 
 
 def compile_here(launch: Launch, tile: Tile) -> Resources | None:
@@ -31,6 +36,19 @@ def compile_here(launch: Launch, tile: Tile) -> Resources | None:
     except (OutOfResources, PTXASError):
         return None
     return Resources(made.n_regs, 4 * made.n_spills, made.metadata.shared)
+
+
+def compile_missing(pairs: Sequence[tuple[Launch, Tile]]) -> None:
+    """Compile launches with their tiles for the current GPU, unless Triton's cache has them.
+
+    Whether it has them shows in the time of the first: then no processes are started.
+    """
+    start = time.perf_counter()
+    for launch, tile in pairs[:1]:
+        compile_here(launch, tile)
+    if time.perf_counter() - start > _COMPILING:
+        major, minor = torch.cuda.get_device_capability()
+        compile_in_parallel(pairs[1:], 10 * major + minor)
 
 
 def best_unmeasured(launch: Launch) -> tuple[Tile, Resources]:

@@ -208,8 +208,7 @@ class Engine:
         plan = self._plan(shape, nhwc, precision)
         if INTERPRETED:
             return _Planned(plan, [None] * len(plan.launches))
-        table = tuning.table_of(self._device)
-        chosen = [tuning.choose(launch, table) for launch in plan.launches]
+        chosen = tuning.choose(plan.launches, tuning.table_of(self._device))
         plan.tiles = [tile for tile, _ in chosen]
         return _Planned(plan, [resources for _, resources in chosen])
 

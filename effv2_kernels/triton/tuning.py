@@ -14,7 +14,7 @@ import os
 import re
 import tempfile
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,14 +23,14 @@ import triton
 
 import effv2_kernels
 from effv2_kernels.triton.ahead import Resources
-from effv2_kernels.triton.device import best_unmeasured, compile_here, milliseconds
+from effv2_kernels.triton.device import best_unmeasured, compile_here, compile_missing, milliseconds
 from effv2_kernels.triton.launch import Launch, Tile
 
 _log = logging.getLogger(__name__)
 _SHIPPED = Path(__file__).with_name("tuned")
 
-# progress(launches done, launches in all, what is measured now)
-Progress = Callable[[int, int, str], None]
+# progress(what is measured now, share of the work that is done)
+Progress = Callable[[str, float], None]
 
 
 class TileTable:
@@ -78,30 +78,38 @@ def table_of(device: torch.device) -> TileTable:
     return _tables[gpu]
 
 
-def choose(launch: Launch, table: TileTable) -> tuple[Tile, Resources]:
-    """The tile to use for a launch on the current GPU. Raises UnavailableError where none fits."""
-    tile = table.find(launch)
-    made = None if tile is None else compile_here(launch, tile)
-    return best_unmeasured(launch) if tile is None or made is None else (tile, made)
+def choose(launches: Sequence[Launch], table: TileTable) -> list[tuple[Tile, Resources]]:
+    """The tiles to use for launches on the current GPU, compiled. Raises UnavailableError where none fits."""
+    measured = [table.find(launch) for launch in launches]
+    compile_missing(
+        [(launch, tile or launch.tiles[0]) for launch, tile in zip(launches, measured, strict=True)]
+    )
+    chosen = []
+    for launch, tile in zip(launches, measured, strict=True):
+        made = None if tile is None else compile_here(launch, tile)
+        chosen.append(best_unmeasured(launch) if tile is None or made is None else (tile, made))
+    return chosen
 
 
-def measure(launches: list[Launch], table: TileTable, progress: Progress) -> None:
+def measure(launches: Sequence[Launch], table: TileTable, progress: Progress) -> None:
     """Time every tile of every launch that the table does not know, and remember the fastest ones.
 
     Raises UnavailableError where memory does not suffice; what was measured before is kept.
     """
     open_launches = {launch.key: launch for launch in launches if table.find(launch) is None}
     chosen: dict[str, Tile] = {}
+    progress("compiling", 0.0)
+    compile_missing([(launch, tile) for launch in open_launches.values() for tile in launch.tiles])
     try:
         for done, (key, launch) in enumerate(open_launches.items()):
-            progress(done, len(open_launches), launch.name)
+            progress(launch.name, done / len(open_launches))
             times = {}
             for tile in launch.tiles:
                 if compile_here(launch, tile) is not None:
                     times[tile] = milliseconds(launch, tile)
             if times:
                 chosen[key] = min(times, key=lambda tile: times[tile])
-        progress(len(open_launches), len(open_launches), "done")
+        progress("done", 1.0)
     finally:
         if chosen:
             table.add(chosen)

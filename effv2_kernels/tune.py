@@ -1,0 +1,41 @@
+"""Measure on the user's own GPU how each kernel is best cut into tiles."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from effv2_kernels.cpu import Engine as CpuEngine
+from effv2_kernels.errors import UnavailableError
+from effv2_kernels.explain import optimised_parts
+from effv2_kernels.model import OptimizedModel
+from effv2_kernels.progress import progress_bar
+
+
+def tune(model: nn.Module, images: Tensor) -> None:
+    """Time every tile of every kernel for images of this shape, and use the fastest from now on.
+
+    Takes some minutes, most of them to compile, and shows a progress bar where rich is installed. What was
+    found is kept in the folder EFFV2_CACHE_DIR, ``~/.cache/effv2_kernels`` by default, for every later model
+    with kernels of the same sizes on a GPU of the same name, in every process; what is known is not measured
+    again. Without tuning, each kernel takes its first tile that fits.
+
+    model: what ``optimize`` or ``load`` returned, on a GPU. images: (N, C, H, W) as the model takes them; the
+    best tiles depend on their number and size.
+
+    Raises UnavailableError for a model on the CPU or a GPU without enough memory, after which the model can
+    be used as before, ModelError for a module that was not optimised, and InputError for images that the
+    model does not take.
+    """
+    if not isinstance(model, OptimizedModel):
+        inside = ", ".join(map(repr, optimised_parts(model)))
+        raise UnavailableError(
+            f"tune() takes an optimised network; of a larger module, give the one at {inside}, with the "
+            f"images that it gets there."
+        )
+    engine = model.engine
+    if isinstance(engine, CpuEngine):
+        raise UnavailableError(
+            "only kernels on a GPU are tuned, and this model is on the cpu, where there is nothing to choose."
+        )
+    with progress_bar() as progress:
+        engine.tune(images, progress)

@@ -1,0 +1,195 @@
+"""Tiles that are measured: chosen, kept on disk, found again; and what happens where any of that fails."""
+
+import json
+import logging
+
+import pytest
+import torch
+from checks import seeded
+
+pytest.importorskip("triton")
+
+import effv2_kernels
+from effv2_kernels import shapes, tune
+from effv2_kernels.errors import ModelError, UnavailableError
+from effv2_kernels.triton import device, tuning
+from effv2_kernels.triton.ahead import Resources
+from effv2_kernels.triton.launch import FeatureMap
+from effv2_kernels.triton.plan import pack
+
+GPU = "NVIDIA Test 9000"
+
+
+@pytest.fixture
+def launches():
+    block = pack(shapes.random_block(shapes.ffn(24, 72, 5, 7), seeded(1)), torch.float16, "cpu")
+    return block.plan(FeatureMap(2, 5, 7, 24, torch.float16), "ieee")
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path, monkeypatch):
+    monkeypatch.setenv("EFFV2_CACHE_DIR", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+@pytest.fixture(autouse=True)
+def no_gpu(monkeypatch):
+    """Every tile compiles; the third one of each launch is the fastest, and the first does not fit."""
+    measured = []
+
+    def compile_here(launch, tile):
+        return None if tile is launch.tiles[0] else Resources(64, 0, 1024)
+
+    def milliseconds(launch, tile):
+        measured.append((launch.name, tile))
+        return 1.0 if tile is launch.tiles[2] else 2.0
+
+    for module in (tuning, device):
+        monkeypatch.setattr(module, "compile_here", compile_here)
+        monkeypatch.setattr(module, "compile_missing", lambda pairs: None)
+    monkeypatch.setattr(tuning, "milliseconds", milliseconds)
+    return measured
+
+
+def silent(what, share):
+    assert 0 <= share <= 1
+
+
+def test_unmeasured_the_first_that_fits(launches):
+    for launch, (tile, made) in zip(launches, tuning.choose(launches, tuning.TileTable(GPU)), strict=True):
+        assert tile is launch.tiles[1]
+        assert made.registers == 64
+
+
+def test_a_tile_that_does_not_spill_is_better_than_an_earlier_one_that_does(launches, monkeypatch):
+    stacks = dict(zip(launches[0].tiles, [8, 8, 0, 0], strict=False))
+    monkeypatch.setattr(device, "compile_here", lambda launch, tile: Resources(64, stacks.get(tile, 4), 1024))
+    assert device.best_unmeasured(launches[0])[0] is launches[0].tiles[2]
+    monkeypatch.setattr(
+        device, "compile_here", lambda launch, tile: Resources(64, 8 + launch.tiles.index(tile), 1024)
+    )
+    assert device.best_unmeasured(launches[0])[0] is launches[0].tiles[0]
+
+
+def test_no_tile_fits(launches, monkeypatch):
+    monkeypatch.setattr(device, "compile_here", lambda launch, tile: None)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: GPU)
+    with pytest.raises(UnavailableError, match=rf"none of the \d tiles of product fits .*\({GPU}\)"):
+        device.best_unmeasured(launches[0])
+
+
+def test_measured_once_and_found_again(launches, no_gpu, folder):
+    tuning.measure(launches, tuning.TileTable(GPU), silent)
+    assert len(no_gpu) == sum(len(launch.tiles) - 1 for launch in launches)  # but the one that does not fit
+    (file,) = folder.iterdir()
+    assert file.name.startswith(f"nvidia-test-9000-{effv2_kernels.__version__}-triton-3")
+    again = tuning.TileTable(GPU)
+    for launch, (tile, _) in zip(launches, tuning.choose(launches, again), strict=True):
+        assert tile is launch.tiles[2]
+    no_gpu.clear()
+    tuning.measure(launches, again, silent)
+    assert not no_gpu
+    assert tuning.TileTable("another GPU").find(launches[0]) is None
+
+
+def test_another_size_is_another_choice(launches):
+    table = tuning.TileTable(GPU)
+    tuning.measure(launches, table, silent)
+    block = pack(shapes.random_block(shapes.ffn(24, 72, 5, 7), seeded(1)), torch.float16, "cpu")
+    for x in (FeatureMap(3, 5, 7, 24, torch.float16), FeatureMap(2, 5, 8, 24, torch.float16)):
+        assert table.find(block.plan(x, "ieee")[0]) is None
+    assert table.find(block.plan(FeatureMap(2, 5, 7, 24, torch.float16), "ieee")[0]) is not None
+
+
+def test_what_another_process_measured_is_not_lost(launches):
+    ours, theirs = tuning.TileTable(GPU), tuning.TileTable(GPU)
+    tuning.measure(launches[:1], theirs, silent)
+    tuning.measure(launches[1:], ours, silent)
+    table = tuning.TileTable(GPU)
+    assert all(table.find(launch) is not None for launch in launches)
+
+
+def test_shipped_tiles_give_way_to_measured_ones(launches, tmp_path, monkeypatch):
+    shipped = tmp_path / "shipped"
+    shipped.mkdir()
+    tiles = {launch.key: str(launch.tiles[3]) for launch in launches}
+    (shipped / "nvidia-test-9000.json").write_text(json.dumps(tiles))
+    monkeypatch.setattr(tuning, "_SHIPPED", shipped)
+    assert all(tuning.TileTable(GPU).find(launch) is launch.tiles[3] for launch in launches)
+    tuning.TileTable(GPU).add({launches[0].key: launches[0].tiles[2]})
+    table = tuning.TileTable(GPU)
+    assert [launch.tiles.index(table.find(launch)) for launch in launches] == [2, 3]
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"[1, 2]", b'{"a": 1}', b"\xff\xfe\x00", b"null"])
+def test_a_corrupt_file_is_ignored_and_replaced(launches, folder, content, caplog):
+    path = tuning.TileTable(GPU).path
+    folder.mkdir()
+    path.write_bytes(content)
+    with caplog.at_level(logging.WARNING):
+        table = tuning.TileTable(GPU)
+    assert "ignored" in caplog.text
+    assert str(path) in caplog.text
+    assert table.find(launches[0]) is None
+    tuning.measure(launches, table, silent)
+    caplog.clear()
+    assert tuning.TileTable(GPU).find(launches[0]) is launches[0].tiles[2]
+    assert not caplog.records
+
+
+def test_a_tile_that_exists_no_more_is_ignored(launches):
+    path = tuning.TileTable(GPU).path
+    path.parent.mkdir()
+    path.write_text(json.dumps({launches[0].key: "BM=1 BN=2 warps=3 stages=4"}))
+    assert tuning.TileTable(GPU).find(launches[0]) is None
+
+
+def test_a_folder_that_cannot_be_written(launches, folder, caplog):
+    folder.write_text("a file where the folder should be")
+    table = tuning.TileTable(GPU)
+    with caplog.at_level(logging.WARNING):
+        tuning.measure(launches, table, silent)
+    assert "cannot be kept" in caplog.text
+    assert "EFFV2_CACHE_DIR" in caplog.text
+    assert table.find(launches[0]) is launches[0].tiles[2]  # in this process
+
+
+def test_out_of_memory_keeps_what_was_measured(launches, monkeypatch):
+    def milliseconds(launch, tile):
+        if launch is launches[1]:
+            raise UnavailableError("too little free memory")
+        return 1.0
+
+    monkeypatch.setattr(tuning, "milliseconds", milliseconds)
+    with pytest.raises(UnavailableError, match="too little free memory"):
+        tuning.measure(launches, tuning.TileTable(GPU), silent)
+    table = tuning.TileTable(GPU)
+    assert table.find(launches[0]) is not None
+    assert table.find(launches[1]) is None
+
+
+def test_buffers_that_do_not_fit_into_memory(launches, monkeypatch):
+    def full(m):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(device, "_random", full)
+    with pytest.raises(UnavailableError, match=r"too little free memory to time product: it needs \d+ MB"):
+        device.milliseconds(launches[0], launches[0].tiles[0])
+
+
+def test_what_cannot_be_tuned():
+    model = torch.nn.Linear(2, 2).eval()
+    with pytest.raises(ModelError, match="nothing that was optimised"):
+        tune(model, torch.zeros(1, 3, 32, 32))
+
+
+def test_a_model_on_the_cpu_has_nothing_to_tune():
+    part = shapes.random_block(shapes.ffn(8, 16, 4, 4), seeded(2))
+    fast = effv2_kernels.model.OptimizedModel(
+        effv2_kernels.blocks.Network((part,), ("",), (effv2_kernels.blocks.Feature(0),))
+    )
+    with pytest.raises(UnavailableError, match="on the cpu, where there is nothing to choose"):
+        tune(fast, torch.zeros(1, 8, 4, 4))
+    with pytest.raises(UnavailableError, match=r"give the one at '0'"):
+        tune(torch.nn.Sequential(fast), torch.zeros(1, 8, 4, 4))
+    assert fast(torch.zeros(1, 8, 4, 4))[0].shape == (1, 8, 4, 4)
