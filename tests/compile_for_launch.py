@@ -7,8 +7,7 @@ import json
 import os
 
 import torch
-from triton.backends.compiler import GPUTarget
-from triton.runtime import driver
+from claimed_gpu import claim_to_triton
 from triton.runtime.jit import MockTensor
 
 from effv2_kernels import shapes
@@ -17,25 +16,12 @@ from effv2_kernels.triton.launch import FeatureMap
 from effv2_kernels.triton.plan import pack
 
 
-class ClaimedGpu:
-    """What Triton asks its driver before it compiles."""
-
-    def get_current_target(self):
-        return GPUTarget("cuda", 90, 32)
-
-    def get_current_device(self):
-        return 0
-
-    def get_current_stream(self, device=0):
-        return 0
-
-
 def cached():
     return len(os.listdir(os.environ["TRITON_CACHE_DIR"]))
 
 
 def main():
-    driver.set_active(ClaimedGpu())
+    claim_to_triton()
     pairs = []
     for shape in (shapes.head(24, 10, 3, 3), shapes.ffn(24, 48, 5, 5)):
         block = pack(shapes.random_block(shape, torch.Generator().manual_seed(0)), torch.float16, "cpu")

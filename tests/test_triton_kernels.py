@@ -11,8 +11,9 @@ pytest.importorskip("triton")
 
 from effv2_kernels import shapes, sources
 from effv2_kernels.errors import ResolutionError
+from effv2_kernels.triton import attention, ffn
 from effv2_kernels.triton.feature import Feature
-from effv2_kernels.triton.launch import FeatureMap
+from effv2_kernels.triton.launch import FeatureMap, tile
 from effv2_kernels.triton.plan import Plan, execute, pack
 
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]
@@ -48,7 +49,8 @@ def run_launches(launches, x, image, *, choose=lambda launch: launch.tiles[0]):
     memory = Memory()
     memory.add(image, x if image.strides else x.permute(0, 2, 3, 1))
     for launch in launches:
-        memory.add(launch.output)
+        for buffer in launch.written:
+            memory.add(buffer)
         execute(launch, choose(launch), memory.tensors)
     memory.check()
     y = launches[-1].output
@@ -93,10 +95,68 @@ CASES = [
 ]
 
 
+@pytest.fixture
+def many_pixels(monkeypatch):
+    """Blocks are cut as those of large batches are, whatever their size."""
+    monkeypatch.setattr(ffn, "_SMALL_MAP", 0)
+    monkeypatch.setattr(ffn, "_FEW_PIXELS", 0)
+    monkeypatch.setattr(attention, "_FEW_PIXELS", 0)
+
+
+# What is cut in another way where pixels are many.
+CUT = [
+    shapes.ffn(24, 72, 5, 7),
+    shapes.ffn(40, 132, 9, 4),
+    shapes.ffn(8, 8, 1, 1),
+    shapes.attention(24, 9, 7, stride=2),
+    shapes.attention(16, 1, 1, stride=2),
+]
+
+
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("shape", CASES, ids=str)
 def test_block(shape, dtype):
     check(shape, dtype, batch=5 if shape.kind == "head" else 2)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("shape", CUT, ids=str)
+def test_block_of_many_pixels(shape, dtype, many_pixels):
+    check(shape, dtype)
+
+
+@pytest.mark.parametrize("number", range(8))
+@pytest.mark.parametrize("shape", CUT[1:5:2], ids=str)
+def test_every_tile_of_many_pixels(shape, number, many_pixels):
+    check(shape, torch.float16, choose=lambda launch: launch.tiles[number % len(launch.tiles)])
+
+
+@pytest.mark.parametrize("width", [5, 16])
+@pytest.mark.parametrize("band", [1, 2, 3])
+def test_bands_of_rows(band, width):
+    """Rows above and below a band are made by two programs."""
+
+    def cut(launch):
+        first = launch.tiles[0]
+        if "BAND" not in first.blocks:
+            return launch
+        return dataclasses.replace(launch, tiles=[tile(4, 1, **{**first.blocks, "BM": 16, "BAND": band})])
+
+    check(shapes.ffn(16, 24, 7, width), torch.float32, change=cut)
+
+
+def test_the_way_to_cut_follows_the_number_of_pixels():
+    def kernels(shape, images):
+        packed = pack(shapes.random_block(shape, seeded(1)), torch.float16, "cpu")
+        x = FeatureMap(images, shape.height, shape.width, shape.sizes["in"], torch.float16)
+        return [launch.name for launch in packed.plan(x, "ieee")]
+
+    assert kernels(shapes.ffn(8, 16, 7, 7), 1000) == ["hidden", "product"]
+    assert kernels(shapes.ffn(8, 16, 56, 56), 1) == ["hidden", "product"]
+    assert kernels(shapes.ffn(8, 16, 56, 56), 2) == ["product", "product"]
+    strided = shapes.attention(16, 14, 14, stride=2)
+    assert kernels(strided, 1) == ["product", "talking_heads", "resize", "product"]
+    assert kernels(strided, 100) == ["product", "talking_heads", "product"]
 
 
 ONE_OF_EACH = [
@@ -110,7 +170,7 @@ ONE_OF_EACH = [
 ]
 
 
-@pytest.mark.parametrize("number", range(9))
+@pytest.mark.parametrize("number", range(8))
 @pytest.mark.parametrize("shape", ONE_OF_EACH, ids=str)
 def test_every_tile(shape, number):
     """All candidates that tuning may choose compute the same."""
@@ -126,6 +186,7 @@ def test_addresses_of_64_bits(shape):
 
 
 def test_wide_is_chosen_by_size():
+    """Of images, rows, columns and channels; not of what the GPU can hold."""
     block = shapes.random_block(shapes.ffn(8, 32, 56, 56), seeded(1))
     packed = pack(block, torch.float16, "cpu")
     images = -(-(2**31) // (56 * 56 * 32))

@@ -1,18 +1,35 @@
 """Plans of S0 to L: launches, bytes and memory. None of it needs a GPU."""
 
+import dataclasses
+
 import pytest
 import torch
 from checks import seeded
+from torch.utils._python_dispatch import TorchDispatchMode
 
 pytest.importorskip("triton")
 
 from effv2_kernels import shapes
 from effv2_kernels.reference.model import VARIANTS
+from effv2_kernels.triton import plan as plans
 from effv2_kernels.triton.launch import FeatureMap
 from effv2_kernels.triton.memory import lay_out, lifetimes
-from effv2_kernels.triton.plan import pack, plan_blocks
+from effv2_kernels.triton.plan import Plan, pack, plan_blocks
 
-LAUNCHES = {"stem": 1, "ffn": 2, "attention": 3, "conv_downsample": 1, "attention_downsample": 4, "head": 1}
+aten = torch.ops.aten
+
+LAUNCHES = {"stem": 2, "ffn": 2, "attention": 3, "conv_downsample": 1, "attention_downsample": 4, "head": 2}
+
+
+def resizes_before(shape, batch):
+    """Whether the resized map of an attention block exists; see effv2_kernels.triton.attention."""
+    return shape.options.get("stride") == 2 and batch * shape.height * shape.width <= 2048
+
+
+def is_cut_by_channels(shape, batch):
+    """See effv2_kernels.triton.ffn."""
+    of_one = shape.height * shape.width
+    return of_one <= 64 or batch * of_one <= 4096
 
 
 def planned(variant, batch, dtype=torch.float16):
@@ -25,18 +42,20 @@ def planned(variant, batch, dtype=torch.float16):
 
 
 @pytest.mark.parametrize(
-    ("variant", "launches"),
+    ("variant", "launches", "strided"),
     [
-        ("efficientformerv2_s0", 48),
-        ("efficientformerv2_s1", 62),
-        ("efficientformerv2_s2", 88),
-        ("efficientformerv2_l", 114),
+        ("efficientformerv2_s0", 50, 2),
+        ("efficientformerv2_s1", 64, 2),
+        ("efficientformerv2_s2", 90, 4),
+        ("efficientformerv2_l", 116, 6),
     ],
 )
-def test_number_of_launches(variant, launches):
-    made, _, blocks = planned(variant, 1)
-    assert [len(b) for b in blocks] == [LAUNCHES[shape.kind] for shape in made]
-    assert sum(map(len, blocks)) == launches
+def test_number_of_launches(variant, launches, strided):
+    for batch, more in ((1, strided), (32, 0)):
+        made, _, blocks = planned(variant, batch)
+        expected = [LAUNCHES[shape.kind] + resizes_before(shape, batch) for shape in made]
+        assert [len(b) for b in blocks] == expected
+        assert sum(map(len, blocks)) == launches + more
 
 
 @pytest.mark.parametrize("batch", [1, 32])
@@ -52,13 +71,19 @@ def test_activations_that_move(batch):
             for launch in launches
             for m in {id(v): v for v in launch.arguments.values() if isinstance(v, FeatureMap)}.values()
         )
-        if shape.kind == "ffn":  # x, h | h, x, y: the depthwise result is nowhere
-            assert moved == pixels * (3 * width + 2 * shape.sizes["hidden"])
-        elif shape.kind == "stem":  # x | y: the map between the convolutions is nowhere
-            assert moved == pixels * 3 + batch * 56 * 56 * shape.sizes["out"]
-        elif shape.kind == "attention":  # x, qkv | qkv, u | u, x, y: neither logits nor the resized u
+        if shape.kind == "ffn":
+            maps = 3 if is_cut_by_channels(shape, batch) else 2
+            # x, h, d | d, x, y; or without d, the depthwise result: x, h | h, x, y
+            assert moved == pixels * (3 * width + maps * shape.sizes["hidden"])
+        elif shape.kind == "stem":  # x, m | m, y
+            out = shape.sizes["out"]
+            assert moved == pixels * 3 + batch * (2 * 112 * 112 * out // 2 + 56 * 56 * out)
+        elif shape.kind == "attention":  # x, qkv | qkv, u | u, x, y: neither logits nor, for many, resized u
             tokens = small if shape.options["stride"] == 2 else pixels
-            assert moved == 3 * pixels * width + tokens * 2 * (1536 + 1024)
+            resized = 2 * 1024 * pixels if resizes_before(shape, batch) else 0
+            assert moved == 3 * pixels * width + tokens * 2 * (1536 + 1024) + resized
+        elif shape.kind == "head":  # x, mean | mean, logits
+            assert moved == pixels * width + batch * (2 * width + 1000)
         elif shape.kind == "attention_downsample":  # x, q | x, kv | q, kv, u | u, x, y
             assert moved == pixels * (3 * width + 2 * 640) + small * (2 * 128 + 2 * 512 + shape.sizes["out"])
 
@@ -79,7 +104,7 @@ def test_buffers_alive_together_do_not_overlap(variant, batch):
     layout = lay_out(launches, outside)
     alive = lifetimes(launches, outside)
     assert image not in layout.offsets
-    assert set(layout.offsets) == {launch.output for launch in launches} - outside
+    assert set(layout.offsets) == {m for launch in launches for m in launch.written} - outside
     found = list(layout.offsets)
     for i, a in enumerate(found):
         assert layout.offsets[a] % 256 == 0
@@ -100,3 +125,126 @@ def test_memory_is_little_more_than_what_is_alive_at_once():
         for i in range(len(launches))
     )
     assert peak <= lay_out(launches, outside).bytes <= 1.05 * peak
+
+
+class Views(TorchDispatchMode):
+    """Counts what is allocated, and refuses every operation but those that allocate and those that look.
+
+    All others compute something outside of the planned launches; those that bring a value to the host wait.
+    """
+
+    ALLOCATE = (aten.new_empty.default, aten.empty.memory_format)
+    LOOK = (
+        *(aten.slice.Tensor, aten.view.default, aten.view.dtype, aten.permute.default),
+        *(aten.as_strided.default, aten.alias.default, aten.detach.default, torch.ops.prim.device.default),
+    )
+
+    def __init__(self):
+        super().__init__()
+        self.allocated = []
+
+    def __torch_dispatch__(self, operation, types, arguments=(), named=None):
+        if operation not in (*self.ALLOCATE, *self.LOOK):
+            raise AssertionError(f"a plan calls {operation}")
+        made = operation(*arguments, **(named or {}))
+        if operation in self.ALLOCATE:
+            self.allocated.append(made)
+        return made
+
+
+class Recorder:
+    """Stands for a kernel: keeps what it is launched with."""
+
+    def __init__(self, launches, name):
+        self.launches, self.__name__ = launches, name
+
+    def __getitem__(self, grid):
+        return lambda **values: self.launches.append((self.__name__, grid, values))
+
+
+@pytest.fixture
+def no_waiting(monkeypatch):
+    """What waits for a GPU without being an operation on tensors."""
+
+    def waits(*args, **kwargs):
+        raise AssertionError("a plan waits for the GPU")
+
+    for owner, name in (
+        (torch.cuda, "synchronize"),
+        (torch.cuda.Event, "synchronize"),
+        (torch.cuda.Stream, "synchronize"),
+        (torch.accelerator, "synchronize"),
+    ):
+        monkeypatch.setattr(owner, name, waits)
+
+
+def run_without_gpu(variant, batch):
+    """(plan, recorded launches, allocated tensors, outputs) of a run on the device "meta"."""
+    _, image, blocks = planned(variant, batch)
+    made = Plan([Replay(launches) for launches in blocks], image, [(len(blocks) - 1, None)], "ieee")
+    recorded = []
+    made.launches = [
+        dataclasses.replace(launch, kernel=Recorder(recorded, launch.name)) for launch in made.launches
+    ]
+    # Tensors there have no values, so whatever needs some fails; the device "cuda" needs a build for it.
+    images = torch.empty(batch, 3, 224, 224, dtype=torch.float16, device="meta")
+    with Views() as views:
+        outputs = made.run(images)
+    return made, recorded, views.allocated, outputs
+
+
+class Replay:
+    """A packed block that is planned already."""
+
+    def __init__(self, launches):
+        self.launches = launches
+
+    def plan(self, x, precision):
+        return self.launches
+
+
+@pytest.mark.parametrize("variant", list(VARIANTS))
+def test_a_run_allocates_its_memory_and_launches_and_does_nothing_else(variant, no_waiting):
+    """No operation of PyTorch computes, copies or waits between two launches, so the CPU runs ahead."""
+    batch = 3
+    plan, recorded, allocated, (logits,) = run_without_gpu(variant, batch)
+    assert [name for name, _, _ in recorded] == [launch.name for launch in plan.launches]
+    assert [grid for _, grid, _ in recorded] == [
+        (launch.programs(tile),) for launch, tile in zip(plan.launches, plan.tiles, strict=True)
+    ]
+    arena, output = allocated
+    assert (arena.dtype, arena.shape) == (torch.uint8, (plan.bytes,))
+    assert (output.dtype, output.numel()) == (torch.float16, batch * 1000)
+    assert logits.shape == (batch, 1000, 1, 1)
+    assert arena.device == output.device == logits.device == torch.device("meta")
+    for (_, _, values), launch in zip(recorded, plan.launches, strict=True):
+        for name, value in launch.arguments.items():
+            if isinstance(value, FeatureMap):
+                assert values[name].dtype == value.dtype
+                assert values[name].numel() == value.elements
+                assert values[name].device.type == "meta"
+
+
+BREAKS = {
+    "a value": (lambda y: y[0:1].item(), "_local_scalar_dense"),
+    "a condition": (lambda y: bool(y[0:1]), "_local_scalar_dense|is_nonzero"),
+    "to the host": (lambda y: y.cpu(), "_to_copy"),
+    "indices": (lambda y: y.nonzero(), "nonzero"),
+    "a copy": (lambda y: y.clone(), "clone"),
+    "a fill": (lambda y: y.zero_(), "zero_"),
+    "waiting": (lambda y: torch.cuda.synchronize(), "waits for the GPU"),
+}
+
+
+@pytest.mark.parametrize("name", BREAKS)
+def test_anything_else_would_be_noticed(name, no_waiting, monkeypatch):
+    original = plans.execute
+    change, message = BREAKS[name]
+
+    def breaking(launch, tile, memory):
+        original(launch, tile, memory)
+        change(memory[launch.output])
+
+    monkeypatch.setattr(plans, "execute", breaking)
+    with pytest.raises(AssertionError, match=rf"^a plan .*({message})"):
+        run_without_gpu("efficientformerv2_s0", 1)

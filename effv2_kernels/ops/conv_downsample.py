@@ -1,6 +1,7 @@
 """``torch.ops.effv2.conv_downsample(x, weight, bias)``: ``blocks.ConvDownsample``.
 
-x: (N, in, H, W) float32, any strides; returns (N, out, ceil(H / 2), ceil(W / 2)), channels_last.
+x: (N, in, H, W), any strides; float32, on a GPU float16 and bfloat16 as well. The weights are float32 and
+where x is. Returns (N, out, ceil(H / 2), ceil(W / 2)) in the dtype of x, channels_last.
 """
 
 from typing import Any

@@ -63,8 +63,15 @@ def block_engine(kind: str, x: Tensor, values: Sequence[Any], build: Callable[[]
 
     Raises InputError where shapes, dtypes or devices of x and the fields do not fit together.
     """
+    choice = block_choice(kind, x, values)
     weights = [v for v in values if isinstance(v, Tensor)]
-    elsewhere = next((t.device for t in weights if t.device != x.device), None)
+    options = tuple(v for v in values if not isinstance(v, Tensor))
+    return _find((kind, choice, options), weights, lambda: new_block_engine(build, choice, x.device))
+
+
+def block_choice(kind: str, x: Tensor, values: Sequence[Any]) -> backends.Choice:
+    """What runs a block with the fields ``values`` on x. Raises as ``block_engine`` does."""
+    elsewhere = next((v.device for v in values if isinstance(v, Tensor) and v.device != x.device), None)
     if elsewhere is not None:
         raise InputError(
             f"{kind}: x is on {x.device} and a weight on {elsewhere}; move one of them with .to(...)."
@@ -72,19 +79,19 @@ def block_engine(kind: str, x: Tensor, values: Sequence[Any], build: Callable[[]
     names = {torch_dtype: name for name, torch_dtype in backends.TORCH_DTYPES.items()}
     if x.is_cuda and x.dtype not in names:
         raise InputError(f"{kind}: expected x in {', '.join(map(str, names))}, but got {x.dtype}.")
-    dtype = names[x.dtype] if x.is_cuda else "fp32"
-    choice = backends.choose(dtype=dtype, device=x.device)
+    return backends.choose(dtype=names[x.dtype] if x.is_cuda else "fp32", device=x.device)
 
-    def make() -> Engine:
+
+def new_block_engine(
+    build: Callable[[], blocks.Block], choice: backends.Choice, device: torch.device
+) -> Engine:
+    """An engine of the block that ``build`` makes. Raises InputError where its fields do not fit together."""
+    try:
         block = build()
-        try:
-            block_sizes(block)
-            return _engine(blocks.Network((block,), ("",)), choice, x.device)
-        except ModelError as error:
-            raise InputError(str(error)) from error
-
-    options = tuple(v for v in values if not isinstance(v, Tensor))
-    return _find((kind, choice, options), weights, make)
+        block_sizes(block)
+        return _engine(blocks.Network((block,), ("",)), choice, device)
+    except ModelError as error:
+        raise InputError(str(error)) from error
 
 
 def network_engine(weights: Sequence[Tensor], structure: str, settings: backends.Settings) -> Engine:

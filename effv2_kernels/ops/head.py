@@ -1,6 +1,7 @@
 """``torch.ops.effv2.head(x, weight, bias)``: ``blocks.Head``.
 
-x: (N, channels, H, W) float32, any strides; returns the logits (N, classes).
+x: (N, channels, H, W), any strides; float32, on a GPU float16 and bfloat16 as well. The weights are float32
+and where x is. Returns the logits (N, classes) in the dtype of x.
 """
 
 from typing import Any

@@ -1,7 +1,10 @@
 """``torch.ops.effv2.network(x, weights, structure, backend, dtype, isa, threads, cuda_graph)``.
 
 A whole network in one call: this is how an optimised model appears in a graph of torch.compile or
-torch.export.
+torch.export. It stays one node there, on a GPU as well and other than the ops of single blocks: behind it is
+an engine that packs the weights once and replays its launches as a CUDA graph, on memory planned for the
+whole network, for any batch. Shown as kernels, a graph would pack the weights in every call and hold for one
+size of the images, while between the kernels nothing is left to fuse.
 
 x: (N, C, H, W) of the dtype, any strides. weights: the tensors that ``structure`` names, in its order,
 float32 and where x is. structure: JSON, see ``effv2_kernels.structure``. backend, dtype, cuda_graph: see

@@ -2,12 +2,13 @@
 
 ``torch.ops.effv2.<kind>(Tensor x, <fields of the block in declared order>) -> Tensor``. The ops are
 defined and implemented through ``torch.library.Library``, whose calls cost a third of those of
-``torch.library.custom_op``. Differentiation runs the reference again under autograd.
+``torch.library.custom_op``. Differentiation runs the reference again under autograd. For Torch's compiler the
+op of a block is more than a black box on a GPU: see ``effv2_kernels.ops.decomposition``.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import MISSING, fields
 from typing import Any, TypeAlias
 
@@ -92,6 +93,43 @@ def register(block_type: type[blocks.Block], output_shape: OutputShape) -> None:
         return tuple(next(found) if isinstance(value, Tensor) else None for value in inputs)
 
     define(schema(block_type), run, fake, setup_context, backward)
+    _register_decomposition(kind, make)
+
+
+def _register_decomposition(kind: str, make: Callable[[Sequence[Any]], blocks.Block]) -> None:
+    """Let Torch's compiler look into a block's op: see ``effv2_kernels.ops.decomposition``."""
+    # Torch before 2.6 cannot. GPUs need 2.10, and on the CPU the op stays as it is in any case.
+    if not hasattr(torch.library, "wrap_triton"):
+        return
+    from torch._subclasses.functional_tensor import FunctionalTensorMode
+
+    def rule(
+        mode: Any, op: Any, types: Sequence[type], args: Sequence[Any], kwargs: dict[str, Any] | None
+    ) -> Any:
+        from effv2_kernels.ops.decomposition import can_decompose, decompose
+
+        x, *values = args
+        if not can_decompose(x, values, types):
+            return mode.__torch_dispatch__(op, types, args, kwargs)
+        with mode:
+            return decompose(kind, x, values, lambda: make(values))
+
+    name = f"effv2::{kind}"
+    torch.library.register_torch_dispatch(name, FunctionalTensorMode, rule, lib=LIBRARY)
+    # As triton_op does, for the key of the compiler's cache: see ``effv2_kernels.triton.identity``.
+    getattr(torch._library.triton, "triton_ops_to_kernels", {})[name] = _KERNELS
+
+
+class _Kernels(list[object]):
+    """What stands for the kernels of the ops, made when it is asked for: that needs Triton and a GPU."""
+
+    def __iter__(self) -> Iterator[object]:
+        from effv2_kernels.ops.decomposition import kernels
+
+        return iter(kernels())
+
+
+_KERNELS = _Kernels()
 
 
 def define(

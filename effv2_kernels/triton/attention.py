@@ -1,13 +1,16 @@
-"""Talking-head attention on a GPU: ``blocks.Attention`` in three launches.
+"""Talking-head attention on a GPU: ``blocks.Attention`` in three launches, or four where pixels are few.
 
 1. ``qkv``: one product of x, or of its strided depthwise convolution, which is made in registers.
 2. ``talking_heads``: everything between the projections, the probabilities staying in registers.
-3. ``proj``: a product of GELU(u), or of the GELU of u resized 2x, which is made in registers, plus x.
+3. ``proj``: a product of GELU(u), or of the GELU of u resized 2x, which is made in registers, plus x. A few
+   pixels are resized by ``resize`` before: the few programs of their product would make 1024 channels each,
+   step by step.
 """
 
 from __future__ import annotations
 
 import math
+from itertools import zip_longest
 
 import torch
 import triton
@@ -26,7 +29,7 @@ from effv2_kernels.triton.launch import (
 )
 from effv2_kernels.triton.packing import BiasTable, Packed, matrix, taps, vector
 from effv2_kernels.triton.product import depthwise_product, pointwise_product, resized_product
-from effv2_kernels.triton.tiles import depthwise_tile, dot, gelu, narrow
+from effv2_kernels.triton.tiles import depthwise_tiles, dot, gelu, narrow, pixel_tile, resized_tile
 
 # How the two passes of ``talking_heads`` follow from blocks.Attention. With S_g = q_g k_g^T,
 #
@@ -39,6 +42,10 @@ from effv2_kernels.triton.tiles import depthwise_tile, dot, gelu, narrow
 # keys finds m_h and l_h alone, and the second makes L_h again and accumulates u_h with the final m_g and l_g.
 # With all keys in one tile, the logits of the first pass are still in registers and are used again.
 # Factors of log2(e) are folded into T1 and the bias on the host, so exp is exp2.
+
+
+# Pixels of all images up to which the resized map is made by a launch of its own.
+_FEW_PIXELS = 2048
 
 
 @triton.jit
@@ -130,7 +137,7 @@ def talking_heads(
     bias,  # float32, times log2(e); see mixed_logits
     mix2,  # (HEADS, HEADS) float32
     mix2_bias,  # (HEADS,) float32
-    local,  # (9, HEADS * VALUE) float32
+    local,  # (9, HEADS * VALUE), see depthwise_tiles
     local_bias,  # (HEADS * VALUE,) float32
     u,  # out: (images, tokens, HEADS * VALUE)
     tokens,
@@ -274,27 +281,40 @@ def talking_heads(
     for i in tl.static_range(OUT_HEADS):
         head = group * OUT_HEADS + i
         d = head * VALUE + tl.arange(0, BV)
-        out = sums[i] + depthwise_tile(
-            source + 2 * HEADS * KEY,
-            local,
-            local_bias,
-            query * 0,
-            query // width,
-            query % width,
-            query_ok,
-            d,
-            height,
-            width,
-            HEADS * VALUE,
-            ROW,
-            1,
-        )
-        if GELU:
-            out = gelu(out, u.dtype.element_ty == tl.float32)
+        branch = depthwise_tiles(
+            source + 2 * HEADS * KEY, local, local_bias, query * 0, query // width, query % width, query_ok,
+            d, height, width, HEADS * VALUE, ROW, 1, 1, VALUE != BV,
+        )[0]  # fmt: skip
+        out = sums[i] + branch.to(tl.float32)
+        out = gelu(out, u.dtype.element_ty) if GELU else narrow(out, u.dtype.element_ty)
         at = u + (image * tokens + query)[:, None] * (HEADS * VALUE) + d[None, :]
-        tl.store(
-            at, narrow(out, u.dtype.element_ty), mask=query_ok[:, None] & (tl.arange(0, BV) < VALUE)[None, :]
-        )
+        tl.store(at, out, mask=query_ok[:, None] & (tl.arange(0, BV) < VALUE)[None, :])
+
+
+@triton.jit(do_not_specialize=["pixels", "out_height", "out_width", "height", "width"])
+def resize(
+    x,  # (images, height, width, CHANNELS)
+    y,  # out: (images, out_height, out_width, CHANNELS), GELU(bilinear 2x of x), cropped
+    pixels,  # of y
+    out_height,
+    out_width,
+    height,
+    width,
+    CHANNELS: tl.constexpr,
+    WIDE: tl.constexpr,
+    BM: tl.constexpr,
+    BC: tl.constexpr,
+):
+    columns: tl.constexpr = (CHANNELS + BC - 1) // BC
+    program = tl.program_id(0)
+    c = program % columns * BC + tl.arange(0, BC)
+    pixel, image, row, column, valid = pixel_tile(
+        program // columns * BM, pixels, out_height, out_width, BM, WIDE
+    )
+    value = resized_tile(
+        x, image, row, column, valid, c, height, width, CHANNELS, CHANNELS % BC != 0, y.dtype.element_ty
+    )
+    tl.store(y + pixel[:, None] * CHANNELS + c[None, :], value, mask=valid[:, None] & (c < CHANNELS)[None, :])
 
 
 def _tiles(tokens: int, heads: int, images: int, dtype: torch.dtype) -> list[Tile]:
@@ -304,16 +324,20 @@ def _tiles(tokens: int, heads: int, images: int, dtype: torch.dtype) -> list[Til
     logits of all, which pays while there are more multiprocessors than tiles of queries.
     """
     few = blocks_of(tokens, 16) * images < 132
-    one_tile = tokens <= 64
     if dtype == torch.float32:
-        groups, warps = [1, 2] if heads % 2 == 0 else [1], 8
+        groups = [g for g in (1, 2) if heads % g == 0]
     else:
-        groups = [g for g in ((1, 2, 4, 8) if few else (2, 4, 8, 1)) if heads % g == 0]
-        warps = 4
-    if one_tile:
+        groups = [g for g in ((1, 2, 4, 8) if few else (8, 4, 2, 1)) if heads % g == 0]
+    if tokens <= 64:
         keys = round_up_to_power(tokens)
-        return [tile(8 if g > 4 else warps, 1, BQ=16, BKEYS=keys, OUT_HEADS=g) for g in groups]
-    return [tile(warps, stages, BQ=16, BKEYS=32, OUT_HEADS=g) for g in groups if g <= 2 for stages in (2, 1)]
+        wide = [tile(8, 1, BQ=16, BKEYS=keys, OUT_HEADS=g) for g in groups]
+        if dtype == torch.float32:
+            return wide
+        narrow = [tile(4, 1, BQ=16, BKEYS=keys, OUT_HEADS=g) for g in groups if g <= 4]
+        return [t for pair in zip_longest(wide, narrow) for t in pair if t is not None]
+    warps = 8 if dtype == torch.float32 else 4
+    groups = [g for g in groups if g <= 2]
+    return [tile(warps, stages, BQ=16, BKEYS=32, OUT_HEADS=g) for g in groups for stages in (2, 1)]
 
 
 class Attention(Packed):
@@ -322,12 +346,15 @@ class Attention(Packed):
     def __init__(self, block: blocks.Attention, dtype: torch.dtype, device: torch.device | str) -> None:
         self.dw = self.dw_bias = None
         if block.dw_weight is not None and block.dw_bias is not None:
-            self.dw, self.dw_bias = taps(block.dw_weight, device), vector(block.dw_bias, device)
+            self.dw, self.dw_bias = taps(block.dw_weight, dtype, device), vector(block.dw_bias, device)
         self.qkv, self.qkv_bias = matrix(block.qkv_weight, dtype, device), vector(block.qkv_bias, device)
         self.mix1 = vector(block.mix1_weight * math.log2(math.e), device)
         self.bias = BiasTable(block.bias, 1, block.resize_bias, device)
         self.mix2, self.mix2_bias = vector(block.mix2_weight, device), vector(block.mix2_bias, device)
-        self.local, self.local_bias = taps(block.local_weight, device), vector(block.local_bias, device)
+        self.local, self.local_bias = (
+            taps(block.local_weight, dtype, device),
+            vector(block.local_bias, device),
+        )
         self.proj, self.proj_bias = matrix(block.proj_weight, dtype, device), vector(block.proj_bias, device)
         self.heads, self.key_dim, self.value_dim = block.heads, block.key_dim, block.value_dim
 
@@ -339,11 +366,15 @@ class Attention(Packed):
                 x, self.dw, self.dw_bias, self.qkv, self.qkv_bias, precision, stride=2, left_gelu=False
             )
         mix = self._talking_heads(project.output, precision, gelu=self.dw is None)
+        launches = [project, mix]
         if self.dw is None:
             join = pointwise_product(mix.output, self.proj, self.proj_bias, precision, residual=x)
+        elif x.pixels <= _FEW_PIXELS:
+            launches.append(_resize(mix.output, x))
+            join = pointwise_product(launches[-1].output, self.proj, self.proj_bias, precision, residual=x)
         else:
             join = resized_product(mix.output, self.proj, self.proj_bias, x, precision)
-        return [project, mix, join]
+        return [*launches, join]
 
     def _talking_heads(self, qkv: FeatureMap, precision: str, *, gelu: bool) -> Launch:
         u = qkv.like(self.heads * self.value_dim)
@@ -387,3 +418,20 @@ class Attention(Packed):
             * self.heads
             * (tokens * (self.key_dim + self.value_dim + 2 * self.heads) + 9 * self.value_dim),
         )
+
+
+def _resize(u: FeatureMap, x: FeatureMap) -> Launch:
+    """GELU(bilinear 2x of u), cropped to the size of x."""
+    y = x.like(u.channels)
+    return Launch(
+        resize,
+        {
+            "x": u, "y": y, "pixels": y.pixels, "out_height": y.height, "out_width": y.width,
+            "height": u.height, "width": u.width,
+        },
+        {"CHANNELS": u.channels, "WIDE": is_wide(y)},
+        lambda t: blocks_of(y.pixels, t.blocks["BM"]) * blocks_of(y.channels, t.blocks["BC"]),
+        [tile(4, 1, BM=16, BC=128), tile(4, 1, BM=32, BC=128), tile(4, 1, BM=32, BC=64)],
+        y,
+        0,
+    )  # fmt: skip

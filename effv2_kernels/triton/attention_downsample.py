@@ -16,6 +16,7 @@ from effv2_kernels import blocks
 from effv2_kernels.triton.launch import (
     FeatureMap,
     Launch,
+    Tile,
     blocks_of,
     is_wide,
     round_up_to_power,
@@ -23,8 +24,9 @@ from effv2_kernels.triton.launch import (
     tile,
 )
 from effv2_kernels.triton.packing import BiasTable, Packed, conv_matrix, matrix, taps, vector
-from effv2_kernels.triton.product import depthwise_product, pointwise_product, product_tiles
-from effv2_kernels.triton.tiles import conv_sum, depthwise_tile, dot, gelu, narrow, pixel_tile, pointwise_sum
+from effv2_kernels.triton.product import depthwise_product, pointwise_product
+from effv2_kernels.triton.ranking import conv_tiles
+from effv2_kernels.triton.tiles import conv_sum, depthwise_tiles, dot, gelu, narrow, pixel_tile, pointwise_sum
 
 LOG2_E = tl.constexpr(1.4426950408889634)
 
@@ -34,7 +36,7 @@ def downsample_attention(
     q,  # (images, queries, HEADS * KEY)
     kv,  # (images, tokens, HEADS * KEY + HEADS * VALUE)
     bias,  # float32, times log2(e): (HEADS, queries, tokens) if DENSE, else (HEADS, height, width)
-    local,  # (9, HEADS * VALUE) float32
+    local,  # (9, HEADS * VALUE), see depthwise_tiles
     local_bias,  # (HEADS * VALUE,) float32
     u,  # out: (images, queries, HEADS * VALUE)
     queries,
@@ -107,13 +109,13 @@ def downsample_attention(
         acc = dot(narrow(share, v_tile.dtype), v_tile, acc * shrink[:, None], PRECISION)
         largest = most
     channel = head * VALUE + dv
-    out = acc / total[:, None] + depthwise_tile(
+    branch = depthwise_tiles(
         source + HEADS * KEY, local, local_bias, query * 0, row, column, query_ok, channel, height, width,
-        HEADS * VALUE, ROW, 2,
-    )  # fmt: skip
-    out = gelu(out, u.dtype.element_ty == tl.float32)
+        HEADS * VALUE, ROW, 2, 1, VALUE != BV,
+    )[0]  # fmt: skip
+    out = gelu(acc / total[:, None] + branch.to(tl.float32), u.dtype.element_ty)
     at_u = u + (image * queries + query)[:, None] * (HEADS * VALUE) + channel[None, :]
-    tl.store(at_u, narrow(out, u.dtype.element_ty), mask=query_ok[:, None] & (dv < VALUE)[None, :])
+    tl.store(at_u, out, mask=query_ok[:, None] & (dv < VALUE)[None, :])
 
 
 @triton.jit(do_not_specialize=["pixels", "out_height", "out_width", "height", "width"])
@@ -159,10 +161,13 @@ class AttentionDownsample(Packed):
     def __init__(
         self, block: blocks.AttentionDownsample, dtype: torch.dtype, device: torch.device | str
     ) -> None:
-        self.dw, self.dw_bias = taps(block.dw_weight, device), vector(block.dw_bias, device)
+        self.dw, self.dw_bias = taps(block.dw_weight, dtype, device), vector(block.dw_bias, device)
         self.q, self.q_bias = matrix(block.q_weight, dtype, device), vector(block.q_bias, device)
         self.kv, self.kv_bias = matrix(block.kv_weight, dtype, device), vector(block.kv_bias, device)
-        self.local, self.local_bias = taps(block.local_weight, device), vector(block.local_bias, device)
+        self.local, self.local_bias = (
+            taps(block.local_weight, dtype, device),
+            vector(block.local_bias, device),
+        )
         self.bias = BiasTable(block.bias, 2, block.resize_bias, device)
         self.proj = matrix(block.proj_weight, dtype, device)
         self.conv = conv_matrix(block.conv_weight, dtype, device)
@@ -194,12 +199,7 @@ class AttentionDownsample(Packed):
                 "DENSE": dense, "WIDE": wide, "PRECISION": split_precision(precision),
             },
             lambda t: blocks_of(queries, t.blocks["BQ"]) * self.heads * x.images,
-            [
-                tile(4, 2, BQ=16, BKEYS=64),
-                tile(4, 2, BQ=32, BKEYS=64),
-                tile(4, 2, BQ=64, BKEYS=64),
-                tile(2, 2, BQ=16, BKEYS=32),
-            ],
+            _tiles(queries, self.heads * x.images, x.dtype),
             u,
             x.images * queries * self.heads * (tokens * (self.key_dim + self.value_dim) + 9 * self.value_dim),
         )  # fmt: skip
@@ -216,8 +216,19 @@ class AttentionDownsample(Packed):
                 "PRECISION": precision,
             },
             lambda t: blocks_of(y.pixels, t.blocks["BM"]) * blocks_of(y.channels, t.blocks["BN"]),
-            product_tiles(y.pixels, y.channels, x.dtype),
+            conv_tiles(y, x.channels, values),
             y,
             y.elements * (values + 9 * x.channels),
         )  # fmt: skip
         return [to_q, to_kv, attend, join]
+
+
+def _tiles(queries: int, images: int, dtype: torch.dtype) -> list[Tile]:
+    """Tiles of ``downsample_attention``, best first: many queries at once, unless programs get too few.
+
+    images: of all heads.
+    """
+    found = [tile(4, 2, BQ=64, BKEYS=64), tile(4, 2, BQ=32, BKEYS=64), tile(4, 2, BQ=16, BKEYS=64)]
+    if dtype == torch.float32 or blocks_of(queries, 64) * images < 264:
+        found.reverse()
+    return [*found, tile(2, 2, BQ=16, BKEYS=32)]

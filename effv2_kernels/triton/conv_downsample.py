@@ -1,16 +1,17 @@
-"""The strided convolution on a GPU: ``blocks.ConvDownsample`` in one launch."""
+"""The strided convolution on a GPU: ``blocks.ConvDownsample`` in one launch, which the stem uses as well."""
 
 from __future__ import annotations
 
 import torch
 import triton
 import triton.language as tl
+from torch import Tensor
 
 from effv2_kernels import blocks
 from effv2_kernels.triton.launch import FeatureMap, Launch, blocks_of, is_wide
 from effv2_kernels.triton.packing import Packed, conv_matrix, vector
-from effv2_kernels.triton.product import product_tiles
-from effv2_kernels.triton.tiles import conv_sum, narrow, pixel_tile
+from effv2_kernels.triton.ranking import conv_tiles
+from effv2_kernels.triton.tiles import conv_sum, gelu, narrow, pixel_tile
 
 
 @triton.jit(do_not_specialize=["pixels", "out_height", "out_width", "height", "width"])
@@ -26,6 +27,7 @@ def conv(
     width,
     K: tl.constexpr,
     N: tl.constexpr,
+    GELU: tl.constexpr,
     WIDE: tl.constexpr,
     PRECISION: tl.constexpr,
     BM: tl.constexpr,
@@ -44,11 +46,29 @@ def conv(
     )  # fmt: skip
     inside = n < N
     acc += tl.load(bias + n, mask=inside, other=0.0)[None, :]
+    dtype: tl.constexpr = y.dtype.element_ty
     tl.store(
         y + pixel[:, None] * N + n[None, :],
-        narrow(acc, y.dtype.element_ty),
+        gelu(acc, dtype) if GELU else narrow(acc, dtype),
         mask=valid[:, None] & inside[None, :],
     )
+
+
+def strided_conv(x: FeatureMap, w: Tensor, bias: Tensor, precision: str, *, gelu: bool) -> Launch:
+    """y = f(conv3x3 s2 (x)). w: (9, in, out), bias: (out,) float32."""
+    y = x.like(w.shape[2], blocks_of(x.height, 2), blocks_of(x.width, 2))
+    return Launch(
+        conv,
+        {
+            "x": x, "w": w, "bias": bias, "y": y, "pixels": y.pixels,
+            "out_height": y.height, "out_width": y.width, "height": x.height, "width": x.width,
+        },
+        {"K": x.channels, "N": y.channels, "GELU": gelu, "WIDE": is_wide(x, y), "PRECISION": precision},
+        lambda t: blocks_of(y.pixels, t.blocks["BM"]) * blocks_of(y.channels, t.blocks["BN"]),
+        conv_tiles(y, x.channels),
+        y,
+        y.elements * 9 * x.channels,
+    )  # fmt: skip
 
 
 class ConvDownsample(Packed):
@@ -58,17 +78,4 @@ class ConvDownsample(Packed):
         self.weight, self.bias = conv_matrix(block.weight, dtype, device), vector(block.bias, device)
 
     def plan(self, x: FeatureMap, precision: str) -> list[Launch]:
-        y = x.like(self.weight.shape[2], blocks_of(x.height, 2), blocks_of(x.width, 2))
-        launch = Launch(
-            conv,
-            {
-                "x": x, "w": self.weight, "bias": self.bias, "y": y, "pixels": y.pixels,
-                "out_height": y.height, "out_width": y.width, "height": x.height, "width": x.width,
-            },
-            {"K": x.channels, "N": y.channels, "WIDE": is_wide(x, y), "PRECISION": precision},
-            lambda t: blocks_of(y.pixels, t.blocks["BM"]) * blocks_of(y.channels, t.blocks["BN"]),
-            product_tiles(y.pixels, y.channels, x.dtype),
-            y,
-            y.elements * 9 * x.channels,
-        )  # fmt: skip
-        return [launch]
+        return [strided_conv(x, self.weight, self.bias, precision, gelu=False)]

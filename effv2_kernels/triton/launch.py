@@ -82,7 +82,8 @@ class Launch:
     arguments: every runtime argument in the kernel's order: buffers, weights (tensors), integers.
     constants: the constexprs that do not depend on the tile. programs: size of the grid for a tile.
     tiles: candidates; the first is the one to use unmeasured. macs: multiply-adds that the block needs, not
-    those that the kernel repeats; resizing and means are not counted.
+    those that the kernel repeats; resizing and means are not counted. scratch: a buffer among the arguments
+    that this launch alone uses.
     """
 
     kernel: Any
@@ -92,6 +93,12 @@ class Launch:
     tiles: Sequence[Tile]
     output: FeatureMap
     macs: int
+    scratch: FeatureMap | None = None
+
+    @property
+    def written(self) -> tuple[FeatureMap, ...]:
+        """The buffers that it fills."""
+        return (self.output,) if self.scratch is None else (self.scratch, self.output)
 
     @property
     def name(self) -> str:

@@ -37,8 +37,9 @@ def lifetimes(launches: Sequence[Launch], outside: Collection[FeatureMap]) -> di
         for value in launch.arguments.values():
             if isinstance(value, FeatureMap) and value in found:
                 found[value] = Lifetime(found[value].first, i)
-        if launch.output not in outside:
-            found.setdefault(launch.output, Lifetime(i, i))
+        for buffer in launch.written:
+            if buffer not in outside:
+                found.setdefault(buffer, Lifetime(i, i))
     return found
 
 

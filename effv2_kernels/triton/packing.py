@@ -1,5 +1,5 @@
-"""Folded weights in the layouts that the kernels read: matrices (in, out) in the network's dtype, the rest
-in float32."""
+"""Folded weights in the layouts that the kernels read: matrices (in, out) in the network's dtype, taps in
+float16 or float32, the rest in float32."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import math
 from abc import ABC, abstractmethod
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from effv2_kernels.reference.attention_bias import bias_for
@@ -43,14 +44,35 @@ def conv_matrix(weight: Tensor, dtype: torch.dtype, device: torch.device | str) 
     return weight.permute(2, 3, 1, 0).reshape(9, *reversed(weight.shape[:2])).contiguous().to(device, dtype)
 
 
-def taps(weight: Tensor, device: torch.device | str) -> Tensor:
-    """(channels, 3, 3) -> (9, channels) float32."""
-    return weight.reshape(-1, 9).t().contiguous().to(device, torch.float32)
+def half_or_float(dtype: torch.dtype) -> torch.dtype:
+    """In what networks of ``dtype`` multiply on the ordinary units; see ``tiles.depthwise_tiles``."""
+    return dtype if dtype == torch.float16 else torch.float32
+
+
+def taps(weight: Tensor, dtype: torch.dtype, device: torch.device | str) -> Tensor:
+    """(channels, 3, 3) -> (9, channels), float16 for networks in float16 and else float32."""
+    return weight.reshape(-1, 9).t().contiguous().to(device, half_or_float(dtype))
 
 
 def vector(bias: Tensor, device: torch.device | str) -> Tensor:
     """As it is, in float32."""
     return bias.to(device, torch.float32).contiguous()
+
+
+def by_position(table: Tensor, query_stride: int) -> Tensor:
+    """``attention_bias.gather``: (heads, rows, cols) by distance -> (heads, queries, keys).
+
+    By windows on the table and its mirror image, not by an index: Torch's compiler computes constants ahead
+    where weights are frozen, but nothing that begins with torch.arange.
+    """
+    for axis in (1, 2):
+        size = table.shape[axis]
+        rest = (0, 0) * (table.ndim - 1 - axis)
+        left = table.flip(axis).narrow(axis, 0, size - 1)
+        by_signed_distance = F.pad(left, (*rest, 0, size)) + F.pad(table, (*rest, size - 1, 0))
+        # The last window is that of the first query; its keys become the last axis.
+        table = by_signed_distance.unfold(axis, size, 1).flip(axis)
+    return table[:, ::query_stride, ::query_stride].flatten(3).flatten(1, 2)
 
 
 class BiasTable:
@@ -75,11 +97,12 @@ class BiasTable:
             values = height * width * blocks_of(height, stride) * blocks_of(width, stride)
             fits = tuple(self._table.shape[1:]) == grid
             dense = values <= _DENSE_VALUES or not fits
-            made = (
-                bias_for(self._table, grid, query_stride=stride, resize=self._resize)
-                if dense
-                else self._table
-            )
+            if not dense:
+                made = self._table
+            elif fits:
+                made = by_position(self._table, stride)
+            else:
+                made = bias_for(self._table, grid, query_stride=stride, resize=self._resize)
             if len(self._made) >= _MAX_GRIDS:
                 self._made.clear()
             self._made[grid] = ((made * _LOG2_E).float().contiguous().to(self._device), dense)

@@ -8,25 +8,25 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from effv2_kernels.triton.launch import FeatureMap, Launch, Tile, blocks_of, is_wide, round_up_to_power, tile
-from effv2_kernels.triton.tiles import depthwise_sum, gelu, narrow, pixel_tile, pointwise_sum, resized_sum
+from effv2_kernels.triton.launch import FeatureMap, Launch, blocks_of, is_wide
+from effv2_kernels.triton.ranking import product_programs, product_tiles
+from effv2_kernels.triton.tiles import depthwise_sums, gelu, narrow, pixel_tile, pointwise_sum, resized_sums
 
 
-@triton.jit(do_not_specialize=["pixels", "out_height", "out_width", "height", "width"])
+@triton.jit(do_not_specialize=["images", "out_height", "out_width", "height", "width"])
 def product(
-    x,  # (.., height, width, K)
-    dw,  # (9, K) float32, and (K,): of source "depthwise"
+    x,  # (images, height, width, K)
+    dw,  # (9, K), see depthwise_tiles; and (K,) float32: of source "depthwise"
     dw_bias,
     w,  # (K, N)
     bias,  # (N,) float32
-    residual,  # (pixels, N)
-    y,  # out: (pixels, N)
-    pixels,  # of y
+    residual,  # (pixels of y, N)
+    y,  # out: (images, out_height, out_width, N)
+    images,
     out_height,
     out_width,
     height,
@@ -43,70 +43,52 @@ def product(
     BM: tl.constexpr,
     BN: tl.constexpr,
     BK: tl.constexpr,
+    ROWS: tl.constexpr,  # of y that each of BM places stands for, below each other; 1 but for "depthwise"
+    COLS: tl.constexpr,  # blocks of BN columns that one program makes; 1 for "pointwise"
 ):
-    columns: tl.constexpr = (N + BN - 1) // BN
+    dtype: tl.constexpr = y.dtype.element_ty
+    columns: tl.constexpr = (N + BN * COLS - 1) // (BN * COLS)
     program = tl.program_id(0)
-    n = program % columns * BN + tl.arange(0, BN)
+    n = program % columns * (BN * COLS) + tl.arange(0, BN)
+    groups = tl.cdiv(out_height, ROWS)
     pixel, image, row, column, valid = pixel_tile(
-        program // columns * BM, pixels, out_height, out_width, BM, WIDE
+        program // columns * BM, images * groups * out_width, groups, out_width, BM, WIDE
     )
-    acc = tl.zeros((BM, BN), tl.float32)
-    if SOURCE == "pointwise":
-        acc = pointwise_sum(acc, x, w, pixel, valid, n, K, N, BN, BK, PRECISION)
-    elif SOURCE == "depthwise":
-        acc = depthwise_sum(
-            acc, x, dw, dw_bias, w, image, row, column, valid, n, height, width,
-            K, N, STRIDE, LEFT_GELU, BN, BK, PRECISION,
+    if SOURCE == "depthwise":
+        row = row * ROWS
+        pixel = (image * out_height + row) * out_width + column
+    # A sum of many registers leaves none to load a residual after it, and several sums leave none before.
+    EARLY: tl.constexpr = RESIDUAL and ROWS == 1
+    accs = ()
+    for _ in tl.static_range(ROWS):
+        for j in tl.static_range(COLS):
+            nj = n + j * BN
+            inside = nj < N
+            acc = tl.zeros((BM, BN), tl.float32) + tl.load(bias + nj, mask=inside, other=0.0)[None, :]
+            if EARLY:
+                at = residual + pixel[:, None] * N + nj[None, :]
+                acc += tl.load(at, mask=valid[:, None] & inside[None, :], other=0.0).to(tl.float32)
+            accs = accs + (acc,)
+    if SOURCE == "depthwise":
+        accs = depthwise_sums(
+            accs, x, dw, dw_bias, w, image, row, column, valid, n, height, width,
+            K, N, STRIDE, LEFT_GELU, ROWS, COLS, BN, BK, PRECISION,
+        )  # fmt: skip
+    elif SOURCE == "resized":
+        accs = resized_sums(
+            accs, x, w, image, row, column, valid, n, height, width, K, N, COLS, BN, BK, PRECISION
         )  # fmt: skip
     else:
-        acc = resized_sum(
-            acc, x, w, image, row, column, valid, n, height, width, K, N, BN, BK, PRECISION
-        )  # fmt: skip
-    inside = n < N
-    acc += tl.load(bias + n, mask=inside, other=0.0)[None, :]
-    if GELU:
-        acc = gelu(acc, y.dtype.element_ty == tl.float32)
-    at = pixel[:, None] * N + n[None, :]
-    ok = valid[:, None] & inside[None, :]
-    if RESIDUAL:
-        acc += tl.load(residual + at, mask=ok, other=0.0).to(tl.float32)
-    tl.store(y + at, narrow(acc, y.dtype.element_ty), mask=ok)
-
-
-def product_tiles(pixels: int, columns: int, dtype: torch.dtype, *, loads: int = 1) -> list[Tile]:
-    """Tiles for a product of this many rows and columns; the first is the one to use unmeasured.
-
-    Few rows: small tiles, so that as many multiprocessors as possible take part. Many rows: all columns in
-    one tile where registers allow it, so that the left factor is made once.
-
-    loads: of the left factor in each step. Every pipeline stage keeps all of them in shared memory, of which
-    the smaller chips have 99 KB.
-    """
-    if dtype == torch.float32:  # products in float32 run on the ordinary units and need twice the registers
-        return [
-            tile(4, 2, BM=32, BN=min(64, round_up_to_power(columns)), BK=32),
-            tile(4, 1, BM=16, BN=32, BK=32),
-        ]
-    # A left factor of several loads takes registers of its own.
-    depth = 64 if loads == 1 else 32
-    small = [
-        tile(4, 3, BM=16, BN=32, BK=depth),
-        tile(4, 3, BM=32, BN=32, BK=depth),
-        tile(4, 2, BM=16, BN=64, BK=depth),
-        tile(2, 3, BM=16, BN=32, BK=32),
-    ]
-    whole = min(256 if loads == 1 else 128, round_up_to_power(columns))
-    deep, warps = (3, 4 if whole <= 128 else 8) if loads == 1 else (2, 4 if whole <= 64 else 8)
-    large = [
-        tile(warps, deep, BM=64, BN=whole, BK=32),
-        tile(8, deep, BM=128, BN=min(whole, 128), BK=32),
-        tile(4, deep, BM=64, BN=min(whole, 64), BK=32),
-        tile(8, 2, BM=128, BN=whole, BK=32),
-        tile(4, 2, BM=64, BN=min(whole, 128), BK=64),
-    ]
-    # 132 multiprocessors, two programs on each: fewer than that is too little for large tiles.
-    few = blocks_of(pixels, 64) * blocks_of(columns, whole) < 264
-    return [*small, *large] if few else [*large, *small]
+        accs = (pointwise_sum(acc, x, w, pixel, valid, n, K, N, BN, BK, PRECISION),)
+    for o in tl.static_range(ROWS):
+        for j in tl.static_range(COLS):
+            nj = n + j * BN
+            at = (pixel + o * out_width)[:, None] * N + nj[None, :]
+            ok = (valid & (row + o < out_height))[:, None] & (nj < N)[None, :]
+            out = accs[o * COLS + j]
+            if RESIDUAL and not EARLY:
+                out += tl.load(residual + at, mask=ok, other=0.0).to(tl.float32)
+            tl.store(y + at, gelu(out, dtype) if GELU else narrow(out, dtype), mask=ok)
 
 
 def pointwise_product(
@@ -135,7 +117,7 @@ def depthwise_product(
     left_gelu: bool,
     residual: FeatureMap | None = None,
 ) -> Launch:
-    """y = f(dw(x)) w + bias + residual. dw: (9, in) and dw_bias: (in,) float32."""
+    """y = f(dw(x)) w + bias + residual. dw: (9, in), see ``depthwise_tiles``; dw_bias: (in,) float32."""
     y = x.like(w.shape[1], blocks_of(x.height, stride), blocks_of(x.width, stride))
     return _launch(
         "depthwise", x, w, bias, y, residual, precision,
@@ -173,7 +155,7 @@ def _launch(
         "bias": bias,
         "residual": x if residual is None else residual,
         "y": y,
-        "pixels": y.pixels,
+        "images": y.images,
         "out_height": y.height,
         "out_width": y.width,
         "height": x.height,
@@ -190,13 +172,13 @@ def _launch(
         "WIDE": is_wide(x, y),
         "PRECISION": precision,
     }
-    loads = {"pointwise": 1, "depthwise": 9, "resized": 4}[source]
+
     return Launch(
         product,
         arguments,
         constants,
-        lambda t: blocks_of(y.pixels, t.blocks["BM"]) * blocks_of(y.channels, t.blocks["BN"]),
-        product_tiles(y.pixels, y.channels, x.dtype, loads=loads),
+        lambda t: product_programs(t, y),
+        product_tiles(source, y, x.channels),
         y,
         y.pixels * x.channels * (y.channels + (9 if source == "depthwise" else 0)),
     )

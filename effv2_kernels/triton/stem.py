@@ -1,8 +1,10 @@
-"""The stem on a GPU: ``blocks.Stem`` in one launch.
+"""The stem on a GPU: ``blocks.Stem`` in two launches.
 
-For each tap of the second convolution, the first one is made at the pixels that this tap reads, in registers,
-and goes straight into the second product. A pixel of the middle map is read by 9 / 4 taps on average and made
-as often; in return the largest map of the network, four times the size of the stem's output, never exists.
+1. ``image_conv``: the first convolution, which reads an image of any strides, and GELU.
+2. ``conv``: the second one, and GELU.
+
+In one launch, the first convolution would be made again for each tap of the second one that reads it: the
+largest map of the network would not exist, but it took 2.8 times the instructions.
 """
 
 from __future__ import annotations
@@ -12,29 +14,26 @@ import triton
 import triton.language as tl
 
 from effv2_kernels import blocks
-from effv2_kernels.triton.launch import FeatureMap, Launch, blocks_of, is_wide, round_up_to_power, tile
-from effv2_kernels.triton.packing import Packed, conv_matrix, vector
-from effv2_kernels.triton.tiles import dot, gelu, narrow, pixel_tile, weight_tile
+from effv2_kernels.triton.conv_downsample import strided_conv
+from effv2_kernels.triton.launch import FeatureMap, Launch, Tile, blocks_of, is_wide, round_up_to_power, tile
+from effv2_kernels.triton.packing import Packed, conv_matrix, half_or_float, matrix, vector
+from effv2_kernels.triton.tiles import gelu, pixel_tile
 
 
 @triton.jit(
     do_not_specialize=[
-        "pixels", "out_height", "out_width", "mid_height", "mid_width", "height", "width",
+        "pixels", "out_height", "out_width", "height", "width",
         "image_stride", "channel_stride", "row_stride", "column_stride",
     ]
 )  # fmt: skip
-def stem(
+def image_conv(
     x,  # (images, IN, height, width) with the strides given
-    w1,  # (9 * IN, MID): taps outermost
-    bias1,  # (MID,) float32
-    w2,  # (9, MID, OUT)
-    bias2,  # (OUT,) float32
+    w,  # (IN * 9, OUT): channels outermost; float16 where x is, else float32
+    bias,  # (OUT,) float32
     y,  # out: (pixels, OUT)
     pixels,
     out_height,
     out_width,
-    mid_height,
-    mid_width,
     height,
     width,
     image_stride,
@@ -42,95 +41,76 @@ def stem(
     row_stride,
     column_stride,
     IN: tl.constexpr,
-    MID: tl.constexpr,
     OUT: tl.constexpr,
-    BMID: tl.constexpr,  # MID rounded up to what tl.dot takes
     WIDE: tl.constexpr,
-    PRECISION: tl.constexpr,
     BM: tl.constexpr,
     BN: tl.constexpr,
-    BP: tl.constexpr,  # values of a patch (9 * IN) taken at once
 ):
+    """On ordinary units: to gather patches for the tensor cores, value by value, would take longer."""
     columns: tl.constexpr = (OUT + BN - 1) // BN
-    EXACT: tl.constexpr = y.dtype.element_ty == tl.float32
+    dtype: tl.constexpr = w.dtype.element_ty
     program = tl.program_id(0)
     n = program % columns * BN + tl.arange(0, BN)
+    inside = n < OUT
     pixel, image, row, column, valid = pixel_tile(
         program // columns * BM, pixels, out_height, out_width, BM, WIDE
     )
-    middle = tl.arange(0, BMID)
-    acc = tl.zeros((BM, BN), tl.float32)
-    for tap in range(9):
-        mid_row = row * 2 + (tap // 3 - 1)
-        mid_column = column * 2 + (tap % 3 - 1)
-        exists = (
-            valid & (mid_row >= 0) & (mid_row < mid_height) & (mid_column >= 0) & (mid_column < mid_width)
-        )
-        mid = tl.zeros((BM, BMID), tl.float32)
-        for p0 in range(0, 9 * IN, BP):
-            p = p0 + tl.arange(0, BP)
-            channel = p % IN
-            at_row = (mid_row * 2 - 1)[:, None] + (p // (3 * IN))[None, :]
-            at_column = (mid_column * 2 - 1)[:, None] + (p // IN % 3)[None, :]
-            inside = (at_row >= 0) & (at_row < height) & (at_column >= 0) & (at_column < width)
-            patch = tl.load(
-                x
-                + (image * image_stride)[:, None]
-                + (channel * channel_stride)[None, :]
-                + at_row * row_stride
-                + at_column * column_stride,
-                mask=inside & exists[:, None] & (p < 9 * IN)[None, :],
-                other=0.0,
-            )
-            mid = dot(patch, weight_tile(w1, p, middle, 9 * IN, MID, BP, BMID), mid, PRECISION)
-        mid = gelu(mid + tl.load(bias1 + middle, mask=middle < MID, other=0.0)[None, :], EXACT)
-        mid = tl.where(exists[:, None], mid, 0.0)
-        right = weight_tile(w2 + tap * MID * OUT, middle, n, MID, OUT, BMID, BN)
-        acc = dot(narrow(mid, w2.dtype.element_ty), right, acc, PRECISION)
-    inside_n = n < OUT
-    acc = gelu(acc + tl.load(bias2 + n, mask=inside_n, other=0.0)[None, :], EXACT)
+    top, left = row * 2 - 1, column * 2 - 1
+    first = x + image * image_stride + top * row_stride + left * column_stride
+    acc = tl.zeros((BM, BN), tl.float32) + tl.load(bias + n, mask=inside, other=0.0)[None, :]
+    for c in range(IN):
+        part = tl.zeros((BM, BN), dtype)  # nine terms of float16 in float16, see depthwise_tiles
+        for r in tl.static_range(3):
+            row_ok = valid & (top + r >= 0) & (top + r < height)
+            for s in tl.static_range(3):
+                ok = row_ok & (left + s >= 0) & (left + s < width)
+                at = first + c * channel_stride + r * row_stride + s * column_stride
+                value = tl.load(at, mask=ok, other=0.0).to(dtype)
+                weight = tl.load(w + (c * 9 + r * 3 + s) * OUT + n, mask=inside, other=0.0)
+                part += value[:, None] * weight[None, :]
+        acc += part.to(tl.float32)
     tl.store(
         y + pixel[:, None] * OUT + n[None, :],
-        narrow(acc, y.dtype.element_ty),
-        mask=valid[:, None] & inside_n[None, :],
+        gelu(acc, y.dtype.element_ty),
+        mask=valid[:, None] & inside[None, :],
     )
 
 
 class Stem(Packed):
-    """``blocks.Stem`` with its weights in the kernel's layouts. The image may have any strides."""
+    """``blocks.Stem`` with its weights in the kernels' layouts. The image may have any strides."""
 
     def __init__(self, block: blocks.Stem, dtype: torch.dtype, device: torch.device | str) -> None:
-        self.w1, self.bias1 = conv_matrix(block.conv1_weight, dtype, device), vector(block.conv1_bias, device)
+        self.w1 = matrix(block.conv1_weight.flatten(1), half_or_float(dtype), device)
+        self.bias1 = vector(block.conv1_bias, device)
         self.w2, self.bias2 = conv_matrix(block.conv2_weight, dtype, device), vector(block.conv2_bias, device)
 
     def plan(self, x: FeatureMap, precision: str) -> list[Launch]:
-        mid_height, mid_width = blocks_of(x.height, 2), blocks_of(x.width, 2)
-        mid, out = self.w2.shape[1:]
-        y = x.like(out, blocks_of(mid_height, 2), blocks_of(mid_width, 2))
+        middle = x.like(self.w1.shape[1], blocks_of(x.height, 2), blocks_of(x.width, 2))
         pixel = x.width * x.channels
         strides = x.strides or (x.height * pixel, 1, pixel, x.channels)
-        patch = min(128, round_up_to_power(9 * x.channels))
-        columns = min(128, round_up_to_power(out))
-        launch = Launch(
-            stem,
+        first = Launch(
+            image_conv,
             {
-                "x": x, "w1": self.w1, "bias1": self.bias1, "w2": self.w2, "bias2": self.bias2, "y": y,
-                "pixels": y.pixels, "out_height": y.height, "out_width": y.width,
-                "mid_height": mid_height, "mid_width": mid_width, "height": x.height, "width": x.width,
-                "image_stride": strides[0], "channel_stride": strides[1],
-                "row_stride": strides[2], "column_stride": strides[3],
+                "x": x, "w": self.w1, "bias": self.bias1, "y": middle,
+                "pixels": middle.pixels, "out_height": middle.height, "out_width": middle.width,
+                "height": x.height, "width": x.width, "image_stride": strides[0],
+                "channel_stride": strides[1], "row_stride": strides[2], "column_stride": strides[3],
             },
-            {
-                "IN": x.channels, "MID": mid, "OUT": out, "BMID": round_up_to_power(mid),
-                "WIDE": is_wide(x, y), "PRECISION": precision,
-            },
-            lambda t: blocks_of(y.pixels, t.blocks["BM"]) * blocks_of(out, t.blocks["BN"]),
-            [
-                tile(4, 2, BM=32, BN=columns, BP=patch),
-                tile(4, 2, BM=64, BN=columns, BP=patch),
-                tile(4, 2, BM=128, BN=columns, BP=patch),
-            ],
-            y,
-            9 * (x.images * mid_height * mid_width * mid * x.channels + y.elements * mid),
+            {"IN": x.channels, "OUT": middle.channels, "WIDE": is_wide(x, middle)},
+            lambda t: blocks_of(middle.pixels, t.blocks["BM"]) * blocks_of(middle.channels, t.blocks["BN"]),
+            _tiles(middle),
+            middle,
+            middle.elements * 9 * x.channels,
         )  # fmt: skip
-        return [launch]
+        return [first, strided_conv(middle, self.w2, self.bias2, precision, gelu=True)]
+
+
+def _tiles(middle: FeatureMap) -> list[Tile]:
+    """Tiles of ``image_conv``: all channels, or few enough that none is made for nothing.
+
+    With fewer than 128 pixels threads share one; with 256 the weights are read less often.
+    """
+    whole = round_up_to_power(middle.channels)
+    widths = [n for n in (16, 8) if n <= whole and middle.channels % n == 0] or [whole]
+    sizes = (256, 128) if middle.pixels > 256 * 264 else (128, 256)
+    return [tile(4, 1, BM=m, BN=n) for n in widths for m in sizes]

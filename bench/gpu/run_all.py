@@ -1,0 +1,195 @@
+"""Everything that only a GPU can prove, in one command: parity, then speed.
+
+    python bench/gpu/run_all.py --out build/gpu
+
+Needs Python, PyTorch 2.10 or newer with its Triton, a C compiler (which Triton needs), and a source checkout;
+neither the compiled CPU module nor an installation. Takes at most --seconds, 8 minutes by default, and prints
+a short table last.
+
+torch.compile(mode="max-autotune") takes minutes for each model and batch. The most important comes first,
+OUT/gpu.json is written after every step, and a further call with the same --out goes on where this one ended;
+what is not done yet is named. Tiles that were measured are in OUT/tiles. A result worth keeping is copied to
+bench/results/<gpu>.json.
+
+Exit code: 0 what was measured is right (targets may be missed, and steps left), 1 something is wrong,
+2 nothing can be measured here or the options are bad.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from contextlib import suppress
+from dataclasses import asdict, replace
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+from bench.gpu.report import report, wrong
+from bench.gpu.results import blame, read
+from bench.gpu.targets import BATCHES, VARIANTS
+from bench.gpu.worker import DONE, RESTART, UNAVAILABLE, Wanted
+
+WORKER = Path(__file__).with_name("worker.py")
+
+# Seconds that a worker gets to keep what it has, and those that a new one needs to begin.
+_GRACE = 5.0
+_START = 10.0
+
+
+def supervise(wanted: Wanted) -> int:
+    """Start workers until all is done or the time is over; the exit code of the last, DONE for the latter.
+
+    A worker that dies costs the step that it was at, which is recorded as failed, and is followed by another.
+    """
+    path = Path(wanted.out) / "gpu.json"
+    end = time.monotonic() + wanted.seconds - _GRACE
+    while True:
+        code = _work(replace(wanted, seconds=end - time.monotonic()))
+        if code in (None, DONE):
+            return DONE
+        if code == UNAVAILABLE:
+            return UNAVAILABLE
+        if code != RESTART and not blame(path, f"the process ended with {_meaning(code)}"):
+            print(
+                f"the measuring process ended with {_meaning(code)} before its first step.", file=sys.stderr
+            )
+            return 1
+        if end - time.monotonic() < _START:
+            return DONE
+
+
+def _work(wanted: Wanted) -> int | None:
+    """The exit code of one worker, None where its time was over."""
+    worker = subprocess.Popen(
+        [sys.executable, str(WORKER), json.dumps(asdict(wanted))],
+        stdin=subprocess.PIPE,  # it ends when this closes
+        start_new_session=True,  # with its compilers
+    )
+    try:
+        return worker.wait(max(0.0, wanted.seconds))
+    except subprocess.TimeoutExpired:
+        return None
+    finally:
+        _end(worker)
+
+
+def _end(worker: subprocess.Popen[bytes]) -> None:
+    if worker.poll() is None:
+        worker.terminate()
+        with suppress(subprocess.TimeoutExpired):
+            worker.wait(_GRACE)
+    with suppress(ProcessLookupError, PermissionError):
+        os.killpg(worker.pid, signal.SIGKILL)
+    worker.wait()
+
+
+def _meaning(code: int) -> str:
+    return f"exit code {code}" if code >= 0 else signal.Signals(-code).name
+
+
+def main(arguments: list[str] | None = None) -> int:
+    wanted = parse(arguments)
+    try:
+        Path(wanted.out).mkdir(parents=True, exist_ok=True)
+        (Path(wanted.out) / "gpu.new").touch()
+    except OSError as error:
+        print(f"--out {wanted.out} is no folder that can be written: {error.strerror}.", file=sys.stderr)
+        return UNAVAILABLE
+    (Path(wanted.out) / "gpu.new").unlink()
+    # As for Ctrl-C: end the worker, and print what there is.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        code = supervise(wanted)
+    except KeyboardInterrupt:
+        code = 128 + signal.SIGINT
+    path = Path(wanted.out) / "gpu.json"
+    data = read(path)
+    if code == UNAVAILABLE or data is None:
+        return code
+    print(f"\n{report(data)}\n\nwritten to {path}")
+    return code or int(bool(wrong(data)))
+
+
+def parse(arguments: list[str] | None) -> Wanted:
+    """The options, checked; exits with code 2 and a message otherwise."""
+    default = Wanted("")
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--out", required=True, metavar="DIR", help="for gpu.json and tiles")
+    parser.add_argument(
+        "--seconds",
+        type=_seconds,
+        default=default.seconds,
+        help=f"for everything; default: {default.seconds:g}",
+    )
+    parser.add_argument(
+        "--parity-seconds",
+        type=_seconds,
+        default=default.parity_seconds,
+        help=f"of these for parity; 0 leaves it out; default: {default.parity_seconds:g}",
+    )
+    parser.add_argument(
+        "--tune-seconds",
+        type=_seconds,
+        default=default.tune_seconds,
+        help=f"and for tuning ahead; 0 leaves all tuning out; default: {default.tune_seconds:g}",
+    )
+    parser.add_argument("--models", type=_models, default=VARIANTS, help=f"default: {','.join(VARIANTS)}")
+    parser.add_argument(
+        "--batches",
+        type=_batches,
+        default=BATCHES,
+        help=f"most important first; default: {','.join(map(str, BATCHES))}",
+    )
+    parser.add_argument("--no-compile", action="store_true", help="leave torch.compile out")
+    parser.add_argument("--commit", help="to record where there is no git to ask")
+    args = parser.parse_args(arguments)
+    return Wanted(
+        args.out,
+        args.models,
+        args.batches,
+        args.seconds,
+        args.parity_seconds,
+        args.tune_seconds,
+        not args.no_compile,
+        args.commit,
+    )
+
+
+def _models(text: str) -> tuple[str, ...]:
+    names = tuple(dict.fromkeys(text.lower().split(",")))
+    unknown = [name for name in names if name not in VARIANTS]
+    if unknown:
+        raise argparse.ArgumentTypeError(f"unknown model {unknown[0]!r}; known: {', '.join(VARIANTS)}")
+    return names
+
+
+def _batches(text: str) -> tuple[int, ...]:
+    try:
+        batches = tuple(dict.fromkeys(int(part) for part in text.split(",")))
+    except ValueError:
+        batches = ()
+    if not batches or min(batches) < 1:
+        raise argparse.ArgumentTypeError(
+            f"expected positive numbers of images such as 1,32, but got {text!r}"
+        )
+    return batches
+
+
+def _seconds(text: str) -> float:
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = -1.0
+    if not 0 <= seconds < float("inf"):
+        raise argparse.ArgumentTypeError(f"expected a number of seconds, but got {text!r}")
+    return seconds
+
+
+if __name__ == "__main__":
+    sys.exit(main())

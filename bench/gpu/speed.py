@@ -1,0 +1,248 @@
+"""One network at one batch in fp16 at 224x224: ours beside eager, eager in a CUDA graph and torch.compile.
+
+Every contestant is called as its users call it, in inference mode, on channels_last images that take turns
+and together exceed the level-2 cache. cuDNN measures its algorithms (``cudnn.benchmark``). At batch 1 eager
+mostly measures how fast Python queues kernels; "eager graph" is the same without that. Ours and eager's graph
+copy their input in and their output out; torch.compile copies the input into its graph and returns the
+graph's own memory.
+"""
+
+from __future__ import annotations
+
+import logging
+import statistics
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+import effv2_kernels
+from bench.gpu import timing
+from bench.gpu.models import build
+from bench.gpu.parity import NETWORK_BOUNDS
+from effv2_kernels.model import OptimizedModel
+from effv2_kernels.triton.ceilings import Ceilings
+from effv2_kernels.triton.engine import Engine
+
+SIZE = (224, 224)
+# Both outputs that are compared differ from the exact one by at most the bound.
+DIFFERENCE = 2 * NETWORK_BOUNDS["fp16"]
+# Inputs that take turns read so many times the bytes of the level-2 cache.
+_CACHES = 2
+
+
+class OutOfTime(Exception):
+    """Tuning was stopped; what was measured is kept."""
+
+
+def measure(
+    variant: str,
+    batch: int,
+    device: torch.device,
+    ceilings: Ceilings,
+    *,
+    seconds: float,
+    rival: bool,
+    ready: Callable[[float], None] = lambda seconds: None,
+) -> dict[str, Any]:
+    """One figure, as gpu.json holds it.
+
+    ceilings: measured in this process. seconds: of timing, beside compiling. rival: with torch.compile.
+    ready: told the seconds that torch.compile took to compile, tune and capture.
+
+    ms, faster_than and rounds_ms are by contestant; ``refused`` says which of them could not run and why.
+    ``failure`` says that our own outputs differ from those of eager by more than both may err: then the
+    times are worth nothing. bytes and flop are what our launches move and compute by plan, each buffer
+    counted once for each launch.
+    """
+    inputs = inputs_of(batch, device)
+    fast = optimised(variant, device)
+    half = build(variant, SIZE, device).half()
+    half = half.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    runs: dict[str, timing.Run] = {"effv2": fast, "eager": half}
+    refused: dict[str, str] = {}
+
+    def offer(name: str, make: Callable[[], timing.Run]) -> None:
+        try:
+            runs[name] = make()
+        except Exception as error:  # a rival that cannot run must not cost the others' figures
+            refused[name] = f"{type(error).__name__}: {error}"[:2000]
+
+    with torch.inference_mode(), best_of_cudnn(), _warnings() as warned:
+        offer("eager graph", lambda: graphed(half, inputs[0]))
+        skipped = _cuda_graphs_skipped()
+        if rival:
+            start = time.perf_counter()
+            offer("compile", lambda: compiled(half, inputs[0]))
+            torch.cuda.synchronize(device)
+            ready(time.perf_counter() - start)
+        expected = half(inputs[0])
+        before = {name: difference(run(inputs[0]), expected) for name, run in runs.items()}
+        rounds = timing.interleave(runs, inputs, seconds)
+        after = {name: difference(run(inputs[0]), expected) for name, run in runs.items()}
+    worst = {name: max(before[name], after[name]) for name in runs}
+    ms = {name: statistics.median(values) for name, values in rounds.items()}
+    launches = [launch for block in engine_of(fast).block_launches(*SIZE) for launch, *_ in block]
+    found: dict[str, Any] = {
+        "variant": variant,
+        "batch": batch,
+        "ms": ms,
+        "faster_than": {
+            name: timing.median_ratio(values, rounds["effv2"])
+            for name, values in rounds.items()
+            if name != "effv2"
+        },
+        "achieved": achieved(
+            sum(launch.bytes for launch in launches),
+            2 * sum(launch.macs for launch in launches),
+            ms["effv2"] / 1e3,
+            ceilings,
+        ),
+        "launches": len(launches),
+        "inputs": len(inputs),
+        "difference_from_eager": worst,
+        "refused": refused,
+        "warnings": warned,
+        "rounds_ms": {name: [float(f"{ms:.5g}") for ms in values] for name, values in rounds.items()},
+    }
+    if rival:
+        found["compile_without_cuda_graph"] = _cuda_graphs_skipped() - skipped
+    if not worst["effv2"] <= DIFFERENCE:
+        found["failure"] = f"differs from eager by {worst['effv2']:.2e}, allowed are {DIFFERENCE:.0e}"
+    return found
+
+
+def achieved(moved: int, flop: int, seconds: float, ceilings: Ceilings) -> dict[str, Any]:
+    """Bytes and FLOP per second, and the share of the nearer ceiling; caches can take bytes beyond theirs."""
+    return {
+        "bytes": moved,
+        "flop": flop,
+        "bytes_per_second": moved / seconds,
+        "flop_per_second": flop / seconds,
+        "share_of_ceiling": ceilings.share(moved, flop, seconds),
+        "ceilings": asdict(ceilings),
+    }
+
+
+def tune(variant: str, batch: int, device: torch.device, go_on: Callable[[], bool]) -> bool:
+    """Measure the tiles of one network at one batch in fp16; False where ``go_on`` stopped it in between."""
+
+    def progress(what: str, share: float) -> None:
+        if share < 1 and not go_on():
+            raise OutOfTime
+
+    fast = optimised(variant, device)
+    x = inputs_of(batch, device, count=1)[0]
+    try:
+        engine_of(fast).tune(x, progress)
+    except OutOfTime:
+        return False
+    return True
+
+
+def optimised(variant: str, device: torch.device) -> OptimizedModel:
+    """The model as its users get it."""
+    fast = effv2_kernels.optimize(build(variant, SIZE, device), dtype="fp16")
+    assert isinstance(fast, OptimizedModel)
+    return fast
+
+
+def engine_of(fast: OptimizedModel) -> Engine:
+    """The GPU engine of a model."""
+    engine = fast.engine
+    assert isinstance(engine, Engine)
+    return engine
+
+
+def inputs_of(batch: int, device: torch.device, count: int | None = None) -> list[Tensor]:
+    """Different fp16 images in channels_last, at least two sets; together twice the level-2 cache."""
+    if count is None:
+        cache: int = torch.cuda.get_device_properties(device).L2_cache_size
+        count = max(2, -(-_CACHES * cache // (batch * 3 * SIZE[0] * SIZE[1] * 2)))
+    images = (torch.randn(batch, 3, *SIZE, device=device) for _ in range(count))
+    return [x.half().contiguous(memory_format=torch.channels_last) for x in images]
+
+
+def graphed(model: nn.Module, x: Tensor) -> timing.Run:
+    """The model in a CUDA graph of its own."""
+    held = x.clone(memory_format=torch.preserve_format)
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        for _ in range(3):
+            model(held)
+    torch.cuda.current_stream().wait_stream(side)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        made = model(held)
+
+    def run(images: Tensor) -> Tensor:
+        held.copy_(images)
+        graph.replay()
+        y: Tensor = made.clone()
+        return y
+
+    return run
+
+
+def compiled(model: nn.Module, x: Tensor) -> timing.Run:
+    """The model by torch.compile, compiled, tuned and captured."""
+    import torch._inductor.config as options
+
+    torch.compiler.reset()
+    if hasattr(options, "autotune_num_choices_displayed"):
+        options.autotune_num_choices_displayed = 0  # it prints a table for every convolution
+    run: timing.Run = torch.compile(model, mode="max-autotune", dynamic=False)
+    for _ in range(3):
+        run(x)
+    return run
+
+
+def difference(output: object, expected: Tensor) -> float:
+    """The largest relative L2 over the logits of one image; infinite where some are not finite."""
+    assert isinstance(output, Tensor)
+    if output.shape != expected.shape or not bool(output.isfinite().all()):
+        return float("inf")
+    exact = expected.double()
+    return float(((output.double() - exact).norm(dim=1) / exact.norm(dim=1)).max())
+
+
+@contextmanager
+def best_of_cudnn() -> Iterator[None]:
+    """cuDNN measures its algorithms, which our kernels do not use."""
+    before = torch.backends.cudnn.benchmark
+    torch.backends.cudnn.benchmark = True
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.benchmark = before
+
+
+@contextmanager
+def _warnings() -> Iterator[list[str]]:
+    """What the package warns of meanwhile, such as a graph that could not be captured."""
+    found: list[str] = []
+
+    class Keep(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            found.append(record.getMessage())
+
+    handler, logger = Keep(logging.WARNING), logging.getLogger("effv2_kernels")
+    logger.addHandler(handler)
+    try:
+        yield found
+    finally:
+        logger.removeHandler(handler)
+
+
+def _cuda_graphs_skipped() -> int:
+    """How many graphs torch.compile has run without a CUDA graph in this process, as far as it counts."""
+    try:
+        from torch._dynamo.utils import counters
+    except ImportError:
+        return 0
+    return int(counters["inductor"]["cudagraph_skips"])

@@ -1,0 +1,64 @@
+"""Timing on a GPU: contestants in turns, device events, inputs that rotate, the ratio of each round."""
+
+from __future__ import annotations
+
+import itertools
+import statistics
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+# Milliseconds of one turn, and how many rounds there are at least and at most.
+TURN = 20.0
+MIN_ROUNDS = 7
+MAX_ROUNDS = 60
+
+# The first call compiles, the second captures a graph, the third is the first one as all later ones are.
+_FIRST_CALLS = 3
+
+Run = Callable[[Tensor], object]
+
+
+def interleave(runs: Mapping[str, Run], inputs: Sequence[Tensor], seconds: float) -> dict[str, list[float]]:
+    """Milliseconds of one call of each of ``runs``, round by round: A B C, C B A, ..., for about ``seconds``.
+
+    Each turn queues as many calls as take TURN between two events of the GPU. Each call takes the next of
+    ``inputs``, over all turns of a contestant, so that together they are read before one comes again. What a
+    call needs of the CPU counts where the GPU has to wait for it, as it does for a user who calls in a loop.
+    """
+    rotating = {name: itertools.cycle(inputs) for name in runs}
+    calls = {name: _calls_of_a_turn(run, rotating[name]) for name, run in runs.items()}
+    found: dict[str, list[float]] = {name: [] for name in runs}
+    order = list(runs)
+    start = time.perf_counter()
+    for done in range(MAX_ROUNDS):
+        if done >= MIN_ROUNDS and time.perf_counter() - start >= seconds:
+            break
+        for name in order:
+            found[name].append(_turn(runs[name], rotating[name], calls[name]))
+        order.reverse()
+    return found
+
+
+def median_ratio(slower: Sequence[float], faster: Sequence[float]) -> float:
+    """The median over the rounds of slower / faster."""
+    return statistics.median(a / b for a, b in zip(slower, faster, strict=True))
+
+
+def _calls_of_a_turn(run: Run, inputs: Iterator[Tensor]) -> int:
+    for _ in range(_FIRST_CALLS):
+        run(next(inputs))
+    return max(1, round(TURN / max(_turn(run, inputs, 2), 1e-3)))
+
+
+def _turn(run: Run, inputs: Iterator[Tensor], calls: int) -> float:
+    run(next(inputs))  # wakes the GPU; not timed
+    start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+    start.record()
+    for _ in range(calls):
+        run(next(inputs))
+    end.record()
+    end.synchronize()
+    return float(start.elapsed_time(end)) / calls

@@ -1,0 +1,301 @@
+"""The process that uses the GPU, started by run_all.py: one step after the other, each recorded at once.
+
+A kernel that fails badly takes its whole process along: after some errors CUDA answers nothing any more. Then
+this process ends with RESTART, and the next one goes on behind the step that failed.
+"""
+
+from __future__ import annotations
+
+import gc
+import json
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any, TypeVar
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+from bench.gpu.results import Results, environment
+from bench.gpu.targets import BATCHES, VARIANTS, speed_key
+
+DONE, UNAVAILABLE, RESTART = 0, 2, 75
+
+_T = TypeVar("_T")
+
+# Seconds without which a step is not begun.
+_LEAST = 5.0
+# Seconds of timing for one figure.
+_TIMING = 2.0
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What to do. seconds: for everything, of them so many for parity and for tuning ahead of all figures."""
+
+    out: str
+    variants: tuple[str, ...] = VARIANTS
+    batches: tuple[int, ...] = BATCHES
+    seconds: float = 470.0
+    parity_seconds: float = 180.0
+    tune_seconds: float = 100.0
+    compile: bool = True
+    commit: str | None = None
+
+
+@dataclass(frozen=True)
+class Clock:
+    """The time that is left."""
+
+    seconds: float
+    _start: float = field(default_factory=lambda: time.monotonic())
+
+    @property
+    def left(self) -> float:
+        return self.seconds - (time.monotonic() - self._start)
+
+    def part(self, seconds: float) -> Clock:
+        """A clock for at most ``seconds`` from now."""
+        return Clock(min(seconds, self.left))
+
+
+class GpuLost(Exception):
+    """The GPU answers nothing more in this process."""
+
+
+class Work:
+    """All steps on one device."""
+
+    def __init__(self, wanted: Wanted, results: Results, device: Any) -> None:
+        self.wanted, self.results, self.device = wanted, results, device
+        self.clock = Clock(wanted.seconds)
+        self.pairs = {
+            speed_key(variant, batch): (variant, batch)
+            for batch in wanted.batches
+            for variant in wanted.variants
+        }
+        self._ceilings: Any = None
+
+    def run(self) -> None:
+        """Parity, tuning, figures without torch.compile, figures with it: what there is time for."""
+        from bench.gpu import parity
+
+        groups = parity.groups(self.wanted.variants, self.device) if self.wanted.parity_seconds > 0 else []
+        self.results.data["wanted"] = {
+            "parity": [check.key for group in groups for check in group.checks],
+            "speed": list(self.pairs),
+            "compile": list(self.pairs) if self.wanted.compile else [],
+            "tuned": list(self.pairs) if self.wanted.tune_seconds > 0 else [],
+        }
+        self.results.save()
+        self.check(groups, self.clock.part(self.wanted.parity_seconds))
+        clock = self.clock.part(self.wanted.tune_seconds)
+        for key in self.pairs:
+            self.tune(key, clock)
+        for key in self.pairs:
+            self.measure(key, rival=False)
+        for key in self.pairs if self.wanted.compile else ():
+            self.measure(key, rival=True)
+
+    def check(self, groups: list[Any], clock: Clock) -> None:
+        """Parity, as far as it is not known."""
+        known = self.results.data["parity"]
+        for group in groups:
+            left = [check for check in group.checks if check.key not in known]
+            if not left or clock.left < _LEAST:
+                continue
+            start = time.monotonic()
+            group.prepare()
+            done = 0
+            for check in left:
+                if clock.left <= 0:
+                    break
+                self._try("parity", check.key, partial(_rows, check))
+                for row in known[check.key]:
+                    if not row["ok"]:
+                        _say(f"WRONG {check.key}: {row['what']}: {row['failure']}")
+                if not all(row["ok"] for row in known[check.key]):
+                    self.still_there()
+                done += 1
+            _say(f"{group.what}: {done} checked in {time.monotonic() - start:.0f} s, {len(left) - done} left")
+            self._free()
+
+    def tune(self, key: str, clock: Clock) -> None:
+        """Measure the tiles of one pair where that was asked for and is not done."""
+        if self.wanted.tune_seconds <= 0 or key in self.results.data["tuned"] or clock.left < _LEAST:
+            return
+        from bench.gpu import speed
+
+        start = time.monotonic()
+
+        def step() -> float | None:
+            whole = speed.tune(*self.pairs[key], self.device, lambda: clock.left > 0)
+            return round(time.monotonic() - start, 1) if whole else None
+
+        whole = self._try("tuned", key, step) is not None
+        _say(f"{key}: {'tuned' if whole else 'tuning ended'} after {time.monotonic() - start:.0f} s")
+        self._free()
+
+    def measure(self, key: str, *, rival: bool) -> None:
+        """One figure where it is not known. rival: with torch.compile."""
+        from bench.gpu import speed
+
+        row = self.results.data["speed"].get(key, {})
+        with_rival = "compile" in row.get("ms", ()) or "compile" in row.get("refused", ())
+        if "failure" in row or (rival and with_rival):
+            return
+        if rival:
+            self.tune(key, self.clock)  # such a figure costs too much to be taken twice
+        tuned = isinstance(self.results.data["tuned"].get(key), float)
+        if not rival and "ms" in row and (with_rival or row["tuned"] == tuned):
+            return
+        if self.clock.left < _LEAST:
+            return
+
+        def ready(seconds: float) -> None:
+            self.results.data["compile_seconds"][key] = round(seconds, 1)
+            self.results.save()
+
+        def step() -> dict[str, Any]:
+            found = speed.measure(
+                *self.pairs[key],
+                self.device,
+                self.ceilings(),
+                seconds=_TIMING,
+                rival=rival,
+                ready=ready,
+            )
+            return found | {"tuned": tuned}
+
+        found = self._try("compile" if rival else "speed", key, step)
+        if found is not None:
+            _say(f"{key}: " + ", ".join(f"{name} {ms:.3f} ms" for name, ms in found["ms"].items()))
+            notes = [*found["warnings"], *found["refused"].values(), found.get("failure", "")]
+            for note in filter(None, notes):
+                _say(f"{key}: {note.splitlines()[0]}")
+        if rival:
+            import torch
+
+            with suppress(Exception):  # where torch.compile is broken, the figure says so
+                torch.compiler.reset()
+        self._free()
+
+    def ceilings(self) -> Any:
+        """Of this GPU, measured once in this process."""
+        if self._ceilings is None:
+            import torch
+
+            from effv2_kernels.triton.ceilings import measure_ceilings
+
+            self._ceilings = measure_ceilings(self.device, torch.float16)
+            self._free()
+        return self._ceilings
+
+    def still_there(self) -> None:
+        """Raises GpuLost where the GPU does not answer any more."""
+        import torch
+
+        try:
+            float(torch.ones(1, device=self.device).sum())
+        except RuntimeError as error:
+            raise GpuLost from error
+
+    def _try(self, step: str, key: str, take: Callable[[], _T | None]) -> _T | None:
+        """Take one step and record what it finds, or why it failed; None where it finds nothing."""
+        self.results.begin(step, key)
+        try:
+            found = take()
+        except Exception as error:
+            failure = f"{type(error).__name__}: {error}"[:2000]
+            _say(f"{key}: {failure.splitlines()[0]}")
+            self.results.fail(step, key, failure)
+            self.still_there()
+            return None
+        if found is not None:
+            self.results.add(step, key, found)
+        return found
+
+    def _free(self) -> None:
+        import torch
+
+        gc.collect()
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+
+
+def _rows(check: Any) -> list[dict[str, Any]]:
+    return [row.row() for row in check.run()]
+
+
+def why_not() -> str:
+    """Why nothing can be measured here, "" where it can."""
+    try:
+        import torch
+    except ImportError as error:
+        return f"PyTorch cannot be imported ({error}); install it, see pytorch.org"
+    from effv2_kernels.backends import can_run, interpreted
+
+    if interpreted():
+        return "TRITON_INTERPRET=1 runs the kernels on the CPU; unset it"
+    ok, reason = can_run("triton", dtype="fp16", device=torch.device("cuda", 0))
+    if not ok:
+        return reason
+    try:
+        from triton.runtime import driver
+
+        driver.active.get_current_target()  # the first that needs the C compiler
+    except Exception as error:
+        return f"Triton cannot start ({type(error).__name__}: {error})"
+    return ""
+
+
+def main(arguments: list[str]) -> int:
+    wanted = Wanted(**json.loads(arguments[0]))
+    reason = why_not()
+    if reason:
+        print(f"nothing can be measured: {reason}.", file=sys.stderr)
+        return UNAVAILABLE
+    # Tiles that were measured stay with the figures, and the user's own are neither used nor changed.
+    os.environ.setdefault("EFFV2_CACHE_DIR", str(Path(wanted.out).resolve() / "tiles"))
+    import torch
+
+    device = torch.device("cuda", 0)
+    results = Results(Path(wanted.out), environment(device, wanted.commit))
+    try:
+        Work(wanted, results, device).run()
+    except GpuLost:
+        return RESTART
+    return DONE
+
+
+def _say(line: str) -> None:
+    print(line, flush=True)
+
+
+def _end_with_parent() -> None:
+    """End this process and those that it started when the one that holds the other end of stdin is gone."""
+    while os.read(0, 1):
+        pass
+    os.killpg(0, signal.SIGKILL)
+
+
+def _stop(*_: object) -> None:
+    sys.exit("stopped")
+
+
+def live() -> int:
+    """``main`` in a process that ends with the one that started it, in order when told to."""
+    signal.signal(signal.SIGTERM, _stop)
+    if os.getpgrp() == os.getpid():
+        threading.Thread(target=_end_with_parent, daemon=True).start()
+    return main(sys.argv[1:])
+
+
+if __name__ == "__main__":
+    sys.exit(live())

@@ -1,0 +1,188 @@
+"""Tiles of the products, best first: candidates, ordered by how long a GPU should need for them.
+
+No clock was asked. The model counts instructions, with figures for each value that were read off the compiled
+kernels (Triton 3.7, compute capability 9.0); it knows how many programs fill a GPU and that few warps wait
+for their own results. Its order is what runs unmeasured; ``tune`` measures the first of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import torch
+
+from effv2_kernels.triton.launch import FeatureMap, Tile, blocks_of, round_up_to_power, tile
+
+# Of the GPU that the order is made for (H100, H200); smaller ones like large tiles even more.
+_MULTIPROCESSORS = 132
+_SCHEDULERS = 4  # of a multiprocessor, each issuing one instruction of a warp in a cycle
+_DEPENDENT = 3  # cycles from one instruction of a warp to the next, on average, when it runs alone
+_LATENCY = 600  # cycles of a load from the level-2 cache and a barrier
+
+_KEPT = 8  # candidates that tuning measures
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Instructions of one thread.
+
+    left: for each value of the left factor that it makes. out: for each value of the output. step: for each
+    step of the sum. copies: whether all warps make the same left factor where there are more of them than
+    blocks of 16 rows.
+    """
+
+    left: float
+    out: float
+    step: float
+    copies: bool
+
+
+# By source of the product, in half precision; see depthwise_tiles about float16.
+_COSTS = {
+    ("pointwise", torch.float16): Cost(0.6, 7, 60, False),
+    ("pointwise", torch.bfloat16): Cost(0.6, 11, 60, False),
+    ("depthwise", torch.float16): Cost(22, 4, 90, True),
+    ("depthwise", torch.bfloat16): Cost(42, 4, 90, True),
+    ("resized", torch.float16): Cost(16, 4, 90, True),
+    ("resized", torch.bfloat16): Cost(30, 4, 90, True),
+    ("conv", torch.float16): Cost(2, 7, 90, False),
+    ("conv", torch.bfloat16): Cost(2, 11, 90, False),
+}
+# Of the depthwise convolution, when two rows share what they load.
+_SHARED_ROWS = 0.75
+
+
+def cycles(t: Tile, cost: Cost, programs: int, depth: int) -> float:
+    """What the busiest multiprocessor should need for a product with ``depth`` values to sum."""
+    blocks = t.blocks
+    rows = blocks["BM"] * blocks.get("ROWS", 1)
+    steps = blocks_of(depth, blocks["BK"])
+    threads = 32 * t.warps
+    made = rows * steps * blocks["BK"] / threads
+    if cost.copies:
+        made *= max(1.0, 16 * t.warps / blocks["BM"])
+    left = cost.left * (_SHARED_ROWS if blocks.get("ROWS", 1) > 1 else 1.0)
+    # A warp's instruction of the tensor cores is 16 x 8 x 16 products.
+    products = rows * blocks["BN"] * steps * blocks["BK"] / 2048 / t.warps
+    instructions = 300 + steps * cost.step + left * made + products + cost.out * rows * blocks["BN"] / threads
+    warps = blocks_of(programs, _MULTIPROCESSORS) * t.warps / _SCHEDULERS
+    return instructions * max(_DEPENDENT, warps) + steps * _LATENCY / t.stages
+
+
+def product_programs(t: Tile, y: FeatureMap) -> int:
+    """How many programs ``product`` has for an output y; and ``conv``, which has neither ROWS nor COLS."""
+    places = y.images * blocks_of(y.height, t.blocks.get("ROWS", 1)) * y.width
+    columns = t.blocks["BN"] * t.blocks.get("COLS", 1)
+    return blocks_of(places, t.blocks["BM"]) * blocks_of(y.channels, columns)
+
+
+def product_tiles(source: str, y: FeatureMap, depth: int) -> list[Tile]:
+    """Tiles of ``product`` for an output y and ``depth`` channels of its input, best first."""
+    if y.dtype != torch.float32 and source != "pointwise":
+        found = _computed(y, rows=(1, 2) if source == "depthwise" else (1,))
+        return _ranked(found, _COSTS[source, y.dtype], y, depth)
+    if y.dtype == torch.float32:
+        plain = list(_FLOAT32)
+    else:
+        plain = _ranked(_plain(y), _COSTS[source, y.dtype], y, depth)
+    return [tile(t.warps, t.stages, **t.blocks, ROWS=1, COLS=1) for t in plain]
+
+
+def hidden_programs(t: Tile, x: FeatureMap, channels: int) -> int:
+    """How many programs ``hidden`` has for an input x and so many hidden channels."""
+    return x.images * blocks_of(x.height, t.blocks["BAND"]) * blocks_of(channels, t.blocks["BN"])
+
+
+def hidden_tiles(x: FeatureMap, channels: int) -> list[Tile]:
+    """Tiles of ``hidden`` for an input x and so many hidden channels, best first."""
+
+    def band(m: int) -> int:
+        """The rows of a program that makes m pixels at once: all, or all but the first and the last."""
+        return x.height if x.height * x.width <= m else min(x.height, max(1, m // x.width - 2))
+
+    if x.dtype == torch.float32:
+        return [tile(4, 1, BM=m, BN=m, BK=32, BAND=max(band(256), 1)) for m in (32, 16)]
+    most = round_up_to_power(x.height * x.width)
+    found = [
+        tile(warps, stages, BM=m, BN=n, BK=k, BAND=band(m))
+        for m, warps in ((64, 4), (128, 4), (128, 8), (256, 8))
+        for n in _widths(channels, 16, 32, 64)
+        for k, stages in ((32, 3), (64, 2), (128, 2))
+        if (m == 64 or m <= most) and k <= round_up_to_power(x.channels, 32) and m * n <= 1024 * warps
+    ]
+    product, depthwise = _COSTS["pointwise", x.dtype], _COSTS["depthwise", x.dtype]
+
+    def estimate(t: Tile) -> float:
+        # One after the other: the product, and the convolution, whose loads are all under way at once.
+        m, n, k = t.blocks["BM"], t.blocks["BN"], t.blocks["BK"]
+        steps = blocks_of(x.channels, k)
+        values = m * n / (32 * t.warps)
+        widen = steps * (product.step + product.left * m * k / (32 * t.warps)) + product.out * values
+        rounds = blocks_of(min(x.height, t.blocks["BAND"] + 2) * x.width, m)
+        back = (depthwise.left * values + 100) * blocks_of(t.blocks["BAND"] * x.width, m)
+        warps = blocks_of(hidden_programs(t, x, channels), _MULTIPROCESSORS) * t.warps / _SCHEDULERS
+        waiting = (steps / t.stages * rounds + 2) * _LATENCY
+        return (widen * rounds + back + 300) * max(_DEPENDENT, warps) + waiting
+
+    return sorted(found, key=estimate)[:_KEPT]
+
+
+def conv_tiles(y: FeatureMap, channels: int, before: int = 0) -> list[Tile]:
+    """Tiles for a sum over 9 taps of ``channels`` and ``before`` other channels, best first."""
+    if y.dtype == torch.float32:
+        return list(_FLOAT32)
+    narrow = round_up_to_power(channels)
+    found = [t for t in _plain(y) if t.blocks["BK"] <= narrow]
+    if narrow == 16:
+        found = [tile(4, 4, BM=m, BN=n, BK=16) for m in (64, 128) for n in _widths(y.channels, 32, 64)]
+    return _ranked(found, _COSTS["conv", y.dtype], y, before + 9 * channels)
+
+
+# Products of float32 run on the ordinary units and need twice the registers.
+_FLOAT32 = (
+    tile(4, 2, BM=32, BN=64, BK=32),
+    tile(4, 2, BM=32, BN=32, BK=32),
+    tile(4, 1, BM=16, BN=32, BK=32),
+)
+
+
+def _widths(channels: int, *sizes: int) -> list[int]:
+    """The sizes that are no larger than so many channels need."""
+    most = round_up_to_power(channels)
+    return [n for n in sizes if n <= most] or [most]
+
+
+def _plain(y: FeatureMap) -> list[Tile]:
+    """For a left factor that is read as it is."""
+    return [
+        *(tile(4, 3, BM=16, BN=n, BK=k) for n in _widths(y.channels, 16, 32, 64) for k in (64, 128)),
+        *(tile(4, 3, BM=32, BN=n, BK=64) for n in _widths(y.channels, 32, 64)),
+        *(tile(4, 3, BM=64, BN=n, BK=32) for n in _widths(y.channels, 32, 64, 128)),
+        *(tile(4, 2, BM=64, BN=n, BK=64) for n in _widths(y.channels, 64, 128)),
+        *(tile(8, 3, BM=128, BN=n, BK=32) for n in _widths(y.channels, 64, 128)),
+        *(tile(8, 3, BM=64, BN=n, BK=32) for n in _widths(y.channels, 256) if n == 256),
+        *(tile(8, 2, BM=128, BN=n, BK=32) for n in _widths(y.channels, 256) if n == 256),
+    ]
+
+
+def _computed(y: FeatureMap, rows: Iterable[int]) -> list[Tile]:
+    """For a left factor that is made in registers: a warp for every 16 rows, so that none is made twice."""
+    found = []
+    for shared in rows:
+        for warps, widths in ((1, (16, 32)), (2, (32, 64)), (4, (32, 64, 128)), (8, (64, 128, 256))):
+            for whole in _widths(y.channels, *widths):
+                # Three quarters of it in three blocks, where that is enough.
+                n, columns = (whole // 4, 3) if whole >= 64 and y.channels <= whole // 4 * 3 else (whole, 1)
+                registers = shared * n * columns
+                if registers > 256:
+                    continue
+                # What does not spill, by trying.
+                shallow = registers >= 192 or (shared == 2 and whole == 64 and warps < 8)
+                for k in (16,) if shallow else (16, 32):
+                    found.append(tile(warps, 2, BM=16 * warps, BN=n, BK=k, ROWS=shared, COLS=columns))
+    return found
+
+
+def _ranked(found: Sequence[Tile], cost: Cost, y: FeatureMap, depth: int) -> list[Tile]:
+    return sorted(found, key=lambda t: cycles(t, cost, product_programs(t, y), depth))[:_KEPT]

@@ -1,0 +1,154 @@
+"""bench/gpu: the order of the steps, what time allows, and what a step that fails costs."""
+
+import pytest
+import torch
+
+pytest.importorskip("triton")
+
+from bench.gpu import parity, speed, worker
+from bench.gpu.parity import Check, Group, Parity
+from bench.gpu.results import Results, read
+
+CPU = torch.device("cpu")
+RIGHT = Parity("a block", "fp16", 1, (7, 7), 5e-3, 1e-4)
+ENVIRONMENT = {"torch": "2.13.0", "triton": "3.7.0", "cuda": "13.0", "commit": "0123", "changed_files": []}
+
+
+class Fakes:
+    """Steps that take time on a clock of their own, and remember their order."""
+
+    def __init__(self, monkeypatch, folder):
+        self.now, self.done, self.folder = 0.0, [], folder
+        self.takes = {"parity": 10.0, "tune": 20.0, "plain": 5.0, "rival": 100.0}
+        self.fails, self.rows = {}, [RIGHT]
+        monkeypatch.setattr(worker.time, "monotonic", lambda: self.now)
+        monkeypatch.setattr(parity, "groups", lambda variants, device: self.groups())
+        monkeypatch.setattr(speed, "tune", self.tune)
+        monkeypatch.setattr(speed, "measure", self.measure)
+        monkeypatch.setattr(worker.Work, "ceilings", lambda work: None)
+        monkeypatch.setattr(torch.compiler, "reset", lambda: None)
+
+    def take(self, what, key):
+        self.done.append(f"{what} {key}")
+        self.now += self.takes[what]
+        if f"{what} {key}" in self.fails:
+            raise self.fails[f"{what} {key}"]
+
+    def groups(self):
+        def check(key):
+            self.take("parity", key)
+            yield from self.rows
+
+        return [
+            Group(name, [Check(f"{name}{i}", lambda key=f"{name}{i}": check(key)) for i in (1, 2)])
+            for name in "ab"
+        ]
+
+    def tune(self, variant, batch, device, go_on):
+        self.take("tune", f"{variant} {batch}")
+        return go_on()
+
+    def measure(self, variant, batch, device, ceilings, *, seconds, rival, ready):
+        self.take("rival" if rival else "plain", f"{variant} {batch}")
+        if rival:
+            ready(90.0)
+        ms = {"effv2": 1.0, "eager": 9.0, **({"compile": 2.0} if rival else {})}
+        return {"ms": ms, "refused": {}, "warnings": []}
+
+    def run(self, **changes):
+        """The steps of one more call with the same folder, and what is on disk after it."""
+        self.done = []
+        options = {"variants": ("s0", "l"), "batches": (1, 32), "seconds": 1e4} | changes
+        results = Results(self.folder, ENVIRONMENT)
+        worker.Work(worker.Wanted(str(self.folder), **options), results, CPU).run()
+        return self.done, read(results.path)
+
+
+@pytest.fixture
+def fakes(monkeypatch, tmp_path):
+    return Fakes(monkeypatch, tmp_path)
+
+
+PAIRS = ["s0 1", "l 1", "s0 32", "l 32"]
+CHECKS = [f"parity {key}" for key in ("a1", "a2", "b1", "b2")]
+
+
+def test_the_important_comes_first(fakes):
+    done, data = fakes.run()
+    expected = [*CHECKS, *(f"{what} {key}" for what in ("tune", "plain", "rival") for key in PAIRS)]
+    assert done == expected
+    assert list(data["parity"]) == ["a1", "a2", "b1", "b2"]
+    assert data["speed"]["l 32"]["ms"]["compile"] == 2.0
+    assert data["compile_seconds"] == dict.fromkeys(PAIRS, 90.0)
+    assert data["wanted"]["compile"] == PAIRS
+    assert fakes.run()[0] == []  # all is known
+
+
+def test_what_does_not_fit_is_done_by_the_next_call(fakes):
+    limits = {"seconds": 200, "parity_seconds": 25, "tune_seconds": 30}
+    first, data = fakes.run(**limits)
+    # Each part ends with the first step that ends after its time: at 30 s, 70 s and 210 s.
+    ahead = [*CHECKS[:3], "tune s0 1", "tune l 1"]
+    assert first == [*ahead, *(f"plain {key}" for key in PAIRS), "rival s0 1", "tune l 1"]
+    assert list(data["tuned"]) == ["s0 1"]
+    assert "b2" not in data["parity"]
+    assert "compile" in data["speed"]["s0 1"]["ms"]
+    second, data = fakes.run(**limits)
+    assert second[0] == "parity b2"
+    assert "plain s0 1" not in second
+    for _ in range(8):
+        _, data = fakes.run(**limits)
+    assert {key for key, row in data["speed"].items() if "compile" in row["ms"]} == set(PAIRS)
+    assert set(data["tuned"]) == set(PAIRS)
+    assert all(row["tuned"] for row in data["speed"].values())
+
+
+def test_a_figure_is_taken_again_once_its_tiles_are_measured(fakes):
+    done, data = fakes.run(compile=False, tune_seconds=0)
+    assert done == [*CHECKS, *(f"plain {key}" for key in PAIRS)]
+    assert data["wanted"]["tuned"] == data["wanted"]["compile"] == []
+    done, data = fakes.run(compile=False, variants=("l",), batches=(32,))
+    assert done == ["tune l 32", "plain l 32"]
+    assert [key for key, row in data["speed"].items() if row["tuned"]] == ["l 32"]
+
+
+def test_one_with_torch_compile_is_tuned_before(fakes):
+    fakes.takes["tune"] = 70.0  # longer than there is for tuning ahead
+    done, _ = fakes.run(tune_seconds=60, parity_seconds=0)
+    assert done.index("tune l 32") < done.index("rival l 32")
+    assert [step for step in done if step.startswith("rival")] == [f"rival {key}" for key in PAIRS]
+    assert not any(step.startswith("parity") for step in done)
+
+
+def test_what_fails_costs_nothing_else(fakes):
+    fakes.fails = {
+        "parity a1": RuntimeError("out of memory"),
+        "tune s0 1": RuntimeError("too little free memory"),
+        "plain l 1": torch.OutOfMemoryError("CUDA out of memory"),
+        "rival s0 32": RuntimeError("in a kernel of Inductor"),
+    }
+    done, data = fakes.run()
+    assert len(done) == 4 + 4 + 4 + 3  # no figure with torch.compile where there is none without
+    assert data["parity"]["a1"][0]["failure"] == "RuntimeError: out of memory"
+    assert data["tuned"]["s0 1"] == "RuntimeError: too little free memory"
+    assert data["speed"]["s0 1"]["tuned"] is False
+    assert data["speed"]["l 1"] == {"failure": "OutOfMemoryError: CUDA out of memory"}
+    assert data["speed"]["s0 32"]["refused"] == {"compile": "RuntimeError: in a kernel of Inductor"}
+    assert data["speed"]["s0 32"]["ms"]["effv2"] == 1.0
+    assert fakes.run()[0] == []  # failures are not tried again
+
+
+def test_a_gpu_that_is_lost_ends_the_process(fakes, monkeypatch):
+    """After an illegal address every later call fails: none of those may be recorded."""
+    fakes.rows = [Parity("a block", "fp16", 1, (7, 7), 5e-3, failure="AcceleratorError: illegal address")]
+
+    def lost(work):
+        raise worker.GpuLost
+
+    monkeypatch.setattr(worker.Work, "still_there", lost)
+    with pytest.raises(worker.GpuLost):
+        fakes.run()
+    assert fakes.done == ["parity a1"]
+    assert list(read(fakes.folder / "gpu.json")["parity"]) == ["a1"]
+    fakes.rows = [RIGHT]
+    assert fakes.run()[0][0] == "parity a2"
