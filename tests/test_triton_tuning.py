@@ -23,7 +23,7 @@ GPU = "NVIDIA Test 9000"
 @pytest.fixture
 def launches():
     block = pack(shapes.random_block(shapes.ffn(24, 72, 5, 7), seeded(1)), torch.float16, "cpu")
-    return block.plan(FeatureMap(2, 5, 7, 24, torch.float16), "ieee")
+    return block.by_pixels(FeatureMap(2, 5, 7, 24, torch.float16), "ieee")
 
 
 @pytest.fixture(autouse=True)
@@ -97,8 +97,8 @@ def test_another_size_is_another_choice(launches):
     tuning.measure(launches, table, silent)
     block = pack(shapes.random_block(shapes.ffn(24, 72, 5, 7), seeded(1)), torch.float16, "cpu")
     for x in (FeatureMap(3, 5, 7, 24, torch.float16), FeatureMap(2, 5, 8, 24, torch.float16)):
-        assert table.find(block.plan(x, "ieee")[0]) is None
-    assert table.find(block.plan(FeatureMap(2, 5, 7, 24, torch.float16), "ieee")[0]) is not None
+        assert table.find(block.by_pixels(x, "ieee")[0]) is None
+    assert table.find(block.by_pixels(FeatureMap(2, 5, 7, 24, torch.float16), "ieee")[0]) is not None
 
 
 def test_what_another_process_measured_is_not_lost(launches):

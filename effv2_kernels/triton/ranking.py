@@ -185,4 +185,15 @@ def _computed(y: FeatureMap, rows: Iterable[int]) -> list[Tile]:
 
 
 def _ranked(found: Sequence[Tile], cost: Cost, y: FeatureMap, depth: int) -> list[Tile]:
-    return sorted(found, key=lambda t: cycles(t, cost, product_programs(t, y), depth))[:_KEPT]
+    """The best ones, and last the one with the fewest registers, which fits any GPU in any precision."""
+
+    def registers(t: Tile) -> float:
+        return t.blocks["BM"] * t.blocks["BN"] / t.warps * t.blocks.get("ROWS", 1) * t.blocks.get("COLS", 1)
+
+    least = min(found, key=lambda t: (registers(t), t.blocks["BK"]))
+    best = sorted(found, key=lambda t: cycles(t, cost, product_programs(t, y), depth))
+    return (
+        [*[t for t in best if t is not least][: _KEPT - 1], least]
+        if least not in best[:_KEPT]
+        else best[:_KEPT]
+    )
