@@ -144,6 +144,9 @@ _FLOAT32 = (
     tile(4, 2, BM=32, BN=64, BK=32),
     tile(4, 2, BM=32, BN=32, BK=32),
     tile(4, 1, BM=16, BN=32, BK=32),
+    tile(4, 1, BM=16, BN=16, BK=16),
+    tile(2, 1, BM=16, BN=16, BK=16),
+    tile(8, 1, BM=32, BN=32, BK=16),
 )
 
 
