@@ -16,6 +16,7 @@ DTYPES = ("fp32", "bf16", "fp16", "int8")
 
 # The dtypes that exist in PyTorch, of which the inputs and outputs of a model are.
 TORCH_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+DTYPE_NAMES = {torch_dtype: name for name, torch_dtype in TORCH_DTYPES.items()}
 
 # The least that Triton supports.
 _LEAST_CAPABILITY = (8, 0)

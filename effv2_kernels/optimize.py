@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from effv2_kernels import blocks, sources
-from effv2_kernels.backends import TORCH_DTYPES, Settings
+from effv2_kernels.backends import DTYPE_NAMES, Settings
 from effv2_kernels.errors import InputError, ModelError
 from effv2_kernels.model import OptimizedModel
 
@@ -109,7 +109,6 @@ def _device_and_dtype(module: nn.Module, path: str, *, any_dtype: bool) -> tuple
 
     any_dtype: the name does not matter, since another one was asked for.
     """
-    names = {torch_dtype: name for name, torch_dtype in TORCH_DTYPES.items()}
     devices: dict[torch.device, str] = {}
     dtypes: dict[torch.dtype, str] = {}
     for name, tensor in [*module.named_parameters(path), *module.named_buffers(path)]:
@@ -124,11 +123,11 @@ def _device_and_dtype(module: nn.Module, path: str, *, any_dtype: bool) -> tuple
                 f"the tensors of one network must be of one {kind}, but {shown}. Use model.to(...)."
             )
     (device,), (dtype, *_) = devices, dtypes
-    if not any_dtype and (dtype not in names or (device.type == "cpu" and dtype != torch.float32)):
+    if not any_dtype and (dtype not in DTYPE_NAMES or (device.type == "cpu" and dtype != torch.float32)):
         taken = "float32" if device.type == "cpu" else "float32, float16 or bfloat16"
         raise ModelError(
             f"'{dtypes[dtype]}' is {dtype} and so are the inputs of the model; the optimised one takes "
             f"{taken} on {device}. Call model.float() first; precision is chosen with "
             f"optimize(model, dtype=...)."
         )
-    return device, names.get(dtype, "")
+    return device, DTYPE_NAMES.get(dtype, "")

@@ -47,12 +47,11 @@ def can_decompose(x: Tensor, values: Sequence[Any], types: Sequence[type]) -> bo
 
 def runs_kernels(x: Tensor) -> bool:
     """Whether the op launches compiled Triton kernels for an input like x."""
-    names = {torch_dtype: name for name, torch_dtype in backends.TORCH_DTYPES.items()}
     return (
         x.is_cuda
-        and x.dtype in names
+        and x.dtype in backends.DTYPE_NAMES
         and not backends.interpreted()
-        and backends.can_run("triton", dtype=names[x.dtype], device=x.device)[0]
+        and backends.can_run("triton", dtype=backends.DTYPE_NAMES[x.dtype], device=x.device)[0]
     )
 
 
@@ -67,9 +66,7 @@ def decompose(kind: str, x: Tensor, values: Sequence[Any], build: Callable[[], b
 
     # Made of tensors of this graph, so it is not kept.
     engine = cast("Engine", new_block_engine(build, block_choice(kind, x, values), x.device))
-    x = engine._accepted(x)
-    with engine._on_device():
-        plan = engine._find(x).plan
+    x, plan = engine.plan_for(x)
     (output,) = plan.outputs
     memory = {plan.image: x}
     for launch, tile in zip(plan.launches, plan.tiles, strict=True):

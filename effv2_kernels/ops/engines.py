@@ -76,7 +76,7 @@ def block_choice(kind: str, x: Tensor, values: Sequence[Any]) -> backends.Choice
         raise InputError(
             f"{kind}: x is on {x.device} and a weight on {elsewhere}; move one of them with .to(...)."
         )
-    names = {torch_dtype: name for name, torch_dtype in backends.TORCH_DTYPES.items()}
+    names = backends.DTYPE_NAMES
     if x.is_cuda and x.dtype not in names:
         raise InputError(f"{kind}: expected x in {', '.join(map(str, names))}, but got {x.dtype}.")
     return backends.choose(dtype=names[x.dtype] if x.is_cuda else "fp32", device=x.device)

@@ -366,15 +366,13 @@ class Attention(Packed):
                 x, self.dw, self.dw_bias, self.qkv, self.qkv_bias, precision, stride=2, left_gelu=False
             )
         mix = self._talking_heads(project.output, precision, gelu=self.dw is None)
-        launches = [project, mix]
-        if self.dw is None:
-            join = pointwise_product(mix.output, self.proj, self.proj_bias, precision, residual=x)
-        elif x.pixels <= _FEW_PIXELS:
-            launches.append(_resize(mix.output, x))
-            join = pointwise_product(launches[-1].output, self.proj, self.proj_bias, precision, residual=x)
-        else:
-            join = resized_product(mix.output, self.proj, self.proj_bias, x, precision)
-        return [*launches, join]
+        launches, u = [project, mix], mix.output
+        if self.dw is not None and x.pixels > _FEW_PIXELS:
+            return [*launches, resized_product(u, self.proj, self.proj_bias, x, precision)]
+        if self.dw is not None:
+            launches.append(_resize(u, x))
+            u = launches[-1].output
+        return [*launches, pointwise_product(u, self.proj, self.proj_bias, precision, residual=x)]
 
     def _talking_heads(self, qkv: FeatureMap, precision: str, *, gelu: bool) -> Launch:
         u = qkv.like(self.heads * self.value_dim)

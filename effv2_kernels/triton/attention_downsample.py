@@ -25,7 +25,7 @@ from effv2_kernels.triton.launch import (
 )
 from effv2_kernels.triton.packing import BiasTable, Packed, conv_matrix, matrix, taps, vector
 from effv2_kernels.triton.product import depthwise_product, pointwise_product
-from effv2_kernels.triton.ranking import conv_tiles
+from effv2_kernels.triton.ranking import conv_tiles, product_programs
 from effv2_kernels.triton.tiles import conv_sum, depthwise_tiles, dot, gelu, narrow, pixel_tile, pointwise_sum
 
 LOG2_E = tl.constexpr(1.4426950408889634)
@@ -215,7 +215,7 @@ class AttentionDownsample(Packed):
                 "VALUES": values, "K": x.channels, "N": y.channels, "WIDE": is_wide(u, x, y),
                 "PRECISION": precision,
             },
-            lambda t: blocks_of(y.pixels, t.blocks["BM"]) * blocks_of(y.channels, t.blocks["BN"]),
+            lambda t: product_programs(t, y),
             conv_tiles(y, x.channels, values),
             y,
             y.elements * (values + 9 * x.channels),

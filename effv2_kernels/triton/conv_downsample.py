@@ -10,7 +10,7 @@ from torch import Tensor
 from effv2_kernels import blocks
 from effv2_kernels.triton.launch import FeatureMap, Launch, blocks_of, is_wide
 from effv2_kernels.triton.packing import Packed, conv_matrix, vector
-from effv2_kernels.triton.ranking import conv_tiles
+from effv2_kernels.triton.ranking import conv_tiles, product_programs
 from effv2_kernels.triton.tiles import conv_sum, gelu, narrow, pixel_tile
 
 
@@ -64,7 +64,7 @@ def strided_conv(x: FeatureMap, w: Tensor, bias: Tensor, precision: str, *, gelu
             "out_height": y.height, "out_width": y.width, "height": x.height, "width": x.width,
         },
         {"K": x.channels, "N": y.channels, "GELU": gelu, "WIDE": is_wide(x, y), "PRECISION": precision},
-        lambda t: blocks_of(y.pixels, t.blocks["BM"]) * blocks_of(y.channels, t.blocks["BN"]),
+        lambda t: product_programs(t, y),
         conv_tiles(y, x.channels),
         y,
         y.elements * 9 * x.channels,

@@ -172,6 +172,12 @@ class Engine:
             finally:
                 self._planned.clear()
 
+    def plan_for(self, x: Tensor) -> tuple[Tensor, Plan]:
+        """x as the kernels read it, and its plan, with tiles; nothing is launched. Raises as ``run`` does."""
+        x = self._accepted(x)
+        with self._on_device():
+            return x, self._find(x).plan
+
     def _accepted(self, x: Tensor) -> Tensor:
         """x in one of the layouts that are planned for, with the values that it shows."""
         check_input(x, self._channels, self._dtype, self._device)

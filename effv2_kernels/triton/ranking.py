@@ -71,7 +71,7 @@ def cycles(t: Tile, cost: Cost, programs: int, depth: int) -> float:
 
 
 def product_programs(t: Tile, y: FeatureMap) -> int:
-    """How many programs ``product`` has for an output y; and ``conv``, which has neither ROWS nor COLS."""
+    """How many programs make an output y of ``product``, or of a kernel that has neither ROWS nor COLS."""
     places = y.images * blocks_of(y.height, t.blocks.get("ROWS", 1)) * y.width
     columns = t.blocks["BN"] * t.blocks.get("COLS", 1)
     return blocks_of(places, t.blocks["BM"]) * blocks_of(y.channels, columns)
@@ -102,7 +102,7 @@ def hidden_tiles(x: FeatureMap, channels: int) -> list[Tile]:
         return x.height if x.height * x.width <= m else min(x.height, max(1, m // x.width - 2))
 
     if x.dtype == torch.float32:
-        return [tile(4, 1, BM=m, BN=m, BK=32, BAND=max(band(256), 1)) for m in (32, 16)]
+        return [tile(4, 1, BM=m, BN=m, BK=32, BAND=band(256)) for m in (32, 16)]
     most = round_up_to_power(x.height * x.width)
     found = [
         tile(warps, stages, BM=m, BN=n, BK=k, BAND=band(m))
@@ -195,8 +195,5 @@ def _ranked(found: Sequence[Tile], cost: Cost, y: FeatureMap, depth: int) -> lis
 
     least = min(found, key=lambda t: (registers(t), t.blocks["BK"]))
     best = sorted(found, key=lambda t: cycles(t, cost, product_programs(t, y), depth))
-    return (
-        [*[t for t in best if t is not least][: _KEPT - 1], least]
-        if least not in best[:_KEPT]
-        else best[:_KEPT]
-    )
+    kept = best[:_KEPT]
+    return kept if least in kept else [*kept[:-1], least]

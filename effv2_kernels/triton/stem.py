@@ -17,6 +17,7 @@ from effv2_kernels import blocks
 from effv2_kernels.triton.conv_downsample import strided_conv
 from effv2_kernels.triton.launch import FeatureMap, Launch, Tile, blocks_of, is_wide, round_up_to_power, tile
 from effv2_kernels.triton.packing import Packed, conv_matrix, half_or_float, matrix, vector
+from effv2_kernels.triton.ranking import product_programs
 from effv2_kernels.triton.tiles import gelu, pixel_tile
 
 
@@ -97,7 +98,7 @@ class Stem(Packed):
                 "channel_stride": strides[1], "row_stride": strides[2], "column_stride": strides[3],
             },
             {"IN": x.channels, "OUT": middle.channels, "WIDE": is_wide(x, middle)},
-            lambda t: blocks_of(middle.pixels, t.blocks["BM"]) * blocks_of(middle.channels, t.blocks["BN"]),
+            lambda t: product_programs(t, middle),
             _tiles(middle),
             middle,
             middle.elements * 9 * x.channels,
