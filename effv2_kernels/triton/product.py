@@ -153,7 +153,7 @@ def _launch(
         "dw_bias": bias if dw_bias is None else dw_bias,
         "w": w,
         "bias": bias,
-        "residual": x if residual is None else residual,
+        "residual": bias if residual is None else residual,
         "y": y,
         "images": y.images,
         "out_height": y.height,

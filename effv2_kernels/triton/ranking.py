@@ -57,6 +57,7 @@ def cycles(t: Tile, cost: Cost, programs: int, depth: int) -> float:
     """What the busiest multiprocessor should need for a product with ``depth`` values to sum."""
     blocks = t.blocks
     rows = blocks["BM"] * blocks.get("ROWS", 1)
+    columns = blocks["BN"] * blocks.get("COLS", 1)
     steps = blocks_of(depth, blocks["BK"])
     threads = 32 * t.warps
     made = rows * steps * blocks["BK"] / threads
@@ -64,8 +65,8 @@ def cycles(t: Tile, cost: Cost, programs: int, depth: int) -> float:
         made *= max(1.0, 16 * t.warps / blocks["BM"])
     left = cost.left * (_SHARED_ROWS if blocks.get("ROWS", 1) > 1 else 1.0)
     # A warp's instruction of the tensor cores is 16 x 8 x 16 products.
-    products = rows * blocks["BN"] * steps * blocks["BK"] / 2048 / t.warps
-    instructions = 300 + steps * cost.step + left * made + products + cost.out * rows * blocks["BN"] / threads
+    products = rows * columns * steps * blocks["BK"] / 2048 / t.warps
+    instructions = 300 + steps * cost.step + left * made + products + cost.out * rows * columns / threads
     warps = blocks_of(programs, _MULTIPROCESSORS) * t.warps / _SCHEDULERS
     return instructions * max(_DEPENDENT, warps) + steps * _LATENCY / t.stages
 
