@@ -74,6 +74,9 @@ class Spec:
         return torch.randn(batch, self.in_channels, *size, generator=generator)
 
 
+# The least that has a block of every kind.
+TINY = Spec("tiny", Architecture((8, 8, 16, 16), (1, 0, 1, 0), 2, (1, 0)), img_size=32)
+
 # Other widths, depths, ratios, attention counts, resolutions, channels and heads than the published ones.
 SMALL = [
     Spec("every_part_once", Architecture((16, 24, 40, 56), (1, 1, 2, 2), 3.0, (1, 1))),

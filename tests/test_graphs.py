@@ -6,12 +6,9 @@ import io
 import pytest
 import torch
 from checks import PackingCounter, assert_close, one_torch_thread, seeded
-from models import SMALL, Spec
+from models import SMALL, TINY
 
 from effv2_kernels import optimize
-from effv2_kernels.reference import Architecture
-
-TINY = Spec("tiny", Architecture((8, 8, 16, 16), (1, 0, 1, 0), 2, (1, 0)), img_size=32)
 
 
 @pytest.fixture(autouse=True)

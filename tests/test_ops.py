@@ -4,6 +4,7 @@ from dataclasses import fields
 
 import pytest
 import torch
+from block_shapes import SHAPES
 from checks import (
     BLOCK_BOUND,
     NETWORK_BOUND,
@@ -15,31 +16,16 @@ from checks import (
     one_torch_thread,
     seeded,
 )
-from models import Spec
+from models import TINY
 
 import effv2_kernels.ops  # noqa: F401  (registers the ops)
 from effv2_kernels import blocks, cpu, optimize, shapes, structure
 from effv2_kernels.errors import InputError, ResolutionError
 from effv2_kernels.ops import engines
-from effv2_kernels.reference import Architecture, run_block
+from effv2_kernels.reference import run_block
 
-TINY = Spec("tiny", Architecture((8, 8, 16, 16), (1, 0, 1, 0), 2, (1, 0)), img_size=32)
 # backend, dtype, isa, threads and cuda_graph of the network op
 HOW = ("auto", "fp32", "scalar", 1, True)
-
-# The sizes of heads matter to the engine (see test_attention), not to the ops; small ones are quick.
-HEADS = {"heads": 4, "key_dim": 8, "value_dim": 16}
-
-SHAPES = {
-    "stem": shapes.stem(16, 9, 14),
-    "ffn": shapes.ffn(16, 40, 5, 7),
-    "attention": shapes.attention(16, 5, 4, **HEADS),
-    "strided attention": shapes.attention(16, 5, 6, stride=2, **HEADS),
-    "attention with a resized bias": shapes.attention(16, 5, 6, table=(3, 4), **HEADS),
-    "conv_downsample": shapes.conv_downsample(16, 24, 5, 6),
-    "attention_downsample": shapes.attention_downsample(16, 24, 5, 6, **HEADS),
-    "head": shapes.head(16, 9, 3, 4),
-}
 
 
 @pytest.fixture(autouse=True)

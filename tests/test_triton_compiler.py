@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from block_shapes import SHAPES
 from checks import BLOCK_BOUND, assert_close, exact, one_torch_thread, seeded
 from torch._subclasses.fake_tensor import FakeTensorMode
 
@@ -23,19 +24,6 @@ from effv2_kernels.triton import identity
 from effv2_kernels.triton.launch import FeatureMap
 from effv2_kernels.triton.packing import by_position
 from effv2_kernels.triton.plan import pack
-
-HEADS = {"heads": 4, "key_dim": 8, "value_dim": 16}
-
-SHAPES = {
-    "stem": shapes.stem(16, 9, 14),
-    "ffn": shapes.ffn(16, 40, 5, 7),
-    "attention": shapes.attention(16, 5, 4, **HEADS),
-    "strided attention": shapes.attention(16, 5, 6, stride=2, **HEADS),
-    "attention with a resized bias": shapes.attention(16, 5, 6, table=(3, 4), **HEADS),
-    "conv_downsample": shapes.conv_downsample(16, 24, 5, 6),
-    "attention_downsample": shapes.attention_downsample(16, 24, 5, 6, **HEADS),
-    "head": shapes.head(16, 9, 3, 4),
-}
 
 
 @pytest.fixture(autouse=True)

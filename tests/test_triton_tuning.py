@@ -18,6 +18,7 @@ from effv2_kernels.triton.launch import FeatureMap
 from effv2_kernels.triton.plan import pack
 
 GPU = "NVIDIA Test 9000"
+COMPILE_MISSING = device.compile_missing
 
 
 @pytest.fixture
@@ -193,3 +194,26 @@ def test_a_model_on_the_cpu_has_nothing_to_tune():
     with pytest.raises(UnavailableError, match=r"give the one at '0'"):
         tune(torch.nn.Sequential(fast), torch.zeros(1, 8, 4, 4))
     assert fast(torch.zeros(1, 8, 4, 4))[0].shape == (1, 8, 4, 4)
+
+
+@pytest.mark.parametrize("missing", [None, 0, 2])
+def test_processors_share_what_is_missing(launches, monkeypatch, missing):
+    """Pairs that Triton's cache has take no time; from the first that it lacks, all are compiled at once."""
+    pairs = [(launch, tile) for launch in launches for tile in launch.tiles]
+    now, here, shared = [0.0], [], []
+
+    def compile_here(launch, tile):
+        now[0] += 2.0 if len(here) == missing else 0.001
+        here.append((launch, tile))
+
+    monkeypatch.setattr(device, "compile_missing", COMPILE_MISSING)
+    monkeypatch.setattr(device, "compile_here", compile_here)
+    monkeypatch.setattr(device.time, "perf_counter", lambda: now[0])
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (9, 0))
+    monkeypatch.setattr(device, "compile_in_parallel", lambda *arguments: shared.append(arguments))
+    device.compile_missing(pairs)
+    if missing is None:
+        assert (here, shared) == (pairs, [])
+    else:
+        assert here == pairs[: missing + 1]
+        assert shared == [(pairs[missing + 1 :], 90)]

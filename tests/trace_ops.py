@@ -9,6 +9,7 @@ from dataclasses import fields
 
 import pytest
 import torch
+from block_shapes import HEADS, SHAPES
 from claimed_gpu import claim_to_pytorch, claim_to_triton
 from torch._functorch._aot_autograd.autograd_cache import AOTAutogradCacheDetails
 from torch._functorch.aot_autograd import aot_export_joint_simple
@@ -23,21 +24,20 @@ from effv2_kernels.triton.plan import pack
 from effv2_kernels.triton.tuning import table_of
 
 GPU = torch.device("cuda", 0)
-HEADS = {"heads": 4, "key_dim": 8, "value_dim": 16}
-FFN = shapes.ffn(16, 40, 5, 7)
+FFN = SHAPES["ffn"]
 
 CASES = [
-    (shapes.stem(16, 9, 14), torch.float32, "nchw"),
-    (shapes.stem(16, 9, 14), torch.float16, "nhwc"),
+    (SHAPES["stem"], torch.float32, "nchw"),
+    (SHAPES["stem"], torch.float16, "nhwc"),
     (FFN, torch.float16, "nhwc"),
     (shapes.ffn(16, 40, 61, 59), torch.bfloat16, "nchw"),
-    (shapes.attention(16, 5, 4, **HEADS), torch.float16, "nhwc"),
-    (shapes.attention(16, 5, 6, stride=2, **HEADS), torch.float32, "nhwc"),
-    (shapes.attention(16, 5, 6, table=(3, 4), **HEADS), torch.bfloat16, "nhwc"),
+    (SHAPES["attention"], torch.float16, "nhwc"),
+    (SHAPES["strided attention"], torch.float32, "nhwc"),
+    (SHAPES["attention with a resized bias"], torch.bfloat16, "nhwc"),
     (shapes.attention(16, 12, 13, **HEADS), torch.float16, "nchw"),  # bias by distance
-    (shapes.conv_downsample(16, 24, 5, 6), torch.float16, "nhwc"),
-    (shapes.attention_downsample(16, 24, 5, 6, **HEADS), torch.float16, "nhwc"),
-    (shapes.head(16, 9, 3, 4), torch.float16, "nhwc"),
+    (SHAPES["conv_downsample"], torch.float16, "nhwc"),
+    (SHAPES["attention_downsample"], torch.float16, "nhwc"),
+    (SHAPES["head"], torch.float16, "nhwc"),
 ]
 
 
