@@ -80,7 +80,9 @@ def hard_case(name):
                 value *= 3
     network = sources.read(model)
     images = spec.images(g, 2)
-    return network, images, exact_network(network, images)[0], propagated_bound(network, images)[0]
+    # Few directions of the error grow much, and one draw may miss them: draws differ up to sixfold.
+    bound = max(propagated_bound(network, images, draw)[0] for draw in range(4))
+    return network, images, exact_network(network, images)[0], bound
 
 
 @lru_cache(maxsize=8)
@@ -105,7 +107,7 @@ def test_logits(name, isa):
 def test_large_weights(name, isa):
     network, images, expected, bound = hard_case(name)
     (logits,) = run_engine(cpu.Engine(network, isa), images)
-    # The bound is one random draw; another one is within twice of it.
+    # The error is one more random draw.
     assert_close(logits, expected, max(NETWORK_BOUND, 2 * bound), f"{name} on {isa}")
 
 
