@@ -7,16 +7,26 @@ Run by test_triton_ahead.py in a process without Triton's interpreter:
 """
 
 import json
+import re
 import sys
 
 import torch
 
 from effv2_kernels import blocks, shapes
 from effv2_kernels.reference.model import VARIANTS
-from effv2_kernels.triton.ahead import compile_in_parallel, first_that_fits
+from effv2_kernels.triton.ahead import Compilation, compile_in_parallel, first_that_fits
 from effv2_kernels.triton.feature import Feature
 from effv2_kernels.triton.launch import FeatureMap
 from effv2_kernels.triton.plan import pack
+
+# A product of float32 on ordinary units (any other inputPrecision is written out) and what it adds to.
+_EXACT = re.compile(r"tt\.dot %\w+, %\w+, %(?P<added>\w+) : tensor<\w+xf32, (?=[^*]*\* tensor<\w+xf32, )")
+
+
+def long_chains(launch, tile, capability):
+    """Exact products that go on with the sum of the step before; see tiles.dot."""
+    code = Compilation.of(launch, tile, capability).run().asm["ttgir"]
+    return sum(not found["added"].startswith("cst") for found in _EXACT.finditer(code))
 
 
 def main(variant, dtype, capabilities, batches):
@@ -43,6 +53,7 @@ def main(variant, dtype, capabilities, batches):
             row = {"kernel": launch.name, "block": str(shape), "batch": batch}
             row |= {"tile": str(tile), "number": launch.tiles.index(tile), "capability": capability}
             row |= {"registers": made.registers, "stack": made.stack, "shared": made.shared}
+            row["long_chains"] = long_chains(launch, tile, capability)
             print(json.dumps(row), flush=True)
 
 

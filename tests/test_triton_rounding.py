@@ -1,0 +1,74 @@
+"""Kernels with sums as long as those of the largest networks, added up like on a GPU."""
+
+import numpy as np
+import pytest
+import torch
+
+pytest.importorskip("triton")
+
+import gpu_sums
+import triton
+import triton.language as tl
+from checks import BLOCK_BOUND, relative_l2, seeded
+from test_triton_kernels import DTYPES, check
+
+from effv2_kernels import shapes
+from effv2_kernels.triton import attention
+from effv2_kernels.triton.launch import tile
+
+# What L has where it is widest, on smaller maps.
+WIDEST = [
+    shapes.ffn(384, 1536, 3, 3),
+    shapes.conv_downsample(80, 192, 5, 5),
+    shapes.attention(192, 6, 6, stride=2),
+    shapes.attention(384, 4, 4),
+    shapes.attention_downsample(192, 384, 6, 6),
+    shapes.head(384, 104, 2, 2),
+]
+
+
+@pytest.fixture
+def like_a_gpu(monkeypatch):
+    gpu_sums.install(monkeypatch)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("shape", WIDEST, ids=str)
+def test_widest_blocks(shape, dtype, like_a_gpu):
+    check(shape, dtype, batch=1)
+
+
+def test_two_passes_over_the_keys(like_a_gpu, monkeypatch):
+    monkeypatch.setattr(attention, "_tiles", lambda *_: [tile(4, 1, BQ=16, BKEYS=16, OUT_HEADS=2)])
+    check(shapes.attention(192, 7, 7), torch.float32, batch=1)
+
+
+@triton.jit
+def one_product(a, b, c, K: tl.constexpr, PRECISION: tl.constexpr):
+    m, k = tl.arange(0, 16), tl.arange(0, K)
+    left = tl.load(a + m[:, None] * K + k[None, :])
+    right = tl.load(b + k[:, None] * 16 + m[None, :])
+    tl.store(c + m[:, None] * 16 + m[None, :], tl.dot(left, right, input_precision=PRECISION))
+
+
+def product_error(dtype, precision):
+    g = seeded(3)
+    a, b = torch.randn(16, 4096, generator=g).to(dtype), torch.randn(4096, 16, generator=g).to(dtype)
+    c = torch.empty(16, 16)
+    one_product[(1,)](a, b, c, 4096, precision)
+    return relative_l2(c, a.double() @ b.double())
+
+
+def test_long_sums_are_off_like_on_a_gpu(monkeypatch):
+    """4096 terms, which no kernel adds up in one go."""
+    gpu_sums.install(monkeypatch)
+    assert BLOCK_BOUND < product_error(torch.float32, "ieee") < 4 * BLOCK_BOUND
+    assert BLOCK_BOUND < product_error(torch.float16, "ieee") < 3e-5
+    assert BLOCK_BOUND < product_error(torch.float32, "tf32x3") < 5e-5
+
+
+def test_tensor_cores_cut_off():
+    ones = np.ones((1, 4), np.float32)
+    small = np.full((4, 1), 2.0**-25, np.float32)
+    assert gpu_sums._tensor_cores(ones, small, np.ones((1, 1), np.float32), 4)[0, 0] == 1
+    assert gpu_sums._tensor_cores(ones, small, np.zeros((1, 1), np.float32), 4)[0, 0] == 2.0**-23
