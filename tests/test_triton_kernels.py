@@ -12,6 +12,7 @@ pytest.importorskip("triton")
 from effv2_kernels import shapes, sources
 from effv2_kernels.errors import ResolutionError
 from effv2_kernels.triton import attention, ffn
+from effv2_kernels.triton import launch as launch_module
 from effv2_kernels.triton.feature import Feature
 from effv2_kernels.triton.launch import FeatureMap, tile
 from effv2_kernels.triton.plan import Plan, execute, pack
@@ -193,6 +194,26 @@ def test_wide_is_chosen_by_size():
     few, many = (packed.plan(FeatureMap(n, 56, 56, 8, torch.float16), "ieee") for n in (images - 1, images))
     assert [launch.constants["WIDE"] for launch in few] == [False, False]
     assert [launch.constants["WIDE"] for launch in many] == [True, True]
+
+
+@pytest.mark.parametrize(
+    "shape",
+    [
+        shapes.attention(16, 17, 17, table=(9, 9)),
+        shapes.attention_downsample(16, 24, 17, 17, table=(9, 9)),
+    ],
+    ids=str,
+)
+def test_a_large_bias_is_wide(shape, monkeypatch):
+    """That of each query and key can be the largest tensor of all."""
+    packed = pack(shapes.random_block(shape, seeded(1)), torch.float16, "cpu")
+    bias, _ = packed.bias.of(17, 17)
+    x = FeatureMap(1, 17, 17, 16, torch.float16)
+    for limit, wide in ((bias.numel(), True), (bias.numel() + 1, False)):
+        monkeypatch.setattr(launch_module, "WIDE_ELEMENTS", limit)
+        kernels = {launch.name: launch for launch in packed.plan(x, "ieee")}
+        found = kernels.get("talking_heads") or kernels["downsample_attention"]
+        assert found.constants["WIDE"] is wide
 
 
 def test_stem_reads_any_strides(generator):

@@ -29,7 +29,7 @@ from effv2_kernels.triton.launch import (
 )
 from effv2_kernels.triton.packing import BiasTable, Packed, matrix, taps, vector
 from effv2_kernels.triton.product import depthwise_product, pointwise_product, resized_product
-from effv2_kernels.triton.tiles import depthwise_tiles, dot, gelu, narrow, pixel_tile, resized_tile
+from effv2_kernels.triton.tiles import depthwise_tiles, dot, gelu, long_dot, narrow, pixel_tile, resized_tile
 
 # How the two passes of ``talking_heads`` follow from blocks.Attention. With S_g = q_g k_g^T,
 #
@@ -127,7 +127,7 @@ def mixed_values(
         mask=key_ok[:, None] & (d < VALUE)[None, :],
         other=0.0,
     )
-    return dot(narrow(mixed, v.dtype), v, acc, PRECISION)
+    return long_dot(narrow(mixed, v.dtype), v, acc, PRECISION)
 
 
 @triton.jit(do_not_specialize=["tokens", "height", "width"])
@@ -168,6 +168,7 @@ def talking_heads(
     if WIDE:
         image = image.to(tl.int64)
         query = query.to(tl.int64)
+        tokens = tokens.to(tl.int64)  # and with it what is counted up to it
     source = qkv + image * tokens * ROW
     keys = tl.arange(0, BKEYS)
 
@@ -401,7 +402,7 @@ class Attention(Packed):
             "DENSE": dense,
             "GELU": gelu,
             "ONE_TILE": tokens <= min(t.blocks["BKEYS"] for t in tiles),
-            "WIDE": is_wide(qkv, u),
+            "WIDE": is_wide(qkv, u, bias),
             "PRECISION": split_precision(precision),
         }
         return Launch(

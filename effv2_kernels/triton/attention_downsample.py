@@ -26,7 +26,16 @@ from effv2_kernels.triton.launch import (
 from effv2_kernels.triton.packing import BiasTable, Packed, conv_matrix, matrix, taps, vector
 from effv2_kernels.triton.product import depthwise_product, pointwise_product
 from effv2_kernels.triton.ranking import conv_tiles, product_programs
-from effv2_kernels.triton.tiles import conv_sum, depthwise_tiles, dot, gelu, narrow, pixel_tile, pointwise_sum
+from effv2_kernels.triton.tiles import (
+    conv_sum,
+    depthwise_tiles,
+    dot,
+    gelu,
+    long_dot,
+    narrow,
+    pixel_tile,
+    pointwise_sum,
+)
 
 LOG2_E = tl.constexpr(1.4426950408889634)
 
@@ -66,6 +75,7 @@ def downsample_attention(
     if WIDE:
         image = image.to(tl.int64)
         query = query.to(tl.int64)
+        tokens = tokens.to(tl.int64)  # and with it what is counted up to it
     source = kv + image * tokens * ROW
     row = query // query_width
     column = query % query_width
@@ -106,7 +116,7 @@ def downsample_attention(
         share = tl.exp2(logits - most[:, None])
         shrink = tl.exp2(largest - most)
         total = total * shrink + tl.sum(share, 1)
-        acc = dot(narrow(share, v_tile.dtype), v_tile, acc * shrink[:, None], PRECISION)
+        acc = long_dot(narrow(share, v_tile.dtype), v_tile, acc * shrink[:, None], PRECISION)
         largest = most
     channel = head * VALUE + dv
     branch = depthwise_tiles(
@@ -184,7 +194,7 @@ class AttentionDownsample(Packed):
         values = self.heads * self.value_dim
         u = x.like(values, height, width)
         bias, dense = self.bias.of(x.height, x.width)
-        wide = is_wide(q, kv, u)
+        wide = is_wide(q, kv, u, bias)
         queries, tokens = height * width, x.height * x.width
         attend = Launch(
             downsample_attention,

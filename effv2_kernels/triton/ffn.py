@@ -71,6 +71,7 @@ def hidden(
     image = program // (columns * bands)
     if WIDE:
         image = image.to(tl.int64)
+        width = width.to(tl.int64)  # and with it the pixels of an image
     source = x + image * (height * width) * K
     middle = wide + image * (height * width) * N
     target = y + image * (height * width) * N

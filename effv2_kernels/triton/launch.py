@@ -121,9 +121,9 @@ class Launch:
         return sum(v.nbytes if isinstance(v, Tensor) else v.bytes for v in seen.values())
 
 
-def is_wide(*maps: FeatureMap) -> bool:
+def is_wide(*buffers: FeatureMap | Tensor) -> bool:
     """Whether addresses into one of these need 64 bits."""
-    return any(m.reach >= WIDE_ELEMENTS for m in maps)
+    return any((b.numel() if isinstance(b, Tensor) else b.reach) >= WIDE_ELEMENTS for b in buffers)
 
 
 def round_up_to_power(size: int, least: int = 16) -> int:

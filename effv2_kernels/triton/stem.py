@@ -56,6 +56,9 @@ def image_conv(
     pixel, image, row, column, valid = pixel_tile(
         program // columns * BM, pixels, out_height, out_width, BM, WIDE
     )
+    if WIDE:
+        channel_stride, row_stride = channel_stride.to(tl.int64), row_stride.to(tl.int64)
+        column_stride = column_stride.to(tl.int64)
     top, left = row * 2 - 1, column * 2 - 1
     first = x + image * image_stride + top * row_stride + left * column_stride
     acc = tl.zeros((BM, BN), tl.float32) + tl.load(bias + n, mask=inside, other=0.0)[None, :]
