@@ -23,10 +23,19 @@ from effv2_kernels.triton.plan import pack
 _EXACT = re.compile(r"tt\.dot %\w+, %\w+, %(?P<added>\w+) : tensor<\w+xf32, (?=[^*]*\* tensor<\w+xf32, )")
 
 
-def long_chains(launch, tile, capability):
+# A product of Hopper's tensor cores whose left factor is in registers, and how many may be under way.
+_FROM_REGISTERS = re.compile(r"ttng\.warp_group_dot .*? : tensor<\w+, #ttg\.dot_op<{opIdx = 0")
+_UNDER_WAY = re.compile(r"ttng\.warp_group_dot_wait .*pendings = (\d+)")
+
+
+def long_chains(code):
     """Exact products that go on with the sum of the step before; see tiles.dot."""
-    code = Compilation.of(launch, tile, capability).run().asm["ttgir"]
     return sum(not found["added"].startswith("cst") for found in _EXACT.finditer(code))
+
+
+def overwritten(code):
+    """Products that may be under way when the registers of their left factor change; see tiles.finished."""
+    return max(map(int, _UNDER_WAY.findall(code)), default=0) if _FROM_REGISTERS.search(code) else 0
 
 
 def main(variant, dtype, capabilities, batches):
@@ -53,7 +62,8 @@ def main(variant, dtype, capabilities, batches):
             row = {"kernel": launch.name, "block": str(shape), "batch": batch}
             row |= {"tile": str(tile), "number": launch.tiles.index(tile), "capability": capability}
             row |= {"registers": made.registers, "stack": made.stack, "shared": made.shared}
-            row["long_chains"] = long_chains(launch, tile, capability)
+            code = Compilation.of(launch, tile, capability).run().asm["ttgir"]
+            row |= {"long_chains": long_chains(code), "overwritten": overwritten(code)}
             print(json.dumps(row), flush=True)
 
 

@@ -1,4 +1,4 @@
-"""Kernels compiled for GPUs that are not here: nothing spills, shared memory suffices, sums are cut short."""
+"""Kernels compiled for GPUs that are not here: nothing spills, shared memory suffices, no sum is too long."""
 
 import json
 import os
@@ -49,7 +49,7 @@ def check(rows, capabilities):
     for row in rows:
         assert row["stack"] == 0, row
         assert row["shared"] <= ahead.SHARED_BYTES[row["capability"]], row
-        assert row["long_chains"] == 0, row
+        assert row["long_chains"] == row["overwritten"] == 0, row
     return [row for row in rows if row["number"] > 0]
 
 

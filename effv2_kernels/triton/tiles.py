@@ -71,6 +71,19 @@ def dot(a, b, acc, PRECISION: tl.constexpr):
 
 
 @triton.jit
+def finished(sums):
+    """The same sums, no product of which is under way any more.
+
+    Hopper's tensor cores read a left factor in registers while the program goes on, and Triton waits for a
+    product only when the next one is under way; by then the registers would hold the next left factor.
+    """
+    if _INTERPRETED:
+        return sums
+    waited = tl.inline_asm_elementwise("", "=f,0", [sums[-1]], dtype=tl.float32, is_pure=False, pack=1)
+    return sums[:-1] + (waited,)
+
+
+@triton.jit
 def long_dot(a, b, acc, PRECISION: tl.constexpr):
     """As ``dot``, over many values: a sum over keys.
 
@@ -240,7 +253,7 @@ def depthwise_sums(
             for j in tl.static_range(COLS):
                 right = weight_tile(w, k, n + j * BN, K, N, BK, BN)
                 sums = sums + (dot(left, right, accs[o * COLS + j], PRECISION),)
-        accs = sums
+        accs = finished(sums)
     return accs
 
 
@@ -311,7 +324,7 @@ def resized_sums(
         for j in tl.static_range(COLS):
             right = weight_tile(w, k, n + j * BN, K, N, BK, BN)
             sums = sums + (dot(left, right, accs[j], PRECISION),)
-        accs = sums
+        accs = finished(sums)
     return accs
 
 
