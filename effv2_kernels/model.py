@@ -171,7 +171,8 @@ class OptimizedModel(nn.Module):
         self.blocks.training = self.features.training = False
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> OptimizedModel:
-        moved = fn(self._flat)
+        with torch.inference_mode(False):  # see __init__
+            moved = fn(self._flat)
         if moved.dtype != torch.float32:
             raise UnavailableError(
                 f"an optimised model computes in the precision it was made for, {self._settings.dtype}; it "
@@ -200,6 +201,9 @@ class OptimizedModel(nn.Module):
     def __setstate__(self, state: dict[str, Any]) -> None:
         shapes = state.pop("_shapes")
         super().__setstate__({**state, "_modules": {}, "_engine": None})  # type: ignore[no-untyped-call]
+        if self._flat.is_inference():
+            with torch.inference_mode(False):  # see __init__
+                self._flat = self._flat.clone()
         self._bind(shapes)
 
     def description(self) -> dict[str, str]:

@@ -1,6 +1,7 @@
 """A GPU of compute capability 9.0 that need not be there, for code that only asks about it."""
 
 from contextlib import nullcontext
+from types import SimpleNamespace
 
 import torch
 from triton.backends.compiler import GPUTarget
@@ -40,6 +41,8 @@ def claim_to_pytorch():
     torch.cuda.get_device_name = lambda device=None: NAME
     torch.cuda.current_device = lambda: 0
     torch.cuda.device = lambda device: nullcontext()
+    torch.cuda.is_current_stream_capturing = lambda: False
+    torch.cuda.current_stream = lambda device=None: SimpleNamespace(synchronize=lambda: None)
     tuning.compile_missing = lambda pairs: None
     device.compile_here = tuning.compile_here = _compile_nothing
     if torch.version.cuda is None:

@@ -190,6 +190,23 @@ def test_inference_mode_all_the_way(model, images):
     assert torch.equal(y, optimize(model)(images))
 
 
+def test_copies_made_in_inference_mode(fast, images):
+    expected = fast(images)
+    with torch.inference_mode():
+        copies = [copy.deepcopy(fast), pickle.loads(pickle.dumps(fast))]
+        assert all(torch.equal(made(images), expected) for made in copies)
+    for made in copies:
+        made.blocks[-1].bias += 1
+        assert torch.allclose(made(images), expected + 1, atol=1e-4)
+
+
+def test_moves_in_inference_mode(fast):
+    with torch.inference_mode():
+        moved = fast.to("meta")  # as to a GPU: another tensor
+    assert moved._flat.is_meta
+    assert not moved._flat.is_inference()
+
+
 def test_repr_says_what_it_is(fast):
     text = repr(fast)
     assert "source=reference" in text

@@ -15,7 +15,7 @@ pytest.importorskip("triton")
 
 import effv2_kernels
 from effv2_kernels import backends, explain, load, optimize, save, sources
-from effv2_kernels.errors import InputError, ResolutionError
+from effv2_kernels.errors import InputError, ResolutionError, UnavailableError
 from effv2_kernels.triton import engine as engines
 from effv2_kernels.triton.engine import Engine
 from effv2_kernels.triton.plan import Plan
@@ -295,7 +295,6 @@ class FakeGraph:
 def capturing_engine(monkeypatch):
     monkeypatch.setattr(engines, "Graph", FakeGraph)
     monkeypatch.setattr(FakeGraph, "made", 0)
-    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
     monkeypatch.setattr(Plan, "run", lambda plan, x: [torch.zeros(plan.image.images, 10, 1, 1)])
     engine = Engine(sources.read(TINY.build(seeded(60))), torch.float16, torch.device("cpu"))
     engine._cuda_graph = True
@@ -311,24 +310,67 @@ def test_a_shape_that_comes_again_is_captured_once(capturing_engine):
 
 
 def test_no_graph_inside_of_somebody_elses(capturing_engine, monkeypatch):
-    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
+    capturing_engine.run(images())
+    monkeypatch.setattr(Engine, "_within_capture", lambda engine: True)
     for _ in range(3):
-        capturing_engine.run(images())
+        assert capturing_engine.run(images())[0].shape == (1, 10)
     assert FakeGraph.made == 0
 
 
-def test_a_capture_that_fails_is_logged_and_not_tried_again(capturing_engine, monkeypatch, caplog):
+def test_nothing_is_made_inside_of_somebody_elses_graph(capturing_engine, monkeypatch):
+    """It would only be recorded, and be missing for all other calls."""
+    monkeypatch.setattr(Engine, "_within_capture", lambda engine: True)
+    with pytest.raises(UnavailableError, match=r"planned for images of \(1, 3, 32, 32\) while a CUDA graph"):
+        capturing_engine.run(images())
+    with pytest.raises(UnavailableError, match="packed while a CUDA graph is captured"):
+        Engine(sources.read(TINY.build(seeded(60))), torch.float16, torch.device("cpu"))
+    monkeypatch.undo()
+    assert capturing_engine._planned == {}
+
+
+def test_a_capture_that_fails_is_logged_and_tried_again(capturing_engine, monkeypatch, caplog):
+    """Another thread may have ended it; but not for ever."""
+
     def fail(graph, plan, x):
         FakeGraph.made += 1
         raise torch.OutOfMemoryError("no memory for the graph")
 
     monkeypatch.setattr(FakeGraph, "__init__", fail)
     with caplog.at_level(logging.WARNING):
-        for _ in range(3):
+        for _ in range(6):
             assert capturing_engine.run(images())[0].shape == (1, 10)
-    assert FakeGraph.made == 1
-    (record,) = caplog.records
-    assert "run without a CUDA graph, kernel by kernel: no memory for the graph" in record.getMessage()
+    assert FakeGraph.made == len(caplog.records) == 3
+    for record in caplog.records:
+        assert "run without a CUDA graph, kernel by kernel: no memory for the graph" in record.getMessage()
+
+
+def test_graphs_give_way_where_memory_is_short(capturing_engine, monkeypatch):
+    for _ in range(2):
+        capturing_engine.run(images())
+    (planned,) = capturing_engine._planned.values()
+    assert planned.graph is not None
+    enough = Plan.run
+
+    def run(plan, x):
+        if planned.graph is not None:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return enough(plan, x)
+
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: None)
+    monkeypatch.setattr(Plan, "run", run)
+    assert capturing_engine.run(images(2))[0].shape == (2, 10)
+    assert planned.graph is None
+
+
+def test_out_of_memory_without_graphs(capturing_engine, monkeypatch):
+    def run(plan, x):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    with monkeypatch.context() as short:
+        short.setattr(Plan, "run", run)
+        with pytest.raises(torch.OutOfMemoryError):
+            capturing_engine.run(images())
+    assert capturing_engine.run(images())[0].shape == (1, 10)
 
 
 def test_without_graphs_by_argument(monkeypatch):

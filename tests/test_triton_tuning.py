@@ -1,5 +1,6 @@
 """Tiles that are measured: chosen, kept on disk, found again; and what happens where any of that fails."""
 
+import contextlib
 import json
 import logging
 
@@ -8,6 +9,8 @@ import torch
 from checks import seeded
 
 pytest.importorskip("triton")
+
+import triton
 
 import effv2_kernels
 from effv2_kernels import shapes, tune
@@ -196,19 +199,23 @@ def test_a_model_on_the_cpu_has_nothing_to_tune():
     assert fast(torch.zeros(1, 8, 4, 4))[0].shape == (1, 8, 4, 4)
 
 
-@pytest.mark.parametrize("missing", [None, 0, 2])
+@pytest.mark.parametrize("missing", [None, 1, 2])
 def test_processors_share_what_is_missing(launches, monkeypatch, missing):
-    """Pairs that Triton's cache has take no time; from the first that it lacks, all are compiled at once."""
+    """No process before the first pair that Triton's cache lacks; then all are compiled at once."""
     pairs = [(launch, tile) for launch in launches for tile in launch.tiles]
-    now, here, shared = [0.0], [], []
+    here, shared, told = [], [], []
 
     def compile_here(launch, tile):
-        now[0] += 2.0 if len(here) == missing else 0.001
+        if here:  # the first one is in the memory of this process: Triton tells nobody
+            triton.knobs.compilation.listener(cache_hit=len(here) != missing, src=None)
         here.append((launch, tile))
 
+    def users(**arguments):
+        told.append(arguments)
+
+    monkeypatch.setattr(triton.knobs.compilation, "listener", users)
     monkeypatch.setattr(device, "compile_missing", COMPILE_MISSING)
     monkeypatch.setattr(device, "compile_here", compile_here)
-    monkeypatch.setattr(device.time, "perf_counter", lambda: now[0])
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (9, 0))
     monkeypatch.setattr(device, "compile_in_parallel", lambda *arguments: shared.append(arguments))
     device.compile_missing(pairs)
@@ -217,3 +224,92 @@ def test_processors_share_what_is_missing(launches, monkeypatch, missing):
     else:
         assert here == pairs[: missing + 1]
         assert shared == [(pairs[missing + 1 :], 90)]
+    assert len(told) == len(here) - 1
+    assert triton.knobs.compilation.listener is users
+
+
+class FakeGPU:
+    """Streams, events and graphs of a GPU on which everything takes a millisecond."""
+
+    def __init__(self, monkeypatch):
+        self.now, self.recorded, self.capturing = 0.0, 0, False
+        for name in ("Event", "CUDAGraph"):
+            monkeypatch.setattr(torch.cuda, name, lambda *_, name=name, **__: getattr(self, name)())
+        monkeypatch.setattr(device, "captured", self.captured)
+
+    @contextlib.contextmanager
+    def captured(self, graph):
+        self.capturing = True
+        yield
+        self.capturing = False
+
+    def launch(self, *_):
+        if self.capturing:
+            self.recorded += 1
+        else:
+            self.now += 0.25
+
+    def Event(self):
+        return FakeEvent(self)
+
+    def CUDAGraph(self):
+        return self
+
+    def replay(self):
+        self.now += 0.25 * self.recorded
+
+
+class FakeEvent:
+    def __init__(self, gpu):
+        self.gpu = gpu
+
+    def record(self):
+        self.at = self.gpu.now
+
+    def synchronize(self):
+        pass
+
+    def elapsed_time(self, end):
+        return end.at - self.at
+
+
+def test_one_launch_is_timed_in_a_graph_of_many(launches, monkeypatch):
+    gpu = FakeGPU(monkeypatch)
+    monkeypatch.setattr(device, "_random", lambda m: None)
+    monkeypatch.setattr(device, "execute", gpu.launch)
+    assert device.milliseconds(launches[0], launches[0].tiles[0]) == pytest.approx(0.25)
+    assert gpu.recorded == 8  # two milliseconds
+    assert gpu.now == pytest.approx(0.25 * (1 + 5) + 10 * 2)
+
+
+def test_a_graph_that_does_not_fit_into_memory(launches, monkeypatch):
+    def full(*_):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(device, "_random", lambda m: None)
+    monkeypatch.setattr(device, "execute", full)
+    with pytest.raises(UnavailableError, match="too little free memory to time product"):
+        device.milliseconds(launches[0], launches[0].tiles[0])
+
+
+def test_a_user_without_a_home(monkeypatch):
+    def home():
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.delenv("EFFV2_CACHE_DIR")
+    monkeypatch.setattr(tuning.Path, "home", home)
+    assert tuning.TileTable(GPU).path.parent.name == "effv2_kernels"
+
+
+def test_what_was_measured_is_there_for_others(launches, monkeypatch):
+    table = tuning.TileTable(GPU)
+    table.add({launches[0].key: launches[0].tiles[0]})
+    assert table.path.stat().st_mode & 0o777 == 0o644
+    before = table.path.read_bytes()
+
+    def fail(*_):
+        raise OSError("no space left")
+
+    monkeypatch.setattr(tuning.os, "replace", fail)
+    table.add({launches[1].key: launches[1].tiles[0]})
+    assert [path.read_bytes() for path in table.path.parent.iterdir()] == [before]

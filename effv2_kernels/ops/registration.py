@@ -132,6 +132,10 @@ class _Kernels(list[object]):
 _KERNELS = _Kernels()
 
 
+# On a GPU an op keeps memory and captures a graph of its own; Torch's compiler must not capture it as well.
+_TAGS = (torch.Tag.cudagraph_unsafe,) if hasattr(torch.Tag, "cudagraph_unsafe") else ()
+
+
 def define(
     op_schema: str,
     run: Callable[..., Any],
@@ -140,7 +144,7 @@ def define(
     backward: Callable[..., Any],
 ) -> None:
     """Put one op into the library."""
-    LIBRARY.define(op_schema)
+    LIBRARY.define(op_schema, tags=_TAGS)
     name = op_schema.partition("(")[0]
     for device in ("CPU", "CUDA"):
         LIBRARY.impl(name, run, device)

@@ -116,10 +116,12 @@ def compile_ahead(launch: Launch, tile: Tile, capability: int) -> Resources:
 def compile_in_parallel(pairs: Iterable[tuple[Launch, Tile]], capability: int) -> None:
     """Compile launches with their tiles into Triton's cache, in as many processes as there are processors.
 
+    But no more than 16, of 0.3 GB each: a container may be given fewer processors than it sees.
+
     What does not compile is left for whoever launches it to find out.
     """
     wanted = {json.dumps(asdict(Compilation.of(launch, tile, capability))) for launch, tile in pairs}
-    workers = min(len(wanted), len(os.sched_getaffinity(0)))
+    workers = min(len(wanted), len(os.sched_getaffinity(0)), 16)
     if not sys.executable or workers == 0:
         return
     root = str(Path(effv2_kernels.__file__).parents[1])

@@ -2,26 +2,29 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Sequence
+import statistics
+import threading
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-import triton.testing
+import triton
 from torch import Tensor
 from triton.runtime.errors import OutOfResources, PTXASError
 from triton.runtime.jit import MockTensor
 
 from effv2_kernels.errors import UnavailableError
 from effv2_kernels.triton.ahead import Resources, compile_in_parallel
+from effv2_kernels.triton.graph import captured
 from effv2_kernels.triton.launch import FeatureMap, Launch, Tile
 from effv2_kernels.triton.plan import execute
 
-# Milliseconds of replays that one timing takes.
+# Milliseconds that one replay of a timing takes, and how many there are.
 _TIMING = 2
+_REPLAYS = 10
 
-# Seconds: finding a kernel in Triton's cache takes less, compiling it more.
-_COMPILING = 0.25
+# Triton has one listener for all threads.
+_LISTENING = threading.Lock()
 
 
 def compile_here(launch: Launch, tile: Tile) -> Resources | None:
@@ -41,15 +44,34 @@ def compile_here(launch: Launch, tile: Tile) -> Resources | None:
 def compile_missing(pairs: Sequence[tuple[Launch, Tile]]) -> None:
     """Compile launches with their tiles for the current GPU, unless Triton's cache has them.
 
-    Whether it has them shows in the time that each takes: no processes are started before one is missing.
+    Triton tells of each whether it has it: no processes are started before one is missing.
     """
     for done, (launch, tile) in enumerate(pairs, start=1):
-        start = time.perf_counter()
-        compile_here(launch, tile)
-        if time.perf_counter() - start > _COMPILING:
+        if _compiles(launch, tile):
             major, minor = torch.cuda.get_device_capability()
             compile_in_parallel(pairs[done:], 10 * major + minor)
             return
+
+
+def _compiles(launch: Launch, tile: Tile) -> bool:
+    """Whether ``compile_here`` found nothing in Triton's cache."""
+    knobs: Any = triton.knobs.compilation
+    missing = False
+
+    def listen(**told: Any) -> None:
+        nonlocal missing
+        missing = missing or not told["cache_hit"]
+        if before is not None:
+            before(**told)
+
+    with _LISTENING:
+        before = knobs.listener
+        knobs.listener = listen
+        try:
+            compile_here(launch, tile)
+        finally:
+            knobs.listener = before
+    return missing
 
 
 def best_unmeasured(launch: Launch) -> tuple[Tile, Resources]:
@@ -80,15 +102,37 @@ def milliseconds(launch: Launch, tile: Tile) -> float:
     """
     try:
         memory = {m: _random(m) for m in launch.arguments.values() if isinstance(m, FeatureMap)}
+        return _median(lambda: execute(launch, tile, memory))
     except torch.OutOfMemoryError as error:
         raise UnavailableError(
             f"the GPU has too little free memory to time {launch.name}: it needs {launch.bytes / 1e6:.0f} MB "
             f"beside what is there. Free some, or give a smaller batch; the model can be used as it is."
         ) from error
-    median: float = triton.testing.do_bench_cudagraph(
-        lambda: execute(launch, tile, memory), rep=_TIMING, return_mode="median"
-    )
-    return median
+
+
+def _median(run: Callable[[], None]) -> float:
+    """As ``triton.testing.do_bench_cudagraph``, but for any GPU and beside captures of other threads."""
+
+    def several(count: int) -> None:
+        for _ in range(count):
+            run()
+
+    run()
+    count = max(1, int(_TIMING / (_elapsed(lambda: several(5)) / 5)))
+    graph = torch.cuda.CUDAGraph()
+    with captured(graph):
+        several(count)
+    return statistics.median(_elapsed(graph.replay) / count for _ in range(_REPLAYS))
+
+
+def _elapsed(run: Callable[[], object]) -> float:
+    start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    start.record()
+    run()
+    end.record()
+    end.synchronize()
+    milliseconds: float = start.elapsed_time(end)
+    return max(milliseconds, 1e-6)
 
 
 def _random(m: FeatureMap) -> Tensor:

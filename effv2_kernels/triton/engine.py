@@ -30,6 +30,9 @@ _log = logging.getLogger(__name__)
 # Shapes of images that stay planned, and captured if they came twice; those used longest ago go first.
 _MAX_PLANS = 16
 
+# Whatever else runs in the process can end a capture; after so many, a shape is no longer captured.
+_ATTEMPTS = 3
+
 
 @dataclass
 class _Planned:
@@ -37,7 +40,7 @@ class _Planned:
     resources: list[Resources | None]  # of each launch; None under Triton's interpreter
     runs: int = 0
     graph: Graph | None = None
-    capture: bool = True  # whether to try
+    attempts: int = 0  # to capture
 
 
 class Engine:
@@ -64,10 +67,12 @@ class Engine:
         self._reads_any_layout = isinstance(network.blocks[0], blocks.Stem)
         self._has_head = isinstance(network.blocks[-1], blocks.Head)
         self._sizes = fitting_sizes(network)
+        self._refuse_within_capture("packed")
         features = network.features or (blocks.Feature(len(network.blocks) - 1),)
         with torch.inference_mode(False), torch.no_grad():
             self._packed = [pack(block, dtype, device) for block in network.blocks]
             self._outputs = [(f.block, None if f.scale is None else Feature(f, device)) for f in features]
+        self._settle()
         self._planned: OrderedDict[Hashable, _Planned] = OrderedDict()
         self._lock = threading.RLock()
 
@@ -141,36 +146,50 @@ class Engine:
             ]
 
     def run(self, x: Tensor, threads: int | None = None) -> list[Tensor]:
-        """The outputs for x, on the current stream; nothing waits for the GPU. threads: of no meaning here.
+        """The outputs for x, on the current stream. threads: of no meaning here.
+
+        Nothing waits for the GPU but the first two calls of a shape, which compile, plan and capture.
 
         Raises InputError for another rank, channel count, dtype, layout or device and for empty inputs,
-        ResolutionError where an attention bias does not fit, and torch.OutOfMemoryError, after which the
-        engine can go on.
+        ResolutionError where an attention bias does not fit, UnavailableError for the first call of a shape
+        within the capture of a CUDA graph, and torch.OutOfMemoryError, after which the engine can go on.
         """
         x = self._accepted(x)
         with self._on_device():
-            planned = self._find(x)
-            capturing = self._cuda_graph and torch.cuda.is_current_stream_capturing()
-            if self._cuda_graph and not capturing and planned.graph is None and planned.runs > 0:
-                self._capture(planned, x)
-            planned.runs += 1
-            graph = planned.graph
-            # Who captures a graph around this one gets the launches, on memory that belongs to that graph.
-            outputs = planned.plan.run(x) if graph is None or capturing else graph.replay(x)
+            try:
+                outputs = self._run(x)
+            except torch.OutOfMemoryError:
+                if not self._drop_graphs():
+                    raise
+                outputs = []
+            # Not above, where the error holds on to the memory of what failed.
+            outputs = outputs or self._run(x)
         return [y.flatten(1) for y in outputs] if self._has_head else outputs
+
+    def _run(self, x: Tensor) -> list[Tensor]:
+        planned = self._find(x)
+        capturing = self._within_capture()
+        if self._cuda_graph and not capturing and planned.graph is None and planned.runs > 0:
+            self._capture(planned, x)
+        planned.runs += 1
+        graph = planned.graph
+        # Who captures a graph around this one gets the launches, on memory that belongs to that graph.
+        return planned.plan.run(x) if graph is None or capturing else graph.replay(x)
 
     def tune(self, x: Tensor, progress: tuning.Progress) -> None:
         """Measure the tiles of all launches for images like x, and use the fastest from now on.
 
-        Raises as ``run`` does, and UnavailableError where memory does not suffice to measure.
+        Calls from other threads go on meanwhile. Raises as ``run`` does, and UnavailableError where memory
+        does not suffice to measure.
         """
         x = self._accepted(x)
-        with self._on_device(), self._lock:
+        with self._on_device():
             table = tuning.table_of(self._device)
             try:
                 tuning.measure(self._find(x).plan.launches, table, progress)
             finally:
-                self._planned.clear()
+                with self._lock:
+                    self._planned.clear()
 
     def plan_for(self, x: Tensor) -> tuple[Tensor, Plan]:
         """x as the kernels read it, and its plan, with tiles; nothing is launched. Raises as ``run`` does."""
@@ -203,6 +222,7 @@ class Engine:
         with self._lock:
             planned = self._planned.get(key)
             if planned is None:
+                self._refuse_within_capture(f"planned for images of {tuple(x.shape)}")
                 planned = self._make(x.shape, nhwc, precision)
                 if len(self._planned) >= _MAX_PLANS:
                     self._planned.popitem(last=False)
@@ -216,6 +236,7 @@ class Engine:
             return _Planned(plan, [None] * len(plan.launches))
         chosen = tuning.choose(plan.launches, tuning.table_of(self._device))
         plan.tiles = [tile for tile, _ in chosen]
+        self._settle()
         return _Planned(plan, [resources for _, resources in chosen])
 
     def _plan(self, shape: torch.Size, nhwc: bool, precision: str) -> Plan:
@@ -234,12 +255,38 @@ class Engine:
 
     def _capture(self, planned: _Planned, x: Tensor) -> None:
         with self._lock:
-            if planned.graph is not None or not planned.capture:
+            if planned.graph is not None or planned.attempts >= _ATTEMPTS:
                 return
-            planned.capture = False
+            planned.attempts += 1
             try:
                 planned.graph = Graph(planned.plan, x)
             except RuntimeError as error:
                 _log.warning(
                     "images of %s run without a CUDA graph, kernel by kernel: %s", tuple(x.shape), error
                 )
+
+    def _drop_graphs(self) -> bool:
+        """Give back the memory that captured graphs keep, unless there is none."""
+        with self._lock:
+            held = [planned for planned in self._planned.values() if planned.graph is not None]
+            for planned in held:
+                planned.graph = None
+        if held and not self._within_capture():
+            torch.cuda.empty_cache()
+        return bool(held)
+
+    def _within_capture(self) -> bool:
+        return self._device.type == "cuda" and torch.cuda.is_current_stream_capturing()
+
+    def _refuse_within_capture(self, what: str) -> None:
+        """What is only recorded would not be there for others."""
+        if self._within_capture():
+            raise UnavailableError(
+                f"the model cannot be {what} while a CUDA graph is captured. Call it once with images of "
+                f"this shape before."
+            )
+
+    def _settle(self) -> None:
+        """Wait for what was made on the current stream, since others may read it from now on."""
+        if self._device.type == "cuda":
+            torch.cuda.current_stream(self._device).synchronize()

@@ -55,8 +55,9 @@ def taps(weight: Tensor, dtype: torch.dtype, device: torch.device | str) -> Tens
 
 
 def vector(bias: Tensor, device: torch.device | str) -> Tensor:
-    """As it is, in float32."""
-    return bias.to(device, torch.float32).contiguous()
+    """As it is, in float32, at an address that is a multiple of 16 bytes, as kernels are compiled for."""
+    made = bias.to(device, torch.float32).contiguous()
+    return made.clone() if made.storage_offset() % 4 else made
 
 
 def by_position(table: Tensor, query_stride: int) -> Tensor:

@@ -117,7 +117,12 @@ def measure(launches: Sequence[Launch], table: TileTable, progress: Progress) ->
 
 def _folder() -> Path:
     named = os.environ.get("EFFV2_CACHE_DIR")
-    return Path(named) if named else Path.home() / ".cache" / "effv2_kernels"
+    if named:
+        return Path(named)
+    try:
+        return Path.home() / ".cache" / "effv2_kernels"
+    except RuntimeError:  # a user without a home
+        return Path(tempfile.gettempdir()) / "effv2_kernels"
 
 
 def _read(path: Path) -> dict[str, str]:
@@ -138,5 +143,11 @@ def _write(path: Path, tiles: dict[str, str]) -> None:
     """Whole or not at all, whoever reads meanwhile."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.NamedTemporaryFile("w", dir=path.parent, delete=False, encoding="utf-8") as file:
-        json.dump(tiles, file, indent=1, sort_keys=True)
-    os.replace(file.name, path)
+        try:
+            json.dump(tiles, file, indent=1, sort_keys=True)
+            file.flush()
+            os.chmod(file.name, 0o644)  # other users of the folder read it as well
+            os.replace(file.name, path)
+        except OSError:
+            os.unlink(file.name)
+            raise
