@@ -8,6 +8,7 @@ import itertools
 import json
 import math
 import re
+import sys
 
 import pytest
 import torch
@@ -17,7 +18,7 @@ from models import Spec
 pytest.importorskip("triton")
 
 from bench.gpu import parity, speed, targets, timing
-from effv2_kernels import optimize, shapes
+from effv2_kernels import optimize, reference, shapes
 from effv2_kernels.reference import Architecture
 from effv2_kernels.triton import plan
 from effv2_kernels.triton.ceilings import Ceilings
@@ -324,6 +325,38 @@ def test_a_wrong_image_among_many_is_no_figure(small, monkeypatch):
     row = speed.measure("s0", 3, CPU, CEILINGS, seconds=0, rival=False)
     assert "differs from eager by" in row["failure"]
     assert math.isinf(speed.difference(torch.tensor([[1.0, math.nan]]), torch.ones(1, 2)))
+
+
+def test_a_rival_that_is_wrong_is_no_rival(small, monkeypatch):
+    monkeypatch.setattr(speed, "compiled", lambda model, x: lambda x: model(x) * 1.1)
+    row = speed.measure("s0", 1, CPU, CEILINGS, seconds=0, rival=True)
+    assert row["refused"]["compile"].startswith("differs from eager by ")
+    assert "compile" not in {**row["ms"], **row["faster_than"], **row["rounds_ms"]}
+    assert "failure" not in row
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_what_is_not_finite_is_said(small, value):
+    small.change = lambda y: y * value
+    row = speed.measure("s0", 1, CPU, CEILINGS, seconds=0, rival=False)
+    assert row["difference_from_eager"]["effv2"] is None
+    assert row["failure"].startswith("differs from eager by inf")
+    json.dumps(row, allow_nan=False)
+
+
+def test_rivals_gather_their_biases_once(monkeypatch):
+    model, x = parity.build("s0", (64, 96), CPU), torch.randn(2, 3, 64, 96, generator=seeded(4))
+    with torch.no_grad():
+        expected = model(x)
+        speed.keep_biases(model)
+
+        def gather(*_, **__):
+            raise AssertionError("gathered again")
+
+        for module in (reference.attention, reference.attention_downsample):
+            monkeypatch.setattr(sys.modules[module.__module__], "bias_for", gather)
+        assert torch.equal(model(x), expected)
+        assert torch.equal(torch.compile(model, backend="eager", fullgraph=True)(x), expected)
 
 
 def test_tuning_stops_when_the_time_is_over(monkeypatch):

@@ -51,6 +51,8 @@ def main(arguments):
         results.add("parity", key, [row])
         if action == "lost":
             return worker.RESTART
+        if action == "abort":
+            os.abort()
     return {code}
 
 worker.main = main
@@ -122,6 +124,33 @@ def test_a_process_that_dies_costs_one_step(command, capsys):
         "lost": (False, "NaN"),
         "late": (True, ""),
     }
+
+
+def test_a_process_that_dies_between_steps_is_followed_by_another(command, capsys):
+    """As one may that frees memory on a GPU that is lost."""
+    command.script("right:right", "wrong:abort", "late:right")
+    assert run_all.main(["--out", str(command.folder)]) == 0
+    assert list(command.data()["parity"]) == ["right", "wrong", "late"]
+
+
+def test_a_step_that_hangs_costs_itself(command, capsys, monkeypatch):
+    monkeypatch.setattr(run_all, "_LIMITS", {"parity": 1.5})
+    monkeypatch.setattr(run_all, "_GLANCE", 0.1)
+    command.script("right:right", "sleep:sleep", "late:right")
+    start = time.monotonic()
+    assert run_all.main(["--out", str(command.folder)]) == 1
+    assert time.monotonic() - start < 20
+    found = {key: rows[0]["failure"] for key, rows in command.data()["parity"].items()}
+    failure = "the process was ended after 1.5 s without any progress"
+    assert found == {"right": "", "sleep": failure, "late": ""}
+
+
+def test_a_process_that_hangs_before_its_first_step_is_not_started_again(command, capfd, monkeypatch):
+    monkeypatch.setattr(run_all, "_BETWEEN", 0.5)
+    monkeypatch.setattr(run_all, "_GLANCE", 0.1)
+    command.worker.write_text("import time; time.sleep(60)")
+    assert run_all.main(["--out", str(command.folder)]) == 1
+    assert "was ended after 0.5 s without any progress before its first step" in capfd.readouterr().err
 
 
 def test_a_process_that_dies_before_its_first_step_is_not_started_again(command, capfd):

@@ -23,6 +23,7 @@ class Fakes:
         self.fails, self.rows = {}, [RIGHT]
         monkeypatch.setattr(worker.time, "monotonic", lambda: self.now)
         monkeypatch.setattr(parity, "groups", lambda variants, device: self.groups())
+        monkeypatch.setattr(worker, "_FIRST_GROUPS", 1)
         monkeypatch.setattr(speed, "tune", self.tune)
         monkeypatch.setattr(speed, "measure", self.measure)
         monkeypatch.setattr(worker.Work, "ceilings", lambda work: None)
@@ -75,8 +76,8 @@ CHECKS = [f"parity {key}" for key in ("a1", "a2", "b1", "b2")]
 
 def test_the_important_comes_first(fakes):
     done, data = fakes.run()
-    expected = [*CHECKS, *(f"{what} {key}" for what in ("tune", "plain", "rival") for key in PAIRS)]
-    assert done == expected
+    others = [f"{what} {key}" for what in ("tune", "plain", "rival") for key in PAIRS[1:]]
+    assert done == [*CHECKS[:2], "tune s0 1", "rival s0 1", *CHECKS[2:], *others]
     assert list(data["parity"]) == ["a1", "a2", "b1", "b2"]
     assert data["speed"]["l 32"]["ms"]["compile"] == 2.0
     assert data["compile_seconds"] == dict.fromkeys(PAIRS, 90.0)
@@ -85,22 +86,51 @@ def test_the_important_comes_first(fakes):
 
 
 def test_what_does_not_fit_is_done_by_the_next_call(fakes):
-    limits = {"seconds": 200, "parity_seconds": 25, "tune_seconds": 30}
+    limits = {"seconds": 250, "parity_seconds": 25, "tune_seconds": 30}
     first, data = fakes.run(**limits)
-    # Each part ends with the first step that ends after its time: at 30 s, 70 s and 210 s.
-    ahead = [*CHECKS[:3], "tune s0 1", "tune l 1"]
-    assert first == [*ahead, *(f"plain {key}" for key in PAIRS), "rival s0 1", "tune l 1"]
-    assert list(data["tuned"]) == ["s0 1"]
+    # Each part ends with the first step that ends after its time: at 20 s, 150 s, 190 s and 205 s. What is
+    # left is too little for torch.compile, which took 90 s.
+    ahead = [*CHECKS[:2], "tune s0 1", "rival s0 1", "parity b1", "tune l 1", "tune s0 32"]
+    assert first == [*ahead, *(f"plain {key}" for key in PAIRS[1:])]
+    assert list(data["tuned"]) == ["s0 1", "l 1"]
     assert "b2" not in data["parity"]
-    assert "compile" in data["speed"]["s0 1"]["ms"]
+    assert [key for key, row in data["speed"].items() if "compile" in row["ms"]] == ["s0 1"]
     second, data = fakes.run(**limits)
-    assert second[0] == "parity b2"
-    assert "plain s0 1" not in second
+    assert second[:5] == ["parity b2", "tune s0 32", "tune l 32", "rival l 1", "rival s0 32"]
     for _ in range(8):
         _, data = fakes.run(**limits)
     assert {key for key, row in data["speed"].items() if "compile" in row["ms"]} == set(PAIRS)
     assert set(data["tuned"]) == set(PAIRS)
     assert all(row["tuned"] for row in data["speed"].values())
+
+
+def test_torch_compile_is_not_begun_without_time_for_it(fakes):
+    first, _ = fakes.run(seconds=79, parity_seconds=25, tune_seconds=0)
+    assert not any(step.startswith("rival") for step in first)
+    assert [step for step in first if step.startswith("plain")] == [f"plain {key}" for key in PAIRS]
+
+
+def test_the_time_counts_from_the_start_of_the_command(fakes):
+    """Of which this process knows only when it is over."""
+    done, _ = fakes.run(seconds=1e4, ends=15.0, compile=False, tune_seconds=0)
+    assert done == ["parity a1", "parity a2"]
+
+
+def test_a_rival_that_was_refused_is_not_tried_again(fakes):
+    fakes.fails = {"rival s0 1": RuntimeError("in a kernel of Inductor")}
+    done, data = fakes.run()
+    assert done.count("rival s0 1") == done.count("plain s0 1") == 1
+    assert data["speed"]["s0 1"]["refused"] == {"compile": "RuntimeError: in a kernel of Inductor"}
+    assert data["speed"]["s0 1"]["ms"]["effv2"] == 1.0
+
+
+def test_what_json_cannot_hold_is_a_failure_of_its_step(fakes, monkeypatch):
+    def measure(*_, **__):
+        return {"ms": {"effv2": float("nan")}, "refused": {}, "warnings": []}
+
+    monkeypatch.setattr(speed, "measure", measure)
+    _, data = fakes.run(compile=False)
+    assert data["speed"]["l 32"]["failure"].startswith("ValueError: Out of range float values")
 
 
 def test_a_figure_is_taken_again_once_its_tiles_are_measured(fakes):
@@ -128,7 +158,7 @@ def test_what_fails_costs_nothing_else(fakes):
         "rival s0 32": RuntimeError("in a kernel of Inductor"),
     }
     done, data = fakes.run()
-    assert len(done) == 4 + 4 + 4 + 3  # no figure with torch.compile where there is none without
+    assert len(done) == 4 + 4 + 3 + 3  # one figure is with torch.compile at once, one without is none
     assert data["parity"]["a1"][0]["failure"] == "RuntimeError: out of memory"
     assert data["tuned"]["s0 1"] == "RuntimeError: too little free memory"
     assert data["speed"]["s0 1"]["tuned"] is False

@@ -11,6 +11,8 @@ from torch import nn
 
 import effv2_kernels
 from effv2_kernels.cli.models import randomise
+from effv2_kernels.reference.attention import AttentionLayer
+from effv2_kernels.reference.attention_downsample import DownsampleAttentionLayer
 from effv2_kernels.reference.model import VARIANTS
 from effv2_kernels.shapes import BlockShape, network_shapes
 
@@ -33,11 +35,19 @@ def build(variant: str, size: tuple[int, int], device: torch.device) -> nn.Modul
         return copy.deepcopy(_on_cpu(variant, size)).to(device)
 
 
-def shapes_of(variants: Sequence[str]) -> dict[str, BlockShape]:
-    """Every different block of some variants at 224x224; what several share stands under the first."""
+def keep_biases(model: nn.Module) -> None:
+    """Gather every attention bias of a model in eval mode once and for all, as timm's models do."""
+    for module in model.modules():
+        if isinstance(module, (AttentionLayer, DownsampleAttentionLayer)):
+            kept = module.bias(module.grid).detach()
+            module.bias = lambda grid, kept=kept: kept  # type: ignore[method-assign, misc]
+
+
+def shapes_of(variants: Sequence[str], size: tuple[int, int] = (224, 224)) -> dict[str, BlockShape]:
+    """Every different block of some variants for images of (rows, columns); of several the first is named."""
     found: dict[str, BlockShape] = {}
     for variant in variants:
-        for shape in network_shapes(VARIANTS[f"efficientformerv2_{variant}"]):
+        for shape in network_shapes(VARIANTS[f"efficientformerv2_{variant}"], size):
             if shape not in found.values():
                 found[f"{variant}-{shape}"] = shape
     return found

@@ -93,7 +93,8 @@ def _group_of_blocks(shapes: dict[str, BlockShape], dtype: str, device: torch.de
         for batch in BLOCK_BATCHES
         for name, shape in shapes.items()
     ]
-    return Group(f"blocks in {dtype}", checks, lambda: compile_blocks(list(shapes.values()), dtype, device))
+    found = [(shape, BLOCK_BATCHES) for shape in shapes.values()]
+    return Group(f"blocks in {dtype}", checks, lambda: compile_blocks(found, dtype, device))
 
 
 def _group_of_networks(
@@ -111,7 +112,12 @@ def _group_of_networks(
         for variant in variants
     ]
     sizes = ", ".join(dict.fromkeys(f"{rows}x{columns}" for (rows, columns), _ in images))
-    return Group(f"networks in {dtype} at {sizes}", checks)
+
+    def prepare() -> None:
+        found = [(s, [batch]) for size, batch in images for s in shapes_of(variants, size).values()]
+        compile_blocks(found, dtype, device)
+
+    return Group(f"networks in {dtype} at {sizes}", checks, prepare)
 
 
 def _check_variant(
@@ -218,10 +224,12 @@ def on_device(block: blocks.Block, device: torch.device) -> blocks.Block:
     return type(block)(**{k: v.to(device) if isinstance(v, Tensor) else v for k, v in values.items()})
 
 
-def compile_blocks(shapes: Sequence[BlockShape], dtype: str, device: torch.device) -> None:
-    """Compile the kernels of all blocks at once, in every process that there is room for.
+def compile_blocks(
+    shapes: Sequence[tuple[BlockShape, Sequence[int]]], dtype: str, device: torch.device
+) -> None:
+    """Compile the kernels of blocks, each at some batches, in every process that there is room for.
 
-    Alone, each would wait for a process of its own. The first tile of a launch depends on the batch.
+    Alone, each check would wait for processes of its own. The first tile of a launch depends on the batch.
     """
     if device.type != "cuda":
         return
@@ -229,9 +237,9 @@ def compile_blocks(shapes: Sequence[BlockShape], dtype: str, device: torch.devic
     table = tuning.table_of(device)
     pairs = []
     with suppress(Exception):  # what cannot be planned or compiled says so when it is checked
-        for shape in shapes:
+        for shape, batches in shapes:
             packed = pack(random_block(shape, g), TORCH_DTYPES[dtype], device)
-            for batch in {*BLOCK_BATCHES, *(batch for _, batch in FIRST_IMAGES)}:
+            for batch in batches:
                 x = FeatureMap(batch, shape.height, shape.width, shape.sizes["in"], TORCH_DTYPES[dtype])
                 pairs += [(each, table.find(each) or each.tiles[0]) for each in packed.plan(x, "ieee")]
         major, minor = torch.cuda.get_device_capability(device)

@@ -58,7 +58,8 @@ class Results:
         self.save()
 
     def add(self, step: str, key: str, value: Any) -> None:
-        """Record what a step found."""
+        """Record what a step found. Raises ValueError, and records nothing, where JSON cannot hold it."""
+        _json(value)
         self.data["speed" if step == "compile" else step][key] = value
         self.data["now"] = None
         self.save()
@@ -114,6 +115,15 @@ def blame(path: Path, reason: str) -> bool:
     _fail(data, section, key, reason)
     write(path, data)
     return True
+
+
+def steps_done(path: Path) -> int:
+    """How many steps a gpu.json has results or failures of."""
+    data = read(path) or {}
+    rivals = sum(
+        "compile" in {**row.get("ms", {}), **row.get("refused", {})} for row in data.get("speed", {}).values()
+    )
+    return rivals + sum(len(data.get(section, ())) for section in ("parity", "speed", "tuned"))
 
 
 def _fail(data: dict[str, Any], step: str, key: str, reason: str) -> None:

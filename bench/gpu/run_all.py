@@ -6,10 +6,11 @@ Needs Python, PyTorch 2.10 or newer with its Triton, a C compiler (which Triton 
 neither the compiled CPU module nor an installation. Takes at most --seconds, 8 minutes by default, and prints
 a short table last.
 
-torch.compile(mode="max-autotune") takes minutes for each model and batch. The most important comes first,
-OUT/gpu.json is written after every step, and a further call with the same --out goes on where this one ended;
-what is not done yet is named. Tiles that were measured are in OUT/tiles. A result worth keeping is copied to
-bench/results/<gpu>.json.
+torch.compile(mode="max-autotune") takes minutes for each model and batch. The most important comes first:
+parity in fp16, the first model and batch beside torch.compile, the rest of parity, figures without
+torch.compile, and then those with it. OUT/gpu.json is written after every step, and a further call with the
+same --out goes on where this one ended; what is not done yet is named. Tiles that were measured are in
+OUT/tiles. A result worth keeping is copied to bench/results/<gpu>.json.
 
 Exit code: 0 what was measured is right (targets may be missed, and steps left), 1 something is wrong,
 2 nothing can be measured here or the options are bad.
@@ -31,7 +32,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from bench.gpu.report import report, wrong
-from bench.gpu.results import blame, read
+from bench.gpu.results import blame, read, steps_done
 from bench.gpu.targets import BATCHES, VARIANTS
 from bench.gpu.worker import DONE, RESTART, UNAVAILABLE, Wanted
 
@@ -41,40 +42,68 @@ WORKER = Path(__file__).with_name("worker.py")
 _GRACE = 5.0
 _START = 10.0
 
+# Seconds after which a step hangs, and what is between steps: compiling kernels, above all.
+_LIMITS = {"parity": 90.0, "speed": 90.0, "tuned": 240.0, "compile": 360.0}
+_BETWEEN = 240.0
+_GLANCE = 1.0  # how often to look
+
+
+class Hangs(Exception):
+    """A worker is at one step, or between two of them, for longer than that can take."""
+
 
 def supervise(wanted: Wanted) -> int:
     """Start workers until all is done or the time is over; the exit code of the last, DONE for the latter.
 
-    A worker that dies costs the step that it was at, which is recorded as failed, and is followed by another.
+    A worker that dies or hangs costs the step that it was at, which is recorded as failed, and is followed by
+    another; but not one that got nowhere.
     """
     path = Path(wanted.out) / "gpu.json"
     end = time.monotonic() + wanted.seconds - _GRACE
     while True:
-        code = _work(replace(wanted, seconds=end - time.monotonic()))
-        if code in (None, DONE):
-            return DONE
-        if code == UNAVAILABLE:
-            return UNAVAILABLE
-        if code != RESTART and not blame(path, f"the process ended with {_meaning(code)}"):
-            print(
-                f"the measuring process ended with {_meaning(code)} before its first step.", file=sys.stderr
-            )
+        before = steps_done(path)
+        try:
+            code = _work(replace(wanted, seconds=end - time.monotonic(), ends=end), path)
+            if code in (None, DONE):
+                return DONE
+            if code == UNAVAILABLE:
+                return UNAVAILABLE
+            reason = f"ended with {_meaning(code)}"
+        except Hangs as hangs:
+            code, reason = None, f"was ended after {hangs}"
+        blamed = code != RESTART and blame(path, f"the process {reason}")
+        if not blamed and steps_done(path) == before:
+            print(f"the measuring process {reason} before its first step.", file=sys.stderr)
             return 1
         if end - time.monotonic() < _START:
             return DONE
 
 
-def _work(wanted: Wanted) -> int | None:
-    """The exit code of one worker, None where its time was over."""
+def _work(wanted: Wanted, path: Path) -> int | None:
+    """The exit code of one worker, None where its time was over. Raises Hangs."""
     worker = subprocess.Popen(
         [sys.executable, str(WORKER), json.dumps(asdict(wanted))],
         stdin=subprocess.PIPE,  # it ends when this closes
         start_new_session=True,  # with its compilers
     )
+    start = since = time.monotonic()
+    written = 0
+    limit = _BETWEEN
     try:
-        return worker.wait(max(0.0, wanted.seconds))
-    except subprocess.TimeoutExpired:
-        return None
+        while True:
+            now = time.monotonic()
+            left = wanted.seconds - (now - start)
+            with suppress(subprocess.TimeoutExpired):
+                return worker.wait(max(0.0, min(left, _GLANCE)))
+            if left <= 0:
+                return None
+            last = path.stat().st_mtime_ns if path.exists() else 0
+            if last != written:
+                step = (read(path) or {}).get("now")
+                written, since = last, now
+                limit = _LIMITS[step[0]] if step else _BETWEEN
+            elif now - since > limit:
+                raise Hangs(f"{limit:g} s without any progress")
     finally:
         _end(worker)
 
@@ -86,7 +115,8 @@ def _end(worker: subprocess.Popen[bytes]) -> None:
             worker.wait(_GRACE)
     with suppress(ProcessLookupError, PermissionError):
         os.killpg(worker.pid, signal.SIGKILL)
-    worker.wait()
+    with suppress(subprocess.TimeoutExpired):  # one that is stuck in the driver ends when it can
+        worker.wait(_GRACE)
 
 
 def _meaning(code: int) -> str:

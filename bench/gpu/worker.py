@@ -29,8 +29,11 @@ DONE, UNAVAILABLE, RESTART = 0, 2, 75
 
 _T = TypeVar("_T")
 
-# Seconds without which a step is not begun.
+# Seconds without which a step is not begun, and one with torch.compile.
 _LEAST = 5.0
+_LEAST_WITH_RIVAL = 60.0
+# Groups of parity checks that come before any figure: those of the precision that is timed.
+_FIRST_GROUPS = 2
 # Seconds of timing for one figure.
 _TIMING = 2.0
 
@@ -47,6 +50,7 @@ class Wanted:
     tune_seconds: float = 100.0
     compile: bool = True
     commit: str | None = None
+    ends: float | None = None  # by time.monotonic of the machine, if before the seconds are over
 
 
 @dataclass(frozen=True)
@@ -75,6 +79,8 @@ class Work:
     def __init__(self, wanted: Wanted, results: Results, device: Any) -> None:
         self.wanted, self.results, self.device = wanted, results, device
         self.clock = Clock(wanted.seconds)
+        if wanted.ends is not None:
+            self.clock = self.clock.part(wanted.ends - time.monotonic())
         self.pairs = {
             speed_key(variant, batch): (variant, batch)
             for batch in wanted.batches
@@ -83,25 +89,35 @@ class Work:
         self._ceilings: Any = None
 
     def run(self) -> None:
-        """Parity, tuning, figures without torch.compile, figures with it: what there is time for."""
+        """What there is time for, the important first: see the module ``run_all``."""
         from bench.gpu import parity
 
         groups = parity.groups(self.wanted.variants, self.device) if self.wanted.parity_seconds > 0 else []
+        rivals = list(self.pairs) if self.wanted.compile else []
         self.results.data["wanted"] = {
             "parity": [check.key for group in groups for check in group.checks],
             "speed": list(self.pairs),
-            "compile": list(self.pairs) if self.wanted.compile else [],
+            "compile": rivals,
             "tuned": list(self.pairs) if self.wanted.tune_seconds > 0 else [],
         }
         self.results.save()
-        self.check(groups, self.clock.part(self.wanted.parity_seconds))
+        before = self.clock.left
+        self.check(groups[:_FIRST_GROUPS], self.clock.part(self.wanted.parity_seconds))
+        spent = before - self.clock.left
+        for key in rivals[:1]:
+            self.measure(key, rival=True)
+        self.check(groups[_FIRST_GROUPS:], self.clock.part(self.wanted.parity_seconds - spent))
         clock = self.clock.part(self.wanted.tune_seconds)
         for key in self.pairs:
             self.tune(key, clock)
+        # What has a figure gets a better one together with the rival's.
+        for key in self.pairs:
+            if key not in rivals or "ms" not in self.results.data["speed"].get(key, {}):
+                self.measure(key, rival=False)
+        for key in rivals:
+            self.measure(key, rival=True)
         for key in self.pairs:
             self.measure(key, rival=False)
-        for key in self.pairs if self.wanted.compile else ():
-            self.measure(key, rival=True)
 
     def check(self, groups: list[Any], clock: Clock) -> None:
         """Parity, as far as it is not known."""
@@ -151,6 +167,9 @@ class Work:
         if "failure" in row or (rival and with_rival):
             return
         if rival:
+            least = max(_LEAST_WITH_RIVAL, *self.results.data["compile_seconds"].values(), 0.0)
+            if self.clock.left < least:
+                return
             self.tune(key, self.clock)  # such a figure costs too much to be taken twice
         tuned = isinstance(self.results.data["tuned"].get(key), float)
         if not rival and "ms" in row and (with_rival or row["tuned"] == tuned):
@@ -171,7 +190,8 @@ class Work:
                 rival=rival,
                 ready=ready,
             )
-            return found | {"tuned": tuned}
+            refused = {} if rival else row.get("refused", {})  # it is not tried again
+            return found | {"tuned": tuned, "refused": refused | found["refused"]}
 
         found = self._try("compile" if rival else "speed", key, step)
         if found is not None:
@@ -211,14 +231,14 @@ class Work:
         self.results.begin(step, key)
         try:
             found = take()
+            if found is not None:
+                self.results.add(step, key, found)
         except Exception as error:
             failure = f"{type(error).__name__}: {error}"[:2000]
             _say(f"{key}: {failure.splitlines()[0]}")
             self.results.fail(step, key, failure)
             self.still_there()
             return None
-        if found is not None:
-            self.results.add(step, key, found)
         return found
 
     def _free(self) -> None:
@@ -261,17 +281,30 @@ def main(arguments: list[str]) -> int:
     if reason:
         print(f"nothing can be measured: {reason}.", file=sys.stderr)
         return UNAVAILABLE
-    # Tiles that were measured stay with the figures, and the user's own are neither used nor changed.
-    os.environ.setdefault("EFFV2_CACHE_DIR", str(Path(wanted.out).resolve() / "tiles"))
     import torch
+
+    import effv2_kernels
+    from effv2_kernels.triton.identity import code_of
+
+    # Tiles that were measured stay with the figures and the code that they were measured with; the user's own
+    # are neither used nor changed.
+    code = code_of(Path(effv2_kernels.__file__).parent)[:12]
+    os.environ["EFFV2_CACHE_DIR"] = str(Path(wanted.out).resolve() / "tiles" / code)
 
     device = torch.device("cuda", 0)
     results = Results(Path(wanted.out), environment(device, wanted.commit))
     try:
         Work(wanted, results, device).run()
     except GpuLost:
-        return RESTART
+        _leave(RESTART)
+    _leave(DONE)
     return DONE
+
+
+def _leave(code: int) -> None:
+    """End at once: what frees memory on a GPU that is lost can end the process with another code."""
+    sys.stdout.flush()
+    os._exit(code)
 
 
 def _say(line: str) -> None:

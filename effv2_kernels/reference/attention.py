@@ -55,13 +55,17 @@ class AttentionLayer(nn.Module):
         """(heads, rows, cols), by distance."""
         return self.attention_biases.view(-1, *self.grid)
 
+    def bias(self, grid: tuple[int, int]) -> Tensor:
+        """(heads, queries, keys): what is added to the logits of a map of ``grid`` (rows, cols) tokens."""
+        return bias_for(self.bias_table(), grid, resize=self.resize_bias)
+
     def forward(self, x: Tensor) -> Tensor:
         z = x if self.stride_conv is None else self.stride_conv(x)
         grid = (z.shape[2], z.shape[3])
         v_map = self.v(z)
         q, k = by_head(self.q(z), self.heads), by_head(self.k(z), self.heads)
         logits = q.transpose(2, 3) @ k * self.key_dim**-0.5
-        logits = logits + bias_for(self.bias_table(), grid, resize=self.resize_bias)
+        logits = logits + self.bias(grid)
         p = self.talking_head2(self.talking_head1(logits).softmax(-1))
         u = weighted_values(p, v_map, grid) + self.v_local(v_map)
         if self.stride_conv is not None:

@@ -57,11 +57,15 @@ class DownsampleAttentionLayer(nn.Module):
         """(heads, rows, cols), by distance."""
         return self.attention_biases.view(-1, *self.grid)
 
+    def bias(self, grid: tuple[int, int]) -> Tensor:
+        """(heads, queries, keys): what is added to the logits of a map of ``grid`` (rows, cols) keys."""
+        return bias_for(self.bias_table(), grid, query_stride=2, resize=self.resize_bias)
+
     def forward(self, x: Tensor) -> Tensor:
         q_map, v_map = self.q(x), self.v(x)
         q, k = by_head(q_map, self.heads), by_head(self.k(x), self.heads)
-        bias = bias_for(self.bias_table(), (x.shape[2], x.shape[3]), query_stride=2, resize=self.resize_bias)
-        p = (q.transpose(2, 3) @ k * self.key_dim**-0.5 + bias).softmax(-1)
+        logits = q.transpose(2, 3) @ k * self.key_dim**-0.5
+        p = (logits + self.bias((x.shape[2], x.shape[3]))).softmax(-1)
         u = weighted_values(p, v_map, (q_map.shape[2], q_map.shape[3])) + self.v_local(v_map)
         y: Tensor = self.proj(F.gelu(u))
         return y
