@@ -13,7 +13,7 @@ from checks import BLOCK_BOUND, relative_l2, seeded
 from test_triton_kernels import DTYPES, check
 
 from effv2_kernels import shapes
-from effv2_kernels.triton import attention
+from effv2_kernels.triton import attention, tiles
 from effv2_kernels.triton.launch import tile
 
 # What L has where it is widest, on smaller maps.
@@ -65,6 +65,30 @@ def test_long_sums_are_off_like_on_a_gpu(monkeypatch):
     assert BLOCK_BOUND < product_error(torch.float32, "ieee") < 4 * BLOCK_BOUND
     assert BLOCK_BOUND < product_error(torch.float16, "ieee") < 3e-5
     assert BLOCK_BOUND < product_error(torch.float32, "tf32x3") < 5e-5
+
+
+@triton.jit
+def sum_over_keys(a, b, c, LONG: tl.constexpr):
+    m, k = tl.arange(0, 16), tl.arange(0, 64)
+    left = tl.load(a + m[:, None] * 64 + k[None, :])
+    right = tl.load(b + k[:, None] * 16 + m[None, :])
+    add_up: tl.constexpr = tiles.long_dot if LONG else tiles.dot
+    out = add_up(left, right, tl.zeros((16, 16), tl.float32), "tf32x3")
+    tl.store(c + m[:, None] * 16 + m[None, :], out)
+
+
+def test_sums_over_keys_are_not_too_small(like_a_gpu):
+    """A hundred blocks would add up what is the same for all results."""
+    g = seeded(5)
+    a, b = torch.rand(16, 64, generator=g), torch.rand(64, 16, generator=g)
+    exact = a.double() @ b.double()
+    shares = {}
+    for long in (False, True):
+        c = torch.empty(16, 16)
+        sum_over_keys[(1,)](a, b, c, long)
+        shares[long] = float(((c.double() - exact) / exact).mean())
+    assert shares[False] < -4e-7
+    assert abs(shares[True]) < 1.5e-7
 
 
 def test_tensor_cores_cut_off():
