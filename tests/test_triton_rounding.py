@@ -10,7 +10,7 @@ import gpu_sums
 import triton
 import triton.language as tl
 from checks import BLOCK_BOUND, relative_l2, seeded
-from test_triton_kernels import DTYPES, check
+from test_triton_kernels import check
 
 from effv2_kernels import shapes
 from effv2_kernels.triton import attention, tiles
@@ -32,7 +32,7 @@ def like_a_gpu(monkeypatch):
     gpu_sums.install(monkeypatch)
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
 @pytest.mark.parametrize("shape", WIDEST, ids=str)
 def test_widest_blocks(shape, dtype, like_a_gpu):
     check(shape, dtype, batch=1)
