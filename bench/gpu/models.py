@@ -5,9 +5,10 @@ from __future__ import annotations
 import copy
 from collections.abc import Sequence
 from functools import cache
+from types import MethodType
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 import effv2_kernels
 from effv2_kernels.cli.models import randomise
@@ -39,8 +40,13 @@ def keep_biases(model: nn.Module) -> None:
     """Gather every attention bias of a model in eval mode once and for all, as timm's models do."""
     for module in model.modules():
         if isinstance(module, (AttentionLayer, DownsampleAttentionLayer)):
-            kept = module.bias(module.grid).detach()
-            module.bias = lambda grid, kept=kept: kept  # type: ignore[method-assign, misc]
+            # A buffer: what a CUDA graph of torch.compile need not copy for each call.
+            module.register_buffer("kept_bias", module.bias(module.grid).detach())
+            module.bias = MethodType(_kept, module)  # type: ignore[method-assign]
+
+
+def _kept(module: nn.Module, grid: tuple[int, int]) -> Tensor:
+    return module.kept_bias  # type: ignore[return-value]
 
 
 def shapes_of(variants: Sequence[str], size: tuple[int, int] = (224, 224)) -> dict[str, BlockShape]:
