@@ -170,6 +170,9 @@ def test_the_time_is_kept(command, capsys, monkeypatch):
     assert list(command.data()["parity"]) == ["right"]  # what was under way is open, not failed
     assert command.process_is_gone()
     assert "not done yet, parity: wrong, crash, lost, sleep, late" in capsys.readouterr().out
+    command.worker.write_text("import sys; sys.exit(3)")  # nor does it fail because of the next call
+    assert run_all.main(["--out", str(command.folder)]) == 1
+    assert list(command.data()["parity"]) == ["right"]
 
 
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])

@@ -345,21 +345,37 @@ def test_a_capture_that_fails_is_logged_and_tried_again(capturing_engine, monkey
 
 
 def test_graphs_give_way_where_memory_is_short(capturing_engine, monkeypatch):
+    """Those of all shapes, and what ran out of memory is not captured again."""
+    for _ in range(2):
+        capturing_engine.run(images(2))
+    (other,) = capturing_engine._planned.values()
+    capturing_engine.run(images())
+
+    def replay(graph, x):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: None)
+    monkeypatch.setattr(FakeGraph, "replay", replay)
+    assert other.graph is not None
+    for _ in range(3):
+        assert capturing_engine.run(images())[0].shape == (1, 10)
+    assert other.graph is None
+    assert FakeGraph.made == 2
+
+
+def test_graphs_stay_where_memory_is_short_within_a_capture(capturing_engine, monkeypatch):
     for _ in range(2):
         capturing_engine.run(images())
     (planned,) = capturing_engine._planned.values()
-    assert planned.graph is not None
-    enough = Plan.run
 
     def run(plan, x):
-        if planned.graph is not None:
-            raise torch.OutOfMemoryError("CUDA out of memory")
-        return enough(plan, x)
+        raise torch.OutOfMemoryError("CUDA out of memory")
 
-    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: None)
     monkeypatch.setattr(Plan, "run", run)
-    assert capturing_engine.run(images(2))[0].shape == (2, 10)
-    assert planned.graph is None
+    monkeypatch.setattr(Engine, "_within_capture", lambda engine: True)
+    with pytest.raises(torch.OutOfMemoryError):
+        capturing_engine.run(images())
+    assert planned.graph is not None
 
 
 def test_out_of_memory_without_graphs(capturing_engine, monkeypatch):

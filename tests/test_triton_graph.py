@@ -3,6 +3,7 @@
 import contextlib
 import threading
 import types
+from functools import partial
 
 import pytest
 import torch
@@ -25,6 +26,12 @@ class FakeCUDA:
         monkeypatch.setattr(torch.cuda, "graph", self.graph)
         monkeypatch.setattr(torch.cuda, "CUDAGraph", lambda: types.SimpleNamespace(replay=lambda: None))
         monkeypatch.setattr(torch.cuda, "Event", lambda: self)
+        monkeypatch.setattr(torch.cuda, "graph_pool_handle", lambda: (0, 7))
+        monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: self.within)
+        self.within, self.calls = False, []
+        for name in ("_cuda_endAllocateToPool", "_cuda_releasePool"):
+            call = partial(self.allocator, name)
+            monkeypatch.setattr(torch._C, name, call, raising=False)
 
     def stream(self, device):
         return types.SimpleNamespace(device_index=device, wait_event=lambda event: None)
@@ -34,7 +41,7 @@ class FakeCUDA:
         self.current[self.device] = stream
 
     @contextlib.contextmanager
-    def graph(self, graph, *, stream, capture_error_mode):
+    def graph(self, graph, *, pool, stream, capture_error_mode):
         """Like PyTorch's, which stays on the stream of the capture where that fails."""
         before = self.current[self.device]
         self.set_stream(stream)
@@ -43,11 +50,18 @@ class FakeCUDA:
             raise RuntimeError("operation not permitted when stream is capturing")
         self.under_way += 1
         assert self.under_way == 1, "two captures at once"
-        yield
-        self.under_way -= 1
+        try:
+            yield
+        finally:
+            self.under_way -= 1
         if self.error == "end":
             raise RuntimeError("operation failed due to a previous error during capture")
         self.set_stream(before)
+
+    def allocator(self, name, device, pool):
+        if not self.error:
+            raise RuntimeError("not currently recording to mempool_id")
+        self.calls.append((name, device, pool))
 
     def synchronize(self):
         self.waited += 1
@@ -81,9 +95,19 @@ def test_a_failed_capture_leaves_the_stream_as_it_was(cuda, error):
     with pytest.raises(RuntimeError, match="captur"), graphs.captured(None):
         pass
     assert cuda.current[0] is before
+    assert cuda.calls == [("_cuda_endAllocateToPool", 0, (0, 7)), ("_cuda_releasePool", 0, (0, 7))]
     cuda.error = ""
     with graphs.captured(None):
         pass
+
+
+def test_what_fails_within_a_capture_is_said(cuda):
+    """PyTorch has ended its allocation then."""
+    before = cuda.current[0]
+    with pytest.raises(torch.OutOfMemoryError), graphs.captured(None):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+    assert cuda.current[0] is before
+    assert cuda.calls == []
 
 
 def test_one_capture_at_a_time(cuda, monkeypatch):
@@ -139,5 +163,9 @@ def test_a_replay_that_fails_is_recorded_too(cuda):
 def test_memory_is_given_back_after_the_last_replay(cuda):
     graph = graphs.Graph(AddsOne(), torch.zeros(2, 3))
     assert cuda.waited == 0
+    del graph
+    assert cuda.waited == 1
+    graph = graphs.Graph(AddsOne(), torch.zeros(2, 3))
+    cuda.within = True  # where nobody may wait
     del graph
     assert cuda.waited == 1

@@ -117,6 +117,13 @@ def blame(path: Path, reason: str) -> bool:
     return True
 
 
+def forget(path: Path) -> None:
+    """The step that an earlier call had no time for is nobody's fault."""
+    data = read(path)
+    if data is not None and data.get("now"):
+        write(path, {**data, "now": None})
+
+
 def steps_done(path: Path) -> int:
     """How many steps a gpu.json has results or failures of."""
     data = read(path) or {}

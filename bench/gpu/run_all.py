@@ -32,7 +32,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from bench.gpu.report import report, wrong
-from bench.gpu.results import blame, read, steps_done
+from bench.gpu.results import blame, forget, read, steps_done
 from bench.gpu.targets import BATCHES, VARIANTS
 from bench.gpu.worker import DONE, RESTART, UNAVAILABLE, Wanted
 
@@ -60,6 +60,7 @@ def supervise(wanted: Wanted) -> int:
     """
     path = Path(wanted.out) / "gpu.json"
     end = time.monotonic() + wanted.seconds - _GRACE
+    forget(path)
     while True:
         before = steps_done(path)
         try:

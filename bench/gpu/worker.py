@@ -101,13 +101,13 @@ class Work:
             "tuned": list(self.pairs) if self.wanted.tune_seconds > 0 else [],
         }
         self.results.save()
-        before = self.clock.left
-        self.check(groups[:_FIRST_GROUPS], self.clock.part(self.wanted.parity_seconds))
-        spent = before - self.clock.left
+        spent = self._seconds(self.check, groups[:_FIRST_GROUPS], self.clock.part(self.wanted.parity_seconds))
+        tuning = 0.0
         for key in rivals[:1]:
+            tuning = self._seconds(self.tune, key, self.clock.part(self.wanted.tune_seconds))
             self.measure(key, rival=True)
         self.check(groups[_FIRST_GROUPS:], self.clock.part(self.wanted.parity_seconds - spent))
-        clock = self.clock.part(self.wanted.tune_seconds)
+        clock = self.clock.part(self.wanted.tune_seconds - tuning)
         for key in self.pairs:
             self.tune(key, clock)
         # What has a figure gets a better one together with the rival's.
@@ -168,9 +168,11 @@ class Work:
             return
         if rival:
             least = max(_LEAST_WITH_RIVAL, *self.results.data["compile_seconds"].values(), 0.0)
-            if self.clock.left < least:
+            # Such a figure costs too much to be taken twice.
+            self.tune(key, self.clock.part(self.clock.left - least))
+            tunes = self.wanted.tune_seconds > 0 and key not in self.results.data["tuned"]
+            if tunes or self.clock.left < least:
                 return
-            self.tune(key, self.clock)  # such a figure costs too much to be taken twice
         tuned = isinstance(self.results.data["tuned"].get(key), float)
         if not rival and "ms" in row and (with_rival or row["tuned"] == tuned):
             return
@@ -205,6 +207,11 @@ class Work:
             with suppress(Exception):  # where torch.compile is broken, the figure says so
                 torch.compiler.reset()
         self._free()
+
+    def _seconds(self, take: Callable[..., None], *arguments: Any) -> float:
+        before = self.clock.left
+        take(*arguments)
+        return before - self.clock.left
 
     def ceilings(self) -> Any:
         """Of this GPU, measured once in this process."""

@@ -159,15 +159,17 @@ class Engine:
             try:
                 outputs = self._run(x)
             except torch.OutOfMemoryError:
-                if not self._drop_graphs():
+                if self._within_capture() or not self._drop_graphs():
                     raise
                 outputs = []
             # Not above, where the error holds on to the memory of what failed.
-            outputs = outputs or self._run(x)
+            outputs = outputs or self._run(x, capture=False)
         return [y.flatten(1) for y in outputs] if self._has_head else outputs
 
-    def _run(self, x: Tensor) -> list[Tensor]:
+    def _run(self, x: Tensor, *, capture: bool = True) -> list[Tensor]:
         planned = self._find(x)
+        if not capture:
+            planned.attempts = _ATTEMPTS
         capturing = self._within_capture()
         if self._cuda_graph and not capturing and planned.graph is None and planned.runs > 0:
             self._capture(planned, x)
@@ -271,7 +273,7 @@ class Engine:
             held = [planned for planned in self._planned.values() if planned.graph is not None]
             for planned in held:
                 planned.graph = None
-        if held and not self._within_capture():
+        if held:
             torch.cuda.empty_cache()
         return bool(held)
 

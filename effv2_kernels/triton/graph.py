@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -28,16 +29,30 @@ def captured(graph: torch.cuda.CUDAGraph) -> Iterator[None]:
     before = torch.cuda.current_stream()
     with _CAPTURES:
         if before.device_index not in _streams:
-            # PyTorch hands out a few streams in turn. Hardly anybody else has one of this priority.
+            # PyTorch hands out a few streams in turn, and what others launch on this one would be captured as
+            # well. Hardly anybody else has one of this priority, which the graph's kernels keep.
             _streams[before.device_index] = torch.cuda.Stream(priority=-1)
+        pool = torch.cuda.graph_pool_handle()
+        stream = _streams[before.device_index]
         try:
             # Other threads go on using the GPU meanwhile.
-            with torch.cuda.graph(
-                graph, stream=_streams[before.device_index], capture_error_mode="thread_local"
-            ):
+            with torch.cuda.graph(graph, pool=pool, stream=stream, capture_error_mode="thread_local"):
                 yield
+        except BaseException:
+            _end_allocation(before.device_index, pool)
+            raise
         finally:
             torch.cuda.set_stream(before)
+
+
+def _end_allocation(device: int, pool: Any) -> None:
+    """Where a capture could not begin or end, PyTorch would go on allocating as if it were under way.
+
+    Raises nothing: where PyTorch has ended it, there is nothing to end.
+    """
+    with suppress(Exception):
+        torch._C._cuda_endAllocateToPool(device, pool)
+        torch._C._cuda_releasePool(device, pool)
 
 
 class Graph:
@@ -72,6 +87,8 @@ class Graph:
                 self._done.record(stream)
 
     def __del__(self) -> None:
-        # Whoever gets this memory next must not meet a replay that is under way.
+        # Whoever gets this memory next must not meet a replay that is under way. To wait within a capture
+        # would end that.
         with suppress(Exception):
-            self._done.synchronize()
+            if not torch.cuda.is_current_stream_capturing():
+                self._done.synchronize()
