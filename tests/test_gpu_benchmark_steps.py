@@ -114,7 +114,7 @@ def test_torch_compile_is_not_begun_without_time_for_it(fakes):
 def test_tuning_leaves_time_for_the_rival(fakes):
     """Or there is a figure without it."""
     fakes.takes["tune"] = 45.0
-    first, data = fakes.run(seconds=100, parity_seconds=0, tune_seconds=48)
+    first, _ = fakes.run(seconds=100, parity_seconds=0, tune_seconds=48)
     assert first[:3] == ["tune s0 1", "plain s0 1", "plain l 1"]
 
 
