@@ -13,6 +13,7 @@ import sys
 import pytest
 import torch
 from checks import one_torch_thread, seeded
+from gpu_clock import GpuClock
 from models import Spec
 
 pytest.importorskip("triton")
@@ -35,28 +36,12 @@ def quiet_pytorch():
         yield
 
 
-class Gpu:
-    """A clock that contestants move, and events that read it."""
+class Gpu(GpuClock):
+    """Contestants move its clock."""
 
     def __init__(self, monkeypatch):
-        self.now = 0.0  # milliseconds
+        super().__init__(monkeypatch)
         self.calls = []
-        gpu = self
-
-        class Event:
-            def __init__(self, enable_timing):
-                assert enable_timing
-
-            def record(self):
-                self.at = gpu.now
-
-            def synchronize(self):
-                assert self.at <= gpu.now
-
-            def elapsed_time(self, end):
-                return end.at - self.at
-
-        monkeypatch.setattr(torch.cuda, "Event", Event)
         monkeypatch.setattr(timing.time, "perf_counter", lambda: self.now / 1e3)
 
     def contestant(self, name, milliseconds):

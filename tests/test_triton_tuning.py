@@ -7,6 +7,7 @@ import logging
 import pytest
 import torch
 from checks import seeded
+from gpu_clock import GpuClock
 
 pytest.importorskip("triton")
 
@@ -228,13 +229,13 @@ def test_processors_share_what_is_missing(launches, monkeypatch, missing):
     assert triton.knobs.compilation.listener is users
 
 
-class FakeGPU:
-    """Streams, events and graphs of a GPU on which everything takes a millisecond."""
+class FakeGPU(GpuClock):
+    """One on which every launch takes a quarter of a millisecond, and which is its own and only graph."""
 
     def __init__(self, monkeypatch):
-        self.now, self.recorded, self.capturing = 0.0, 0, False
-        for name in ("Event", "CUDAGraph"):
-            monkeypatch.setattr(torch.cuda, name, lambda *_, name=name, **__: getattr(self, name)())
+        super().__init__(monkeypatch)
+        self.recorded, self.capturing = 0, False
+        monkeypatch.setattr(torch.cuda, "CUDAGraph", lambda: self)
         monkeypatch.setattr(device, "captured", self.captured)
 
     @contextlib.contextmanager
@@ -249,28 +250,8 @@ class FakeGPU:
         else:
             self.now += 0.25
 
-    def Event(self):
-        return FakeEvent(self)
-
-    def CUDAGraph(self):
-        return self
-
     def replay(self):
         self.now += 0.25 * self.recorded
-
-
-class FakeEvent:
-    def __init__(self, gpu):
-        self.gpu = gpu
-
-    def record(self):
-        self.at = self.gpu.now
-
-    def synchronize(self):
-        pass
-
-    def elapsed_time(self, end):
-        return end.at - self.at
 
 
 def test_one_launch_is_timed_in_a_graph_of_many(launches, monkeypatch):

@@ -111,11 +111,14 @@ def _group_of_networks(
         for size, batch in images
         for variant in variants
     ]
-    sizes = ", ".join(dict.fromkeys(f"{rows}x{columns}" for (rows, columns), _ in images))
+    batches: dict[tuple[int, int], list[int]] = {}
+    for size, batch in images:
+        batches.setdefault(size, []).append(batch)
+    sizes = ", ".join(f"{rows}x{columns}" for rows, columns in batches)
 
     def prepare() -> None:
-        found = [(s, [batch]) for size, batch in images for s in shapes_of(variants, size).values()]
-        compile_blocks(found, dtype, device)
+        shapes = ((shape, size) for size in batches for shape in shapes_of(variants, size).values())
+        compile_blocks([(shape, batches[size]) for shape, size in shapes], dtype, device)
 
     return Group(f"networks in {dtype} at {sizes}", checks, prepare)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
+from bench.gpu.results import has_rival
 from bench.gpu.targets import FASTER, judged, speed_key
 from effv2_kernels.tables import text_table
 
@@ -47,7 +48,7 @@ def missing(data: dict[str, Any]) -> dict[str, list[str]]:
 
 def _compile_was_tried(data: dict[str, Any], key: str) -> bool:
     row = data["speed"].get(key, {})
-    return bool(row.get("failure")) or "compile" in row.get("ms", {}) or "compile" in row.get("refused", {})
+    return bool(row.get("failure")) or has_rival(row)
 
 
 def _environment(found: dict[str, Any]) -> str:

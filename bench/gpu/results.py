@@ -117,6 +117,11 @@ def blame(path: Path, reason: str) -> bool:
     return True
 
 
+def has_rival(row: dict[str, Any]) -> bool:
+    """Whether torch.compile was measured beside a figure of "speed", or was refused."""
+    return "compile" in row.get("ms", ()) or "compile" in row.get("refused", ())
+
+
 def forget(path: Path) -> None:
     """The step that an earlier call had no time for is nobody's fault."""
     data = read(path)
@@ -127,9 +132,7 @@ def forget(path: Path) -> None:
 def steps_done(path: Path) -> int:
     """How many steps a gpu.json has results or failures of."""
     data = read(path) or {}
-    rivals = sum(
-        "compile" in {**row.get("ms", {}), **row.get("refused", {})} for row in data.get("speed", {}).values()
-    )
+    rivals = sum(map(has_rival, data.get("speed", {}).values()))
     return rivals + sum(len(data.get(section, ())) for section in ("parity", "speed", "tuned"))
 
 

@@ -64,7 +64,7 @@ def supervise(wanted: Wanted) -> int:
     while True:
         before = steps_done(path)
         try:
-            code = _work(replace(wanted, seconds=end - time.monotonic(), ends=end), path)
+            code = _work(wanted, end, path)
             if code in (None, DONE):
                 return DONE
             if code == UNAVAILABLE:
@@ -80,23 +80,22 @@ def supervise(wanted: Wanted) -> int:
             return DONE
 
 
-def _work(wanted: Wanted, path: Path) -> int | None:
-    """The exit code of one worker, None where its time was over. Raises Hangs."""
+def _work(wanted: Wanted, end: float, path: Path) -> int | None:
+    """The exit code of one worker, None where it was not done at ``end``. Raises Hangs."""
     worker = subprocess.Popen(
-        [sys.executable, str(WORKER), json.dumps(asdict(wanted))],
+        [sys.executable, str(WORKER), json.dumps(asdict(replace(wanted, ends=end)))],
         stdin=subprocess.PIPE,  # it ends when this closes
         start_new_session=True,  # with its compilers
     )
-    start = since = time.monotonic()
+    since = time.monotonic()
     written = 0
     limit = _BETWEEN
     try:
         while True:
             now = time.monotonic()
-            left = wanted.seconds - (now - start)
             with suppress(subprocess.TimeoutExpired):
-                return worker.wait(max(0.0, min(left, _GLANCE)))
-            if left <= 0:
+                return worker.wait(max(0.0, min(end - now, _GLANCE)))
+            if end <= now:
                 return None
             last = path.stat().st_mtime_ns if path.exists() else 0
             if last != written:

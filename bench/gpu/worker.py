@@ -22,7 +22,7 @@ from typing import Any, TypeVar
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from bench.gpu.results import Results, environment
+from bench.gpu.results import Results, environment, has_rival
 from bench.gpu.targets import BATCHES, VARIANTS, speed_key
 
 DONE, UNAVAILABLE, RESTART = 0, 2, 75
@@ -163,7 +163,7 @@ class Work:
         from bench.gpu import speed
 
         row = self.results.data["speed"].get(key, {})
-        with_rival = "compile" in row.get("ms", ()) or "compile" in row.get("refused", ())
+        with_rival = has_rival(row)
         if "failure" in row or (rival and with_rival):
             return
         if rival:
