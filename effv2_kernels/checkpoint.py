@@ -1,14 +1,14 @@
 """Read weight files of EfficientFormerV2 into the reference model.
 
-Files: safetensors, or torch's own format read with ``weights_only=True``: nothing in a file is executed.
-Keys: timm's, or the official ones (github.com/snap-research/EfficientFormer), of the classifier and of the
-detection and segmentation backbones, whole detectors included (their ``backbone.`` keys are taken).
+Files: see ``checkpoint_files``; nothing in a file is executed. Which of the networks in a file is taken, such
+as the average of the weights: see ``checkpoint_choice``. Keys: timm's, or the official ones
+(github.com/snap-research/EfficientFormer), of the classifier and of the detection and segmentation backbones,
+whole detectors included (their ``backbone.`` keys are taken).
 """
 
 from __future__ import annotations
 
-import argparse
-import contextlib
+import logging
 import math
 import os
 import re
@@ -17,19 +17,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
 from torch import Tensor
 
-from effv2_kernels.errors import CheckpointError
+from effv2_kernels import checkpoint_choice, checkpoint_files
+from effv2_kernels.checkpoint_choice import listed
+from effv2_kernels.errors import CheckpointError, UnknownNameError
 
 if TYPE_CHECKING:
     from effv2_kernels.reference.model import EfficientFormerV2
 
-_SHOWN = 5  # keys that a message names
+_log = logging.getLogger(__name__)
 
-# Where training scripts put the weights in what they save.
-_WRAPPERS = ("state_dict", "model", "model_state_dict")
-_PREFIXES = ("module.", "_orig_mod.", "model.")
+# timm's wrapper for feature maps flattens the names: "stages_0.blocks..." and "stem_conv1.conv...".
+_FLATTENED = re.compile(r"^(stages|stem)_(\d|conv\d)\.")
 
 # Official key -> timm's key, in order of trial; stages and steps are numbered by ``_official_to_timm``.
 _CONV_NORM = r"(stride_conv|q|k|v|v_local|q\.proj)"
@@ -90,18 +90,22 @@ class Weights:
         return (first, second, third, last) if any((first, second, third, last)) else None
 
 
-def read(path: str | os.PathLike[str]) -> Weights:
-    """Read a file. Raises CheckpointError where it is missing, truncated, or holds no EfficientFormerV2."""
+def read(path: str | os.PathLike[str], weights: str = "auto") -> Weights:
+    """Read a file; weights: as in ``create_model``.
+
+    Where the file holds an average of the weights, a line in the log says what was taken: a warning if raw
+    weights are there as well and nobody chose, so that it is seen without any set-up of logging.
+
+    Raises CheckpointError where the file is missing, truncated, of a kind that is not read, or holds no
+    EfficientFormerV2, or not the weights that are asked for; UnknownNameError for another word.
+    """
     file = Path(path)
-    if not file.is_file():
-        raise CheckpointError(
-            f"checkpoint '{file}' is not a file: give the path of a .pth or .safetensors file."
-        )
-    content = _read_safetensors(file) if file.suffix == ".safetensors" else _read_torch(file)
-    return convert(content, f"checkpoint '{file}'")
+    if weights not in checkpoint_choice.CHOICES:
+        raise UnknownNameError.of("weights", weights, checkpoint_choice.CHOICES)
+    return convert(checkpoint_files.read(file), f"checkpoint '{file}'", weights)
 
 
-def read_pretrained(name: str) -> Weights:
+def read_pretrained(name: str, weights: str = "auto") -> Weights:
     """timm's published weights of a variant, through huggingface_hub and its cache."""
     repository = f"timm/{name}.snap_dist_in1k"
     instead = (
@@ -119,87 +123,27 @@ def read_pretrained(name: str) -> Weights:
     except Exception as error:  # the hub's errors have no common base, and each means the same here
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise CheckpointError(f"cannot fetch the weights of '{repository}': {reason} {instead}") from error
-    return read(path)
+    return read(path, weights)
 
 
-def _read_safetensors(file: Path) -> Mapping[str, Any]:
-    try:
-        from safetensors.torch import load_file
-    except ImportError as error:
-        raise CheckpointError(
-            f"reading '{file}' needs the package safetensors: pip install 'effv2_kernels[io]'."
-        ) from error
-    try:
-        tensors: Mapping[str, Any] = load_file(file)
-    except Exception as error:  # safetensors raises its own type, OSError and others for a damaged file
-        raise CheckpointError(
-            f"checkpoint '{file}' is truncated or not a safetensors file ({error}): fetch it again."
-        ) from error
-    return tensors
-
-
-def _read_torch(file: Path) -> Mapping[str, Any]:
-    # Training scripts in the style of DeiT save their options too: a plain container, safe to build.
-    allowed = getattr(torch.serialization, "safe_globals", None)  # torch >= 2.5
-    try:
-        with allowed([argparse.Namespace]) if allowed else contextlib.nullcontext():
-            content = torch.load(file, map_location="cpu", weights_only=True)
-    except Exception as error:  # a damaged file makes torch.load raise nearly anything
-        if "Unsupported global" in str(error) or "Unsupported class" in str(error):
-            reason = (
-                "holds Python objects besides tensors, which are never loaded: save its state dict alone, "
-                "torch.save(checkpoint['model'], path), where you trust it"
-            )
-        else:
-            reason = f"is truncated or not a checkpoint ({type(error).__name__}): fetch it again"
-        raise CheckpointError(f"checkpoint '{file}' {reason}.") from error
-    if not isinstance(content, Mapping):
-        raise CheckpointError(
-            f"checkpoint '{file}' holds a {type(content).__name__}, not a state dict: save "
-            f"model.state_dict() instead."
-        )
-    return content
-
-
-def convert(content: Mapping[str, Any], origin: str) -> Weights:
+def convert(content: Mapping[str, Any], origin: str, weights: str = "auto") -> Weights:
     """Bring a state dict, wrapped or not, with timm's or the official keys, to timm's keys.
 
-    origin: what to call it in messages. Raises CheckpointError where it is no EfficientFormerV2.
+    origin: what to call it in messages. weights: as in ``create_model``. Raises CheckpointError where it is
+    no EfficientFormerV2, UnknownNameError for another word.
     """
-    tensors = _unwrap(content, origin)
-    official = any(key.startswith("patch_embed.") for key in tensors)
-    if not official and not any(key.startswith("stem.conv1.") for key in tensors):
-        raise CheckpointError(
-            f"{origin} is no EfficientFormerV2: it has neither timm's keys (stem.conv1...) nor the official "
-            f"ones (patch_embed.0...), but {_listed(list(tensors))}."
-        )
-    tensors, resize_bias = _number_biases(tensors, origin)
-    if official:
+    choice = checkpoint_choice.choose(content, weights, origin)
+    if choice.note:
+        _log.log(logging.WARNING if choice.free else logging.INFO, "%s", choice.note)
+        origin = f"{origin}{choice.network.where}"
+    tensors, resize_bias = _number_biases(choice.network.tensors, origin)
+    tensors = {_FLATTENED.sub(r"\1.\2.", key): value for key, value in tensors.items()}
+    if any(key.startswith("patch_embed.") for key in tensors):
         tensors = {_official_to_timm(key): value for key, value in tensors.items()}
         for key, value in tensors.items():
             if key.endswith(".gamma"):
                 tensors[key] = value.flatten()  # (channels, 1, 1) in the official files
     return Weights(origin, tensors, resize_bias)
-
-
-def _unwrap(content: Mapping[str, Any], origin: str) -> dict[str, Tensor]:
-    for wrapper in _WRAPPERS:
-        inner = content.get(wrapper)
-        if isinstance(inner, Mapping):
-            content = inner
-    tensors = {str(key): value for key, value in content.items() if isinstance(value, Tensor)}
-    if not tensors:
-        raise CheckpointError(f"{origin} is not a checkpoint: it holds no tensors.")
-    stripped = True
-    while stripped:
-        stripped = False
-        for prefix in _PREFIXES:
-            if all(key.startswith(prefix) for key in tensors):
-                tensors = {key[len(prefix) :]: value for key, value in tensors.items()}
-                stripped = True
-    # A whole detector or segmenter: its neck and heads are none of our business.
-    backbone = {k.removeprefix("backbone."): v for k, v in tensors.items() if k.startswith("backbone.")}
-    return backbone or tensors
 
 
 def _number_biases(tensors: dict[str, Tensor], origin: str) -> tuple[dict[str, Tensor], bool]:
@@ -268,22 +212,17 @@ def load_into(model: EfficientFormerV2, weights: Weights) -> None:
     if missing or extra or misshapen:
         problems = []
         if missing:
-            problems.append(f"missing: {_listed(missing)}")
+            problems.append(f"missing: {listed(missing)}")
         if extra:
-            problems.append(f"not in the model: {_listed(extra)}")
+            problems.append(f"not in the model: {listed(extra)}")
         if misshapen:
             shapes = [f"{k} {tuple(given[k].shape)}, expected {tuple(expected[k].shape)}" for k in misshapen]
-            problems.append(f"of another shape: {_listed(shapes)}")
+            problems.append(f"of another shape: {listed(shapes)}")
         raise CheckpointError(
             f"{weights.origin} does not fit the model; {'; '.join(problems)}. "
             f"{_advice(model, weights, missing, misshapen)}"
         )
     model.load_state_dict(given, strict=False)
-
-
-def _listed(keys: list[str]) -> str:
-    more = f" and {len(keys) - _SHOWN} more" if len(keys) > _SHOWN else ""
-    return f"{', '.join(keys[:_SHOWN])}{more} ({len(keys)} in all)"
 
 
 def _advice(model: EfficientFormerV2, weights: Weights, missing: list[str], misshapen: list[str]) -> str:

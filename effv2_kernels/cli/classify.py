@@ -8,7 +8,12 @@ from effv2_kernels.cli import labels, models, photo
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("images", nargs="+", metavar="IMAGE", help="photographs (JPEG, PNG, ...)")
+    parser.add_argument(
+        "images",
+        nargs="+",
+        metavar="IMAGE",
+        help="photographs (JPEG, PNG, ...; of an animation the first frame)",
+    )
     models.add_arguments(parser, saved=True)
     models.add_run_arguments(parser)
     parser.add_argument("--top", type=int, default=5, metavar="N", help="classes to print; default: 5")

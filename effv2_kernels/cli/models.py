@@ -3,6 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import logging
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from effv2_kernels.errors import CheckpointError, InputError
@@ -14,7 +19,7 @@ SAVED = ".effv2"
 
 
 def add_arguments(parser: argparse.ArgumentParser, *, saved: bool = False) -> None:
-    """--model, --checkpoint, --pretrained, --num-classes, --img-size and --seed.
+    """--model, --checkpoint, --pretrained, --weights, --num-classes, --img-size and --seed.
 
     saved: the command can run an optimised network that `convert` wrote, given as the checkpoint.
     """
@@ -33,6 +38,13 @@ def add_arguments(parser: argparse.ArgumentParser, *, saved: bool = False) -> No
     )
     weights.add_argument(
         "--pretrained", action="store_true", help="fetch timm's published weights; needs the network"
+    )
+    parser.add_argument(
+        "--weights",
+        choices=("auto", "average", "raw"),
+        default="auto",
+        help="which of a checkpoint's weights: auto (default) is the average of them (EMA, SWA) where there "
+        "is one, and says so",
     )
     parser.add_argument("--num-classes", type=int, default=1000, metavar="N", help="default: 1000")
     parser.add_argument(
@@ -68,25 +80,54 @@ def is_random(args: argparse.Namespace) -> bool:
     return args.checkpoint is None and not args.pretrained
 
 
+def is_saved(args: argparse.Namespace) -> bool:
+    """Whether the checkpoint is an optimised network: by its contents, or by its name if it is not there."""
+    if args.checkpoint is None:
+        return False
+    from effv2_kernels.checkpoint_files import is_saved_network
+
+    file = Path(args.checkpoint)
+    return is_saved_network(file) if file.is_file() else file.suffix == SAVED
+
+
+@contextmanager
+def _log_on_stderr() -> Iterator[None]:
+    """Show what the reading of a checkpoint logs: which weights it took."""
+    log = logging.getLogger("effv2_kernels.checkpoint")
+    handler = logging.StreamHandler(sys.stderr)
+    level, propagate = log.level, log.propagate
+    log.addHandler(handler)
+    log.setLevel(logging.INFO)
+    log.propagate = False
+    try:
+        yield
+    finally:
+        log.removeHandler(handler)
+        log.setLevel(level)
+        log.propagate = propagate
+
+
 def build(args: argparse.Namespace) -> nn.Module:
     """The model in plain PyTorch, in eval mode; its weights are random where the options name none."""
     import torch
 
     from effv2_kernels import create_model
 
-    if args.checkpoint is not None and args.checkpoint.endswith(SAVED):
+    if is_saved(args):
         raise CheckpointError(
             f"{args.checkpoint} is an optimised network, and this command needs the model that it was made "
             f"of: give the .pth or .safetensors file."
         )
     torch.manual_seed(args.seed)
-    model = create_model(
-        args.model,
-        checkpoint=args.checkpoint,
-        pretrained=args.pretrained,
-        num_classes=args.num_classes,
-        img_size=args.img_size,
-    )
+    with _log_on_stderr():
+        model = create_model(
+            args.model,
+            checkpoint=args.checkpoint,
+            pretrained=args.pretrained,
+            num_classes=args.num_classes,
+            img_size=args.img_size,
+            weights=args.weights,
+        )
     if is_random(args):
         randomise(model)
     return model
@@ -97,7 +138,12 @@ def build_optimised(args: argparse.Namespace) -> nn.Module:
     import effv2_kernels
 
     isa, threads = getattr(args, "isa", None), getattr(args, "threads", None)
-    if args.checkpoint is not None and args.checkpoint.endswith(SAVED):
+    if is_saved(args):
+        if args.weights != "auto":
+            raise CheckpointError(
+                f"{args.checkpoint} is an optimised network, which holds one set of weights: leave out "
+                f"--weights, or give the checkpoint that it was made of."
+            )
         return effv2_kernels.load(args.checkpoint, isa=isa, threads=threads)
     return effv2_kernels.optimize(build(args), isa=isa, threads=threads)
 

@@ -253,6 +253,7 @@ def create_model(
     features_only: bool = False,
     in_channels: int = 3,
     distillation: bool = True,
+    weights: str = "auto",
 ) -> EfficientFormerV2:
     """One of the four published variants (see VARIANTS), in eval mode.
 
@@ -260,19 +261,25 @@ def create_model(
     pretrained: fetch timm's published weights with huggingface_hub instead.
     img_size: the size of the images; None is 224, or the training size of the checkpoint's backbone where
         that is an official detection or segmentation backbone (with features_only), which takes any size.
+    weights: which weights of a checkpoint to take. Training scripts keep an average of the weights (EMA, SWA)
+        beside the raw ones: "auto" takes the average where there is one, as timm does, and the log of
+        ``effv2_kernels.checkpoint`` says what was taken; "average" and "raw" take that, or raise.
 
-    Raises UnknownNameError for another name and CheckpointError for a file that does not fit.
+    Raises UnknownNameError for another name and CheckpointError for a file that does not fit, or without the
+    weights that are asked for.
     """
     if name not in VARIANTS:
         raise UnknownNameError.of("model", name, VARIANTS)
     if checkpoint is not None and pretrained:
         raise ModelError("give either checkpoint=... or pretrained=True, not both.")
-    weights = None
+    given = None
     if checkpoint is not None:
-        weights = read(checkpoint)
+        given = read(checkpoint, weights)
     elif pretrained:
-        weights = read_pretrained(name)
-    backbone = weights if features_only else None
+        given = read_pretrained(name, weights)
+    elif weights != "auto":
+        raise ModelError(f"weights={weights!r} chooses among those of a checkpoint: give checkpoint=... too.")
+    backbone = given if features_only else None
     if img_size is None:
         img_size = backbone.img_size() if backbone is not None and backbone.resize_bias else 224
     model = EfficientFormerV2(
@@ -285,6 +292,6 @@ def create_model(
         feature_norms=None if backbone is None else backbone.feature_norms(),
         resize_bias=backbone is not None and backbone.resize_bias,
     )
-    if weights is not None:
-        load_into(model, weights)
+    if given is not None:
+        load_into(model, given)
     return model.eval()
