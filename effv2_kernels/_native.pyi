@@ -12,6 +12,8 @@ def available_isas() -> list[str]: ...  # those this CPU and operating system ca
 def default_isa() -> str: ...  # EFFV2_FORCE_ISA or the best available one; NativeError on a bad name
 def cpu_name() -> str: ...
 def usable_cpus() -> int: ...  # processors this process may run on
+# Whether the values of all the dictionaries, one after the other, are these very objects.
+def same_objects(expected: tuple[object, ...], dictionaries: tuple[dict[str, Any], ...]) -> bool: ...
 def measure_peak(isa: str, threads: int, milliseconds: float) -> float: ...  # fp32 FMA GFLOP/s
 
 class Network:
@@ -37,7 +39,8 @@ class Network:
     # multiply-adds of each block (one image)
     def block_macs(self, height: int, width: int) -> list[int]: ...
     # Outputs: (N, H, W, C) contiguous float32 each (a channels_last tensor), or (N, classes).
-    # Strides in elements. threads is capped at usable_cpus(). Releases the GIL.
+    # Strides in elements. threads is capped at usable_cpus(). stop: run so many blocks only, and return the
+    # output of the last of them; 0 is all. Releases the GIL.
     def run(
         self,
         input_address: int,
@@ -45,6 +48,7 @@ class Network:
         strides: Sequence[int],
         output_addresses: Sequence[int],
         threads: int,
+        stop: int = 0,
     ) -> None: ...
     # Like run, and returns the seconds spent in each block (the slowest thread's), summed over the batch.
     def profile(

@@ -165,3 +165,6 @@ class Network:
     names: tuple[str, ...]  # dotted path of the source module of each block, e.g. "stages.2.blocks.4.mlp"
     features: tuple[Feature, ...] = ()
     source: str = ""  # which adapter read it: "timm", "official", "reference"
+    # Scale and shift (channels,) of the norm in front of the classifier, which the Head has folded in: for
+    # who asks for the map between the two. Not part of what is computed, described or stored.
+    norm: tuple[Tensor, Tensor] | None = None

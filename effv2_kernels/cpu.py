@@ -17,7 +17,7 @@ from effv2_kernels.errors import (
     UnavailableError,
     UnknownNameError,
 )
-from effv2_kernels.inputs import check_input, fitting_sizes, misfit
+from effv2_kernels.inputs import check_input, check_memory, fitting_sizes, misfit
 
 if TYPE_CHECKING:
     from effv2_kernels import _native
@@ -96,7 +96,8 @@ class Engine:
         self._outputs = [len(network.blocks) - 1] if self._has_head else sorted(features)
         self._sizes = fitting_sizes(network)
         self._channels: int = self._network.in_channels
-        self._plans: dict[torch.Size, list[tuple[int, ...]]] = {}
+        # by shape of the images and number of blocks
+        self._plans: dict[tuple[torch.Size, int], list[tuple[int, ...]]] = {}
 
     @property
     def isa(self) -> str:
@@ -109,8 +110,8 @@ class Engine:
     @property
     def last_size(self) -> tuple[int, int] | None:
         """(rows, columns) of the input whose sizes were planned last, None before the first call."""
-        shape = next(reversed(self._plans), None)
-        return None if shape is None else (shape[2], shape[3])
+        planned = next(reversed(self._plans), None)
+        return None if planned is None else (planned[0][2], planned[0][3])
 
     @property
     def packed_bytes(self) -> int:
@@ -130,19 +131,22 @@ class Engine:
         """Multiply-adds of each block for one image of a size that fits."""
         return self._network.block_macs(height, width)
 
-    def run(self, x: Tensor, threads: int | None = None) -> list[Tensor]:
+    def run(self, x: Tensor, threads: int | None = None, stop: int = 0) -> list[Tensor]:
         """The outputs for x: (N, C, H, W) float32 on the CPU. threads: None is ``torch.get_num_threads()``.
 
-        Raises InputError for another rank, channel count, dtype, layout or device and for empty inputs,
-        and ResolutionError where an attention bias does not fit.
+        stop: run so many blocks only, and return the map that the last of them makes; 0 is the whole network.
+
+        Raises InputError for another rank, channel count, dtype, layout or device, for empty inputs and for
+        tensors without the memory that they show, and ResolutionError where an attention bias does not fit.
         """
-        x, outputs = self._prepare(x)
+        x, outputs = self._prepare(x, stop)
         self._network.run(
             x.data_ptr(),
             x.shape,
             x.stride(),
             [y.data_ptr() for y in outputs],
             threads or torch.get_num_threads(),
+            stop,
         )
         return outputs
 
@@ -157,12 +161,13 @@ class Engine:
             threads or torch.get_num_threads(),
         )
 
-    def _prepare(self, x: Tensor) -> tuple[Tensor, list[Tensor]]:
+    def _prepare(self, x: Tensor, stop: int = 0) -> tuple[Tensor, list[Tensor]]:
         if x.dtype is not torch.float32 or not x.is_cpu or x.layout is not torch.strided:
             check_input(x, self._channels, torch.float32, _CPU)
-        shapes = self._plans.get(x.shape)
+        shapes = self._plans.get((x.shape, stop))
         if shapes is None:
-            shapes = self._plan(x)
+            shapes = self._plan(x, stop)
+        check_memory(x)
         if x.is_neg():  # the address gives the values before the lazy negation
             x = x.resolve_neg()
         outputs = [
@@ -176,17 +181,21 @@ class Engine:
         ]
         return x, outputs
 
-    def _plan(self, x: Tensor) -> list[tuple[int, ...]]:
+    def _plan(self, x: Tensor, stop: int) -> list[tuple[int, ...]]:
         check_input(x, self._channels, torch.float32, _CPU)
         made = self.block_shapes(x.shape[2], x.shape[3])
+        wanted = [stop - 1] if stop else self._outputs
+        logits = self._has_head and not 0 < stop < len(made)
         shapes: list[tuple[int, ...]] = [
-            (x.shape[0], made[i][0]) if self._has_head else (x.shape[0], *made[i]) for i in self._outputs
+            (x.shape[0], made[i][0]) if logits else (x.shape[0], *made[i]) for i in wanted
         ]
         if len(self._plans) >= _MAX_PLANS:
             self._plans.clear()
-        self._plans[x.shape] = shapes
+        self._plans[x.shape, stop] = shapes
         return shapes
 
 
 def _arrays(tensors: dict[str, Tensor]) -> dict[str, Any]:
+    for t in tensors.values():
+        check_memory(t)
     return {name: t.detach().contiguous().numpy() for name, t in tensors.items()}

@@ -40,3 +40,11 @@ class UnknownNameError(Effv2Error, ValueError):
 
 class UnavailableError(Effv2Error, RuntimeError):
     """Something known cannot run here: a backend, an ISA, a dtype or a device; the message says why."""
+
+
+class ExportError(UnavailableError):
+    """An optimised model was given to an exporter or a compiler that cannot take it."""
+
+
+class MissingAttributeError(ModelError, AttributeError):
+    """An optimised model has no attribute of this name, though the model that it was made from may have."""

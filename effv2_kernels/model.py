@@ -1,50 +1,27 @@
-"""The module that ``optimize`` returns: folded weights as buffers, run by one native call."""
+"""The module that ``optimize`` returns: folded weights as parameters, run by one native call."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor, nn
 
 import effv2_kernels.ops  # noqa: F401  (registers torch.ops.effv2)
-from effv2_kernels import blocks, structure
+from effv2_kernels import structure
 from effv2_kernels.backends import CPU, TORCH_DTYPES, Choice, Settings
-from effv2_kernels.errors import InputError, ModelError, UnavailableError
+from effv2_kernels.blocks import Head, Network
+from effv2_kernels.carried import check_names
+from effv2_kernels.cpu import native
+from effv2_kernels.errors import ExportError, InputError, MissingAttributeError, ModelError, UnavailableError
+from effv2_kernels.inputs import check_input
+from effv2_kernels.ops import routes
 from effv2_kernels.ops.engines import Engine, network_engine
-
-
-class Weights(nn.Module):
-    """The tensors of one block, or scale and shift of one feature, as buffers; it computes nothing."""
-
-    def __init__(self, kind: str) -> None:
-        super().__init__()
-        self.kind = kind
-
-    def forward(self, *args: Any, **kwargs: Any) -> None:
-        raise ModelError(
-            f"this holds the weights of a {self.kind} and cannot be called; call the whole model."
-        )
-
-    def extra_repr(self) -> str:
-        return ", ".join([self.kind, *(f"{name}={tuple(t.shape)}" for name, t in self.named_buffers())])
-
-    def __setattr__(self, name: str, value: Any) -> None:
-        # Buffers are views of one allocation, whose version counter tells the engine to pack anew.
-        if self.__dict__.get("_buffers", {}).get(name, value) is not value:
-            raise ModelError(
-                f"'{name}' of an optimised model cannot be replaced; change it in place, with "
-                f"load_state_dict(...) or .copy_(...)."
-            )
-        super().__setattr__(name, value)
-
-    def _load_from_state_dict(
-        self, state_dict: Mapping[str, Any], prefix: str, local_metadata: dict[str, Any], *args: Any
-    ) -> None:
-        in_place = {**local_metadata, "assign_to_params_buffers": False}
-        super()._load_from_state_dict(state_dict, prefix, in_place, *args)
+from effv2_kernels.ops.network import reference as run_in_pytorch
+from effv2_kernels.tail import Tail
+from effv2_kernels.weights import Ledger, Parts, Weight, Weights
 
 
 class OptimizedModel(nn.Module):
@@ -53,45 +30,72 @@ class OptimizedModel(nn.Module):
     Takes images (N, C, H, W), of any strides, on the device of the model and of the dtype it was made for,
     and returns the logits (N, classes), or the list of feature maps (N, C, H, W) in channels_last, of the
     same dtype. Under ``torch.autocast`` images of another floating-point dtype are converted. Where
-    gradients are asked for, they are those of the reference.
+    gradients are asked for, they are those of the reference; within the transforms of ``torch.func``,
+    forward-mode differentiation and dispatch modes the blocks run in plain PyTorch.
 
-    Weights are float32 buffers named ``blocks.<index>.<field>`` (see ``effv2_kernels.blocks``); there are no
-    parameters. ``state_dict``, ``load_state_dict``, ``copy.deepcopy``, ``pickle`` and ``.to(device)`` work;
-    another dtype and training mode are refused.
+    Weights are float32 parameters named ``blocks.<index>.<field>`` (see ``effv2_kernels.blocks``), which
+    require no gradient unless asked to. ``state_dict``, ``load_state_dict``, ``copy.deepcopy``, ``pickle``
+    and ``.to(device)`` work; another dtype and training mode are refused.
 
     settings: how to run. device: where. single: return the output of the last block instead of a list (a
-    part of a model).
+    part of a model). attributes: more attributes of the result, by name; see ``effv2_kernels.carried``.
 
     Raises, when called: InputError for another rank, channel count, dtype, device, or an empty input;
-    ResolutionError where an attention bias does not fit; UnavailableError on a device without a backend.
+    ResolutionError where an attention bias does not fit; UnavailableError on a device without a backend;
+    ExportError within an exporter that cannot take the network.
     """
+
+    blocks: Parts
+    features: Parts
+    _settings: Settings
+    _structure: str
+    _single: bool
+    _list: bool
+    _flat: Tensor
+    _engine: Engine | None
+    _version: int
+    # Derived from those, and neither copied nor pickled; see _bind.
+    _ledger: Ledger
+    _parts: tuple[Weights, ...]
+    _held: tuple[dict[str, nn.Parameter | None], ...]
+    _own: tuple[Weight, ...]
+    _plain: int
+    _trunk: tuple[str, int, int] | None
+    # With values for models in pickles from before there were these.
+    _tail: Tail | None = None
+    _verified: float | None = None  # the relative error that optimize() found on a random image
 
     def __init__(
         self,
-        network: blocks.Network,
+        network: Network,
         settings: Settings = Settings(),  # noqa: B008  (it is frozen)
         *,
         device: torch.device = CPU,
         single: bool = False,
+        attributes: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__()
         self.training = False
         structure.check(network)
+        check_names(attributes or {}, taken=OptimizedModel)
         self._settings = settings
         self._structure = structure.describe(network)
         self._single = single
-        self._list = not (single or isinstance(network.blocks[-1], blocks.Head))
-        self._engine: Engine | None = None
+        self._list = not (single or isinstance(network.blocks[-1], Head))
+        self._engine = None
         self._version = 0
+        self._tail = None if network.norm is None else Tail(*network.norm)
         weights = structure.tensors(network)
         # A normal tensor even under inference mode, where tensors have no version counter.
         with torch.inference_mode(False):
             self._flat = torch.empty(sum(t.numel() for t in weights), dtype=torch.float32, device="cpu")
         self._bind([t.shape for t in weights])
         with torch.no_grad():
-            for view, tensor in zip(self._weights(), weights, strict=True):
+            for view, tensor in zip(self._own, weights, strict=True):
                 view.copy_(tensor)
         self.to(device)
+        for name, value in (attributes or {}).items():
+            setattr(self, name, value)
 
     @property
     def threads(self) -> int | None:
@@ -104,8 +108,8 @@ class OptimizedModel(nn.Module):
         return self._settings.choose(self._flat.device)
 
     @property
-    def network(self) -> blocks.Network:
-        """The blocks, with the buffers of this module as their tensors (not copied)."""
+    def network(self) -> Network:
+        """The blocks, with the parameters of this module as their tensors (not copied)."""
         return structure.rebuild(self._structure, self._weights())
 
     @property
@@ -114,33 +118,85 @@ class OptimizedModel(nn.Module):
         engine = self._engine
         if engine is None or self._version != self._flat._version:
             version = self._flat._version
-            engine = network_engine(self._weights(), self._structure, self._settings)
+            engine = network_engine(self._own, self._structure, self._settings)
             self._engine, self._version = engine, version
         return engine
 
     def forward(self, x: Tensor) -> Tensor | list[Tensor]:
-        if (
-            type(x) is not Tensor
-            or torch.compiler.is_compiling()
-            or (x.requires_grad and torch.is_grad_enabled())
-            or torch.jit.is_tracing()  # type: ignore[attr-defined, no-untyped-call]
-        ):
-            return self._as_op(x)
-        outputs = self.engine.run(self._autocast(x), self._settings.threads)
+        if self._is_plain(x):
+            outputs = self.engine.run(self._autocast(x), self._settings.threads)
+        else:
+            outputs = self._indirectly(x, self._structure, self._weights())
         return outputs if self._list else outputs[0]
 
-    def _as_op(self, x: Tensor) -> Tensor | list[Tensor]:
+    def forward_features(self, x: Tensor) -> Tensor:
+        """The last map, (N, C, H, W) in channels_last, behind the last norm, as timm's models give it.
+
+        Raises what a call raises, and ModelError for a network without a head or one from a file.
+        """
+        tail = self._require_tail("forward_features")
+        assert self._trunk is not None
+        described, count, tensors = self._trunk
+        if self._is_plain(x):
+            (features,) = self.engine.run(self._autocast(x), self._settings.threads, count)
+        else:
+            (features,) = self._indirectly(x, described, self._weights()[:tensors])
+        return tail.normalised(features)
+
+    def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
+        """The logits (N, classes) of what ``forward_features`` returned.
+
+        pre_logits: return its mean over rows and columns (N, C) instead.
+
+        Raises ModelError for a network without a head or one from a file.
+        """
+        tail = self._require_tail("forward_head")
+        pooled = tail.pooled(x)
+        if pre_logits:
+            return pooled
+        weight, bias = self._weights()[-2:]
+        return tail.logits(pooled, weight, bias)
+
+    def _is_plain(self, x: Tensor) -> bool:
+        """Whether x may go straight to the engine, and the weights are those that it knows."""
+        return (
+            not torch.compiler.is_compiling()
+            and type(x) is Tensor
+            and self._known_weights()
+            and routes.is_plain(x, self._plain)
+            and not (torch.is_grad_enabled() and (x.requires_grad or self._wants_gradients()))
+        )
+
+    def _known_weights(self) -> bool:
+        # torch.func.functional_call and its like put others in their place.
+        same: bool = native().same_objects(self._own, self._held)
+        return same
+
+    def _wants_gradients(self) -> bool:
+        return self._ledger.gradients and any(weight.requires_grad for weight in self._own)
+
+    def _indirectly(self, x: Tensor, described: str, weights: list[Tensor]) -> list[Tensor]:
+        """The outputs of the network that is described, by an op or in plain PyTorch."""
         if not isinstance(x, Tensor):
             raise InputError(
                 f"expected images as a torch.Tensor (N, C, H, W), but got {type(x).__name__}."
                 + (" Convert with torch.from_numpy(x)." if type(x).__name__ == "ndarray" else "")
             )
+        if not torch.compiler.is_dynamo_compiling():
+            routes.refuse_exporters()
+        x = self._autocast(x)
+        if not torch.compiler.is_compiling():
+            if type(x) is Tensor and routes.at_rest():
+                # As the engine would: PyTorch's dispatcher has less helpful words for it.
+                check_input(x, self.engine.in_channels, TORCH_DTYPES[self._settings.dtype], self._flat.device)
+            weights = routes.for_modes(weights)
         s = self._settings
         options = (s.backend, s.dtype, s.isa or "", s.threads or 0, s.cuda_graph)
-        outputs: list[Tensor] = torch.ops.effv2.network(
-            self._autocast(x), self._weights(), self._structure, *options
-        )
-        return outputs if self._list else outputs[0]
+        if not torch.compiler.is_compiling() and routes.is_watched():
+            # In inference mode the op's own layer that sees to this is left out.
+            return run_in_pytorch(x, weights, described, *options)
+        outputs: list[Tensor] = torch.ops.effv2.network(x, weights, described, *options)
+        return outputs
 
     def _autocast(self, x: Tensor) -> Tensor:
         dtype = TORCH_DTYPES[self._settings.dtype]
@@ -148,27 +204,44 @@ class OptimizedModel(nn.Module):
             return x
         return x.to(dtype)
 
-    def _weights(self) -> list[Tensor]:
-        return [t for part in (*self.blocks, *self.features) for t in part._buffers.values()]
+    def _require_tail(self, what: str) -> Tail:
+        if self._tail is not None:
+            return self._tail
+        if self.blocks[-1].kind != Head.kind:
+            instead = "It has no classifier: call the model itself, which returns its feature maps."
+        else:
+            instead = (
+                "The norm in front of its classifier is folded away in files: call optimize() on the "
+                "original model, or save one that was made with features_only=True."
+            )
+        raise ModelError(f"this optimised model has no {what}(). {instead}")
 
-    def _bind(self, shapes: list[torch.Size]) -> None:
-        """Make the buffers: views of the one flat tensor, in the order of ``structure.keys``."""
+    def _weights(self) -> list[Tensor]:
+        return [t for part in self._parts for t in part._parameters.values()]  # type: ignore[misc]
+
+    def _bind(self, shapes: list[torch.Size], require_gradients: list[bool] | None = None) -> None:
+        """Make the parameters: views of the one flat tensor, in the order of ``structure.keys``."""
         data = structure.parse(self._structure)
-        self.blocks, self.features = nn.ModuleList(), nn.ModuleList()
-        parts: dict[str, Weights] = {}
-        for i, entry in enumerate(data["blocks"]):
-            parts[f"blocks.{i}"] = Weights(entry["kind"])
-        for i, _ in enumerate(data["features"]):
-            parts[f"features.{i}"] = Weights("feature")
-        for path, part in parts.items():
-            getattr(self, path.partition(".")[0]).append(part.train(False))
+        tensors: dict[str, dict[str, Weight]] = {f"blocks.{i}": {} for i in range(len(data["blocks"]))}
+        tensors |= {f"features.{i}": {} for i in range(len(data["features"]))}
+        self._ledger = Ledger()
         offset = 0
-        for key, shape in zip(structure.keys(self._structure), shapes, strict=True):
-            path, _, name = key.rpartition(".")
-            view = self._flat[offset : offset + shape.numel()].view(shape)
-            parts[path].register_buffer(name, view)
-            offset += shape.numel()
-        self.blocks.training = self.features.training = False
+        with torch.inference_mode(False):
+            for i, (key, shape) in enumerate(zip(structure.keys(self._structure), shapes, strict=True)):
+                path, _, name = key.rpartition(".")
+                view = self._flat[offset : offset + shape.numel()].view(shape)
+                asked = bool(require_gradients and require_gradients[i])
+                tensors[path][name] = Weight.of(view, self._ledger, requires_grad=asked)
+                offset += shape.numel()
+        kinds = [*(entry["kind"] for entry in data["blocks"]), *["feature"] * len(data["features"])]
+        parts = [Weights(kind, held) for kind, held in zip(kinds, tensors.values(), strict=True)]
+        self._modules["blocks"] = Parts(parts[: len(data["blocks"])])
+        self._modules["features"] = Parts(parts[len(data["blocks"]) :])
+        self._parts = tuple(parts)
+        self._held = tuple(part._parameters for part in parts)
+        self._own = tuple(weight for held in tensors.values() for weight in held.values())
+        self._plain = routes.plain_bits(self._flat)
+        self._trunk = None if self._tail is None else structure.without_head(self._structure)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> OptimizedModel:
         with torch.inference_mode(False):  # see __init__
@@ -179,9 +252,11 @@ class OptimizedModel(nn.Module):
                 f"cannot be cast to {moved.dtype}. Precision is chosen with optimize(model, dtype=...)."
             )
         if moved is not self._flat:
-            shapes = [t.shape for t in self._weights()]
+            shapes, asked = [t.shape for t in self._own], [t.requires_grad for t in self._own]
             self._flat, self._engine = moved, None
-            self._bind(shapes)
+            self._bind(shapes, asked)
+        if self._tail is not None:
+            self._tail = self._tail.moved(self._flat.device)
         return self
 
     def train(self, mode: bool = True) -> OptimizedModel:
@@ -192,19 +267,61 @@ class OptimizedModel(nn.Module):
             )
         return self
 
+    def __getattr__(self, name: str) -> Any:
+        modules = self.__dict__.get("_modules", {})
+        if name in modules:
+            return modules[name]
+        raise MissingAttributeError(
+            f"an optimised model has no '{name}': it holds the folded weights of its blocks, not the modules "
+            f"that they were read from. Ask the model that was optimised."
+        )
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if isinstance(value, (nn.Module, nn.Parameter)):
+            self._refuse(f"'{name}' = {type(value).__name__}(...)")
+        super().__setattr__(name, value)
+
+    def __delattr__(self, name: str) -> None:
+        if name in self._modules:
+            self._refuse(f"deleting '{name}'")
+        super().__delattr__(name)
+
+    def add_module(self, name: str, module: nn.Module | None) -> None:
+        self._refuse(f"the module '{name}'")
+
+    def register_parameter(self, name: str, param: nn.Parameter | None) -> None:
+        self._refuse(f"the parameter '{name}'")
+
+    def register_buffer(self, name: str, *args: Any, **kwargs: Any) -> None:
+        self._refuse(f"the buffer '{name}'")
+
+    def _refuse(self, what: str) -> NoReturn:
+        raise ModelError(
+            f"{what} would change nothing in an optimised model, which runs its own blocks. Change the model "
+            f"that was optimised and call optimize() again, or put layers behind it, as in "
+            f"nn.Sequential(model, layer)."
+        )
+
+    def __prepare_scriptable__(self) -> NoReturn:
+        raise ExportError(
+            "torch.jit.script cannot take an optimised model, which is one call of this package's engine. "
+            "Give it the model that was optimised, or use torch.jit.trace."
+        )
+
     def __getstate__(self) -> dict[str, Any]:
         # One flat tensor instead of its views: pickle would store the whole memory once for each of them.
-        shapes = [t.shape for t in self._weights()]
-        state = {k: v for k, v in self.__dict__.items() if k not in ("_modules", "_engine")}
-        return {**state, "_shapes": shapes}
+        derived = {"_modules", "_engine", "_ledger", "_parts", "_held", "_own", "_plain", "_trunk"}
+        state = {k: v for k, v in self.__dict__.items() if k not in derived}
+        asked = [t.requires_grad for t in self._own]
+        return {**state, "_shapes": [t.shape for t in self._own], "_require_gradients": asked}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        shapes = state.pop("_shapes")
+        shapes, asked = state.pop("_shapes"), state.pop("_require_gradients", None)
         super().__setstate__({**state, "_modules": {}, "_engine": None})  # type: ignore[no-untyped-call]
         if self._flat.is_inference():
             with torch.inference_mode(False):  # see __init__
                 self._flat = self._flat.clone()
-        self._bind(shapes)
+        self._bind(shapes, asked)
 
     def description(self) -> dict[str, str]:
         """What a file needs beside the state dict to make this module again."""

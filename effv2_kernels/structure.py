@@ -256,6 +256,20 @@ def keys(structure: str) -> list[str]:
     return names
 
 
+@lru_cache(maxsize=64)
+def without_head(structure: str) -> tuple[str, int, int]:
+    """The structure of all blocks but the last, which returns their map; their number, and their tensors'."""
+    data = parse(structure)
+    kept = data["blocks"][:-1]
+    trunk = {
+        "blocks": kept,
+        "features": [{"block": len(kept) - 1, "scaled": False}],
+        "source": data["source"],
+    }
+    described = json.dumps(trunk, separators=(",", ":"))
+    return described, len(kept), len(keys(described))
+
+
 def rebuild(structure: str, weights: Sequence[Tensor]) -> blocks.Network:
     """The network of a structure and its tensors, in the order of ``keys``; the tensors are not copied.
 

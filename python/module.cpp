@@ -3,6 +3,7 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include <algorithm>
 #include <cstring>
 
 #include "cpu/dispatch.h"
@@ -70,7 +71,7 @@ using Size4 = std::array<std::int64_t, 4>;
 
 std::vector<double> run(const effv2::Network& network, std::uintptr_t input, const Size4& shape,
                         const Size4& strides, const std::vector<std::uintptr_t>& outputs, int threads,
-                        bool timed) {
+                        int stop, bool timed) {
   if (network.out_channels() == 0) throw effv2::Error("the network has no blocks");
   if (shape[1] != network.in_channels()) {
     throw effv2::Error("expected " + std::to_string(network.in_channels()) + " channels, got " +
@@ -80,9 +81,17 @@ std::vector<double> run(const effv2::Network& network, std::uintptr_t input, con
     if (n < 1 || n > (1 << 24))
       throw effv2::Error("every size of the input must be at least 1 and below 2^24");
   }
-  if (outputs.size() != static_cast<std::size_t>(network.outputs())) {
-    throw effv2::Error("expected " + std::to_string(network.outputs()) + " outputs, got " +
+  if (stop < 0 || stop > network.size()) {
+    throw effv2::Error("the network has " + std::to_string(network.size()) + " blocks and cannot stop after " +
+                       std::to_string(stop));
+  }
+  const int expected = stop ? 1 : network.outputs();
+  if (outputs.size() != static_cast<std::size_t>(expected)) {
+    throw effv2::Error("expected " + std::to_string(expected) + " outputs, got " +
                        std::to_string(outputs.size()));
+  }
+  if (!input || std::count(outputs.begin(), outputs.end(), 0)) {
+    throw effv2::Error("the input or an output has no memory: its address is 0");
   }
   const effv2::Images images{reinterpret_cast<const float*>(input),
                              static_cast<int>(shape[0]),
@@ -98,9 +107,23 @@ std::vector<double> run(const effv2::Network& network, std::uintptr_t input, con
   std::vector<double> seconds(timed ? static_cast<std::size_t>(network.size()) : 0);
   {
     const py::gil_scoped_release released;
-    network.run(images, addresses.data(), threads, timed ? seconds.data() : nullptr);
+    network.run(images, addresses.data(), threads, timed ? seconds.data() : nullptr, stop);
   }
   return seconds;
+}
+
+// Whether the dictionaries' values are these very objects, in this order. In Python it takes ten times as long.
+bool same_objects(const py::tuple& expected, const py::tuple& dictionaries) {
+  const Py_ssize_t size = PyTuple_GET_SIZE(expected.ptr());
+  Py_ssize_t at = 0;
+  for (const py::handle& dictionary : dictionaries) {
+    if (!PyDict_Check(dictionary.ptr())) return false;
+    PyObject *key, *value;
+    for (Py_ssize_t place = 0; PyDict_Next(dictionary.ptr(), &place, &key, &value); ++at) {
+      if (at == size || PyTuple_GET_ITEM(expected.ptr(), at) != value) return false;
+    }
+  }
+  return at == size;
 }
 
 }  // namespace
@@ -123,6 +146,7 @@ PYBIND11_MODULE(_native, m) {
     return std::string(name);
   });
   m.def("usable_cpus", effv2::usable_cpus);
+  m.def("same_objects", same_objects, py::arg("expected"), py::arg("dictionaries"));
   m.def(
       "measure_peak",
       [](const std::string& isa, int threads, double milliseconds) {
@@ -155,15 +179,15 @@ PYBIND11_MODULE(_native, m) {
       .def(
           "run",
           [](const effv2::Network& n, std::uintptr_t input, const Size4& shape, const Size4& strides,
-             const std::vector<std::uintptr_t>& outputs,
-             int threads) { run(n, input, shape, strides, outputs, threads, false); },
+             const std::vector<std::uintptr_t>& outputs, int threads,
+             int stop) { run(n, input, shape, strides, outputs, threads, stop, false); },
           py::arg("input_address"), py::arg("shape"), py::arg("strides"), py::arg("output_addresses"),
-          py::arg("threads"))
+          py::arg("threads"), py::arg("stop") = 0)
       .def(
           "profile",
           [](const effv2::Network& n, std::uintptr_t input, const Size4& shape, const Size4& strides,
              const std::vector<std::uintptr_t>& outputs,
-             int threads) { return run(n, input, shape, strides, outputs, threads, true); },
+             int threads) { return run(n, input, shape, strides, outputs, threads, 0, true); },
           py::arg("input_address"), py::arg("shape"), py::arg("strides"), py::arg("output_addresses"),
           py::arg("threads"));
 }

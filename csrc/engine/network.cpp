@@ -57,8 +57,10 @@ struct Network::Run {
   float* const* outputs;
   const Plan& plan;
   Context& context;
-  int group;        // images that a thread takes at a time
-  double* seconds;  // [thread][block], or null
+  int group;           // images that a thread takes at a time
+  double* seconds;     // [thread][block], or null
+  std::size_t blocks;  // that are run
+  bool features;       // whether these are returned, or else the output of the last of those blocks
   std::atomic<int> next{0};
 };
 
@@ -180,13 +182,21 @@ std::unique_ptr<Network::Context> Network::take_context(int height, int width, i
   return context;
 }
 
-void Network::run(const Images& images, float* const* outputs, int threads, double* seconds) const {
+void Network::run(const Images& images, float* const* outputs, int threads, double* seconds, int stop) const {
   threads = std::max(1, std::min(threads, usable_cpus()));
   // Small enough that every thread gets several groups.
   const int group = std::max(1, std::min(kGroup, images.count / (2 * threads)));
   std::unique_ptr<Context> context = take_context(images.height, images.width, threads, group);
   std::vector<double> times(seconds ? blocks_.size() * static_cast<std::size_t>(threads) : 0);
-  Run run{images, outputs, *context->plan, *context, group, seconds ? times.data() : nullptr, {}};
+  Run run{images,
+          outputs,
+          *context->plan,
+          *context,
+          group,
+          seconds ? times.data() : nullptr,
+          stop ? static_cast<std::size_t>(stop) : blocks_.size(),
+          !stop && !features_.empty(),
+          {}};
 
   struct Call {
     const Network* network;
@@ -241,7 +251,7 @@ void Network::work(Run& run, int rank, int size) const {
   me.sync();
   const Scratch scratch{leader + 2 * plan.map_floats, own(arena)};
   Walk walk = enter(run, alone + team, leader, me);
-  for (std::size_t i = 0; i < blocks_.size(); ++i) step(run, i, walk, scratch, me, seconds);
+  for (std::size_t i = 0; i < run.blocks; ++i) step(run, i, walk, scratch, me, seconds);
 }
 
 // One image after the other through the early blocks, whose maps are large; then block after block, so that
@@ -251,12 +261,12 @@ void Network::run_group(const Run& run, Range images, float* arena, float* own, 
   const Scratch scratch{arena + 2 * plan.map_floats, own};
   float* late_maps = own + plan.own_floats;
   const bool grouped = images.end - images.begin > 1;
-  const std::size_t late = grouped ? plan.late : blocks_.size();
+  const std::size_t late = grouped ? std::min(plan.late, run.blocks) : run.blocks;
   Walk walks[kGroup];
   for (int image = images.begin; image < images.end; ++image, late_maps += 2 * plan.late_map_floats) {
     Walk& walk = walks[image - images.begin];
     walk = enter(run, image, arena, {});
-    for (std::size_t i = 0; i <= late && i < blocks_.size(); ++i) {
+    for (std::size_t i = 0; i <= late && i < run.blocks; ++i) {
       if (i == late) {
         // From here on the image needs maps of its own.
         walk.maps[0] = late_maps;
@@ -265,7 +275,7 @@ void Network::run_group(const Run& run, Range images, float* arena, float* own, 
       step(run, i, walk, scratch, {}, seconds);
     }
   }
-  for (std::size_t i = late + 1; i < blocks_.size(); ++i) {
+  for (std::size_t i = late + 1; i < run.blocks; ++i) {
     for (int g = 0; g < images.end - images.begin; ++g) step(run, i, walks[g], scratch, {}, seconds);
   }
 }
@@ -306,12 +316,12 @@ void Network::step(const Run& run, std::size_t i, Walk& walk, const Scratch& scr
   const Map out = plan.outputs[i];
   float* y = walk.maps[walk.spare];
   const Feature* wanted =
-      walk.feature < features_.size() && features_[walk.feature].block == static_cast<int>(i)
+      run.features && walk.feature < features_.size() && features_[walk.feature].block == static_cast<int>(i)
           ? &features_[walk.feature]
           : nullptr;
   float* returned = nullptr;
   if (wanted) returned = run.outputs[walk.feature++] + walk.image * out.floats();
-  if (features_.empty() && i + 1 == blocks_.size()) returned = run.outputs[0] + walk.image * out.floats();
+  if (!run.features && i + 1 == run.blocks) returned = run.outputs[0] + walk.image * out.floats();
   const bool direct = returned && !(wanted && wanted->scale.data());
   if (direct) y = returned;
   blocks_[i]->run(walk.x, y, plan.inputs[i], plan.prepared.data() + plan.prepared_at[i], scratch, team);

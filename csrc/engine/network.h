@@ -52,8 +52,9 @@ class Network {
 
   // outputs: one address per feature, or one for the last block's output if there are none; dense NHWC,
   // one image after the other. seconds, if not null, receives the time of every block summed over the
-  // images of the busiest thread. May be called from several threads at once.
-  void run(const Images& images, float* const* outputs, int threads, double* seconds) const;
+  // images of the busiest thread. stop: run so many blocks only and return what the last of them makes; 0 is
+  // the whole network. May be called from several threads at once.
+  void run(const Images& images, float* const* outputs, int threads, double* seconds, int stop = 0) const;
 
  private:
   struct Feature {

@@ -21,13 +21,9 @@ import torch
 from torch import Tensor
 
 from effv2_kernels.backends import TORCH_DTYPES, Settings
-from effv2_kernels.ops.registration import (
-    OUTPUT_SHAPES,
-    define,
-    empty_map,
-    gradients,
-    save_inputs,
-)
+from effv2_kernels.inputs import check_input
+from effv2_kernels.ops.registration import OUTPUT_SHAPES, define, empty_map
+from effv2_kernels.ops.routes import refuse_exporters
 from effv2_kernels.structure import block_sizes, rebuild
 
 
@@ -48,6 +44,8 @@ def run(
 
 
 def fake(x: Tensor, weights: list[Tensor], structure: str, backend: str, dtype: str, *_: Any) -> list[Tensor]:
+    # What Dynamo traces comes by here alone.
+    refuse_exporters()
     network = rebuild(structure, weights)
     expected = TORCH_DTYPES[dtype]
     torch._check(x.dtype == expected, lambda: f"expected images of {expected}, got {x.dtype}")
@@ -64,21 +62,17 @@ def fake(x: Tensor, weights: list[Tensor], structure: str, backend: str, dtype: 
     return [empty_map(x, *outputs[i]) for i in wanted]
 
 
-def setup_context(ctx: Any, inputs: tuple[Any, ...], output: list[Tensor]) -> None:
-    x, weights, structure, *_ = inputs
-    save_inputs(ctx, [x, *weights])
-    ctx.structure = structure
-
-
-def backward(ctx: Any, upstream: list[Tensor]) -> tuple[Any, ...]:
+def reference(
+    x: Tensor, weights: list[Tensor], structure: str, backend: str, dtype: str, *_: Any
+) -> list[Tensor]:
+    """The outputs by PyTorch's own operations, in the precision of the images; raises as an engine does."""
     from effv2_kernels.reference import run as run_reference
 
-    def reference(tensors: list[Tensor]) -> list[Tensor]:
-        y = run_reference(rebuild(ctx.structure, tensors[1:]), tensors[0])
-        return [y] if isinstance(y, Tensor) else y
-
-    x, *weights = gradients(reference, ctx.saved_tensors, upstream)
-    return x, weights, *[None] * 6
+    network = rebuild(structure, weights)
+    check_input(x, block_sizes(network.blocks[0])["in"], TORCH_DTYPES[dtype], weights[0].device)
+    with torch.autocast(x.device.type, enabled=False):
+        y = run_reference(network, x)
+    return [y] if isinstance(y, Tensor) else y
 
 
 define(
@@ -86,6 +80,5 @@ define(
     "bool cuda_graph) -> Tensor[]",
     run,
     fake,
-    setup_context,
-    backward,
+    reference,
 )

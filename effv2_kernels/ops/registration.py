@@ -2,8 +2,9 @@
 
 ``torch.ops.effv2.<kind>(Tensor x, <fields of the block in declared order>) -> Tensor``. The ops are
 defined and implemented through ``torch.library.Library``, whose calls cost a third of those of
-``torch.library.custom_op``. Differentiation runs the reference again under autograd. For Torch's compiler the
-op of a block is more than a black box on a GPU: see ``effv2_kernels.ops.decomposition``.
+``torch.library.custom_op``. Their derivatives and transforms are those of the reference: see
+``effv2_kernels.ops.differentiation``. For Torch's compiler the op of a block is more than a black box on a
+GPU: see ``effv2_kernels.ops.decomposition``.
 """
 
 from __future__ import annotations
@@ -17,6 +18,8 @@ from torch import Tensor
 
 from effv2_kernels import blocks
 from effv2_kernels.errors import InputError, ModelError
+from effv2_kernels.inputs import check_input
+from effv2_kernels.ops.differentiation import differentiable
 from effv2_kernels.structure import block_sizes
 
 LIBRARY = torch.library.Library("effv2", "DEF")
@@ -64,35 +67,25 @@ def register(block_type: type[blocks.Block], output_shape: OutputShape) -> None:
 
         return block_engine(kind, x, values, lambda: make(values)).run(x)[0]
 
-    def fake(x: Tensor, *values: Any) -> Tensor:
+    def sizes_of(values: Sequence[Any]) -> dict[str, int]:
         try:
-            sizes = block_sizes(make(values))
+            return block_sizes(make(values))
         except ModelError as error:
             raise InputError(str(error)) from error
+
+    def fake(x: Tensor, *values: Any) -> Tensor:
+        sizes = sizes_of(values)
         torch._check(x.ndim == 4, lambda: f"expected images of rank 4, got {tuple(x.shape)}")
         torch._check(x.shape[1] == sizes["in"], lambda: f"expected {sizes['in']} channels, got {x.shape[1]}")
         return empty_map(x, sizes["out"], output_shape(x.shape[2], x.shape[3]))
 
-    def reference(x: Tensor, values: Sequence[Any]) -> list[Tensor]:
+    def reference(x: Tensor, *values: Any) -> Tensor:
         from effv2_kernels.reference import run_block
 
-        return [run_block(make(values), x)]
+        check_input(x, sizes_of(values)["in"], x.dtype, x.device)
+        return run_block(make(values), x)
 
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        save_inputs(ctx, inputs)
-
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Any, ...]:
-        inputs = saved_inputs(ctx)
-        found = iter(
-            gradients(
-                lambda tensors: reference(tensors[0], merged(inputs, tensors)[1:]),
-                tensors_of(inputs),
-                [gradient],
-            )
-        )
-        return tuple(next(found) if isinstance(value, Tensor) else None for value in inputs)
-
-    define(schema(block_type), run, fake, setup_context, backward)
+    define(schema(block_type), run, fake, reference)
     _register_decomposition(kind, make)
 
 
@@ -140,48 +133,18 @@ def define(
     op_schema: str,
     run: Callable[..., Any],
     fake: Callable[..., Any],
-    setup_context: Callable[..., None],
-    backward: Callable[..., Any],
+    reference: Callable[..., Any],
 ) -> None:
-    """Put one op into the library."""
+    """Put one op into the library.
+
+    run: its kernel. fake: its outputs without data. reference: what it computes, by PyTorch's own operations.
+    All take the op's arguments.
+    """
     LIBRARY.define(op_schema, tags=_TAGS)
     name = op_schema.partition("(")[0]
     for device in ("CPU", "CUDA"):
         LIBRARY.impl(name, run, device)
     torch.library.register_fake(f"effv2::{name}", fake, lib=LIBRARY)
-    torch.library.register_autograd(f"effv2::{name}", backward, setup_context=setup_context, lib=LIBRARY)
-
-
-def tensors_of(inputs: Sequence[Any]) -> list[Tensor]:
-    """The tensors among an op's arguments."""
-    return [value for value in inputs if isinstance(value, Tensor)]
-
-
-def merged(inputs: Sequence[Any], tensors: Sequence[Tensor]) -> list[Any]:
-    """An op's arguments with its tensors replaced, in order."""
-    replacement = iter(tensors)
-    return [next(replacement) if isinstance(value, Tensor) else value for value in inputs]
-
-
-def save_inputs(ctx: Any, inputs: Sequence[Any]) -> None:
-    """Keep an op's arguments for its backward."""
-    ctx.save_for_backward(*tensors_of(inputs))
-    ctx.layout = [None if isinstance(value, Tensor) else (value,) for value in inputs]
-
-
-def saved_inputs(ctx: Any) -> list[Any]:
-    """What ``save_inputs`` kept."""
-    tensors = iter(ctx.saved_tensors)
-    return [next(tensors) if value is None else value[0] for value in ctx.layout]
-
-
-def gradients(
-    function: Callable[[list[Tensor]], list[Tensor]], tensors: Sequence[Tensor], upstream: Sequence[Tensor]
-) -> list[Tensor | None]:
-    """The gradients of the reference ``function`` at ``tensors``; None for those that need none."""
-    with torch.enable_grad():
-        leaves = [t.detach().requires_grad_(t.requires_grad) for t in tensors]
-        wanted = [t for t in leaves if t.requires_grad]
-        outputs = function(leaves)
-        found = iter(torch.autograd.grad(outputs, wanted, list(upstream), allow_unused=True))
-    return [next(found) if t.requires_grad else None for t in leaves]
+    op = getattr(torch.ops.effv2, name).default
+    LIBRARY.impl(name, differentiable(op, reference), "Autograd")
+    LIBRARY.impl(name, reference, "FuncTorchDynamicLayerFrontMode")

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from effv2_kernels import blocks
 from effv2_kernels.errors import ResolutionError, UnavailableError
-from effv2_kernels.inputs import check_input, fitting_sizes, misfit
+from effv2_kernels.inputs import check_input, check_memory, fitting_sizes, misfit
 from effv2_kernels.structure import block_sizes
 from effv2_kernels.triton import tuning
 from effv2_kernels.triton.ahead import Resources
@@ -119,6 +119,7 @@ class Engine:
                     planned
                     for planned in reversed(self._planned.values())
                     if (planned.plan.image.height, planned.plan.image.width) == (height, width)
+                    and len(planned.plan.blocks) == len(self._packed)
                 ),
                 None,
             ) or self._make(torch.Size((1, self._channels, height, width)), True, self._precision())
@@ -145,8 +146,10 @@ class Engine:
                 for block in self.block_launches(x.shape[2], x.shape[3])
             ]
 
-    def run(self, x: Tensor, threads: int | None = None) -> list[Tensor]:
+    def run(self, x: Tensor, threads: int | None = None, stop: int = 0) -> list[Tensor]:
         """The outputs for x, on the current stream. threads: of no meaning here.
+
+        stop: run so many blocks only, and return the map that the last of them makes; 0 is the whole network.
 
         Nothing waits for the GPU but the first two calls of a shape, which compile, plan and capture.
 
@@ -157,17 +160,18 @@ class Engine:
         x = self._accepted(x)
         with self._on_device():
             try:
-                outputs = self._run(x)
+                outputs = self._run(x, stop)
             except torch.OutOfMemoryError:
                 if self._within_capture() or not self._drop_graphs():
                     raise
                 outputs = []
             # Not above, where the error holds on to the memory of what failed.
-            outputs = outputs or self._run(x, capture=False)
-        return [y.flatten(1) for y in outputs] if self._has_head else outputs
+            outputs = outputs or self._run(x, stop, capture=False)
+        logits = self._has_head and not 0 < stop < len(self._packed)
+        return [y.flatten(1) for y in outputs] if logits else outputs
 
-    def _run(self, x: Tensor, *, capture: bool = True) -> list[Tensor]:
-        planned = self._find(x)
+    def _run(self, x: Tensor, stop: int, *, capture: bool = True) -> list[Tensor]:
+        planned = self._find(x, stop)
         if not capture:
             planned.attempts = _ATTEMPTS
         capturing = self._within_capture()
@@ -195,13 +199,18 @@ class Engine:
 
     def plan_for(self, x: Tensor) -> tuple[Tensor, Plan]:
         """x as the kernels read it, and its plan, with tiles; nothing is launched. Raises as ``run`` does."""
-        x = self._accepted(x)
+        x = self._accepted(x, traced=True)
         with self._on_device():
             return x, self._find(x).plan
 
-    def _accepted(self, x: Tensor) -> Tensor:
-        """x in one of the layouts that are planned for, with the values that it shows."""
+    def _accepted(self, x: Tensor, *, traced: bool = False) -> Tensor:
+        """x in one of the layouts that are planned for, with the values that it shows.
+
+        traced: x stands for a tensor in a graph, and has no memory.
+        """
         check_input(x, self._channels, self._dtype, self._device)
+        if not traced:
+            check_memory(x)
         x = x.detach().resolve_neg()
         if not self._reads_any_layout:
             return x.contiguous(memory_format=torch.channels_last)
@@ -217,23 +226,23 @@ class Engine:
         allowed = torch.backends.cuda.matmul.fp32_precision == "tf32"
         return "tf32" if allowed and self._dtype is torch.float32 else "ieee"
 
-    def _find(self, x: Tensor) -> _Planned:
+    def _find(self, x: Tensor, stop: int = 0) -> _Planned:
         precision = self._precision()
         nhwc = x.is_contiguous(memory_format=torch.channels_last)
-        key = (x.shape, nhwc, precision)
+        key = (x.shape, nhwc, precision, stop)
         with self._lock:
             planned = self._planned.get(key)
             if planned is None:
                 self._refuse_within_capture(f"planned for images of {tuple(x.shape)}")
-                planned = self._make(x.shape, nhwc, precision)
+                planned = self._make(x.shape, nhwc, precision, stop)
                 if len(self._planned) >= _MAX_PLANS:
                     self._planned.popitem(last=False)
                 self._planned[key] = planned
             self._planned.move_to_end(key)
         return planned
 
-    def _make(self, shape: torch.Size, nhwc: bool, precision: str) -> _Planned:
-        plan = self._plan(shape, nhwc, precision)
+    def _make(self, shape: torch.Size, nhwc: bool, precision: str, stop: int = 0) -> _Planned:
+        plan = self._plan(shape, nhwc, precision, stop)
         if INTERPRETED:
             return _Planned(plan, [None] * len(plan.launches))
         chosen = tuning.choose(plan.launches, tuning.table_of(self._device))
@@ -241,11 +250,13 @@ class Engine:
         self._settle()
         return _Planned(plan, [resources for _, resources in chosen])
 
-    def _plan(self, shape: torch.Size, nhwc: bool, precision: str) -> Plan:
+    def _plan(self, shape: torch.Size, nhwc: bool, precision: str, stop: int = 0) -> Plan:
         n, c, h, w = shape
         image = FeatureMap(n, h, w, c, self._dtype, None if nhwc else (c * h * w, h * w, w, 1))
         try:
             with torch.inference_mode(False):
+                if stop:
+                    return Plan(self._packed[:stop], image, [(stop - 1, None)], precision)
                 return Plan(self._packed, image, self._outputs, precision)
         except ResolutionError as error:
             if self._sizes is None:
