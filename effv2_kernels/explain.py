@@ -15,6 +15,7 @@ from effv2_kernels.model import OptimizedModel
 from effv2_kernels.ops.engines import Engine
 from effv2_kernels.structure import block_sizes
 from effv2_kernels.tables import shape_text, text_table
+from effv2_kernels.verification import noted
 
 _DEFAULT_SIZE = 224
 
@@ -62,6 +63,7 @@ class Explanation:
     rows: tuple[BlockRow, ...]
     left: tuple[Left, ...]
     why: tuple[str, ...]  # one line for each backend and ISA in use: which parts run on it, and the reason
+    verified: str = ""  # what optimize() found when it ran the original and the result on a random image
 
     @property
     def gflop(self) -> float:
@@ -96,7 +98,7 @@ class Explanation:
             f"{self.gflop:.4f}",
             f"{self.bytes / 1e6:.3f}",
         )
-        lines = [*self.why, text_table(header, [*body, total], left=7)]
+        lines = [*self.why, *filter(None, [self.verified]), text_table(header, [*body, total], left=7)]
         if any(row.kernels for row in self.rows):
             lines += ["\nKernels:", self._kernel_table()]
         if self.left:
@@ -166,7 +168,18 @@ def explain(model: nn.Module, size: int | tuple[int, int] | None = None) -> Expl
         f"{', '.join(paths) if len(paths) < 4 else f'{len(paths)} parts'}: {reason}"
         for reason, paths in why.items()
     ]
-    return Explanation(tuple(rows), tuple(_left(model, "", set(parts))), tuple(lines))
+    left = _left(model, "", set(parts), noted(model))
+    return Explanation(tuple(rows), tuple(left), tuple(lines), _verified(list(parts.values())))
+
+
+def _verified(parts: list[OptimizedModel]) -> str:
+    errors = [part._verified for part in parts if part._verified is not None]
+    if not errors:
+        return "not verified: verify=False was given, or it is from a file"
+    if len(parts) == 1:
+        return f"verified: relative error {errors[0]:.1e} on one random image"
+    some = f"{len(errors)} of {len(parts)} parts"
+    return f"verified: {some}, relative error {max(errors):.1e} at most on one random image each"
 
 
 def input_size(part: OptimizedModel, size: int | tuple[int, int] | None) -> tuple[int, int] | None:
@@ -230,7 +243,7 @@ def _kernels(engine: Engine, size: tuple[int, int] | None) -> list[tuple[KernelR
     ]
 
 
-def _left(module: nn.Module, path: str, optimised: set[str]) -> list[Left]:
+def _left(module: nn.Module, path: str, optimised: set[str], refused: dict[str, str]) -> list[Left]:
     """The largest submodules with tensors that hold no optimised network."""
     if path in optimised:
         return []
@@ -240,7 +253,8 @@ def _left(module: nn.Module, path: str, optimised: set[str]) -> list[Left]:
         if not tensors:
             return []
         # The reason of the part itself, or of what inside it kept it from being optimised.
-        reason = "; ".join(dict.fromkeys(u.reason for u in sources.unrecognised(module)))
+        found = [reason for at, reason in refused.items() if f"{at}.".startswith(f"{path}." if path else "")]
+        reason = "; ".join(dict.fromkeys([*found, *(u.reason for u in sources.unrecognised(module))]))
         size = sum(t.nbytes for t in tensors)
         return [Left(path, type(module).__name__, reason or "was not given to optimize()", size)]
     left = []
@@ -249,5 +263,5 @@ def _left(module: nn.Module, path: str, optimised: set[str]) -> list[Left]:
         size = sum(t.nbytes for t in own)
         left.append(Left(path, type(module).__name__, "tensors of its own, outside of any part", size))
     for name, child in module.named_children():
-        left += _left(child, f"{path}.{name}" if path else name, optimised)
+        left += _left(child, f"{path}.{name}" if path else name, optimised, refused)
     return left

@@ -2,13 +2,29 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 
 from effv2_kernels import blocks
 from effv2_kernels.errors import InputError, ResolutionError
 
-Sizes = tuple[tuple[int, int], tuple[int, int]]
+
+class Sizes(NamedTuple):
+    """Images that all attention biases of a network fit."""
+
+    rows: tuple[int, int]  # least and most
+    columns: tuple[int, int]
+    source: str = ""  # of the network, see blocks.Network
+
+
+# How a model of other images is made, by the network's source; parts and ops have none.
+_REMADE = {
+    "timm": "timm.create_model(..., img_size=({0}, {1}))",
+    "official": "EfficientFormerV2(..., resolution={0})",
+    "reference": "effv2_kernels.create_model(..., img_size=({0}, {1}))",
+}
 
 _CAST = {torch.float32: "float", torch.float16: "half", torch.bfloat16: "bfloat16"}
 
@@ -45,8 +61,24 @@ def check_input(x: Tensor, channels: int, dtype: torch.dtype, device: torch.devi
         )
 
 
+def check_memory(x: Tensor) -> None:
+    """Raise InputError where a dense tensor reads memory that it does not have.
+
+    Frameworks that shard or offload weights free a tensor's memory and leave it its shape.
+    """
+    extent = x.numel()
+    if not (x.is_contiguous() or x.is_contiguous(memory_format=torch.channels_last)):
+        extent = 1 + sum((size - 1) * stride for size, stride in zip(x.shape, x.stride(), strict=True))
+    held = x.untyped_storage().nbytes()
+    if held < (x.storage_offset() + extent) * x.element_size() or not x.data_ptr():
+        raise InputError(
+            f"a tensor {tuple(x.shape)} of strides {x.stride()} reads beyond the {held} bytes that it holds: "
+            f"its memory was freed or never made. Give one that holds its values."
+        )
+
+
 def fitting_sizes(network: blocks.Network) -> Sizes | None:
-    """(least, most) rows and (least, most) columns of images that all attention biases fit; None is any."""
+    """The images that all attention biases fit; None is any."""
     low, high = [1, 1], [0, 0]
     step = 1  # pixels of the image for one row of the map at hand
     for block in network.blocks:
@@ -64,14 +96,16 @@ def fitting_sizes(network: blocks.Network) -> Sizes | None:
         for axis, size in enumerate(table.shape[1:]):
             low[axis] = max(low[axis], (size - 1) * tokens + 1)
             high[axis] = min(high[axis] or size * tokens, size * tokens)
-    return ((low[0], high[0]), (low[1], high[1])) if high[0] else None
+    return Sizes((low[0], high[0]), (low[1], high[1]), network.source) if high[0] else None
 
 
 def misfit(sizes: Sizes, height: int, width: int) -> ResolutionError:
     """The error for images of height x width where the biases fit ``sizes`` alone."""
-    rows, cols = sizes
+    rows, cols, source = sizes
+    advice = f", or make the model with {_REMADE[source].format(height, width)}" if source in _REMADE else ""
+    if source == "official" and height != width:
+        advice = " (the official classifier takes square images only)"
     return ResolutionError(
         f"the attention biases of this model fit inputs of {rows[0]}-{rows[1]} rows by "
-        f"{cols[0]}-{cols[1]} columns, but this one is {height}x{width}. Resize it, or create the "
-        f"model with img_size=({height}, {width})."
+        f"{cols[0]}-{cols[1]} columns, but this one is {height}x{width}. Resize it{advice}."
     )

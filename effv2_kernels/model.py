@@ -302,6 +302,12 @@ class OptimizedModel(nn.Module):
             f"nn.Sequential(model, layer)."
         )
 
+    def _replicate_for_data_parallel(self) -> NoReturn:
+        raise UnavailableError(
+            "nn.DataParallel copies a model to several GPUs in every call, and an optimised one has its "
+            "weights packed for one. Optimise the model once for each GPU, in a process of its own."
+        )
+
     def __prepare_scriptable__(self) -> NoReturn:
         raise ExportError(
             "torch.jit.script cannot take an optimised model, which is one call of this package's engine. "

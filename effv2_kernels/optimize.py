@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import nn
 
-from effv2_kernels import blocks, sources
+from effv2_kernels import blocks, sources, verification
 from effv2_kernels.backends import DTYPE_NAMES, Settings
+from effv2_kernels.carried import carried
 from effv2_kernels.errors import InputError, ModelError
 from effv2_kernels.model import OptimizedModel
+from effv2_kernels.sources.wrappers import expression, refuse_parallel, replaced, why_opaque
 
 
 def optimize(
@@ -24,6 +25,7 @@ def optimize(
     threads: int | None = None,
     cuda_graph: bool = True,
     strict: bool = True,
+    verify: bool = True,
 ) -> nn.Module:
     """A new module that computes the same as ``model``, faster; ``model`` is left untouched.
 
@@ -40,10 +42,16 @@ def optimize(
     strict: refuse a module without a whole EfficientFormerV2, or with parts of one outside. False: optimise
         the parts that are known (stem, stage blocks, downsampling) and leave the rest as it is;
         ``explain`` lists both.
+    verify: run each network (or part) and its optimised version once on a small random image and refuse it
+        where they differ; ``explain`` shows the error found. Takes about as long as four calls of ``model``
+        and as reading it once more. Nothing of ``model`` changes by it, neither caches nor the counts of
+        hooks, and no global random number is drawn. With strict=False a part that differs is left as it is.
 
     Raises ModelError for a module that cannot be optimised (unknown, in training mode, hooked, not finite, of
-    several dtypes or devices), UnknownNameError and UnavailableError for a dtype, backend, ISA or device that
-    does not exist or cannot run here, InputError for a thread count below 1 or on a GPU.
+    several dtypes or devices, with another forward than its structure says, in a wrapper that cannot be
+    copied or that shares it out among processes, optimised already), UnknownNameError and UnavailableError
+    for a dtype, backend, ISA or device that does not exist or cannot run here, InputError for a thread count
+    below 1 or on a GPU.
     """
     if not isinstance(model, nn.Module):
         raise ModelError(f"optimize() takes a torch.nn.Module, but got {type(model).__name__}.")
@@ -51,40 +59,82 @@ def optimize(
         raise ModelError("this model is optimised already; give the model it was made from.")
     if threads is not None and (type(threads) is not int or threads < 1):
         raise InputError(f"threads must be a positive integer or None, but got {threads!r}.")
+    opaque = why_opaque(model)
+    if opaque is not None:
+        raise ModelError(f"{type(model).__name__} {opaque}")
     if model.training:
         raise ModelError(f"{type(model).__name__} is in training mode: call model.eval() first.")
+    refuse_parallel(model)
+    done = [path for path, m in model.named_modules() if isinstance(m, OptimizedModel)]
     networks = dict(sources.find_networks(model, strict=strict))
-    parts = sources.read_parts(model, skip=tuple(networks))
+    parts = sources.read_parts(model, skip=(*networks, *done))
+    if done and (strict or not (networks or parts)):
+        raise _done_already(model, done, [*networks, *parts])
     if (strict and parts) or not (networks or parts):
         raise _refusal(model, parts, strict)
-    replacements: dict[int, OptimizedModel] = {}
-    for path in [*networks, *parts]:
+    replacements: dict[int, nn.Module] = {}
+    places: list[str] = []
+    left: dict[str, str] = {}
+    waiting = [*networks, *parts]
+    while waiting:
+        path = waiting.pop(0)
         module = model.get_submodule(path)
         device, own = _device_and_dtype(module, path, any_dtype=dtype is not None)
         if id(module) in replacements:
+            places.append(path)
             continue
         settings = Settings(backend, own if dtype is None else dtype, isa, threads, cuda_graph)
         settings.choose(device)
+        is_part = path in parts
         # Folded weights are let go of as soon as they are copied, before they are packed.
-        if path in networks:
-            optimised = OptimizedModel(networks.pop(path), settings, device=device)
-        else:
+        if is_part:
             steps = parts.pop(path)
             features = (blocks.Feature(len(steps) - 1),)
             network = blocks.Network(steps, (path,) * len(steps), features)
-            optimised = OptimizedModel(network, settings, device=device, single=True)
-            del steps, network
-        replacements[id(module)] = optimised
+            del steps
+        else:
+            network = networks.pop(path)
+        optimised = OptimizedModel(
+            network, settings, device=device, single=is_part, attributes=carried(module)
+        )
+        del network
         _ = optimised.engine
-    try:
-        # deepcopy takes what its memo holds, so the replaced modules are not copied.
-        result: nn.Module = copy.deepcopy(model, dict(replacements))
-    except RuntimeError as error:
-        raise ModelError(
-            f"what is left of {type(model).__name__} cannot be copied: {error} (A module that keeps tensors "
-            f"of a graph, such as a cache filled outside of torch.no_grad(), has to drop them first.)"
-        ) from error
+        try:
+            if verify:
+                optimised._verified = verification.verify(module, optimised, path=path, part=is_part)
+        except ModelError as error:
+            if strict:
+                raise
+            left[path] = str(error)
+            if not is_part:
+                inside = {f"{path}.{name}".strip("."): p for name, p in sources.read_parts(module).items()}
+                parts |= inside
+                waiting = [*inside, *waiting]
+            continue
+        replacements[id(module)] = optimised
+        places.append(path)
+    if not replacements:
+        raise ModelError(" ".join(left.values()))
+    result = replaced(model, replacements, places)
+    if left:
+        verification.note(result, left)
     return result
+
+
+def _done_already(model: nn.Module, done: list[str], others: list[str]) -> ModelError:
+    shown, variable = ", ".join(map(repr, done)), type(model).__name__
+    if not others:
+        return ModelError(
+            f"{variable} holds a model that is optimised already, at {shown}, and no other: it can be used "
+            f"as it is."
+        )
+    steps = " and ".join(
+        f"{e} = effv2_kernels.optimize({e})" for e in (expression("model", model, p) for p in others)
+    )
+    return ModelError(
+        f"{variable} holds a model that is optimised already, at {shown}. Optimise the others in place: "
+        f"{steps}; or give the module in which none is optimised."
+    )
 
 
 def _refusal(model: nn.Module, parts: dict[str, tuple[blocks.Block, ...]], strict: bool) -> ModelError:

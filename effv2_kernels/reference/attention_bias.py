@@ -43,8 +43,7 @@ def bias_for(table: Tensor, grid: tuple[int, int], *, query_stride: int = 1, res
         rows, cols = table.shape[1:]
         raise ResolutionError(
             f"the attention bias was made for a map of {rows}x{cols} tokens, but this input gives "
-            f"{grid[0]}x{grid[1]}. Give images of the size that the model was made for, or create the model "
-            f"with img_size=(height, width) of these images."
+            f"{grid[0]}x{grid[1]}. Give images of the size that the model was made for."
         )
     queries = -(-grid[0] // query_stride) * -(-grid[1] // query_stride)
     size = (queries, grid[0] * grid[1])

@@ -1,12 +1,12 @@
 """From a module of any supported origin to the one description of a network, ``blocks.Network``.
 
-Each adapter is one file with ``matches(module)``, ``read(module)`` and ``read_part(module, path)``, and
-one row of the table below. A new origin is a new file and a new row.
+Each adapter is one file with ``matches(module)``, ``read(module)`` and ``part_reader(module)``, and one row
+of the table below. A new origin is a new file and a new row.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from typing import NamedTuple, Protocol
 
 from torch import nn
@@ -14,6 +14,9 @@ from torch import nn
 from effv2_kernels import blocks
 from effv2_kernels.errors import ModelError
 from effv2_kernels.sources import official, reference, timm
+from effv2_kernels.sources.genuine import require_genuine
+from effv2_kernels.sources.node import Node, named_modules, require_usable
+from effv2_kernels.sources.wrappers import why_opaque
 
 
 class Adapter(Protocol):
@@ -23,10 +26,10 @@ class Adapter(Protocol):
         """Whether the module has this origin's structure; cheap, and reads no weights."""
 
     def read(self, module: nn.Module) -> blocks.Network:
-        """The folded network; ModelError for whatever is not supported."""
+        """The folded network of a usable module; ModelError for whatever is not supported."""
 
-    def read_part(self, module: nn.Module, path: str = "") -> tuple[blocks.Block, ...] | None:
-        """The blocks of a part that stands alone, None for anything that is not one."""
+    def part_reader(self, module: nn.Module) -> Callable[[Node], list[tuple[str, blocks.Block]]] | None:
+        """What reads the blocks of a part that stands alone, None for anything that is not one."""
 
 
 # In order of trial. The reference comes first: it is told by its class, the others by structure.
@@ -42,6 +45,8 @@ class Unrecognised(NamedTuple):
 
 
 def _adapter(module: nn.Module) -> Adapter | None:
+    if why_opaque(module) is not None:
+        return None
     return next((adapter for adapter in ADAPTERS.values() if adapter.matches(module)), None)
 
 
@@ -50,19 +55,31 @@ def _join(path: str, name: str) -> str:
 
 
 def _children(module: nn.Module, path: str) -> Iterator[tuple[str, nn.Module]]:
+    if why_opaque(module) is not None:
+        return
     for name, child in module._modules.items():
         if child is not None:
             yield _join(path, name), child
 
 
-def read(module: nn.Module) -> blocks.Network:
+def _require_readable(node: Node) -> None:
+    require_genuine(named_modules(node))
+    require_usable(node)
+
+
+def read(module: nn.Module, *, checked: bool = False) -> blocks.Network:
     """The folded network of a module that is an EfficientFormerV2.
 
+    checked: the module, or the one that it is a clone of, was read before: look at its structure alone.
+
     Raises ModelError for any other module, for one in training mode, with hooks, with weights that are
-    not finite, or with a part that is not computed as blocks.py says; the message names the part.
+    not finite, with a forward that was replaced, or with a part that is not computed as blocks.py says; the
+    message names the part.
     """
     adapter = _adapter(module)
     if adapter is not None:
+        if not checked:
+            _require_readable(Node(module))
         return adapter.read(module)
     inside = [path for path, _ in _matching(module, "")]
     if inside:
@@ -101,12 +118,18 @@ def _located(error: ModelError, path: str) -> ModelError:
     return ModelError(f"in '{path}': {error}") if path else error
 
 
-def _read_part(module: nn.Module, path: str) -> tuple[blocks.Block, ...] | None:
-    """The blocks of a part; None where it is none; ModelError where it is one but cannot be read."""
+def read_part(module: nn.Module, path: str = "", *, checked: bool = False) -> tuple[blocks.Block, ...] | None:
+    """The blocks of a part; None where it is none; ModelError where it is one but cannot be read.
+
+    path: of the part, for messages. checked: as for ``read``.
+    """
     for adapter in ADAPTERS.values():
-        part = adapter.read_part(module, path)
-        if part is not None:
-            return part
+        extract = adapter.part_reader(module)
+        if extract is not None:
+            node = Node(module, path)
+            if not checked:
+                _require_readable(node)
+            return tuple(block for _, block in extract(node))
     return None
 
 
@@ -126,7 +149,7 @@ def read_parts(module: nn.Module, *, skip: Collection[str] = ()) -> dict[str, tu
         if path in skip:
             return
         try:
-            read_blocks = _read_part(part, path)
+            read_blocks = None if why_opaque(part) is not None else read_part(part, path)
         except ModelError:
             return
         if read_blocks is not None:
@@ -151,11 +174,15 @@ def unrecognised(module: nn.Module) -> list[Unrecognised]:
         """Whether something in here is recognised; what is not is added to ``left``."""
         name = type(part).__name__
         adapter = _adapter(part)
+        opaque = why_opaque(part)
+        if opaque is not None:
+            left.append(Unrecognised(path, name, opaque))
+            return True
         try:
             if adapter is not None:
-                adapter.read(part)
+                read(part)
                 return True
-            if _read_part(part, path) is not None:
+            if read_part(part, path) is not None:
                 return True
         except ModelError as error:
             reason = str(_located(error, path) if adapter is not None else error)

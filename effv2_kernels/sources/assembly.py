@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+from torch import Tensor
+
 from effv2_kernels import blocks
+from effv2_kernels.sources import folding
+from effv2_kernels.sources.node import Affine, Normalisation
 
 
 class Assembly:
@@ -13,6 +17,7 @@ class Assembly:
         self._blocks: list[blocks.Block] = []
         self._names: list[str] = []
         self._features: list[blocks.Feature] = []
+        self._norm: tuple[Tensor, Tensor] | None = None
 
     def add(self, named: list[tuple[str, blocks.Block]]) -> None:
         """Append blocks, each with the dotted path of its source module."""
@@ -29,8 +34,13 @@ class Assembly:
         """Return this feature map to the caller."""
         self._features.append(feature)
 
+    def add_head(self, norm: Normalisation, classifiers: list[Affine]) -> None:
+        """Append the head, and keep the norm that it has folded in."""
+        self.add([("head", folding.head("head", norm, classifiers))])
+        self._norm = folding.single("norm", norm.scale), folding.single("norm", norm.shift)
+
     def network(self) -> blocks.Network:
         """What was collected."""
         return blocks.Network(
-            tuple(self._blocks), tuple(self._names), tuple(self._features), source=self._source
+            tuple(self._blocks), tuple(self._names), tuple(self._features), self._source, self._norm
         )

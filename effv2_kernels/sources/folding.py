@@ -171,7 +171,7 @@ def bias_table(
     """
     values = node.tensor(biases)
     numbers = node.value(indices).detach().to("cpu")
-    expected = distance_index(*grid, query_stride)
+    expected = distance_index(*grid, query_stride, torch.device("cpu"))
     fits = (
         numbers.shape == expected.shape and int(numbers.min()) >= 0 and int(numbers.max()) < values.shape[1]
     )
@@ -188,6 +188,6 @@ def bias_table(
         if first.shape != table.shape or not torch.allclose(first, table, rtol=tolerance, atol=tolerance):
             raise node.error(
                 "would use an outdated copy of its attention bias (weights were loaded after it was made): "
-                "call model.eval() again."
+                "call model.train(); model.eval()."
             )
     return table.reshape(-1, *grid)

@@ -20,6 +20,12 @@ from effv2_kernels.errors import ModelError
 _FROZEN_NORMS = ("FrozenBatchNorm2d", "FrozenBatchNormAct2d")
 
 
+_FUSED = (
+    "The model's convolutions and norms were fused already; give the model as it was before: optimize() "
+    "fuses them, in float64."
+)
+
+
 class Affine(NamedTuple):
     """A linear map or convolution followed by a factor for each output: factor * weight, and bias.
 
@@ -72,7 +78,8 @@ class Node:
     def __getitem__(self, path: str) -> Node:
         node = self.find(path)
         if node is None:
-            raise self.error(f"has no submodule '{path}', which an EfficientFormerV2 has there.")
+            fused = f" {_FUSED}" if path.endswith("bn") and "conv" in self.module._modules else ""
+            raise self.error(f"has no submodule '{path}', which an EfficientFormerV2 has there.{fused}")
         return node
 
     def children(self) -> list[Node]:
@@ -126,7 +133,7 @@ def convolution(node: Node, *, kernel: int = 1, stride: int = 1, depthwise: bool
     """A Conv2d of exactly this kind, with padding ``kernel // 2``; weight (out, in / groups, k, k)."""
     conv = node.module
     if not isinstance(conv, nn.Conv2d) or type(conv)._conv_forward is not nn.Conv2d._conv_forward:
-        raise node.error("is unsupported: expected a plain nn.Conv2d.")
+        raise node.error(f"is unsupported: expected a plain nn.Conv2d.{_quantised(conv)}")
     if type(conv).forward is not nn.Conv2d.forward:
         raise node.error("is unsupported: it overrides the forward of nn.Conv2d.")
     groups = conv.in_channels if depthwise else 1
@@ -150,16 +157,22 @@ def convolution(node: Node, *, kernel: int = 1, stride: int = 1, depthwise: bool
     return _affine(node, conv.out_channels)
 
 
+def _quantised(module: nn.Module) -> str:
+    if not type(module).__module__.startswith(("torch.ao.", "torch.nn.quantized", "torch.nn.qat")):
+        return ""
+    return " It is quantised: give the model as it was before that."
+
+
 def linear(node: Node) -> Affine:
     """An nn.Linear."""
     layer = node.module
     if not isinstance(layer, nn.Linear) or type(layer).forward is not nn.Linear.forward:
-        raise node.error("is unsupported: expected a plain nn.Linear.")
+        raise node.error(f"is unsupported: expected a plain nn.Linear.{_quantised(layer)}")
     return _affine(node, layer.out_features)
 
 
 def _affine(node: Node, outputs: int) -> Affine:
-    one = torch.ones(outputs, dtype=torch.float64)
+    one = torch.ones(outputs, dtype=torch.float64, device="cpu")
     bias = torch.zeros_like(one) if node.value("bias") is None else node.tensor("bias")
     return Affine(node.raw_tensor("weight"), one, bias)
 
@@ -171,6 +184,8 @@ def batch_norm(node: Node, *, activation: bool = False) -> Normalisation:
     """
     norm = node.module
     batch = isinstance(norm, (nn.BatchNorm2d, nn.SyncBatchNorm))
+    if isinstance(norm, nn.Identity):
+        raise node.error(f"stands where an nn.BatchNorm2d belongs. {_FUSED}")
     if not batch and type(norm).__name__ not in _FROZEN_NORMS:
         raise node.error("is unsupported: expected an nn.BatchNorm2d.")
     for child in node.children():
@@ -178,6 +193,12 @@ def batch_norm(node: Node, *, activation: bool = False) -> Normalisation:
             require_nothing(child)
     if activation:
         require_gelu(node["act"])
+        if type(norm).forward in (nn.SyncBatchNorm.forward, nn.BatchNorm2d.forward):
+            raise node.error(
+                "holds an activation that it does not apply: torch.nn.SyncBatchNorm.convert_sync_batchnorm "
+                "drops it from timm's norms. Convert the model with timm.layers.convert_sync_batchnorm "
+                "instead, or give the model as it was before."
+            )
     if batch and norm.training:
         raise node.error("is in training mode: call model.eval() first.")
     if getattr(norm, "running_mean", None) is None or getattr(norm, "running_var", None) is None:
@@ -201,9 +222,10 @@ def require_gelu(node: Node) -> None:
     """Refuse every activation but the exact GELU, x * Phi(x), told by its values: classes vary."""
     if any(True for _ in node.module.parameters()):
         raise node.error("is unsupported: expected the exact GELU, which has no parameters.")
-    probe = torch.linspace(-6, 6, 97, dtype=torch.float64)
+    probe = torch.linspace(-6, 6, 97, dtype=torch.float64, device="cpu")
     # The tanh form differs by up to 4.7e-4, the sigmoid form by 2e-2; float64 rounding by 1e-15.
-    if not torch.allclose(node.module(probe.clone()), F.gelu(probe), rtol=0, atol=1e-7):
+    # Not by a call, which hooks on all modules would count.
+    if not torch.allclose(node.module.forward(probe.clone()), F.gelu(probe), rtol=0, atol=1e-7):
         raise node.error("is unsupported: expected the exact GELU, x * Phi(x).")
 
 
@@ -232,7 +254,8 @@ def _drop_rate(module: nn.Module) -> float:
     return float(getattr(module, "drop_prob", None) or getattr(module, "p", None) or 0.0)
 
 
-def _named_modules(node: Node) -> Iterator[Node]:
+def named_modules(node: Node) -> Iterator[Node]:
+    """A module and all that are inside, each with its path."""
     prefix = f"{node.path}." if node.path else ""
     for name, module in node.module.named_modules():
         yield Node(module, prefix + name if name else node.path)
@@ -246,7 +269,7 @@ def require_usable(node: Node) -> None:
     """
     if node.module.training:
         raise node.error("is in training mode: call model.eval() first.")
-    for part in _named_modules(node):
+    for part in named_modules(node):
         module = part.module
         random = isinstance(module, nn.modules.dropout._DropoutNd) or hasattr(module, "drop_prob")
         if module.training and (

@@ -6,6 +6,8 @@ Told by the names of submodules and attributes, not by class: people copy those 
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 
@@ -22,7 +24,6 @@ from effv2_kernels.sources.node import (
     normalised,
     require_gelu,
     require_nothing,
-    require_usable,
     sequence,
 )
 from effv2_kernels.sources.timm import require_bilinear_2x, require_subsampling
@@ -70,7 +71,6 @@ def matches(module: nn.Module) -> bool:
 def read(module: nn.Module) -> blocks.Network:
     """The folded network. Raises ModelError, naming the submodule, for whatever is not supported."""
     node = Node(module)
-    require_usable(node)
     assembly = Assembly("official")
     assembly.add(_stem(node["patch_embed"]))
     features = node.value("fork_feat")
@@ -89,17 +89,15 @@ def read(module: nn.Module) -> blocks.Network:
         classifiers = [linear(head) for head in heads if not isinstance(head.module, nn.Identity)]
         if classifiers and len(classifiers) != len(heads):
             raise node.error("is unsupported: one of its two heads has a classifier and the other has none.")
-        assembly.add([("head", folding.head("head", batch_norm(node["norm"]), classifiers))])
+        assembly.add_head(batch_norm(node["norm"]), classifiers)
     return assembly.network()
 
 
-def read_part(module: nn.Module, path: str = "") -> tuple[blocks.Block, ...] | None:
-    """The blocks of a stem, stage block or embedding that stands alone; None for anything else."""
-    node = Node(module, path)
+def part_reader(module: nn.Module) -> Callable[[Node], Named] | None:
+    """What reads a stem, stage block or embedding that stands alone; None for anything else."""
     for recognises, extract in ((_is_block, _block), (_is_embedding, _embedding), (_is_stem, _stem)):
         if recognises(module):
-            require_usable(node)
-            return tuple(block for _, block in extract(node))
+            return extract
     return None
 
 

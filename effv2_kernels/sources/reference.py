@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from torch import Tensor, nn
 
 from effv2_kernels import blocks
@@ -20,7 +22,6 @@ from effv2_kernels.sources.node import (
     convolution,
     linear,
     normalised,
-    require_usable,
 )
 
 Named = list[tuple[str, blocks.Block]]
@@ -32,9 +33,8 @@ def matches(module: nn.Module) -> bool:
 
 
 def read(module: nn.Module) -> blocks.Network:
-    """The folded network. Raises ModelError for a model in training mode or with unusable weights."""
+    """The folded network. Raises ModelError, naming the submodule, for whatever is not supported."""
     node = Node(module)
-    require_usable(node)
     assembly = Assembly("reference")
     assembly.add(_stem(node["stem"]))
     features = node.find("feature_norms")
@@ -52,23 +52,17 @@ def read(module: nn.Module) -> blocks.Network:
     if features is None:
         heads = [head for head in (node.find("head"), node.find("head_dist")) if head is not None]
         classifiers = [linear(head) for head in heads if isinstance(head.module, nn.Linear)]
-        assembly.add([("head", folding.head("head", batch_norm(node["norm"]), classifiers))])
+        assembly.add_head(batch_norm(node["norm"]), classifiers)
     return assembly.network()
 
 
-def read_part(module: nn.Module, path: str = "") -> tuple[blocks.Block, ...] | None:
-    """The blocks of a stem, stage block or downsample step that stands alone; None for anything else."""
-    node = Node(module, path)
+def part_reader(module: nn.Module) -> Callable[[Node], Named] | None:
+    """What reads a stem, stage block or downsample step that stands alone; None for anything else."""
     if isinstance(module, reference.BlockLayer):
-        extract = _block
-    elif isinstance(module, (ConvDownsampleLayer, AttentionDownsampleLayer)):
-        extract = _downsample
-    elif isinstance(module, StemLayer):
-        extract = _stem
-    else:
-        return None
-    require_usable(node)
-    return tuple(block for _, block in extract(node))
+        return _block
+    if isinstance(module, (ConvDownsampleLayer, AttentionDownsampleLayer)):
+        return _downsample
+    return _stem if isinstance(module, StemLayer) else None
 
 
 def _conv_norm(node: Node, *, kernel: int = 1, stride: int = 1, depthwise: bool = False) -> Affine:

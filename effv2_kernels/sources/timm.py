@@ -5,7 +5,7 @@ Told by the names of submodules and attributes, not by class: people copy that f
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -22,12 +22,11 @@ from effv2_kernels.sources.node import (
     normalised,
     require_gelu,
     require_nothing,
-    require_usable,
 )
 
 Named = list[tuple[str, blocks.Block]]
 
-_BLOCK = ("mlp.fc1.conv", "mlp.fc1.bn", "mlp.mid.conv", "mlp.fc2.conv", "ls2")
+_BLOCK = ("mlp.fc1.conv", "mlp.mid.conv", "mlp.fc2.conv", "ls2")
 
 
 def _is_block(module: nn.Module) -> bool:
@@ -37,7 +36,7 @@ def _is_block(module: nn.Module) -> bool:
 
 def _is_downsample(module: nn.Module) -> bool:
     node = Node(module)
-    return hasattr(module, "attn") and bool(node.find("conv.conv")) and bool(node.find("conv.bn"))
+    return hasattr(module, "attn") and bool(node.find("conv.conv"))
 
 
 def _is_stem(module: nn.Module) -> bool:
@@ -89,7 +88,6 @@ def matches(module: nn.Module) -> bool:
 def read(module: nn.Module) -> blocks.Network:
     """The folded network. Raises ModelError, naming the submodule, for whatever is not supported."""
     node = Node(module)
-    require_usable(node)
     if _is_flat_features(module):
         return _flat_features(node)
     if _is_getter(module):
@@ -97,19 +95,21 @@ def read(module: nn.Module) -> blocks.Network:
     return _model(node)
 
 
-def read_part(module: nn.Module, path: str = "") -> tuple[blocks.Block, ...] | None:
-    """The blocks of a stem, stage block or downsample step that stands alone; None for anything else."""
-    node = Node(module, path)
+def part_reader(module: nn.Module) -> Callable[[Node], Named] | None:
+    """What reads a stem, stage block or downsample step that stands alone; None for anything else."""
     for recognises, extract in ((_is_block, _block), (_is_downsample, _downsample), (_is_stem, _stem)):
         if recognises(module):
-            require_usable(node)
-            return tuple(block for _, block in extract(node))
+            return extract
     return None
 
 
 def _model(node: Node) -> blocks.Network:
     if node.value("global_pool") != "avg":
-        raise node.error(f"is unsupported: global_pool={node.value('global_pool')!r}, expected 'avg'.")
+        raise node.error(
+            f"is unsupported: global_pool={node.value('global_pool')!r}, expected 'avg'. For feature "
+            f"maps use timm.create_model(..., features_only=True), or keep global_pool='avg' and call "
+            f"forward_features(x) of the optimised model."
+        )
     assembly = Assembly("timm")
     assembly.add(_stem(node["stem"]))
     for stage in node["stages"].children():
@@ -119,7 +119,7 @@ def _model(node: Node) -> blocks.Network:
     classifiers = [linear(head) for head in heads if not isinstance(head.module, nn.Identity)]
     if classifiers and len(classifiers) != len(heads):
         raise node.error("is unsupported: one of its two heads has a classifier and the other has none.")
-    assembly.add([("head", folding.head("head", batch_norm(node["norm"]), classifiers))])
+    assembly.add_head(batch_norm(node["norm"]), classifiers)
     return assembly.network()
 
 

@@ -3,6 +3,7 @@
 import copy
 import pickle
 import threading
+from typing import ClassVar
 
 import pytest
 import torch
@@ -11,7 +12,7 @@ from models import TINY, timm_odd
 from torch import nn
 
 from effv2_kernels import optimize
-from effv2_kernels.errors import Effv2Error, ModelError
+from effv2_kernels.errors import Effv2Error, ModelError, UnavailableError
 
 
 @pytest.fixture
@@ -73,7 +74,7 @@ def test_attributes_of_timm():
 def test_attributes_that_a_class_declares():
     class Backbone(type(TINY.build(seeded(1)))):
         strides = (4, 8, 16, 32)
-        names: list[str] = ["a"]
+        names: ClassVar = ["a"]
 
         def helper(self):
             return 1
@@ -211,3 +212,12 @@ def test_a_layer_behind_it(fast, images):
     larger(images).sum().backward()
     assert larger[1].weight.grad is not None
     assert all(p.grad is None for p in fast.parameters())
+
+
+@pytest.mark.situation(
+    "`nn.DataParallel` around an optimised model, several GPUs", "refused: one process for each"
+)
+def test_data_parallel(fast, images):
+    assert torch.equal(nn.DataParallel(fast)(images), fast(images))  # without a GPU it only calls the module
+    with pytest.raises(UnavailableError, match="once for each GPU"):
+        fast._replicate_for_data_parallel()
