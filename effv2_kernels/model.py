@@ -24,6 +24,10 @@ from effv2_kernels.tail import Tail
 from effv2_kernels.weights import Ledger, Parts, Weight, Weights
 
 
+# Dynamo of older versions knows no parameters but those of nn.Parameter itself.
+_OLD_DYNAMO = tuple(int(part) for part in torch.__version__.split(".")[:2]) < (2, 10)
+
+
 class OptimizedModel(nn.Module):
     """A network of folded blocks, for inference, with the call signature of the module it was read from.
 
@@ -59,7 +63,8 @@ class OptimizedModel(nn.Module):
     _parts: tuple[Weights, ...]
     _held: tuple[dict[str, nn.Parameter | None], ...]
     _own: tuple[Weight, ...]
-    _plain: int
+    _views: tuple[Tensor, ...]
+    _plain: Any  # what plain tensors look like, see ops.routes
     _trunk: tuple[str, int, int] | None
     # With values for models in pickles from before there were these.
     _tail: Tail | None = None
@@ -217,6 +222,8 @@ class OptimizedModel(nn.Module):
         raise ModelError(f"this optimised model has no {what}(). {instead}")
 
     def _weights(self) -> list[Tensor]:
+        if _OLD_DYNAMO and torch.compiler.is_dynamo_compiling() and not self._ledger.gradients:
+            return list(self._views)
         return [t for part in self._parts for t in part._parameters.values()]  # type: ignore[misc]
 
     def _bind(self, shapes: list[torch.Size], require_gradients: list[bool] | None = None) -> None:
@@ -240,7 +247,8 @@ class OptimizedModel(nn.Module):
         self._parts = tuple(parts)
         self._held = tuple(part._parameters for part in parts)
         self._own = tuple(weight for held in tensors.values() for weight in held.values())
-        self._plain = routes.plain_bits(self._flat)
+        self._views = tuple(weight.plain for weight in self._own)
+        self._plain = routes.plain_keys(self._flat)
         self._trunk = None if self._tail is None else structure.without_head(self._structure)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> OptimizedModel:
@@ -316,7 +324,7 @@ class OptimizedModel(nn.Module):
 
     def __getstate__(self) -> dict[str, Any]:
         # One flat tensor instead of its views: pickle would store the whole memory once for each of them.
-        derived = {"_modules", "_engine", "_ledger", "_parts", "_held", "_own", "_plain", "_trunk"}
+        derived = {"_modules", "_engine", "_ledger", "_parts", "_held", "_own", "_views", "_plain", "_trunk"}
         state = {k: v for k, v in self.__dict__.items() if k not in derived}
         asked = [t.requires_grad for t in self._own]
         return {**state, "_shapes": [t.shape for t in self._own], "_require_gradients": asked}

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -22,22 +23,41 @@ _key_set, _key = torch._C.DispatchKeySet, torch._C.DispatchKey
 # What PyTorch's dispatcher consults in this thread for any call. At rest it is these two; a mode, a transform
 # or a tracer adds its own.
 _consulted = torch._C._dispatch_tls_local_include_set
-_NOT_AT_REST = ~(_key_set(_key.BackendSelect) | _key_set(_key.ADInplaceOrView)).raw_repr()
+_AT_REST = _key_set(_key.BackendSelect) | _key_set(_key.ADInplaceOrView)
+
+if hasattr(_key_set, "raw_repr"):
+
+    def _known(keys: Any) -> Any:
+        return keys.raw_repr()
+
+    def _all_known(keys: Any, known: Any) -> bool:
+        return not (keys.raw_repr() & ~known)
+
+else:  # torch < 2.5
+
+    def _known(keys: Any) -> Any:
+        return keys
+
+    def _all_known(keys: Any, known: Any) -> bool:
+        return bool((keys - known).highestPriorityTypeId() == _key.Undefined)
 
 
-def plain_bits(like: Tensor) -> int:
+_KNOWN_AT_REST = _known(_AT_REST)
+
+
+def plain_keys(like: Tensor) -> Any:
     """What the dispatcher may know of plain tensors on the device of ``like``, which is one."""
-    return int(torch._C._dispatch_keys(like).raw_repr() | _key_set(_key.Negative).raw_repr())
+    return _known(torch._C._dispatch_keys(like) | _key_set(_key.Negative))
 
 
-def is_plain(x: Tensor, bits: int) -> bool:
-    """Whether native code may read x, and nothing would miss what it does. bits: of ``plain_bits``."""
-    return not (torch._C._dispatch_keys(x).raw_repr() & ~bits) and at_rest()
+def is_plain(x: Tensor, keys: Any) -> bool:
+    """Whether native code may read x, and nothing would miss what it does. keys: of ``plain_keys``."""
+    return _all_known(torch._C._dispatch_keys(x), keys) and at_rest()
 
 
 def at_rest() -> bool:
     """Whether no mode, transform or tracer of PyTorch is at work in this thread."""
-    return not (_consulted().raw_repr() & _NOT_AT_REST) and forward_ad._current_level < 0
+    return _all_known(_consulted(), _KNOWN_AT_REST) and forward_ad._current_level < 0
 
 
 def is_watched() -> bool:

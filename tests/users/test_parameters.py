@@ -203,3 +203,19 @@ def test_a_pickle_of_the_version_before():
     assert not any(p.requires_grad for p in fast.parameters())
     fast.blocks[-1].bias.add_(1)
     assert_close(fast(x), expected + 1, 4 * NETWORK_BOUND)
+
+
+@pytest.mark.situation(
+    "Changes through `p.data.add_(…)` or a shared NumPy array", "works after `p.add_(0)` on any parameter"
+)
+@pytest.mark.parametrize("how", ["data", "numpy"])
+def test_changes_that_pytorch_does_not_count(how, fast, images):
+    """They cannot be seen; README says what to call after them."""
+    before, bias = fast(images), fast.blocks[-1].bias
+    if how == "data":
+        bias.data.add_(1)
+    else:
+        bias.numpy()[:] += 1
+    with torch.no_grad():
+        next(fast.parameters()).add_(0)
+    assert torch.allclose(fast(images), before + 1, atol=1e-4)
