@@ -19,7 +19,9 @@ if TYPE_CHECKING:
     from effv2_kernels.errors import (
         CheckpointError,
         Effv2Error,
+        ExportError,
         InputError,
+        MissingAttributeError,
         ModelError,
         ResolutionError,
         UnavailableError,
@@ -37,7 +39,9 @@ __version__ = "0.1.0"
 __all__ = [
     "CheckpointError",
     "Effv2Error",
+    "ExportError",
     "InputError",
+    "MissingAttributeError",
     "ModelError",
     "ResolutionError",
     "UnavailableError",
@@ -55,7 +59,9 @@ __all__ = [
 _HOMES = {
     "CheckpointError": "errors",
     "Effv2Error": "errors",
+    "ExportError": "errors",
     "InputError": "errors",
+    "MissingAttributeError": "errors",
     "ModelError": "errors",
     "ResolutionError": "errors",
     "UnavailableError": "errors",

@@ -10,9 +10,9 @@ from torch import nn
 
 from effv2_kernels import blocks, sources, verification
 from effv2_kernels.backends import DTYPE_NAMES, Settings
-from effv2_kernels.carried import carried
 from effv2_kernels.errors import InputError, ModelError
 from effv2_kernels.model import OptimizedModel
+from effv2_kernels.model.carried import carried
 from effv2_kernels.sources.wrappers import expression, refuse_parallel, replaced, why_opaque
 
 

@@ -10,10 +10,10 @@ from torch import nn
 
 from effv2_kernels import structure
 from effv2_kernels.backends import Settings
+from effv2_kernels.checkpoint.files import SAVED_FORMAT
 from effv2_kernels.errors import CheckpointError, ModelError, UnavailableError
 from effv2_kernels.model import OptimizedModel
 
-_FORMAT = "effv2_kernels.network"
 _VERSION = "1"
 
 
@@ -33,7 +33,7 @@ def save(model: nn.Module, path: str | os.PathLike[str]) -> None:
             + (f" It holds one at {', '.join(map(repr, inside))}: save that." if inside else "")
         )
     safetensors = _safetensors()
-    metadata = {"format": _FORMAT, "version": _VERSION, **model.description()}
+    metadata = {"format": SAVED_FORMAT, "version": _VERSION, **model.description()}
     tensors = {name: t.detach().cpu().contiguous() for name, t in model.state_dict().items()}
     try:
         safetensors.torch.save_file(tensors, path, metadata=metadata)
@@ -61,7 +61,7 @@ def load(
     settings.choose(where)
     name = os.fspath(path)
     metadata, tensors = _read(name)
-    if metadata.get("format") != _FORMAT:
+    if metadata.get("format") != SAVED_FORMAT:
         raise CheckpointError(
             f"{name} is a safetensors file, but was not written by effv2_kernels.save(). For a checkpoint of "
             f"a model use create_model(..., checkpoint=...) and optimize()."

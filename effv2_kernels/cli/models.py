@@ -84,7 +84,7 @@ def is_saved(args: argparse.Namespace) -> bool:
     """Whether the checkpoint is an optimised network: by its contents, or by its name if it is not there."""
     if args.checkpoint is None:
         return False
-    from effv2_kernels.checkpoint_files import is_saved_network
+    from effv2_kernels.checkpoint.files import is_saved_network
 
     file = Path(args.checkpoint)
     return is_saved_network(file) if file.is_file() else file.suffix == SAVED

@@ -17,7 +17,6 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from effv2_kernels.errors import ExportError
-from effv2_kernels.weights import Weight
 
 _key_set, _key = torch._C.DispatchKeySet, torch._C.DispatchKey
 # What PyTorch's dispatcher consults in this thread for any call. At rest it is these two; a mode, a transform
@@ -60,15 +59,8 @@ def at_rest() -> bool:
     return _all_known(_consulted(), _KNOWN_AT_REST) and forward_ad._current_level < 0
 
 
-def is_watched() -> bool:
-    """Whether a dispatch mode of the caller, such as a counter or a logger, wants to see the operations.
-
-    PyTorch's own tracers and compilers, whose modes are private, do with an op that hides them.
-    """
-    return any(not type(mode).__module__.startswith(("torch._", "torch.fx.")) for mode in _modes())
-
-
-def _modes() -> Sequence[object]:
+def modes() -> Sequence[object]:
+    """The dispatch modes that are at work."""
     if not torch._C._len_torch_dispatch_stack():
         return ()
     from torch.utils._python_dispatch import _get_current_dispatch_mode_stack
@@ -76,11 +68,12 @@ def _modes() -> Sequence[object]:
     return _get_current_dispatch_mode_stack()
 
 
-def for_modes(weights: list[Tensor]) -> list[Tensor]:
-    """The weights as dispatch modes take them, if one is at work: many refuse classes they do not know."""
-    if not _modes():
-        return weights
-    return [t.plain if isinstance(t, Weight) and not t.requires_grad else t for t in weights]
+def is_watched() -> bool:
+    """Whether a dispatch mode of the caller, such as a counter or a logger, wants to see the operations.
+
+    PyTorch's own tracers and compilers, whose modes are private, do with an op that hides them.
+    """
+    return any(not type(mode).__module__.startswith(("torch._", "torch.fx.")) for mode in modes())
 
 
 def refuse_exporters() -> None:

@@ -1,7 +1,7 @@
 """Read weight files of EfficientFormerV2 into the reference model.
 
-Files: see ``checkpoint_files``; nothing in a file is executed. Which of the networks in a file is taken, such
-as the average of the weights: see ``checkpoint_choice``. Keys: timm's, or the official ones
+``files`` reads them, and executes nothing that is in them; ``choice`` takes one of the networks in a file,
+such as the average of the weights. Keys: timm's, or the official ones
 (github.com/snap-research/EfficientFormer), of the classifier and of the detection and segmentation backbones,
 whole detectors included (their ``backbone.`` keys are taken).
 """
@@ -19,8 +19,9 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
-from effv2_kernels import checkpoint_choice, checkpoint_files
-from effv2_kernels.checkpoint_choice import listed
+from effv2_kernels.checkpoint import choice as choices
+from effv2_kernels.checkpoint import files
+from effv2_kernels.checkpoint.choice import listed
 from effv2_kernels.errors import CheckpointError, UnknownNameError
 
 if TYPE_CHECKING:
@@ -100,9 +101,9 @@ def read(path: str | os.PathLike[str], weights: str = "auto") -> Weights:
     EfficientFormerV2, or not the weights that are asked for; UnknownNameError for another word.
     """
     file = Path(path)
-    if weights not in checkpoint_choice.CHOICES:
-        raise UnknownNameError.of("weights", weights, checkpoint_choice.CHOICES)
-    return convert(checkpoint_files.read(file), f"checkpoint '{file}'", weights)
+    if weights not in choices.CHOICES:
+        raise UnknownNameError.of("weights", weights, choices.CHOICES)
+    return convert(files.read(file), f"checkpoint '{file}'", weights)
 
 
 def read_pretrained(name: str, weights: str = "auto") -> Weights:
@@ -132,7 +133,7 @@ def convert(content: Mapping[str, Any], origin: str, weights: str = "auto") -> W
     origin: what to call it in messages. weights: as in ``create_model``. Raises CheckpointError where it is
     no EfficientFormerV2, UnknownNameError for another word.
     """
-    choice = checkpoint_choice.choose(content, weights, origin)
+    choice = choices.choose(content, weights, origin)
     if choice.note:
         _log.log(logging.WARNING if choice.free else logging.INFO, "%s", choice.note)
         origin = f"{origin}{choice.network.where}"

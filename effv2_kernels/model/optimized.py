@@ -13,16 +13,15 @@ import effv2_kernels.ops  # noqa: F401  (registers torch.ops.effv2)
 from effv2_kernels import structure
 from effv2_kernels.backends import CPU, TORCH_DTYPES, Choice, Settings
 from effv2_kernels.blocks import Head, Network
-from effv2_kernels.carried import check_names
 from effv2_kernels.cpu import native
 from effv2_kernels.errors import ExportError, InputError, MissingAttributeError, ModelError, UnavailableError
 from effv2_kernels.inputs import check_input
+from effv2_kernels.model.carried import check_names
+from effv2_kernels.model.tail import Tail
+from effv2_kernels.model.weights import Ledger, Parts, Weight, Weights
 from effv2_kernels.ops import routes
 from effv2_kernels.ops.engines import Engine, network_engine
 from effv2_kernels.ops.network import reference as run_in_pytorch
-from effv2_kernels.tail import Tail
-from effv2_kernels.weights import Ledger, Parts, Weight, Weights
-
 
 # Dynamo of older versions knows no parameters but those of nn.Parameter itself.
 _OLD_DYNAMO = tuple(int(part) for part in torch.__version__.split(".")[:2]) < (2, 10)
@@ -42,7 +41,7 @@ class OptimizedModel(nn.Module):
     and ``.to(device)`` work; another dtype and training mode are refused.
 
     settings: how to run. device: where. single: return the output of the last block instead of a list (a
-    part of a model). attributes: more attributes of the result, by name; see ``effv2_kernels.carried``.
+    part of a model). attributes: more attributes of the result, by name; see ``effv2_kernels.model.carried``.
 
     Raises, when called: InputError for another rank, channel count, dtype, device, or an empty input;
     ResolutionError where an attention bias does not fit; UnavailableError on a device without a backend;
@@ -194,7 +193,9 @@ class OptimizedModel(nn.Module):
             if type(x) is Tensor and routes.at_rest():
                 # As the engine would: PyTorch's dispatcher has less helpful words for it.
                 check_input(x, self.engine.in_channels, TORCH_DTYPES[self._settings.dtype], self._flat.device)
-            weights = routes.for_modes(weights)
+            if routes.modes():
+                # Many modes refuse classes of parameters that they do not know.
+                weights = [t.plain if isinstance(t, Weight) and not t.requires_grad else t for t in weights]
         s = self._settings
         options = (s.backend, s.dtype, s.isa or "", s.threads or 0, s.cuda_graph)
         if not torch.compiler.is_compiling() and routes.is_watched():

@@ -226,7 +226,7 @@ def _objects(file: Path) -> str:
     kinds = ", ".join(classes[:_SHOWN]) + (" and others" if len(classes) > _SHOWN else "")
     named = next((name for name in _ADVISED if name in words), None)
     if "state_dict" in words and words & {"message_hub", "current_model_state"}:
-        named = "state_dict"  # mmengine and Lightning keep the average there; see checkpoint_choice
+        named = "state_dict"  # mmengine and Lightning keep the average there; see choice.py
     weights = "w" if named is None else f"w[{named!r}]"
     return (
         f"holds Python objects besides tensors{f' ({kinds})' if kinds else ''}, which are never loaded: "
