@@ -147,10 +147,11 @@ def _refusal(model: nn.Module, parts: dict[str, tuple[blocks.Block, ...]], stric
             f"{type(model).__name__} holds no EfficientFormerV2. Not recognised: {shown}. Known origins: "
             f"timm, the official code, effv2_kernels.create_model."
         )
+    named = ", ".join(f"'{path}'" if path else "the module itself" for path in parts)
+    unknown = f" Not recognised: {shown}." if left else ""
     return ModelError(
-        f"{type(model).__name__} holds parts of an EfficientFormerV2 ({', '.join(map(repr, parts))}) but not "
-        f"as a whole network. Not recognised: {shown}. With strict=False the known parts are optimised and "
-        f"the rest is left as it is."
+        f"{type(model).__name__} holds parts of an EfficientFormerV2 ({named}) outside of a whole network."
+        f"{unknown} With strict=False the known parts are optimised and the rest is left as it is."
     )
 
 

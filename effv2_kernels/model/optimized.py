@@ -23,6 +23,12 @@ from effv2_kernels.ops import routes
 from effv2_kernels.ops.engines import Engine, network_engine
 from effv2_kernels.ops.network import reference as run_in_pytorch
 
+_HINTS = {
+    "ndarray": " Convert with torch.from_numpy(x).",
+    "Proxy": " torch.fx.symbolic_trace cannot see into an optimised model: trace the one that was optimised, "
+    "or use make_fx or torch.export.",
+}
+
 # Dynamo of older versions knows no parameters but those of nn.Parameter itself.
 _OLD_DYNAMO = tuple(int(part) for part in torch.__version__.split(".")[:2]) < (2, 10)
 
@@ -88,7 +94,7 @@ class OptimizedModel(nn.Module):
         self._list = not (single or isinstance(network.blocks[-1], Head))
         self._engine = None
         self._version = 0
-        self._tail = None if network.norm is None else Tail(*network.norm)
+        self._tail = None if network.norm is None else Tail.of(*network.norm)
         weights = structure.tensors(network)
         # A normal tensor even under inference mode, where tensors have no version counter.
         with torch.inference_mode(False):
@@ -120,7 +126,8 @@ class OptimizedModel(nn.Module):
     def engine(self) -> Engine:
         """The packed network, made anew if the weights have changed."""
         engine = self._engine
-        if engine is None or self._version != self._flat._version:
+        # Weights that are trained may change without being counted: network_engine compares them.
+        if engine is None or self._version != self._flat._version or self._ledger.gradients:
             version = self._flat._version
             engine = network_engine(self._own, self._structure, self._settings)
             self._engine, self._version = engine, version
@@ -158,7 +165,7 @@ class OptimizedModel(nn.Module):
         pooled = tail.pooled(x)
         if pre_logits:
             return pooled
-        weight, bias = self._weights()[-2:]
+        weight, bias = _for_modes(self._weights()[-2:])
         return tail.logits(pooled, weight, bias)
 
     def _is_plain(self, x: Tensor) -> bool:
@@ -184,7 +191,7 @@ class OptimizedModel(nn.Module):
         if not isinstance(x, Tensor):
             raise InputError(
                 f"expected images as a torch.Tensor (N, C, H, W), but got {type(x).__name__}."
-                + (" Convert with torch.from_numpy(x)." if type(x).__name__ == "ndarray" else "")
+                + _HINTS.get(type(x).__name__, "")
             )
         if not torch.compiler.is_dynamo_compiling():
             routes.refuse_exporters()
@@ -193,9 +200,7 @@ class OptimizedModel(nn.Module):
             if type(x) is Tensor and routes.at_rest():
                 # As the engine would: PyTorch's dispatcher has less helpful words for it.
                 check_input(x, self.engine.in_channels, TORCH_DTYPES[self._settings.dtype], self._flat.device)
-            if routes.modes():
-                # Many modes refuse classes of parameters that they do not know.
-                weights = [t.plain if isinstance(t, Weight) and not t.requires_grad else t for t in weights]
+            weights = _for_modes(weights)
         s = self._settings
         options = (s.backend, s.dtype, s.isa or "", s.threads or 0, s.cuda_graph)
         if not torch.compiler.is_compiling() and routes.is_watched():
@@ -288,6 +293,8 @@ class OptimizedModel(nn.Module):
     def __setattr__(self, name: str, value: Any) -> None:
         if isinstance(value, (nn.Module, nn.Parameter)):
             self._refuse(f"'{name}' = {type(value).__name__}(...)")
+        if name in self.__dict__.get("_modules", {}):
+            self._refuse(f"'{name}' = {value!r}")
         super().__setattr__(name, value)
 
     def __delattr__(self, name: str) -> None:
@@ -346,3 +353,10 @@ class OptimizedModel(nn.Module):
         data = structure.parse(self._structure)
         asked = ", ".join(f"{name}={value}" for name, value in asdict(self._settings).items())
         return f"source={data['source'] or None}, blocks={len(data['blocks'])}, {asked}"
+
+
+def _for_modes(weights: list[Tensor]) -> list[Tensor]:
+    """The weights as dispatch modes take them: many refuse classes of parameters that they do not know."""
+    if torch.compiler.is_compiling() or not routes.modes():
+        return weights
+    return [t.plain if isinstance(t, Weight) and not t.requires_grad else t for t in weights]

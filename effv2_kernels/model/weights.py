@@ -8,7 +8,7 @@ refused.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import Any, NoReturn
+from typing import Any, NoReturn, SupportsIndex
 
 import torch
 from torch import Tensor, nn
@@ -48,20 +48,31 @@ class Weight(nn.Parameter):
         """The same memory and version counter as an ordinary tensor, which requires no gradient."""
         return self.detach() if self._plain is None else self._plain
 
-    @property
-    def requires_grad(self) -> bool:
-        asked: bool = torch._C.TensorBase.requires_grad.__get__(self)  # type: ignore[attr-defined]
-        return asked
-
-    @requires_grad.setter
-    def requires_grad(self, value: bool) -> None:
+    def _set_requires_grad(self, value: bool) -> None:
         torch._C.TensorBase.requires_grad.__set__(self, value)  # type: ignore[attr-defined]
         if value and self._ledger is not None:
             self._ledger.gradients = True
 
+    # Read as ever: by no function of Python's, into which Torch's compiler might look.
+    requires_grad = property(
+        torch._C.TensorBase.requires_grad.__get__,  # type: ignore[attr-defined]
+        _set_requires_grad,
+    )
+
     def requires_grad_(self, requires_grad: bool = True) -> Weight:
         self.requires_grad = requires_grad
         return self
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> nn.Parameter:
+        copied = memo[id(self)] = self._free()
+        return copied
+
+    def __reduce_ex__(self, protocol: SupportsIndex) -> Any:
+        return self._free().__reduce_ex__(protocol)
+
+    def _free(self) -> nn.Parameter:
+        """An ordinary parameter with memory of its own: what a copy of one weight alone is."""
+        return nn.Parameter(self.detach().clone(), self.requires_grad)
 
     def set_(self, *args: Any, **kwargs: Any) -> NoReturn:
         raise ModelError(
@@ -69,13 +80,7 @@ class Weight(nn.Parameter):
             "parametrize or prune weights, do it to the model that was optimised, then call optimize() again."
         )
 
-    @property
-    def data(self) -> Tensor:
-        alias: Tensor = torch._C.TensorBase.data.__get__(self)  # type: ignore[attr-defined]
-        return alias
-
-    @data.setter
-    def data(self, value: Tensor) -> None:
+    def _set_data(self, value: Tensor) -> None:
         if value.shape != self.shape or value.device != self.device or value.dtype != self.dtype:
             raise ModelError(
                 f"a weight of an optimised model is {self.dtype} {tuple(self.shape)} on {self.device} and "
@@ -84,6 +89,11 @@ class Weight(nn.Parameter):
             )
         with torch.no_grad():
             self.copy_(value)
+
+    data = property(
+        torch._C.TensorBase.data.__get__,  # type: ignore[attr-defined]
+        _set_data,
+    )
 
 
 class Fixed(nn.Module):
@@ -148,7 +158,14 @@ class Weights(Fixed):
         self.kind = kind
         self._what = f"the weights of a {kind}"
         self.training = False
+        self._given = dict(tensors)
         self._parameters.update(tensors)
+
+    def register_parameter(self, name: str, param: nn.Parameter | None) -> None:
+        # Who replaces a parameter has taken the old one out of this dictionary before.
+        self._parameters.clear()
+        self._parameters.update(self._given)
+        super().register_parameter(name, param)
 
     def extra_repr(self) -> str:
         return ", ".join([self.kind, *(f"{name}={tuple(t.shape)}" for name, t in self.named_parameters())])

@@ -1,7 +1,8 @@
 """Packed engines for the ops: made at the first call with some weights, found again at the next.
 
 An engine is found by the identity of the weight tensors and lives as long as they do. A weight changed in
-place since then (its version counter tells) is packed anew. Changes that PyTorch itself cannot see, through
+place since then (its version counter tells) is packed anew. Weights that require gradients are compared as
+well, since fused optimisers do not count what they write. Other changes that PyTorch does not count, through
 ``.data`` or a NumPy array that shares the memory, go unnoticed. Tensors made in inference mode have no
 version counter; they are packed at every call.
 """
@@ -31,6 +32,7 @@ class _Entry:
     engine: Engine
     weights: list[weakref.ref[Tensor]]
     versions: list[int]
+    values: list[Tensor] | None = None  # of weights that are trained
 
 
 _entries: dict[Hashable, _Entry] = {}
@@ -46,6 +48,7 @@ def _find(what: Hashable, weights: Sequence[Tensor], make: Callable[[], Engine])
         entry is None
         or entry.versions != versions
         or any(ref() is not t for ref, t in zip(entry.weights, weights, strict=True))
+        or (entry.values is not None and not all(map(torch.equal, entry.values, weights)))
     ):
 
         def forget(_: object) -> None:
@@ -53,6 +56,8 @@ def _find(what: Hashable, weights: Sequence[Tensor], make: Callable[[], Engine])
 
         entry = _Entry(make(), [weakref.ref(t, forget) for t in weights], versions)
         _entries[key] = entry
+    if entry.values is None and any(t.requires_grad for t in weights):
+        entry.values = [t.detach().clone() for t in weights]
     return entry.engine
 
 

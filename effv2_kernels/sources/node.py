@@ -83,9 +83,11 @@ class Node:
         return node
 
     def children(self) -> list[Node]:
-        """The direct submodules, in order."""
+        """The direct submodules, in order; one that stands in two places comes twice."""
         prefix = f"{self.path}." if self.path else ""
-        return [Node(child, prefix + name) for name, child in self.module.named_children()]
+        return [
+            Node(child, prefix + name) for name, child in self.module._modules.items() if child is not None
+        ]
 
     def value(self, name: str) -> Any:
         """A plain attribute."""

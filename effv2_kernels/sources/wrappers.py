@@ -16,6 +16,7 @@ from effv2_kernels.errors import ModelError
 # Told by name: torch.distributed is not part of every build.
 _PARALLEL = ("DistributedDataParallel", "FullyShardedDataParallel")
 _SHARDED = "FSDPModule"  # of fully_shard()
+_OF_MODULES = frozenset(vars(nn.Module()))
 _TRACED = ("torch.fx", "torch.jit", "torch.export", "torch._export")
 
 
@@ -59,8 +60,10 @@ def expression(name: str, model: nn.Module, path: str) -> str:
     for part in path.split(".") if path else ():
         if isinstance(module, nn.ModuleDict):
             name += f"[{part!r}]"
+        elif part.isdecimal():
+            name += f"[{part}]"
         else:
-            name += f"[{part}]" if part.isdecimal() else f".{part}"
+            name = f"{name}.{part}" if part.isidentifier() else f"{name}._modules[{part!r}]"
         module = module._modules[part] or module
     return name
 
@@ -73,7 +76,7 @@ def replaced(model: nn.Module, replacements: dict[int, nn.Module], paths: Iterab
     Raises ModelError where the rest cannot be copied, or where the copy would go on calling the original.
     """
     places = [path for path in paths if path]
-    steps = " and ".join(f"{e} = effv2_kernels.optimize({e})" for e in _expressions(model, places))
+    steps = _steps(model, places, replacements)
     try:
         # deepcopy takes what its memo holds, so the replaced modules are not copied.
         result: nn.Module = copy.deepcopy(model, dict(replacements))
@@ -89,10 +92,14 @@ def replaced(model: nn.Module, replacements: dict[int, nn.Module], paths: Iterab
     for path in dict.fromkeys(_ancestors(places)):
         around = result.get_submodule(path)
         for name, value in vars(around).items():
-            if name.startswith("forward") and any(id(module) in originals for module in _held(value)):
+            if isinstance(value, nn.Module) or name in _OF_MODULES:
+                continue
+            if any(id(module) in originals for module in _held(value)):
+                what = "a" if name.startswith("forward") else "an attribute"
                 raise ModelError(
-                    f"{_named(path, around)} has a {name} of its own on the instance, which holds modules of "
-                    f"the original: a copy would go on calling these. Replace the network in place: {steps}."
+                    f"{_named(path, around)} has {what} {name} of its own on the instance, which holds "
+                    f"modules of the original: a copy would go on calling these. Replace the network in "
+                    f"place: {steps}."
                 )
     return result
 
@@ -101,9 +108,15 @@ def _named(path: str, module: nn.Module) -> str:
     return f"'{path}' ({type(module).__name__})" if path else type(module).__name__
 
 
-def _expressions(model: nn.Module, places: list[str]) -> list[str]:
-    shown = [expression("model", model, path) for path in places[:3]]
-    return [*shown, "so on"] if len(places) > 3 else shown
+def _steps(model: nn.Module, places: list[str], replacements: dict[int, nn.Module]) -> str:
+    """How to put optimised modules in these places."""
+    steps = []
+    for path in places[:3]:
+        place = expression("model", model, path)
+        part = getattr(replacements.get(id(model.get_submodule(path))), "_single", False)
+        steps.append(f"{place} = effv2_kernels.optimize({place}{', strict=False' if part else ''})")
+    more = f" and so on with {len(places) - 3} more" if len(places) > 3 else ""
+    return " and ".join(steps) + more
 
 
 def _ancestors(places: Iterable[str]) -> Iterator[str]:
@@ -130,7 +143,7 @@ def _what(model: nn.Module, replacements: dict[int, nn.Module], error: Exception
 
 
 def _held(value: object) -> Iterator[nn.Module]:
-    """The modules that a function holds: in its closure, as arguments, or as what it is bound to."""
+    """The modules that a function holds: by name, in its closure, as arguments, as what it is bound to."""
     if isinstance(value, nn.Module):
         yield value
     elif isinstance(value, MethodType):
@@ -139,6 +152,8 @@ def _held(value: object) -> Iterator[nn.Module]:
         for item in (value.func, *value.args, *value.keywords.values()):
             yield from _held(item)
     elif isinstance(value, FunctionType):
+        named = (value.__globals__.get(name) for name in value.__code__.co_names)
+        yield from (item for item in named if isinstance(item, nn.Module))
         for cell in value.__closure__ or ():
             try:
                 yield from _held(cell.cell_contents)

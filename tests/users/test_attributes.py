@@ -179,6 +179,7 @@ def test_hooks_on_the_model(fast, images):
     [
         lambda f: setattr(f, "head", nn.Linear(3, 4)),
         lambda f: setattr(f, "blocks", nn.ModuleList()),
+        lambda f: setattr(f, "blocks", 2),
         lambda f: setattr(f, "extra", nn.Parameter(torch.zeros(1))),
         lambda f: f.add_module("head", nn.Identity()),
         lambda f: f.register_module("head", nn.Identity()),

@@ -85,7 +85,9 @@ def test_a_derived_class_that_overrides_a_step(weights, method):
     assert_refused(model, rf"overrides the {method} of EfficientFormerV2")
 
 
-@pytest.mark.situation("derive a class from the model and add methods or attributes", "works")
+@pytest.mark.situation(
+    "derive a class from the model and add methods or attributes", "works: the result has the attributes"
+)
 @pytest.mark.parametrize("origin", ["timm", "own"])
 def test_a_derived_class_that_changes_nothing(weights, origin, generator):
     base = timm_class() if origin == "timm" else EfficientFormerV2

@@ -9,7 +9,7 @@ from checks import plain_pytorch, seeded
 from models import TINY, relative_error
 
 from effv2_kernels import optimize
-from effv2_kernels.errors import ExportError
+from effv2_kernels.errors import ExportError, InputError
 
 WHAT_TO_DO = r"cannot take an optimised model.*[Gg]ive it the model that was optimised"
 
@@ -81,3 +81,9 @@ def test_what_goes_on_working(fast, images):
             assert list(program.state_dict) == list(fast.state_dict())
         compiled = torch.compile(fast, backend="aot_eager", fullgraph=True)
         assert relative_error(compiled(images), expected) == 0
+
+
+@pytest.mark.situation("`torch.fx.symbolic_trace`", "refused: trace the original, or use `make_fx`")
+def test_symbolic_trace(fast):
+    with pytest.raises(InputError, match="symbolic_trace cannot see into an optimised model"):
+        torch.fx.symbolic_trace(fast)

@@ -2,6 +2,7 @@
 
 import copy
 import gzip
+import io
 import pickle
 from pathlib import Path
 
@@ -154,6 +155,8 @@ def test_data_that_does_not_fit(fast, images):
     [
         lambda part: prune.random_unstructured(part, "conv1_weight", amount=0.3),
         lambda part: parametrizations.orthogonal(part, "conv1_weight"),
+        lambda part: nn.utils.weight_norm(part, "conv1_weight"),
+        lambda part: nn.utils.spectral_norm(part, "conv1_weight"),
         lambda part: parametrize.register_parametrization(part, "conv1_weight", nn.Identity()),
         lambda part: setattr(part, "conv1_weight", nn.Parameter(torch.zeros(4, 3, 3, 3))),
         lambda part: delattr(part, "conv1_weight"),
@@ -219,3 +222,34 @@ def test_changes_that_pytorch_does_not_count(how, fast, images):
     with torch.no_grad():
         next(fast.parameters()).add_(0)
     assert torch.allclose(fast(images), before + 1, atol=1e-4)
+
+
+@pytest.mark.parametrize("optimiser", [torch.optim.SGD, torch.optim.AdamW])
+@pytest.mark.situation("Fused optimisers, which do not count what they write", "works: noticed")
+def test_fused_optimisers(optimiser, fast, images):
+    fast.requires_grad_(True)
+    optimiser = optimiser(fast.parameters(), lr=1e-3, fused=True)
+    for _ in range(3):
+        optimiser.zero_grad()
+        y = fast(images)
+        with torch.no_grad():
+            assert torch.equal(y, fast(images))
+            assert torch.equal(y, copy.deepcopy(fast)(images)), "what runs is not what the weights say"
+        y.square().mean().backward()
+        optimiser.step()
+
+
+@pytest.mark.situation(
+    "A single weight copied, pickled, saved with `weights_only`", "works: an ordinary parameter"
+)
+def test_single_weights(fast):
+    weight = next(fast.parameters())
+    for same in (copy.deepcopy(weight), pickle.loads(pickle.dumps(weight))):
+        assert type(same) is nn.Parameter
+        assert torch.equal(same, weight)
+        same.data = same.data.half()
+    assert len(pickle.dumps(weight)) < 5000
+    file = io.BytesIO()
+    torch.save(dict(fast.named_parameters()), file)
+    file.seek(0)
+    assert list(torch.load(file, weights_only=True)) == list(fast.state_dict())

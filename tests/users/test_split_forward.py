@@ -7,6 +7,7 @@ import pytest
 import torch
 from checks import PackingCounter, plain_pytorch, seeded
 from models import SMALL, TINY, randomise, relative_error, timm_odd
+from torch.fx.experimental.proxy_tensor import make_fx
 
 from effv2_kernels import load, optimize, save
 from effv2_kernels.errors import InputError, ModelError
@@ -75,12 +76,28 @@ def test_changed_weights_of_the_head(images):
         assert torch.allclose(fast(images), before + 1, atol=1e-4)
 
 
-def test_torch_compile(images):
+class Halves(torch.nn.Module):
+    def __init__(self, net):
+        super().__init__()
+        self.net = net
+
+    def forward(self, x):
+        return self.net.forward_head(self.net.forward_features(x))
+
+
+@pytest.mark.situation("The two halves under `torch.compile`, `torch.export`, `make_fx`", "works")
+def test_compilers_and_exporters(images):
     fast = optimize(timm_odd(seeded(634)))
+    halves = Halves(fast)
     with torch.no_grad():
-        expected = fast.forward_features(images)
+        features, expected = fast.forward_features(images), fast(images)
         compiled = torch.compile(fast.forward_features, backend="aot_eager", fullgraph=True)
-        assert relative_error(compiled(images), expected) <= CLOSE
+        assert relative_error(compiled(images), features) <= CLOSE
+        compiled = torch.compile(fast.forward_head, backend="aot_eager", fullgraph=True)
+        assert relative_error(compiled(features), expected) <= CLOSE
+        program = torch.export.export(halves, (images,))
+        assert relative_error(program.module()(images), expected) <= CLOSE
+        assert relative_error(make_fx(halves)(images)(images), expected) <= CLOSE
 
 
 @pytest.mark.situation("`forward_features` of a network from a file", "refused: `optimize()` the original")
@@ -127,8 +144,9 @@ def test_a_channel_that_the_norm_drops():
 
 def test_what_is_no_feature_map(images):
     fast = optimize(timm_odd(seeded(642)))
-    with pytest.raises(InputError, match=r"takes what forward_features returns, \(N, 56, H, W\)"):
-        fast.forward_head(torch.zeros(2, 56))
+    for wrong in (torch.zeros(2, 56), None, torch.zeros(1, 56, 2, 3, dtype=torch.int64)):
+        with pytest.raises(InputError, match=r"takes what forward_features returns, \(N, 56, H, W\)"):
+            fast.forward_head(wrong)
     with pytest.raises(InputError, match="expected 1 channels"):
         fast.forward_features(torch.zeros(1, 3, 64, 96))
 

@@ -217,6 +217,7 @@ def test_the_ops_agree_with_themselves_under_vmap():
     assert relative_error(found, expected) <= BLOCK_BOUND
 
 
+@pytest.mark.alone
 def test_the_checks_cost_a_plain_call_next_to_nothing():
     """10 us at most on a quiet machine, at any number of weights: no Python loop goes over them."""
     architecture = Architecture((8, 8, 16, 16), (5, 5, 15, 10), 1, (6, 6))

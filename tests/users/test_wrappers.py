@@ -6,8 +6,8 @@ import threading
 
 import pytest
 import torch
-from checks import one_torch_thread
-from models import ODD_SQUARE, TINY, randomise, relative_error
+from checks import one_torch_thread, seeded
+from models import ODD_SQUARE, TINY, randomise, relative_error, timm_odd
 from official.model import Official
 from torch import nn
 from torch.nn.utils import prune
@@ -254,3 +254,30 @@ def test_what_holds_an_optimised_model(model, generator):
     assert isinstance(rest.net, OptimizedModel)
     assert rest.net is not fast
     assert not explain(rest).left
+
+
+@pytest.mark.situation("use one block twice in a stage", "works")
+def test_a_block_that_stands_in_two_places():
+    model = timm_odd(seeded(701))
+    model.stages[2].blocks.append(model.stages[2].blocks[0])
+    images = torch.randn(1, 1, 64, 96, generator=seeded(702))
+    with torch.no_grad():
+        assert relative_error(optimize(model)(images), model(images)) <= 1e-5
+        assert relative_error(optimize(model, verify=False)(images), model(images)) <= 1e-5
+
+
+@pytest.mark.situation(
+    "keep a function in a wrapper that calls the model", "refused: replace the model in its place"
+)
+def test_a_function_that_calls_the_original():
+    class Wrapper(nn.Module):
+        def __init__(self, net):
+            super().__init__()
+            self.net = net
+            self.twice = lambda x: net(x) * 2
+
+        def forward(self, x):
+            return self.twice(x)
+
+    with pytest.raises(ModelError, match=r"attribute twice .*model\.net = effv2_kernels\.optimize\("):
+        optimize(Wrapper(TINY.build(seeded(703))).eval())
