@@ -1,9 +1,13 @@
-"""Compile every launch of a network for GPUs that are not here; prints one JSON object for each.
+"""Compile launches of networks for GPUs that are not here; prints one JSON object for each.
 
 Attention is compiled for images of 512 x 512 as well, where it takes two passes over the keys.
 
 Run by test_triton_ahead.py in a process without Triton's interpreter:
-    python compile_ahead.py VARIANT DTYPE CAPABILITIES BATCHES
+    python compile_ahead.py VARIANTS DTYPE CAPABILITIES WHICH
+
+WHICH: "all" launches of the first network, at batch 1 and 256, and of the others those that have another
+kernel, other flags or another tile than all before; or, of each kernel and way to compute its input, the one
+with the "smallest" or "largest" tile.
 """
 
 import json
@@ -38,26 +42,49 @@ def overwritten(code):
     return max(map(int, _UNDER_WAY.findall(code)), default=0) if _FROM_REGISTERS.search(code) else 0
 
 
-def main(variant, dtype, capabilities, batches):
-    dtype = getattr(torch, dtype)
+def launches_of(variant, dtype):
+    """(block shape, batch, launch), those of the largest maps and tiles last."""
     g = torch.Generator().manual_seed(0)
-    different = {}
     architecture = VARIANTS[variant]
     larger = shapes.network_shapes(architecture, (512, 512))  # where attention takes two passes over the keys
-    for shape in shapes.network_shapes(architecture) + [s for s in larger if "attention" in s.kind]:
-        packed = pack(shapes.random_block(shape, g), dtype, "cpu")
-        for batch in map(int, batches.split(",")):
+    made = shapes.network_shapes(architecture) + [s for s in larger if "attention" in s.kind]
+    packed = [(shape, pack(shapes.random_block(shape, g), dtype, "cpu")) for shape in made]
+    for batch in (1, 256):
+        for shape, block in packed:
             x = FeatureMap(batch, shape.height, shape.width, shape.sizes["in"], dtype)
-            launches = packed.plan(x, "ieee")
+            launches = block.plan(x, "ieee")
             if shape.kind == "ffn":  # whose output a backbone may return
                 ones = torch.ones(x.channels)
                 launches += Feature(blocks.Feature(0, ones, ones), "cpu").plan(x, "ieee")
-            for launch in launches:
-                key = (launch.name, str(launch.constants), str(launch.tiles))
-                different.setdefault(key, (shape, batch, launch))
+            yield from ((shape, batch, launch) for launch in launches)
+
+
+def chosen(variants, dtype, which):
+    """The launches to compile, of all that ``launches_of`` gives."""
+    found = {}
+    for number, variant in enumerate(variants):
+        tiles = {key[:3] for key in found}
+        for shape, batch, launch in launches_of(variant, dtype):
+            flags = {name: v for name, v in launch.constants.items() if isinstance(v, (bool, str))}
+            key = (launch.name, str(flags), str(launch.tiles[0]), str(launch.constants), str(launch.tiles))
+            if which != "all":
+                key = (launch.name, *map(flags.get, ("SOURCE", "LEFT_GELU", "DENSE")))
+            if number and key[:3] in tiles:
+                continue
+            if which == "largest":
+                found[key] = (shape, batch, launch)
+            else:
+                found.setdefault(key, (shape, batch, launch))
+            if number:
+                tiles.add(key[:3])
+    return list(found.values())
+
+
+def main(variants, dtype, capabilities, which):
+    launches = chosen(variants.split(","), getattr(torch, dtype), which)
     for capability in map(int, capabilities.split(",")):
-        compile_in_parallel([(launch, launch.tiles[0]) for *_, launch in different.values()], capability)
-        for shape, batch, launch in different.values():
+        compile_in_parallel([(launch, launch.tiles[0]) for *_, launch in launches], capability)
+        for shape, batch, launch in launches:
             tile, made = first_that_fits(launch, capability)
             row = {"kernel": launch.name, "block": str(shape), "batch": batch}
             row |= {"tile": str(tile), "number": launch.tiles.index(tile), "capability": capability}

@@ -1,9 +1,13 @@
-"""Seeds, and torchvision where its build does not match Torch's."""
+"""Seeds, processes that share the cores, Triton's interpreter, and torchvision that does not fit to Torch."""
 
+import contextlib
+import fcntl
 import importlib.util
 import os
 import re
 import secrets
+import sys
+import tempfile
 import zlib
 from pathlib import Path
 
@@ -14,7 +18,14 @@ import torch
 # process of their own.
 os.environ["TRITON_INTERPRET"] = "1"
 
-SEED = int(os.environ.get("EFFV2_TEST_SEED", secrets.randbelow(2**31)))
+# pytest-xdist's workers inherit the environment, so all of them have the same seed.
+SEED = int(os.environ.setdefault("EFFV2_TEST_SEED", str(secrets.randbelow(2**31))))
+
+# How many processes run tests at the same time; see CONTRIBUTING.md.
+WORKERS = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
+THREADS = torch.get_num_threads()
+if WORKERS > 1:
+    torch.set_num_threads(max(1, THREADS // WORKERS))
 
 
 def _define_torchvision_ops():
@@ -40,6 +51,71 @@ _TORCHVISION = _define_torchvision_ops()  # the operators live as long as this o
 
 def pytest_report_header():
     return f"seed of random inputs: {SEED} (EFFV2_TEST_SEED={SEED} repeats it)"
+
+
+# Before any is deselected, for test_newcomer_suite.
+EVERY_TEST = pytest.StashKey()
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(config, items):
+    config.stash[EVERY_TEST] = list(items)
+
+
+def pytest_collection_finish():
+    if "triton" in sys.modules:  # imported by a test that runs kernels
+        import quick_interpreter
+
+        quick_interpreter.install()
+
+
+class _Neighbours:
+    """Lets a test that is marked ``alone`` run while no other process runs one.
+
+    Tests hold the second file together, or one holds it alone. Who waits for either holds the first, so that
+    nobody begins another test in the meantime.
+    """
+
+    def __init__(self):
+        run = os.environ.get("PYTEST_XDIST_TESTRUNUID")
+        folder = Path(tempfile.gettempdir())
+        self._files = [(folder / f"effv2-tests-{run}-{i}").open("w") for i in range(2)] if run else []
+
+    @contextlib.contextmanager
+    def waited_for(self, alone):
+        if not self._files:
+            yield
+            return
+        turn, running = self._files
+        fcntl.flock(turn, fcntl.LOCK_EX)
+        fcntl.flock(running, fcntl.LOCK_EX if alone else fcntl.LOCK_SH)
+        fcntl.flock(turn, fcntl.LOCK_UN)
+        before = torch.get_num_threads()
+        if alone:
+            torch.set_num_threads(THREADS)
+        try:
+            yield
+        finally:
+            torch.set_num_threads(before)
+            fcntl.flock(running, fcntl.LOCK_UN)
+
+    def close(self):
+        for file in self._files:
+            file.close()
+            Path(file.name).unlink(missing_ok=True)
+
+
+_neighbours = _Neighbours()
+
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_runtest_protocol(item):
+    with _neighbours.waited_for(item.get_closest_marker("alone") is not None):
+        return (yield)
+
+
+def pytest_unconfigure():
+    _neighbours.close()
 
 
 @pytest.fixture

@@ -29,7 +29,7 @@ from effv2_kernels.benchmarking import (
 from effv2_kernels.benchmarking import interleave as turns
 from effv2_kernels.benchmarking.comparison import median_ratio, percentile
 from effv2_kernels.benchmarking.contestants import OWN_BOUND, RIVAL_BOUND
-from effv2_kernels.benchmarking.footprint import import_seconds, optimize_memory
+from effv2_kernels.benchmarking.footprint import import_seconds, optimize_memory, verify_seconds
 from effv2_kernels.benchmarking.report import markdown, one, ratios
 from effv2_kernels.benchmarking.targets import Target, speed_targets, table
 from effv2_kernels.cli.bench import rivals
@@ -169,6 +169,7 @@ def test_turns_alternate_and_begin_with_an_untimed_call(monkeypatch: pytest.Monk
     assert called[6:16] == ["peak", "a", "a", "b", "b", "peak", "b", "b", "a", "a"]
 
 
+@pytest.mark.alone
 def test_more_time_gives_more_rounds() -> None:
     found = turns.interleave({"sleep": lambda: time.sleep(0.001)}, 0.5)
     assert len(found.calls["sleep"]) > turns.MIN_ROUNDS
@@ -220,6 +221,7 @@ def scaled(by: float) -> Callable[[Tensor, int], Tensor]:
     return lambda output, call: output * (1 + by)
 
 
+@pytest.mark.alone
 def test_wrong_results_get_no_figures(model: nn.Module, images: Tensor) -> None:
     def fail(output: Tensor, call: int) -> Tensor:
         raise RuntimeError("out of paper")
@@ -266,6 +268,7 @@ def test_wrong_results_get_no_figures(model: nn.Module, images: Tensor) -> None:
     assert "no_such_package" in (found.entry("absent").refused or "")
 
 
+@pytest.mark.alone
 def test_the_package_beside_eager(model: nn.Module, images: Tensor) -> None:
     found = compare(model, images, threads=1, seconds=0.2, name="small")
     assert [e.refused for e in found.entries] == [None, None]
@@ -280,7 +283,7 @@ def test_the_package_beside_eager(model: nn.Module, images: Tensor) -> None:
     assert "small, 32x32, batch 3, 1 thread" in one(found)
 
 
-@pytest.mark.slow
+@pytest.mark.thorough
 @pytest.mark.parametrize("names", [["openvino", "openvino_streams"], ["onnxruntime"]])
 def test_installed_rivals_run(model: nn.Module, images: Tensor, names: list[str]) -> None:
     if installed(tuple(names)) != names:
@@ -310,6 +313,7 @@ def test_named_rivals() -> None:
         rivals("eager,onnxruntim", 1)
 
 
+@pytest.mark.alone
 def test_bench_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "found.json"
     options = ["--img-size", "64", "--batch", "2", "--threads", "1", "--seconds", "0.2"]
@@ -351,6 +355,7 @@ def test_targets_have_verdicts() -> None:
     assert "not measured (no AVX-512)" in text
 
 
+@pytest.mark.alone
 def test_import_adds_next_to_nothing() -> None:
     assert import_seconds(repeats=1) <= 0.05
 
@@ -363,16 +368,24 @@ def test_optimize_takes_little_memory() -> None:
     assert memory.peak_over_weights <= 2.5
 
 
+@pytest.mark.alone
+def test_verifying_takes_little_time() -> None:
+    # 0.15 s at most on two quiet cores, which make targets measures; busy ones may be half as fast.
+    assert verify_seconds("efficientformerv2_s0") <= 0.5
+
+
 @pytest.mark.parametrize("kind", BLOCK_TYPES)
 def test_every_block_has_a_bench(kind: str) -> None:
     assert (ROOT / "bench" / f"bench_{kind}.py").is_file()
 
 
+@pytest.mark.alone
 def test_bench_reports_speed_share_isa_and_threads(tmp_path: Path) -> None:
     path = tmp_path / "bench.json"
     command = [sys.executable, "-m", "pytest", "bench/bench_head.py", "-q", "-p", "no:cacheprovider"]
     options = ["--benchmark-only", "--threads=1", f"--benchmark-json={path}", "-k", "s0"]
-    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("PYTEST_")}  # xdist's, above all
+    environment["PYTHONPATH"] = str(ROOT)
     done = subprocess.run(
         [*command, *options], cwd=ROOT, env=environment, capture_output=True, text=True, check=False
     )

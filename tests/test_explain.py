@@ -172,6 +172,7 @@ def test_nothing_to_explain(model):
         explain(model)
 
 
+@pytest.mark.alone
 def test_profile_times_every_block(fast):
     images = SPEC.images(seeded(63), 3)
     found = profile(fast, images, repeats=3, warmup=1)

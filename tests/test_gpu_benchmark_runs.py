@@ -133,6 +133,7 @@ def test_a_process_that_dies_between_steps_is_followed_by_another(command, capsy
     assert list(command.data()["parity"]) == ["right", "wrong", "late"]
 
 
+@pytest.mark.alone
 def test_a_step_that_hangs_costs_itself(command, capsys, monkeypatch):
     monkeypatch.setattr(run_all, "_LIMITS", {"parity": 1.5})
     monkeypatch.setattr(run_all, "_GLANCE", 0.1)
@@ -161,6 +162,7 @@ def test_a_process_that_dies_before_its_first_step_is_not_started_again(command,
     assert "ended with exit code 1 before its first step" in error
 
 
+@pytest.mark.alone
 def test_the_time_is_kept(command, capsys, monkeypatch):
     monkeypatch.setattr(run_all, "_GRACE", 0.5)
     command.script("right:right", "sleep:sleep", "late:right")

@@ -28,6 +28,7 @@ class Fakes:
         monkeypatch.setattr(speed, "measure", self.measure)
         monkeypatch.setattr(worker.Work, "ceilings", lambda work: None)
         monkeypatch.setattr(torch.compiler, "reset", lambda: None)
+        monkeypatch.setattr(worker.gc, "collect", lambda: None)  # a second each, late in a session
 
     def take(self, what, key):
         self.done.append(f"{what} {key}")

@@ -35,6 +35,7 @@ def pyproject() -> dict:
     return tomllib.loads((ROOT / "pyproject.toml").read_text())
 
 
+@pytest.mark.alone
 def test_import_adds_at_most_50_ms_to_torch():
     code = (
         "import time, torch; start = time.perf_counter(); import effv2_kernels;"
@@ -166,7 +167,7 @@ def wheel(tmp_path_factory) -> Path:
     return built
 
 
-@pytest.mark.slow
+@pytest.mark.thorough
 def test_wheel_holds_what_is_needed_and_nothing_else(wheel):
     names = zipfile.ZipFile(wheel).namelist()
     packaged = {name for name in names if name.startswith("effv2_kernels/")}
@@ -182,7 +183,7 @@ def test_wheel_holds_what_is_needed_and_nothing_else(wheel):
     assert any(name.endswith("licenses/LICENSE") for name in names)
 
 
-@pytest.mark.slow
+@pytest.mark.thorough
 def test_wheel_works_where_the_sources_are_not(wheel, tmp_path):
     site, elsewhere = tmp_path / "site", tmp_path / "elsewhere"
     elsewhere.mkdir()

@@ -27,8 +27,13 @@ KERNELS = {
 }
 
 
-def compiled(*arguments, script="compile_ahead.py", **variables):
-    environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"} | variables
+# Compiled once for all tests; make clean removes it.
+CACHE = Path(__file__).parents[1] / "build" / "triton"
+
+
+def compiled(*arguments, script="compile_ahead.py", cache=CACHE):
+    environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
+    environment["TRITON_CACHE_DIR"] = str(cache)
     script = Path(__file__).with_name(script)
     done = subprocess.run(
         [sys.executable, str(script), *arguments],
@@ -53,23 +58,35 @@ def check(rows, capabilities):
     return [row for row in rows if row["number"] > 0]
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32"])
-def test_every_kernel_for_three_generations(dtype):
-    others = check(compiled("efficientformerv2_s0", dtype, "80,90,120", "1,256"), {80, 90, 120})
-    # The order of tiles is made for float16 on Hopper: there the first one fits.
-    assert dtype != "float16" or not [row for row in others if row["capability"] == 90]
+S0, OTHERS = "efficientformerv2_s0", "efficientformerv2_s1,efficientformerv2_s2,efficientformerv2_l"
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("variant", ["s1", "s2", "l"])
-def test_other_networks(variant):
-    check(compiled(f"efficientformerv2_{variant}", "float16", "90", "1,256"), {90})
+@pytest.mark.thorough
+@pytest.mark.alone  # compiles on all cores
+def test_every_launch_on_hopper():
+    """The order of tiles is made for float16 there: the first one fits."""
+    assert not check(compiled(f"{S0},{OTHERS}", "float16", "90", "all"), {90})
+
+
+@pytest.mark.thorough
+@pytest.mark.alone
+@pytest.mark.parametrize(
+    ("dtype", "capabilities", "which"),
+    [
+        ("float16", "80,120", "largest"),
+        ("bfloat16", "90", "largest"),
+        ("bfloat16", "80,120", "smallest"),
+        ("float32", "90", "largest"),
+        ("float32", "80,120", "smallest"),
+    ],
+)
+def test_every_kernel_for_three_generations(dtype, capabilities, which):
+    check(compiled(S0, dtype, capabilities, which), set(map(int, capabilities.split(","))))
 
 
 def test_launches_find_what_was_compiled_in_parallel(tmp_path):
     """Triton's hash of a kernel is the same in all processes, whatever each of them compiled first."""
-    (found,) = compiled(script="compile_for_launch.py", TRITON_CACHE_DIR=str(tmp_path))
+    (found,) = compiled(script="compile_for_launch.py", cache=tmp_path)
     assert found == {"pairs": 4, "ahead": 4, "for launches": 0}
 
 

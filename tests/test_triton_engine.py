@@ -98,7 +98,12 @@ LAYOUTS = {
 }
 
 
-@pytest.mark.parametrize("layout", LAYOUTS)
+_NAMES = list(LAYOUTS)
+
+
+@pytest.mark.parametrize(
+    "layout", [*_NAMES[:2], *(pytest.param(n, marks=pytest.mark.thorough) for n in _NAMES[2:])]
+)
 def test_layouts(fast, logits, layout):
     x = LAYOUTS[layout](images())
     assert torch.equal(x, images())
