@@ -370,8 +370,9 @@ def test_optimize_takes_little_memory() -> None:
 
 @pytest.mark.alone
 def test_verifying_takes_little_time() -> None:
-    # 0.15 s at most on two quiet cores, which make targets measures; busy ones may be half as fast.
-    assert verify_seconds("efficientformerv2_s0") <= 0.5
+    # make targets measures seconds; how many there are depends on how busy the machine is.
+    cost, eager = verify_seconds("efficientformerv2_s0")
+    assert 0 < cost <= 10 * eager
 
 
 @pytest.mark.parametrize("kind", BLOCK_TYPES)

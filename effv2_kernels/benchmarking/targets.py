@@ -130,7 +130,7 @@ def footprint_targets(models: Sequence[str]) -> list[Target]:
         targets.append(Target(what, bound, False, footprint.optimize_seconds(model)))
     for model in [name for name in models if name in VERIFY_SECONDS]:
         what = f"{short(model)}: what optimize() takes to verify, seconds"
-        targets.append(Target(what, VERIFY_SECONDS[model], False, footprint.verify_seconds(model)))
+        targets.append(Target(what, VERIFY_SECONDS[model], False, footprint.verify_seconds(model)[0]))
     for model in models:
         what = f"{short(model)}: peak extra memory of optimize(), times the weights"
         found = footprint.optimize_memory(model).peak_over_weights
