@@ -13,7 +13,7 @@ PYTEST := $(PY) -m pytest --numprocesses $(WORKERS) --dist loadfile
 PIP := $(PY) -m pip install --quiet --disable-pip-version-check
 CMAKE_PYTHON = -DPython_EXECUTABLE="$(abspath $(PY))" -Dpybind11_DIR="$$($(PY) -m pybind11 --cmakedir)"
 
-.PHONY: help demo test test-all lint bench rivals targets build native-test sanitize wheel clean distclean
+.PHONY: help demo test test-all test-ahead lint bench rivals targets build native-test sanitize wheel clean distclean
 .DELETE_ON_ERROR:
 
 help:
@@ -21,6 +21,7 @@ help:
 	@echo "              (CHECKPOINT=path.pth or .safetensors: with trained ImageNet weights)"
 	@echo "make test     build, and test every module, block, ISA and error (8 minutes on two cores)"
 	@echo "make test-all what make test leaves out: more cases of the same (another 6 minutes)"
+	@echo "make test-ahead  compile every launch of the GPU kernels for every dtype and GPU (30 minutes)"
 	@echo "make bench    time every block and whole networks           (about 1 minute)"
 	@echo "make rivals   compare with eager, torch.compile, ONNX Runtime and OpenVINO (15 minutes)"
 	@echo "make targets  measure every speed target and say which are met (about 7 minutes)"
@@ -38,6 +39,9 @@ test: build native-test
 
 test-all: build
 	$(PYTEST) -m thorough $(ARGS)
+
+test-ahead: build
+	EFFV2_AHEAD=all $(PY) -m pytest tests/test_triton_ahead.py $(ARGS)
 
 lint: $(STAMPS)/lint
 	$(VENV)/bin/pre-commit run --all-files --show-diff-on-failure
