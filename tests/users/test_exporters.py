@@ -87,3 +87,14 @@ def test_what_goes_on_working(fast, images):
 def test_symbolic_trace(fast):
     with pytest.raises(InputError, match="symbolic_trace cannot see into an optimised model"):
         torch.fx.symbolic_trace(fast)
+
+
+@pytest.mark.thorough
+@pytest.mark.situation("AOTInductor", "works: one call of the engine")
+def test_aot_inductor(fast, images, tmp_path):
+    if not hasattr(torch._inductor, "aoti_compile_and_package"):
+        pytest.skip("this Torch cannot package what AOTInductor compiles")
+    with torch.no_grad():
+        program = torch.export.export(fast, (images,))
+        path = torch._inductor.aoti_compile_and_package(program, package_path=str(tmp_path / "a.pt2"))
+        assert torch.equal(torch._inductor.aoti_load_package(path)(images), fast(images))
