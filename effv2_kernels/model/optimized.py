@@ -196,16 +196,16 @@ class OptimizedModel(nn.Module):
         if not torch.compiler.is_dynamo_compiling():
             routes.refuse_exporters()
         x = self._autocast(x)
+        s = self._settings
+        options = (s.backend, s.dtype, s.isa or "", s.threads or 0, s.cuda_graph)
         if not torch.compiler.is_compiling():
             if type(x) is Tensor and routes.at_rest():
                 # As the engine would: PyTorch's dispatcher has less helpful words for it.
-                check_input(x, self.engine.in_channels, TORCH_DTYPES[self._settings.dtype], self._flat.device)
+                check_input(x, self.engine.in_channels, TORCH_DTYPES[s.dtype], self._flat.device)
             weights = _for_modes(weights)
-        s = self._settings
-        options = (s.backend, s.dtype, s.isa or "", s.threads or 0, s.cuda_graph)
-        if not torch.compiler.is_compiling() and routes.is_watched():
-            # In inference mode the op's own layer that sees to this is left out.
-            return run_in_pytorch(x, weights, described, *options)
+            if routes.is_watched():
+                # In inference mode the op's own layer that sees to this is left out.
+                return run_in_pytorch(x, weights, described, *options)
         outputs: list[Tensor] = torch.ops.effv2.network(x, weights, described, *options)
         return outputs
 

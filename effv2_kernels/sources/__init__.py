@@ -123,6 +123,8 @@ def read_part(module: nn.Module, path: str = "", *, checked: bool = False) -> tu
 
     path: of the part, for messages. checked: as for ``read``.
     """
+    if why_opaque(module) is not None:
+        return None
     for adapter in ADAPTERS.values():
         extract = adapter.part_reader(module)
         if extract is not None:
@@ -149,7 +151,7 @@ def read_parts(module: nn.Module, *, skip: Collection[str] = ()) -> dict[str, tu
         if path in skip:
             return
         try:
-            read_blocks = None if why_opaque(part) is not None else read_part(part, path)
+            read_blocks = read_part(part, path)
         except ModelError:
             return
         if read_blocks is not None:
