@@ -82,8 +82,8 @@ std::vector<double> run(const effv2::Network& network, std::uintptr_t input, con
       throw effv2::Error("every size of the input must be at least 1 and below 2^24");
   }
   if (stop < 0 || stop > network.size()) {
-    throw effv2::Error("the network has " + std::to_string(network.size()) + " blocks and cannot stop after " +
-                       std::to_string(stop));
+    throw effv2::Error("the network has " + std::to_string(network.size()) +
+                       " blocks and cannot stop after " + std::to_string(stop));
   }
   const int expected = stop ? 1 : network.outputs();
   if (outputs.size() != static_cast<std::size_t>(expected)) {
@@ -112,7 +112,8 @@ std::vector<double> run(const effv2::Network& network, std::uintptr_t input, con
   return seconds;
 }
 
-// Whether the dictionaries' values are these very objects, in this order. In Python it takes ten times as long.
+// Whether the dictionaries' values are these very objects, in this order. In Python it takes ten times as
+// long.
 bool same_objects(const py::tuple& expected, const py::tuple& dictionaries) {
   const Py_ssize_t size = PyTuple_GET_SIZE(expected.ptr());
   Py_ssize_t at = 0;
