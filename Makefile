@@ -11,9 +11,10 @@ PY := $(VENV)/bin/python
 STAMPS := $(VENV)/.stamps
 PYTEST := $(PY) -m pytest --numprocesses $(WORKERS) --dist loadfile
 PIP := $(PY) -m pip install --quiet --disable-pip-version-check
+PURELIB = $(abspath $(shell $(PY) -c 'import sysconfig; print(sysconfig.get_path("purelib"))'))
 CMAKE_PYTHON = -DPython_EXECUTABLE="$(abspath $(PY))" -Dpybind11_DIR="$$($(PY) -m pybind11 --cmakedir)"
 
-.PHONY: help demo test test-all test-ahead lint bench rivals targets build native-test sanitize wheel clean distclean
+.PHONY: help demo test test-all test-emulated test-ahead lint bench rivals targets build native-test sanitize wheel clean distclean
 .DELETE_ON_ERROR:
 
 help:
@@ -21,6 +22,7 @@ help:
 	@echo "              (CHECKPOINT=path.pth or .safetensors: with trained ImageNet weights)"
 	@echo "make test     build, and test every module, block, ISA and error (8 minutes on two cores)"
 	@echo "make test-all what make test leaves out: more cases of the same (another 6 minutes)"
+	@echo "make test-emulated  the tests of AVX-512's code, emulated by AVX2 on any x86 processor (3 minutes)"
 	@echo "make test-ahead  compile every launch of the GPU kernels for every dtype and GPU (30 minutes)"
 	@echo "make bench    time every block and whole networks           (about 1 minute)"
 	@echo "make rivals   compare with eager, torch.compile, ONNX Runtime and OpenVINO (15 minutes)"
@@ -39,6 +41,12 @@ test: build native-test
 
 test-all: build
 	$(PYTEST) -m thorough $(ARGS)
+
+# AVX-512's code on any x86 processor: a test program and a module that only tests load.
+test-emulated: build
+	@cmake --build $(BUILD) --target effv2_emulating --parallel $(JOBS)
+	$(BUILD)/csrc/tests/effv2_emulating_tests
+	EFFV2_TEST_NATIVE="$(abspath $(BUILD))/emulating" $(PYTEST) -k avx512_emulated -m "not thorough" $(ARGS)
 
 test-ahead: build
 	EFFV2_AHEAD=all $(PY) -m pytest tests/test_triton_ahead.py $(ARGS)
@@ -81,6 +89,7 @@ wheel: $(STAMPS)/test
 $(BUILD)/CMakeCache.txt: $(STAMPS)/test
 	@rm -f $@
 	@cmake -S . -B $(BUILD) $(CMAKE_PYTHON) -DCMAKE_BUILD_TYPE=Release -DEFFV2_NATIVE_TESTS=ON \
+	    -DEFFV2_SIMDE="$(PURELIB)/cmeel.prefix/include" \
 	    -DCMAKE_LIBRARY_OUTPUT_DIRECTORY="$(CURDIR)/effv2_kernels"
 
 $(PY):
@@ -100,7 +109,7 @@ $(STAMPS)/test: requirements/test.txt requirements/no-deps.txt $(STAMPS)/torch
 	@echo "Installing what the build and the tests need"
 	@$(PIP) --no-deps -r requirements/no-deps.txt
 	@$(PIP) -r $<
-	@echo "$(CURDIR)" > "$$($(PY) -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/effv2_kernels.pth"
+	@echo "$(CURDIR)" > "$(PURELIB)/effv2_kernels.pth"
 	@touch $@
 
 $(STAMPS)/lint: requirements/lint.txt $(STAMPS)/test

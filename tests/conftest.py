@@ -18,6 +18,19 @@ import torch
 # process of their own.
 os.environ["TRITON_INTERPRET"] = "1"
 
+
+def _load_module_for_tests(folder):
+    """Have effv2_kernels use the native module of make test-emulated, which has one ISA more."""
+    (path,) = Path(folder).glob("_native.*")
+    spec = importlib.util.spec_from_file_location("effv2_kernels._native", path)
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["effv2_kernels._native"] = module
+    spec.loader.exec_module(module)
+
+
+if os.environ.get("EFFV2_TEST_NATIVE"):
+    _load_module_for_tests(os.environ["EFFV2_TEST_NATIVE"])
+
 # pytest-xdist's workers inherit the environment, so all of them have the same seed.
 SEED = int(os.environ.setdefault("EFFV2_TEST_SEED", str(secrets.randbelow(2**31))))
 

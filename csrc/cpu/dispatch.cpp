@@ -1,6 +1,6 @@
 #include "cpu/dispatch.h"
 
-#ifdef EFFV2_WITH_X86
+#if defined(__x86_64__)
 #include <cpuid.h>
 #endif
 
@@ -26,23 +26,33 @@ namespace effv2 {
         isa::make_attention_downsample, isa::make_head, isa::peak_loop                         \
   }
 
-#ifdef EFFV2_WITH_X86
+#ifdef EFFV2_WITH_AVX512
 EFFV2_DECLARE_ISA(avx512)
-EFFV2_DECLARE_ISA(avx2)
 // The compiler's run-time checks include the operating system's part (XCR0).
 static bool has_avx512() {
   return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
          __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
 }
+#endif
+#ifdef EFFV2_WITH_AVX2
+EFFV2_DECLARE_ISA(avx2)
 static bool has_avx2() { return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"); }
+#endif
+#ifdef EFFV2_WITH_AVX512_EMULATED  // for tests: AVX-512's code on a processor without it
+EFFV2_DECLARE_ISA(avx512_emulated)
 #endif
 EFFV2_DECLARE_ISA(scalar)
 static bool always() { return true; }
 
 static const Isa kIsas[] = {
-#ifdef EFFV2_WITH_X86
+#ifdef EFFV2_WITH_AVX512
     EFFV2_ISA_ROW(avx512, has_avx512),
+#endif
+#ifdef EFFV2_WITH_AVX2
     EFFV2_ISA_ROW(avx2, has_avx2),
+#endif
+#ifdef EFFV2_WITH_AVX512_EMULATED
+    EFFV2_ISA_ROW(avx512_emulated, has_avx2),
 #endif
     EFFV2_ISA_ROW(scalar, always),
 };
@@ -83,7 +93,7 @@ const Isa* default_isa(char* error) {
 
 void cpu_name(char* name) {
   std::strcpy(name, "unknown");
-#ifdef EFFV2_WITH_X86
+#if defined(__x86_64__)
   // Leaves 0x80000002 ... 4 hold the brand string, 16 characters each.
   if (__get_cpuid_max(0x80000000u, nullptr) < 0x80000004u) return;
   unsigned words[13] = {};

@@ -1,9 +1,7 @@
 // AVX2 + FMA: vectors of 8 floats, 16 registers.
 #pragma once
 
-#include <immintrin.h>
-
-#include <cstdint>
+#include "cpu/simd/x86.h"
 
 namespace effv2::EFFV2_ISA {
 
@@ -24,8 +22,6 @@ inline void store(float* p, Vec v) { _mm256_storeu_ps(p, v); }
 
 // Keeps a loaded value in its register: GCC would rather load it again for every use.
 inline void keep(Vec& v) { asm("" : "+x"(v)); }
-// Into the L1 cache.
-inline void prefetch(const void* p) { _mm_prefetch(static_cast<const char*>(p), _MM_HINT_T0); }
 
 inline __m256i lane_mask(int count) {
   const __m256i lane = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);
@@ -52,17 +48,6 @@ inline Vec scale_by_power(Vec p, Vec n_shifted) {
 // v where x >= limit or x is NaN, else 0.
 inline Vec zero_below(Vec v, Vec x, Vec limit) {
   return _mm256_andnot_ps(_mm256_cmp_ps(x, limit, _CMP_LT_OQ), v);
-}
-
-inline float reduce_add(Vec v) {
-  __m128 s = _mm_add_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps(v, 1));
-  s = _mm_add_ps(s, _mm_movehl_ps(s, s));
-  return _mm_cvtss_f32(_mm_add_ss(s, _mm_movehdup_ps(s)));
-}
-inline float reduce_max(Vec v) {
-  __m128 s = _mm_max_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps(v, 1));
-  s = _mm_max_ps(s, _mm_movehl_ps(s, s));
-  return _mm_cvtss_f32(_mm_max_ss(s, _mm_movehdup_ps(s)));
 }
 
 }  // namespace effv2::EFFV2_ISA

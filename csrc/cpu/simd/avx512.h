@@ -1,9 +1,7 @@
 // AVX-512 (F, BW, DQ, VL): vectors of 16 floats, 32 registers.
 #pragma once
 
-#include <immintrin.h>
-
-#include <cstdint>
+#include "cpu/simd/x86.h"
 
 namespace effv2::EFFV2_ISA {
 
@@ -24,9 +22,11 @@ inline Vec load(const float* p) { return _mm512_loadu_ps(p); }
 inline void store(float* p, Vec v) { _mm512_storeu_ps(p, v); }
 
 // Keeps a loaded value in its register: GCC would rather load it again for every use.
+#ifdef EFFV2_EMULATED
+inline void keep(Vec&) {}
+#else
 inline void keep(Vec& v) { asm("" : "+v"(v)); }
-// Into the L1 cache.
-inline void prefetch(const void* p) { _mm_prefetch(static_cast<const char*>(p), _MM_HINT_T0); }
+#endif
 
 inline __mmask16 lane_mask(int count) {
   return count >= 16 ? static_cast<__mmask16>(0xffff) : static_cast<__mmask16>((1u << count) - 1u);
@@ -67,7 +67,11 @@ inline Vec lookup(Table table, Vec index) {
 // The smaller one of |v| and limit >= 0; limit where v is NaN.
 inline Vec min_abs(Vec v, Vec limit) { return _mm512_range_ps(v, limit, 0b1010); }
 
-inline float reduce_add(Vec v) { return _mm512_reduce_add_ps(v); }
-inline float reduce_max(Vec v) { return _mm512_reduce_max_ps(v); }
+inline float reduce_add(Vec v) {
+  return reduce_add(_mm256_add_ps(_mm512_castps512_ps256(v), _mm512_extractf32x8_ps(v, 1)));
+}
+inline float reduce_max(Vec v) {
+  return reduce_max(_mm256_max_ps(_mm512_castps512_ps256(v), _mm512_extractf32x8_ps(v, 1)));
+}
 
 }  // namespace effv2::EFFV2_ISA

@@ -1,0 +1,209 @@
+// Every operation of a simd header against its definition, lane by lane. Compiled once per ISA.
+#include "simd_cases.h"
+
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+#include <limits>
+#include <random>
+#include <string>
+
+#include "cpu/simd/simd.h"
+
+namespace effv2::EFFV2_ISA {
+namespace {
+
+using tests::Mismatch;
+
+constexpr int kMost = 64;  // lanes of any vector
+constexpr float kInf = std::numeric_limits<float>::infinity();
+constexpr float kNaN = std::numeric_limits<float>::quiet_NaN();
+
+std::uint32_t bits_of(float value) {
+  std::uint32_t bits;
+  std::memcpy(&bits, &value, sizeof bits);
+  return bits;
+}
+float of_bits(std::uint32_t bits) {
+  float value;
+  std::memcpy(&value, &bits, sizeof value);
+  return value;
+}
+bool same(float a, float b) { return (std::isnan(a) && std::isnan(b)) || bits_of(a) == bits_of(b); }
+
+// Numbers of every kind: any bits, usual sizes, small integers, and the special ones.
+class Values {
+ public:
+  explicit Values(std::uint64_t seed) : engine_(seed) {}
+  float any() {
+    static const float special[] = {0.0f,  -0.0f,  1.0f,    -1.0f,  kInf,    -kInf,   kNaN,
+                                    -kNaN, 1e-45f, -1e-45f, 1e-38f, 3.4e38f, -3.4e38f};
+    switch (engine_() % 4) {
+      case 0:
+        return of_bits(static_cast<std::uint32_t>(engine_()));
+      case 1:
+        return special[engine_() % (sizeof special / sizeof *special)];
+      case 2:
+        return static_cast<float>(static_cast<int>(engine_() % 65) - 32);
+      default:
+        return finite();
+    }
+  }
+  float finite() { return std::ldexp(static_cast<float>(static_cast<std::int32_t>(engine_())), -28); }
+  void fill(float* lanes) {
+    for (int i = 0; i < kLanes; ++i) lanes[i] = any();
+  }
+  void fill_finite(float* lanes) {
+    for (int i = 0; i < kLanes; ++i) lanes[i] = finite();
+  }
+
+ private:
+  std::mt19937_64 engine_;
+};
+
+struct Lanes {
+  alignas(64) float of[kMost];
+  Vec vector() const { return load(of); }
+};
+
+class Cases {
+ public:
+  Cases(std::uint64_t seed, const Mismatch& mismatch) : values_(seed), mismatch_(mismatch) {}
+
+  void run() {
+    for (int round = 0; round < 2000; ++round) {
+      for (Lanes* x : {&a_, &b_, &c_}) values_.fill(x->of);
+      arithmetic();
+      powers();
+      horizontal();
+      tables();
+    }
+    memory();
+  }
+
+ private:
+  // Each lane of `found` is definition(a, b, c) of that lane.
+  template <class Definition>
+  void check(const char* what, Vec found, Definition definition) {
+    Lanes lanes;
+    store(lanes.of, found);
+    for (int i = 0; i < kLanes; ++i) {
+      const float a = a_.of[i], b = b_.of[i], c = c_.of[i], expected = definition(a, b, c);
+      if (!same(lanes.of[i], expected)) report(what, lanes.of[i], expected, a, b, c);
+    }
+  }
+  void report(const char* what, float found, float expected, float a, float b, float c) {
+    mismatch_(std::string(what) + "(" + std::to_string(a) + ", " + std::to_string(b) + ", " +
+              std::to_string(c) + ") is " + std::to_string(found) + ", not " + std::to_string(expected));
+  }
+
+  void arithmetic() {
+    const Vec a = a_.vector(), b = b_.vector(), c = c_.vector();
+    check("zero", zero(), [](float, float, float) { return 0.0f; });
+    check("set1", set1(a_.of[0]), [&](float, float, float) { return a_.of[0]; });
+    check("broadcast", broadcast(b_.of + 1), [&](float, float, float) { return b_.of[1]; });
+    check("load", a, [](float x, float, float) { return x; });
+    Vec kept = b;
+    keep(kept);
+    check("keep", kept, [](float, float y, float) { return y; });
+    check("add", add(a, b), [](float x, float y, float) { return x + y; });
+    check("sub", sub(a, b), [](float x, float y, float) { return x - y; });
+    check("mul", mul(a, b), [](float x, float y, float) { return x * y; });
+    check("fma", fma(a, b, c), fused);
+    check("fnma", fnma(a, b, c), [](float x, float y, float z) { return fused(-x, y, z); });
+    check("max", max(a, b), [](float x, float y, float) { return x > y ? x : y; });
+    check("min", min(a, b), [](float x, float y, float) { return x < y ? x : y; });
+    // The sign of abs(-0) is open, and does not matter.
+    check("abs", add(abs(a), zero()), [](float x, float, float) { return std::fabs(x) + 0.0f; });
+    check("zero_below", zero_below(a, b, c),
+          [](float x, float y, float limit) { return y < limit ? 0.0f : x; });
+  }
+
+  // With the instruction a multiply-add rounds once; without, twice.
+  static float fused(float x, float y, float z) {
+    return std::strcmp(EFFV2_TEXT(EFFV2_ISA), "scalar") == 0 ? x * y + z : std::fma(x, y, z);
+  }
+
+  void powers() {
+    Lanes p, n;
+    for (int i = 0; i < kLanes; ++i) {
+      p.of[i] = 1.0f + 0.4f * std::fabs(values_.finite()) / 8.0f;
+      n.of[i] = static_cast<float>(static_cast<int>(values_.finite() * 15.0f));  // -120 ... 120
+    }
+    Lanes found;
+    store(found.of, scale_by_power(p.vector(), add(n.vector(), set1(12582912.0f))));
+    for (int i = 0; i < kLanes; ++i) {
+      const float expected = std::ldexp(p.of[i], static_cast<int>(n.of[i]));
+      if (!same(found.of[i], expected)) report("scale_by_power", found.of[i], expected, p.of[i], n.of[i], 0);
+    }
+  }
+
+  // The upper half is added to the lower one until one value is left.
+  void horizontal() {
+    Lanes x;
+    values_.fill_finite(x.of);
+    float highest = x.of[0];
+    for (int i = 1; i < kLanes; ++i) highest = x.of[i] > highest ? x.of[i] : highest;
+    const float found_sum = reduce_add(x.vector()), found_max = reduce_max(x.vector());
+    for (int half = kLanes / 2; half > 0; half /= 2) {
+      for (int i = 0; i < half; ++i) x.of[i] = x.of[i] + x.of[i + half];
+    }
+    if (!same(found_sum, x.of[0])) report("reduce_add", found_sum, x.of[0], 0, 0, 0);
+    if (!same(found_max, highest)) report("reduce_max", found_max, highest, 0, 0, 0);
+  }
+
+  void tables() {
+#ifdef EFFV2_TABLE_LOOKUP
+    alignas(64) float table[32];
+    for (float& entry : table) entry = values_.any();
+    Lanes index, limit;
+    for (int i = 0; i < kLanes; ++i) {
+      index.of[i] = values_.any();
+      limit.of[i] = std::fabs(values_.finite());
+    }
+    Lanes found;
+    store(found.of, lookup(load_table(table), index.vector()));
+    for (int i = 0; i < kLanes; ++i) {
+      const float expected = table[bits_of(index.of[i]) & 31u];
+      if (!same(found.of[i], expected)) report("lookup", found.of[i], expected, index.of[i], 0, 0);
+    }
+    store(found.of, min_abs(a_.vector(), limit.vector()));
+    for (int i = 0; i < kLanes; ++i) {
+      const float x = std::fabs(a_.of[i]), expected = x < limit.of[i] ? x : limit.of[i];
+      if (!same(found.of[i], expected)) report("min_abs", found.of[i], expected, a_.of[i], limit.of[i], 0);
+    }
+#endif
+  }
+
+  // Loads and stores of the first lanes read zeros for the others, and leave what lies behind alone.
+  void memory() {
+    for (int count = 1; count <= kLanes; ++count) {
+      values_.fill(a_.of);
+      Lanes found;
+      store(found.of, load_n(a_.of, count));
+      for (int i = 0; i < kLanes; ++i) {
+        const float expected = i < count ? a_.of[i] : 0.0f;
+        if (!same(found.of[i], expected)) report("load_n", found.of[i], expected, a_.of[i], 0, 0);
+      }
+      float room[kMost + 2];
+      for (float& value : room) value = 7.5f;
+      store_n(room + 1, a_.vector(), count);
+      for (int i = -1; i <= kLanes; ++i) {
+        const float expected = i >= 0 && i < count ? a_.of[i] : 7.5f;
+        if (!same(room[i + 1], expected)) report("store_n", room[i + 1], expected, 0, 0, 0);
+      }
+    }
+    alignas(64) char line[64] = {};
+    prefetch(line);
+  }
+
+  Values values_;
+  const Mismatch& mismatch_;
+  Lanes a_, b_, c_;
+};
+
+}  // namespace
+
+void check_simd(std::uint64_t seed, const Mismatch& mismatch) { Cases(seed, mismatch).run(); }
+
+}  // namespace effv2::EFFV2_ISA
