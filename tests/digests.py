@@ -1,0 +1,132 @@
+"""Outputs of the CPU engine as digests: for every block and network, the bits that it has always given.
+
+Weights and inputs are integers times powers of two, made by integer arithmetic alone, so that they are the
+same with every library and on every machine. ``python tests/digests.py`` adds what digests.json lacks, for
+the ISAs at hand; an entry is never changed. EFFV2_TEST_NATIVE=build/native/emulating adds AVX-512.
+"""
+
+import hashlib
+import json
+import math
+import zlib
+from dataclasses import replace
+from pathlib import Path
+
+import conftest  # noqa: F401  (before the package: it may bring a native module of its own)
+import numpy as np
+import torch
+from block_shapes import SHAPES
+
+from effv2_kernels import blocks, cpu, shapes, structure
+from effv2_kernels.reference.model import VARIANTS
+
+FILE = Path(__file__).with_name("digests.json")
+IMAGE = (224, 224)
+
+# Fields, by their ending, that are scaled otherwise than by their fan-in.
+_EXPONENTS = {"mix2_bias": -6, "_bias": -2, "bias": 0}
+
+
+def integers(shape, seed, exponent=0):
+    """A float32 tensor of 16-bit integers times 2^(exponent - 15), by splitmix64 of position and seed."""
+    with np.errstate(over="ignore"):
+        z = np.arange(math.prod(shape), dtype=np.uint64) + np.uint64(zlib.crc32(seed.encode()) << 32)
+        z *= np.uint64(0x9E3779B97F4A7C15)
+        z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+        z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+        z ^= z >> np.uint64(31)
+    values = (z >> np.uint64(48)).astype(np.int32) - (1 << 15)
+    return torch.from_numpy(np.ldexp(values.astype(np.float32), exponent - 15)).view(shape)
+
+
+def with_integers(block, seed):
+    """The block with other weights, each tensor's by its place among the fields."""
+    made = {}
+    for place, (name, old) in enumerate(block.tensors().items()):
+        exponent = next((e for ending, e in _EXPONENTS.items() if name.endswith(ending)), None)
+        if exponent is None:
+            # Products keep the size of their inputs, and a residual branch is smaller than its input.
+            fan_in = math.prod(old.shape[1:])
+            exponent = -round(math.log2(fan_in) / 2) - (name in ("fc2_weight", "proj_weight"))
+        made[name] = integers(tuple(old.shape), f"{seed}/{place}", exponent)
+        if name in ("q_weight", "qkv_weight"):
+            made[name][: block.heads * block.key_dim] *= 2.0 ** -round(math.log2(block.key_dim) / 2)
+    return replace(block, **made)
+
+
+def block_cases():
+    """Every block that the suite runs, by name: the small ones, and those of S0 to L."""
+    return {**SHAPES, **shapes.family_shapes()}
+
+
+def run_block(name, isa):
+    """The output of a block case."""
+    shape = block_cases()[name]
+    block = with_integers(shapes.random_block(shape, torch.Generator()), name)
+    x = integers((2, shape.sizes["in"], shape.height, shape.width), f"{name}/input", 1)
+    (y,) = cpu.Engine(blocks.Network((block,), ("",)), isa).run(x, 2)
+    return [y]
+
+
+def _network(variant, features):
+    made = [
+        with_integers(shapes.random_block(shape, torch.Generator()), f"{variant}/{i}")
+        for i, shape in enumerate(shapes.network_shapes(VARIANTS[variant], IMAGE))
+    ]
+    if not features:
+        return blocks.Network(tuple(made), ("",) * len(made))
+    # A backbone: maps instead of the head, attention biases that are resized.
+    made = [replace(b, resize_bias=True) if hasattr(b, "resize_bias") else b for b in made[:-1]]
+    ends = [i for i, b in enumerate(made) if b.kind.endswith("downsample")]
+    returned = tuple(
+        blocks.Feature(
+            i - 1,
+            integers((width,), f"{variant}/scale{i}", 0),
+            integers((width,), f"{variant}/shift{i}", -2),
+        )
+        for i in [*ends, len(made)]
+        for width in [structure.block_sizes(made[i - 1])["out"]]
+    )
+    return blocks.Network(tuple(made), ("",) * len(made), returned)
+
+
+NETWORKS = {name: (name, IMAGE, False) for name in VARIANTS} | {
+    "efficientformerv2_s0 backbone at 160 x 200": ("efficientformerv2_s0", (160, 200), True)
+}
+
+
+def run_network(name, isa):
+    """The outputs of a network case, for two images on two threads."""
+    variant, size, features = NETWORKS[name]
+    x = integers((2, 3, *size), f"{name}/input", 1)
+    return cpu.Engine(_network(variant, features), isa).run(x, 2)
+
+
+def digest(outputs):
+    """Of float32 tensors in the order of their dimensions, whatever their strides."""
+    found = hashlib.sha256()
+    for y in outputs:
+        assert y.dtype == torch.float32
+        found.update(y.contiguous().numpy().astype("<f4").tobytes())
+    return found.hexdigest()[:32]
+
+
+def recorded(isa):
+    """By case; an emulated ISA has those of the real one."""
+    return json.loads(FILE.read_text())[isa.removesuffix("_emulated")]
+
+
+def main():
+    known = json.loads(FILE.read_text()) if FILE.exists() else {}
+    for isa in cpu.native().available_isas():
+        entries = known.setdefault(isa.removesuffix("_emulated"), {})
+        for cases, run in ((block_cases(), run_block), (NETWORKS, run_network)):
+            for name in cases:
+                if name not in entries:
+                    entries[name] = digest(run(name, isa))
+                    print(isa, name, entries[name])
+    FILE.write_text(json.dumps(known, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
