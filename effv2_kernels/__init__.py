@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from effv2_kernels.storage import load, save
     from effv2_kernels.tune import tune
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 __all__ = [
     "CheckpointError",

@@ -1,0 +1,80 @@
+"""What earlier versions made still works, and gives the bits that it gave then: earlier_versions.py."""
+
+import gzip
+import json
+import pickle
+
+import earlier_versions
+import pytest
+import safetensors.torch
+import torch
+from checks import ISAS
+from digests import digest
+from earlier_versions import FOLDER, outputs_of
+
+import effv2_kernels
+from effv2_kernels import cpu
+
+VERSIONS = sorted(path.name for path in FOLDER.iterdir())
+every = pytest.mark.parametrize(
+    ("version", "name"), [(version, name) for version in VERSIONS for name in earlier_versions.SIZES]
+)
+
+
+@pytest.fixture
+def made(version, name, tmp_path):
+    """The path of what a version made, unpacked, by its kind."""
+
+    def unpacked(kind):
+        path = tmp_path / f"{name}.{kind}"
+        path.write_bytes(gzip.decompress((FOLDER / version / f"{path.name}.gz").read_bytes()))
+        return path
+
+    return unpacked
+
+
+def check(fast, version, name, isa=None):
+    recorded = json.loads((FOLDER / version / "digests.json").read_text())[name]
+    outputs = outputs_of(fast, name)
+    assert all(bool(y.isfinite().all()) for y in outputs)
+    assert all(float(y.std()) > 1e-2 for y in outputs)
+    assert digest(outputs) == recorded[(isa or cpu.default_isa()).removesuffix("_emulated")]
+
+
+@every
+@pytest.mark.parametrize("isa", ISAS)
+def test_files(version, name, isa, made):
+    check(effv2_kernels.load(made("effv2"), isa=isa), version, name, isa)
+
+
+@every
+def test_state_dicts(version, name, made):
+    fast = earlier_versions.network(name)
+    with torch.no_grad():
+        for parameter in fast.parameters():
+            parameter.zero_()
+    fast.load_state_dict(safetensors.torch.load_file(made("safetensors")))
+    check(fast, version, name)
+
+
+@every
+def test_pickles(version, name, made):
+    check(pickle.loads(made("pickle").read_bytes()), version, name)
+
+
+@every
+def test_exported_programs(version, name, made):
+    check(torch.export.load(made("pt2")).module(), version, name)
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+def test_schemas(version):
+    """Programs name ops and their arguments: those of then are there, as they were."""
+    then = (FOLDER / version / "schemas.txt").read_text().splitlines()
+    assert len(then) >= 7
+    assert set(then) <= set(earlier_versions.schemas())
+
+
+def test_this_version_is_among_them():
+    """A change of what is stored or of an op is a new version, whose files are kept here as well."""
+    assert effv2_kernels.__version__ in VERSIONS
