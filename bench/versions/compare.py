@@ -61,7 +61,9 @@ def main() -> int:
     for what, values in starts.items():
         print(f"{what}: old {values['old']:.3f}, new {values['new']:.3f}, ratio {values['ratio']:.3f}")
     if args.json:
-        Path(args.json).write_text(json.dumps({"rows": rows, "mean": mean, "starts": starts}, indent=1) + "\n")
+        Path(args.json).write_text(
+            json.dumps({"rows": rows, "mean": mean, "starts": starts}, indent=1) + "\n"
+        )
     for failure in failures:
         print(f"too slow or not the same: {failure}", file=sys.stderr)
     return 1 if failures else 0

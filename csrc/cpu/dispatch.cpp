@@ -10,20 +10,21 @@
 
 namespace effv2 {
 
-#define EFFV2_DECLARE_ISA(isa)                                      \
-  namespace isa {                                                   \
-  Block* make_stem(const StemSpec&);                                \
-  Block* make_ffn(const FfnSpec&);                                  \
-  Block* make_attention(const AttentionSpec&);                      \
-  Block* make_conv_downsample(const ConvDownsampleSpec&);           \
-  Block* make_attention_downsample(const AttentionDownsampleSpec&); \
-  Block* make_head(const HeadSpec&);                                \
-  double peak_loop(long);                                           \
-  }
-#define EFFV2_ISA_ROW(isa, test)                                                               \
-  Isa {                                                                                        \
-    #isa, test, isa::make_stem, isa::make_ffn, isa::make_attention, isa::make_conv_downsample, \
-        isa::make_attention_downsample, isa::make_head, isa::peak_loop                         \
+#define EFFV2_DECLARE_FACTORY(kind, Spec) Block* make_##kind(const Spec&);
+#define EFFV2_ENTER_FACTORY(kind, Spec) made.kind = make_##kind;
+// Declares what csrc/cpu/blocks and peak.cpp define for an ISA, and its row of the table.
+#define EFFV2_DECLARE_ISA(isa)                    \
+  namespace isa {                                 \
+  EFFV2_BLOCKS(EFFV2_DECLARE_FACTORY)             \
+  double peak_loop(long);                         \
+  static constexpr Isa row(bool (*available)()) { \
+    Isa made{};                                   \
+    made.name = #isa;                             \
+    made.available = available;                   \
+    made.peak_loop = peak_loop;                   \
+    EFFV2_BLOCKS(EFFV2_ENTER_FACTORY)             \
+    return made;                                  \
+  }                                               \
   }
 
 #ifdef EFFV2_WITH_AVX512
@@ -44,17 +45,17 @@ EFFV2_DECLARE_ISA(avx512_emulated)
 EFFV2_DECLARE_ISA(scalar)
 static bool always() { return true; }
 
-static const Isa kIsas[] = {
+static constexpr Isa kIsas[] = {
 #ifdef EFFV2_WITH_AVX512
-    EFFV2_ISA_ROW(avx512, has_avx512),
+    avx512::row(has_avx512),
 #endif
 #ifdef EFFV2_WITH_AVX2
-    EFFV2_ISA_ROW(avx2, has_avx2),
+    avx2::row(has_avx2),
 #endif
 #ifdef EFFV2_WITH_AVX512_EMULATED
-    EFFV2_ISA_ROW(avx512_emulated, has_avx2),
+    avx512_emulated::row(has_avx2),
 #endif
-    EFFV2_ISA_ROW(scalar, always),
+    scalar::row(always),
 };
 
 const Isa* isa_table(int* count) {

@@ -10,12 +10,9 @@ namespace effv2 {
 struct Isa {
   const char* name;
   bool (*available)();  // by the processor and by the operating system
-  Block* (*stem)(const StemSpec&);
-  Block* (*ffn)(const FfnSpec&);
-  Block* (*attention)(const AttentionSpec&);
-  Block* (*conv_downsample)(const ConvDownsampleSpec&);
-  Block* (*attention_downsample)(const AttentionDownsampleSpec&);
-  Block* (*head)(const HeadSpec&);
+#define EFFV2_FACTORY(kind, Spec) Block* (*kind)(const Spec&);
+  EFFV2_BLOCKS(EFFV2_FACTORY)
+#undef EFFV2_FACTORY
   // Multiply-adds per call of a loop that keeps every accumulator register busy, `steps` times.
   double (*peak_loop)(long steps);
 };

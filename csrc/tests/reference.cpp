@@ -215,20 +215,20 @@ Exact slice(const Exact& x, int first, int count) {
 }  // namespace
 
 Exact reference(const StemSpec& s, const Exact& x) {
-  const Exact mid = gelu(conv3x3(x, s.conv1_weight, s.conv1_bias, s.mid_channels));
-  return gelu(conv3x3(mid, s.conv2_weight, s.conv2_bias, s.out_channels));
+  const Exact mid = gelu(conv3x3(x, s.conv1.weight, s.conv1.bias, s.mid_channels));
+  return gelu(conv3x3(mid, s.conv2.weight, s.conv2.bias, s.out_channels));
 }
 
 Exact reference(const FfnSpec& s, const Exact& x) {
-  const Exact hidden = gelu(linear(x, s.fc1_weight, s.fc1_bias, s.hidden));
-  return add(linear(gelu(depthwise(hidden, s.dw_weight, s.dw_bias, 1)), s.fc2_weight, s.fc2_bias, s.channels),
-             x);
+  const Exact hidden = gelu(linear(x, s.fc1.weight, s.fc1.bias, s.hidden));
+  return add(
+      linear(gelu(depthwise(hidden, s.dw.weight, s.dw.bias, 1)), s.fc2.weight, s.fc2.bias, s.in_channels), x);
 }
 
 Exact reference(const AttentionSpec& s, const Exact& x) {
-  const Exact z = s.stride == 2 ? depthwise(x, s.dw_weight, s.dw_bias, 2) : x;
+  const Exact z = s.stride == 2 ? depthwise(x, s.dw.weight, s.dw.bias, 2) : x;
   const int keys = s.heads * s.key_dim, values = s.heads * s.value_dim;
-  const Exact qkv = linear(z, s.qkv_weight, s.qkv_bias, 2 * keys + values);
+  const Exact qkv = linear(z, s.qkv.weight, s.qkv.bias, 2 * keys + values);
   const int n = static_cast<int>(z.size.pixels());
 
   std::vector<Matrix> logits, probabilities;
@@ -242,27 +242,27 @@ Exact reference(const AttentionSpec& s, const Exact& x) {
     softmax_rows(probabilities[h]);
   }
 
-  Exact u = depthwise(slice(qkv, 2 * keys, values), s.local_weight, s.local_bias, 1);
+  Exact u = depthwise(slice(qkv, 2 * keys, values), s.local.weight, s.local.bias, 1);
   for (int h = 0; h < s.heads; ++h) {
     Matrix mixed(n, n);
-    std::fill(mixed.values.begin(), mixed.values.end(), s.mix2_bias[h]);
-    for (int g = 0; g < s.heads; ++g) add_scaled(mixed, s.mix2_weight[h * s.heads + g], probabilities[g]);
+    std::fill(mixed.values.begin(), mixed.values.end(), s.mix2.bias[h]);
+    for (int g = 0; g < s.heads; ++g) add_scaled(mixed, s.mix2.weight[h * s.heads + g], probabilities[g]);
     add_weighted_values(mixed, channels_of(qkv, 2 * keys + h * s.value_dim, s.value_dim), h * s.value_dim, u);
   }
   if (s.stride == 2) u = enlarge(u, x.size.height, x.size.width);
-  return add(linear(gelu(u), s.proj_weight, s.proj_bias, s.channels), x);
+  return add(linear(gelu(u), s.proj.weight, s.proj.bias, s.in_channels), x);
 }
 
 Exact reference(const ConvDownsampleSpec& s, const Exact& x) {
-  return conv3x3(x, s.weight, s.bias, s.out_channels);
+  return conv3x3(x, s.conv.weight, s.conv.bias, s.out_channels);
 }
 
 Exact reference(const AttentionDownsampleSpec& s, const Exact& x) {
   const int keys = s.heads * s.key_dim, values = s.heads * s.value_dim;
-  const Exact q = linear(depthwise(x, s.dw_weight, s.dw_bias, 2), s.q_weight, s.q_bias, keys);
-  const Exact kv = linear(x, s.kv_weight, s.kv_bias, keys + values);
+  const Exact q = linear(depthwise(x, s.dw.weight, s.dw.bias, 2), s.q.weight, s.q.bias, keys);
+  const Exact kv = linear(x, s.kv.weight, s.kv.bias, keys + values);
 
-  Exact u = depthwise(slice(kv, keys, values), s.local_weight, s.local_bias, 2);
+  Exact u = depthwise(slice(kv, keys, values), s.local.weight, s.local.bias, 2);
   for (int h = 0; h < s.heads; ++h) {
     Matrix p = bias_of(s.bias, h, x.size.height, x.size.width);
     add_scaled(p, 1,
@@ -271,19 +271,19 @@ Exact reference(const AttentionDownsampleSpec& s, const Exact& x) {
     softmax_rows(p);
     add_weighted_values(p, channels_of(kv, keys + h * s.value_dim, s.value_dim), h * s.value_dim, u);
   }
-  return add(linear(gelu(u), s.proj_weight, s.proj_bias, s.out_channels),
-             conv3x3(x, s.conv_weight, s.conv_bias, s.out_channels));
+  return add(linear(gelu(u), s.proj.weight, s.proj.bias, s.out_channels),
+             conv3x3(x, s.conv.weight, s.conv.bias, s.out_channels));
 }
 
 Exact reference(const HeadSpec& s, const Exact& x) {
-  Exact mean({1, 1, s.channels});
+  Exact mean({1, 1, s.in_channels});
   for (int row = 0; row < x.size.height; ++row) {
     for (int column = 0; column < x.size.width; ++column) {
-      for (int c = 0; c < s.channels; ++c) mean.values[c] += x.at(row, column, c);
+      for (int c = 0; c < s.in_channels; ++c) mean.values[c] += x.at(row, column, c);
     }
   }
   for (double& value : mean.values) value /= static_cast<double>(x.size.pixels());
-  return linear(mean, s.weight, s.bias, s.classes);
+  return linear(mean, s.linear.weight, s.linear.bias, s.classes);
 }
 
 }  // namespace effv2::tests

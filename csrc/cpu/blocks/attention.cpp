@@ -20,31 +20,31 @@ constexpr int kEnlargedPixels = 56;
 class Attention final : public Block {
  public:
   explicit Attention(const AttentionSpec& s)
-      : channels_(s.channels),
+      : channels_(s.in_channels),
         stride_(s.stride),
         heads_{s.heads, s.key_dim, s.value_dim},
         query_panels_(panels_of(heads_.key_channels())),
         qkv_((2 * query_panels_ + heads_.value_panels()) * kPanel, channels_, channels_),
-        local_(pack_local(heads_, s.local_weight, s.local_bias)),
+        local_(pack_local(heads_, s.local.weight, s.local.bias)),
         mix1_(std::int64_t{s.heads} * s.heads),
         mix2_(std::int64_t{s.heads} * (s.heads + 1)),
         bias_(s.bias),
-        proj_(pack_projection(heads_, s.proj_weight, s.proj_bias, channels_)) {
-    if (stride_ == 2) dw_ = pack_depthwise(s.dw_weight, s.dw_bias, channels_);
+        proj_(pack_projection(heads_, s.proj.weight, s.proj.bias, channels_)) {
+    if (stride_ == 2) dw_ = pack_depthwise(s.dw.weight, s.dw.bias, channels_);
     const int key_channels = heads_.key_channels();
     for (int c = 0; c < 2 * key_channels; ++c) {
       const int to = c < key_channels ? c : query_panels_ * kPanel + c - key_channels;
-      for (int k = 0; k < channels_; ++k) qkv_.at(to, k) = s.qkv_weight[std::int64_t{c} * channels_ + k];
-      qkv_.bias()[to] = s.qkv_bias[c];
+      for (int k = 0; k < channels_; ++k) qkv_.at(to, k) = s.qkv.weight[std::int64_t{c} * channels_ + k];
+      qkv_.bias()[to] = s.qkv.bias[c];
     }
-    place_values(heads_, s.qkv_weight + std::int64_t{2} * key_channels * channels_,
-                 s.qkv_bias + 2 * key_channels, channels_, 2 * query_panels_, qkv_);
+    place_values(heads_, s.qkv.weight + std::int64_t{2} * key_channels * channels_,
+                 s.qkv.bias + 2 * key_channels, channels_, 2 * query_panels_, qkv_);
     for (int h = 0; h < s.heads; ++h) {
       for (int g = 0; g < s.heads; ++g) {
         mix1_.data()[h * s.heads + g] = kLog2E * s.mix1_weight[h * s.heads + g];
-        mix2_.data()[h * (s.heads + 1) + g] = s.mix2_weight[h * s.heads + g];
+        mix2_.data()[h * (s.heads + 1) + g] = s.mix2.weight[h * s.heads + g];
       }
-      mix2_.data()[h * (s.heads + 1) + s.heads] = s.mix2_bias[h];
+      mix2_.data()[h * (s.heads + 1) + s.heads] = s.mix2.bias[h];
     }
   }
 

@@ -18,21 +18,21 @@ class AttentionDownsample final : public Block {
         out_(s.out_channels),
         heads_{s.heads, s.key_dim, s.value_dim},
         key_panels_(panels_of(heads_.key_channels())),
-        dw_(pack_depthwise(s.dw_weight, s.dw_bias, in_)),
+        dw_(pack_depthwise(s.dw.weight, s.dw.bias, in_)),
         q_(heads_.key_channels(), in_, in_, Tail::joined),
         kv_((key_panels_ + heads_.value_panels()) * kPanel, in_, in_),
-        local_(pack_local(heads_, s.local_weight, s.local_bias)),
+        local_(pack_local(heads_, s.local.weight, s.local.bias)),
         bias_(s.bias),
-        proj_(pack_projection(heads_, s.proj_weight, s.proj_bias, out_)),
-        conv_(pack_conv3x3(s.conv_weight, s.conv_bias, out_, in_)) {
+        proj_(pack_projection(heads_, s.proj.weight, s.proj.bias, out_)),
+        conv_(pack_conv3x3(s.conv.weight, s.conv.bias, out_, in_)) {
     const int key_channels = heads_.key_channels();
     for (int c = 0; c < key_channels; ++c) {
-      for (int k = 0; k < in_; ++k) q_.at(c, k) = kLog2E * s.q_weight[std::int64_t{c} * in_ + k];
-      q_.bias()[c] = kLog2E * s.q_bias[c];
-      for (int k = 0; k < in_; ++k) kv_.at(c, k) = s.kv_weight[std::int64_t{c} * in_ + k];
-      kv_.bias()[c] = s.kv_bias[c];
+      for (int k = 0; k < in_; ++k) q_.at(c, k) = kLog2E * s.q.weight[std::int64_t{c} * in_ + k];
+      q_.bias()[c] = kLog2E * s.q.bias[c];
+      for (int k = 0; k < in_; ++k) kv_.at(c, k) = s.kv.weight[std::int64_t{c} * in_ + k];
+      kv_.bias()[c] = s.kv.bias[c];
     }
-    place_values(heads_, s.kv_weight + std::int64_t{key_channels} * in_, s.kv_bias + key_channels, in_,
+    place_values(heads_, s.kv.weight + std::int64_t{key_channels} * in_, s.kv.bias + key_channels, in_,
                  key_panels_, kv_);
   }
 

@@ -9,7 +9,9 @@ namespace {
 class ConvDownsample final : public Block {
  public:
   explicit ConvDownsample(const ConvDownsampleSpec& s)
-      : in_(s.in_channels), out_(s.out_channels), conv_(pack_conv3x3(s.weight, s.bias, out_, in_)) {}
+      : in_(s.in_channels),
+        out_(s.out_channels),
+        conv_(pack_conv3x3(s.conv.weight, s.conv.bias, out_, in_)) {}
 
   bool output(Map in, Map* out, char*) const override {
     *out = {(in.height + 1) / 2, (in.width + 1) / 2, out_};

@@ -37,12 +37,12 @@ constexpr int kSharedChunkFloats = 1 << 16;
 class Ffn final : public Block {
  public:
   explicit Ffn(const FfnSpec& s)
-      : channels_(s.channels),
+      : channels_(s.in_channels),
         hidden_(s.hidden),
         panels_(panels_of(hidden_)),
-        fc1_(s.fc1_weight, s.fc1_bias, hidden_, channels_, channels_, {kBeforeGelu, kBeforeGelu}),
-        dw_(pack_depthwise(s.dw_weight, s.dw_bias, hidden_, {kBetweenGelus, kBeforeGelu})),
-        fc2_(s.fc2_weight, s.fc2_bias, channels_, hidden_, panels_ * kPanel, {kAfterGelu, 1}, Tail::joined) {}
+        fc1_(s.fc1.weight, s.fc1.bias, hidden_, channels_, channels_, {kBeforeGelu, kBeforeGelu}),
+        dw_(pack_depthwise(s.dw.weight, s.dw.bias, hidden_, {kBetweenGelus, kBeforeGelu})),
+        fc2_(s.fc2.weight, s.fc2.bias, channels_, hidden_, panels_ * kPanel, {kAfterGelu, 1}, Tail::joined) {}
 
   bool output(Map in, Map* out, char*) const override {
     *out = in;

@@ -9,7 +9,8 @@ namespace {
 class Head final : public Block {
  public:
   explicit Head(const HeadSpec& s)
-      : channels_(s.channels), linear_(s.weight, s.bias, s.classes, s.channels, 0, {}, Tail::joined) {}
+      : channels_(s.in_channels),
+        linear_(s.linear.weight, s.linear.bias, s.classes, s.in_channels, 0, {}, Tail::joined) {}
 
   bool output(Map, Map* out, char*) const override {
     *out = {1, 1, linear_.outputs()};

@@ -21,8 +21,8 @@ class Stem final : public Block {
       : in_(s.in_channels),
         mid_(s.mid_channels),
         out_(s.out_channels),
-        conv1_(pack_conv3x3(s.conv1_weight, s.conv1_bias, mid_, in_, {kBeforeGelu, kBeforeGelu})),
-        conv2_(pack_conv3x3(s.conv2_weight, s.conv2_bias, out_, mid_, {kBetweenGelus, kBeforeGelu})) {}
+        conv1_(pack_conv3x3(s.conv1.weight, s.conv1.bias, mid_, in_, {kBeforeGelu, kBeforeGelu})),
+        conv2_(pack_conv3x3(s.conv2.weight, s.conv2.bias, out_, mid_, {kBetweenGelus, kBeforeGelu})) {}
 
   bool output(Map in, Map* out, char*) const override {
     *out = {halved(halved(in.height)), halved(halved(in.width)), out_};

@@ -1,0 +1,98 @@
+#include "engine/fields.h"
+
+#include <algorithm>
+#include <cmath>
+
+#include "engine/network.h"
+
+namespace effv2 {
+namespace {
+
+constexpr std::int64_t kLargest = 1 << 20;
+
+std::string text(const std::vector<std::int64_t>& shape) {
+  std::string s = "(";
+  for (std::size_t i = 0; i < shape.size(); ++i) s += (i ? ", " : "") + std::to_string(shape[i]);
+  return s + (shape.size() == 1 ? ",)" : ")");
+}
+
+}  // namespace
+
+void FieldReader::size(int& value, const char* name, std::size_t axis) const {
+  const Tensor& t = named(name);
+  if (axis >= t.shape.size())
+    fail(std::string(name) + " has the shape " + text(t.shape) + ", which has too few axes");
+  if (t.shape[axis] < 1 || t.shape[axis] > kLargest)
+    fail(std::string(name) + " has the shape " + text(t.shape));
+  value = static_cast<int>(t.shape[axis]);
+}
+
+void FieldReader::choice(int& value, const char* name, std::initializer_list<int> values) const {
+  value = option(name, *values.begin());
+  if (std::find(values.begin(), values.end(), value) != values.end()) return;
+  std::string allowed;
+  for (const int v : values) allowed += (allowed.empty() ? "" : " or ") + std::to_string(v);
+  fail("the " + std::string(name) + " must be " + allowed);
+}
+
+void FieldReader::heads(int& count, int& key_dim, int& value_dim) const {
+  count = option("heads", -1);
+  key_dim = option("key_dim", -1);
+  value_dim = option("value_dim", -1);
+  if (count < 1 || key_dim < 1 || value_dim < 1) fail("heads, key_dim and value_dim must be at least 1");
+}
+
+int FieldReader::product(int heads, int each) const {
+  const std::int64_t count = std::int64_t{heads} * each;
+  if (count > kLargest) {
+    fail("the options give " + std::to_string(heads) + " heads of " + std::to_string(each) +
+         " channels, which is too many");
+  }
+  return static_cast<int>(count);
+}
+
+void FieldReader::layer(Layer& layer, const std::string& name, std::int64_t outputs,
+                        std::initializer_list<std::int64_t> inner) const {
+  std::vector<std::int64_t> shape = {outputs};
+  shape.insert(shape.end(), inner);
+  tensor(layer.weight, field_of(name, "weight"), shape);
+  tensor(layer.bias, field_of(name, "bias"), {outputs});
+}
+
+void FieldReader::tensor(const float*& values, const std::string& name,
+                         const std::vector<std::int64_t>& shape) const {
+  const Tensor& t = named(name);
+  if (t.shape != shape) fail(name + " has the shape " + text(t.shape) + ", expected " + text(shape));
+  std::int64_t count = 1;
+  for (const std::int64_t n : shape) count *= n;
+  for (std::int64_t i = 0; i < count; ++i) {
+    if (!std::isfinite(t.data[i])) fail(name + " holds a value that is not finite");
+  }
+  values = t.data;
+}
+
+void FieldReader::distances(AttentionBiasSpec& bias, int heads, int query_stride) const {
+  bias.heads = heads;
+  bias.query_stride = query_stride;
+  size(bias.rows, "bias", 1);
+  size(bias.cols, "bias", 2);
+  tensor(bias.table, "bias", {heads, bias.rows, bias.cols});
+  bias.resize = option("resize_bias", 0) != 0;
+}
+
+int FieldReader::option(const std::string& name, std::int64_t fallback) const {
+  const auto found = fields_.options.find(name);
+  const std::int64_t value = found == fields_.options.end() ? fallback : found->second;
+  if (value < 0 || value > kLargest) fail("the option " + name + " is missing or out of range");
+  return static_cast<int>(value);
+}
+
+const Tensor& FieldReader::named(const std::string& name) const {
+  const auto found = fields_.tensors.find(name);
+  if (found == fields_.tensors.end()) fail("the tensor " + name + " is missing");
+  return found->second;
+}
+
+void FieldReader::fail(const std::string& why) const { throw Error(kind_ + ": " + why); }
+
+}  // namespace effv2

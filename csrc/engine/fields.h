@@ -1,0 +1,53 @@
+// The fields of one block by name, and their reader: every shape is checked there, once.
+#pragma once
+
+#include <cstdint>
+#include <initializer_list>
+#include <map>
+#include <string>
+#include <vector>
+
+#include "engine/spec.h"
+
+namespace effv2 {
+
+struct Tensor {
+  const float* data;
+  std::vector<std::int64_t> shape;
+};
+
+struct Fields {
+  std::map<std::string, Tensor> tensors;
+  std::map<std::string, std::int64_t> options;
+};
+
+// Visits a spec (see engine/spec.h) and fills it. Throws Error, naming kind and field, where something is
+// missing, misshapen, out of range or not finite.
+class FieldReader {
+ public:
+  FieldReader(std::string kind, const Fields& fields) : kind_(std::move(kind)), fields_(fields) {}
+
+  void size(int& value, const char* name, std::size_t axis) const;
+  void choice(int& value, const char* name, std::initializer_list<int> values) const;
+  void heads(int& count, int& key_dim, int& value_dim) const;
+  int product(int heads, int each) const;
+  void layer(Layer& layer, const std::string& name, std::int64_t outputs,
+             std::initializer_list<std::int64_t> inner) const;
+  void tensor(const float*& values, const std::string& name, const std::vector<std::int64_t>& shape) const;
+  void distances(AttentionBiasSpec& bias, int heads, int query_stride) const;
+
+ private:
+  int option(const std::string& name, std::int64_t fallback) const;
+  const Tensor& named(const std::string& name) const;
+  [[noreturn]] void fail(const std::string& why) const;
+
+  std::string kind_;
+  const Fields& fields_;
+};
+
+// How a layer's tensors are called: "fc1" has fc1_weight; "" has weight.
+inline std::string field_of(const std::string& layer, const char* part) {
+  return layer.empty() ? part : layer + "_" + part;
+}
+
+}  // namespace effv2
