@@ -5,14 +5,20 @@ never how. All tensors are float32, contiguous, on the CPU, in PyTorch's own lay
 layer scale and every constant factor are already folded in (in float64), so each block is exactly
 the equation in its docstring. Feature maps are written (N, C, H, W); ``conv`` has padding
 ``kernel // 2`` everywhere; ``GELU`` is the exact x * Phi(x).
+
+A class declares its block, once: from its fields and the names of their sizes follow the checks of shapes,
+the op's schema, random blocks for tests, and what is stored (``effv2_kernels.declaration``). What C++ expects
+(``csrc/engine/spec.h``) is held against it by a test.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 from torch import Tensor
+
+from effv2_kernels.declaration import Shape
 
 
 @dataclass(frozen=True, eq=False)
@@ -20,6 +26,8 @@ class Block:
     """What all blocks share. ``kind`` is the block's stem: the name of its files in every folder."""
 
     kind: ClassVar[str]
+    # Rows and columns of the input for one of the output; None where the output is (N, out).
+    step: ClassVar[int | None] = 1
 
     def tensors(self) -> dict[str, Tensor]:
         """The folded weights by field name, in the order of declaration; absent ones are left out."""
@@ -31,16 +39,24 @@ class Block:
         values = {f.name: getattr(self, f.name) for f in fields(self)}
         return {name: int(value) for name, value in values.items() if isinstance(value, (bool, int))}
 
+    def grid(self) -> tuple[tuple[int, int], int] | None:
+        """Rows and columns of keys that an attention bias is made for, and the pixels from one to the next.
+
+        None where the block has no such bias, or resizes it to the input at hand.
+        """
+        return None
+
 
 @dataclass(frozen=True, eq=False)
 class Stem(Block):
     """y = GELU(conv2(GELU(conv1(x)))), both 3x3 with stride 2."""
 
     kind: ClassVar[str] = "stem"
-    conv1_weight: Tensor  # (mid, in, 3, 3)
-    conv1_bias: Tensor  # (mid,)
-    conv2_weight: Tensor  # (out, mid, 3, 3)
-    conv2_bias: Tensor  # (out,)
+    step: ClassVar[int | None] = 4
+    conv1_weight: Annotated[Tensor, Shape("mid", "in", 3, 3)]
+    conv1_bias: Annotated[Tensor, Shape("mid")]
+    conv2_weight: Annotated[Tensor, Shape("out", "mid", 3, 3)]
+    conv2_bias: Annotated[Tensor, Shape("out")]
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,12 +64,12 @@ class FFN(Block):
     """y = x + fc2(GELU(dw(GELU(fc1(x))))); dw is 3x3 depthwise, layer scale is folded into fc2."""
 
     kind: ClassVar[str] = "ffn"
-    fc1_weight: Tensor  # (hidden, channels)
-    fc1_bias: Tensor  # (hidden,)
-    dw_weight: Tensor  # (hidden, 3, 3)
-    dw_bias: Tensor  # (hidden,)
-    fc2_weight: Tensor  # (channels, hidden)
-    fc2_bias: Tensor  # (channels,)
+    fc1_weight: Annotated[Tensor, Shape("hidden", "in")]
+    fc1_bias: Annotated[Tensor, Shape("hidden")]
+    dw_weight: Annotated[Tensor, Shape("hidden", 3, 3)]
+    dw_bias: Annotated[Tensor, Shape("hidden")]
+    fc2_weight: Annotated[Tensor, Shape("in", "hidden")]
+    fc2_bias: Annotated[Tensor, Shape("in")]
 
 
 @dataclass(frozen=True, eq=False)
@@ -71,16 +87,16 @@ class Attention(Block):
     """
 
     kind: ClassVar[str] = "attention"
-    qkv_weight: Tensor  # (2 * heads * key_dim + heads * value_dim, channels)
-    qkv_bias: Tensor
-    local_weight: Tensor  # (heads * value_dim, 3, 3)
-    local_bias: Tensor
-    mix1_weight: Tensor  # (heads, heads)
-    bias: Tensor  # (heads, rows, cols): by distance on the grid of tokens the table was made for
-    mix2_weight: Tensor  # (heads, heads)
-    mix2_bias: Tensor  # (heads,)
-    proj_weight: Tensor  # (channels, heads * value_dim)
-    proj_bias: Tensor
+    qkv_weight: Annotated[Tensor, Shape("qkv", "in")]
+    qkv_bias: Annotated[Tensor, Shape("qkv")]
+    local_weight: Annotated[Tensor, Shape("values", 3, 3)]
+    local_bias: Annotated[Tensor, Shape("values")]
+    mix1_weight: Annotated[Tensor, Shape("heads", "heads")]
+    bias: Annotated[Tensor, Shape("heads", "rows", "cols")]  # by distance on a grid of keys
+    mix2_weight: Annotated[Tensor, Shape("heads", "heads")]
+    mix2_bias: Annotated[Tensor, Shape("heads")]
+    proj_weight: Annotated[Tensor, Shape("in", "values")]
+    proj_bias: Annotated[Tensor, Shape("in")]
     heads: int
     key_dim: int
     value_dim: int  # of one head
@@ -89,8 +105,12 @@ class Attention(Block):
     # that grid is resized bicubically (align_corners=False) to the grid at hand, as the official
     # detection and segmentation backbones do.
     resize_bias: bool = False
-    dw_weight: Tensor | None = None  # (channels, 3, 3), only if stride == 2
-    dw_bias: Tensor | None = None
+    dw_weight: Annotated[Tensor | None, Shape("in", 3, 3, only_if=("stride", 2))] = None
+    dw_bias: Annotated[Tensor | None, Shape("in", only_if=("stride", 2))] = None
+
+    def grid(self) -> tuple[tuple[int, int], int] | None:
+        rows, cols = self.bias.shape[1:]
+        return None if self.resize_bias else ((rows, cols), self.stride)
 
 
 @dataclass(frozen=True, eq=False)
@@ -98,8 +118,9 @@ class ConvDownsample(Block):
     """y = conv(x), 3x3 with stride 2."""
 
     kind: ClassVar[str] = "conv_downsample"
-    weight: Tensor  # (out, in, 3, 3)
-    bias: Tensor  # (out,)
+    step: ClassVar[int | None] = 2
+    weight: Annotated[Tensor, Shape("out", "in", 3, 3)]
+    bias: Annotated[Tensor, Shape("out")]
 
 
 @dataclass(frozen=True, eq=False)
@@ -113,23 +134,28 @@ class AttentionDownsample(Block):
     """
 
     kind: ClassVar[str] = "attention_downsample"
-    dw_weight: Tensor  # (channels, 3, 3)
-    dw_bias: Tensor
-    q_weight: Tensor  # (heads * key_dim, channels), scaled by 1/sqrt(key_dim)
-    q_bias: Tensor
-    kv_weight: Tensor  # (heads * key_dim + heads * value_dim, channels)
-    kv_bias: Tensor
-    local_weight: Tensor  # (heads * value_dim, 3, 3)
-    local_bias: Tensor
-    bias: Tensor  # (heads, rows, cols): by distance on the grid of keys the table was made for
-    proj_weight: Tensor  # (out, heads * value_dim)
-    proj_bias: Tensor
-    conv_weight: Tensor  # (out, channels, 3, 3)
-    conv_bias: Tensor
+    step: ClassVar[int | None] = 2
+    dw_weight: Annotated[Tensor, Shape("in", 3, 3)]
+    dw_bias: Annotated[Tensor, Shape("in")]
+    q_weight: Annotated[Tensor, Shape("keys", "in")]
+    q_bias: Annotated[Tensor, Shape("keys")]
+    kv_weight: Annotated[Tensor, Shape("kv", "in")]
+    kv_bias: Annotated[Tensor, Shape("kv")]
+    local_weight: Annotated[Tensor, Shape("values", 3, 3)]
+    local_bias: Annotated[Tensor, Shape("values")]
+    bias: Annotated[Tensor, Shape("heads", "rows", "cols")]  # by distance on a grid of keys
+    proj_weight: Annotated[Tensor, Shape("out", "values")]
+    proj_bias: Annotated[Tensor, Shape("out")]
+    conv_weight: Annotated[Tensor, Shape("out", "in", 3, 3)]
+    conv_bias: Annotated[Tensor, Shape("out")]
     heads: int
     key_dim: int
     value_dim: int
     resize_bias: bool = False  # as in Attention; query grid of the table: ceil(rows / 2), ceil(cols / 2)
+
+    def grid(self) -> tuple[tuple[int, int], int] | None:
+        rows, cols = self.bias.shape[1:]
+        return None if self.resize_bias else ((rows, cols), 1)
 
 
 @dataclass(frozen=True, eq=False)
@@ -137,8 +163,12 @@ class Head(Block):
     """logits = weight . mean_{H, W}(x) + bias; BatchNorm and the mean of two classifiers are folded in."""
 
     kind: ClassVar[str] = "head"
-    weight: Tensor  # (classes, channels)
-    bias: Tensor  # (classes,)
+    step: ClassVar[int | None] = None
+    weight: Annotated[Tensor, Shape("out", "in")]  # out: classes
+    bias: Annotated[Tensor, Shape("out")]
+
+
+BLOCK_TYPES: dict[str, type[Block]] = {block_type.kind: block_type for block_type in Block.__subclasses__()}
 
 
 @dataclass(frozen=True, eq=False)

@@ -9,11 +9,11 @@ from torch import nn
 
 from effv2_kernels import blocks, sources
 from effv2_kernels.cpu import Engine as CpuEngine
+from effv2_kernels.declaration import block_sizes
 from effv2_kernels.errors import ModelError
 from effv2_kernels.inputs import fitting_sizes
 from effv2_kernels.model import OptimizedModel
 from effv2_kernels.ops.engines import Engine
-from effv2_kernels.structure import block_sizes
 from effv2_kernels.tables import shape_text, text_table
 from effv2_kernels.verification import noted
 

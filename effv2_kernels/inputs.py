@@ -82,20 +82,13 @@ def fitting_sizes(network: blocks.Network) -> Sizes | None:
     low, high = [1, 1], [0, 0]
     step = 1  # pixels of the image for one row of the map at hand
     for block in network.blocks:
-        table, tokens = None, step
-        if isinstance(block, blocks.Stem):
-            step *= 4
-        elif isinstance(block, blocks.Attention):
-            table, tokens = block.bias, step * block.stride
-        elif isinstance(block, blocks.AttentionDownsample):
-            table = block.bias
-        if isinstance(block, (blocks.ConvDownsample, blocks.AttentionDownsample)):
-            step *= 2
-        if table is None or getattr(block, "resize_bias", False):
-            continue
-        for axis, size in enumerate(table.shape[1:]):
-            low[axis] = max(low[axis], (size - 1) * tokens + 1)
-            high[axis] = min(high[axis] or size * tokens, size * tokens)
+        grid = block.grid()
+        if grid is not None:
+            pixels = step * grid[1]
+            for axis, size in enumerate(grid[0]):
+                low[axis] = max(low[axis], (size - 1) * pixels + 1)
+                high[axis] = min(high[axis] or size * pixels, size * pixels)
+        step *= block.step or 1
     return Sizes((low[0], high[0]), (low[1], high[1]), network.source) if high[0] else None
 
 

@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 
 from effv2_kernels import blocks
+from effv2_kernels.blocks import BLOCK_TYPES
+from effv2_kernels.declaration import tensor_shapes
 from effv2_kernels.reference.model import VARIANTS, Architecture
-from effv2_kernels.structure import BLOCK_TYPES, tensor_shapes
 
 # heads, key_dim and value_dim of the published networks (see reference/attention*.py)
 _ATTENTION = {"heads": 8, "key_dim": 32, "value_dim": 128}
@@ -22,7 +23,7 @@ _ATTENTION_DOWNSAMPLE = {"heads": 8, "key_dim": 16, "value_dim": 64}
 class BlockShape:
     """Sizes of one block and of its input.
 
-    sizes: the names of ``effv2_kernels.structure``: in, out, mid, hidden, rows, cols as the block has them.
+    sizes: the names of ``effv2_kernels.declaration``: in, out, mid, hidden, rows, cols as the block has them.
     options: the integers of the block (heads, key_dim, value_dim, stride, resize_bias).
     """
 
@@ -129,7 +130,7 @@ def random_block(shape: BlockShape, generator: torch.Generator, *, spread: float
     """
     block_type = BLOCK_TYPES[shape.kind]
     tensors: dict[str, Tensor] = {}
-    for name, size in tensor_shapes(shape.kind, shape.sizes, shape.options).items():
+    for name, size in tensor_shapes(block_type, shape.sizes, shape.options).items():
         values = torch.randn(size, generator=generator)
         if name == "bias" and len(size) == 3:
             values *= 2.0

@@ -11,145 +11,15 @@ import json
 from collections.abc import Sequence
 from dataclasses import MISSING, fields
 from functools import lru_cache
-from typing import Any, TypeAlias
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from effv2_kernels import blocks
+from effv2_kernels.blocks import BLOCK_TYPES
+from effv2_kernels.declaration import block_sizes, declared
 from effv2_kernels.errors import ModelError
-
-Shape: TypeAlias = tuple[int, ...]
-
-BLOCK_TYPES: dict[str, type[blocks.Block]] = {
-    t.kind: t
-    for t in (
-        blocks.Stem,
-        blocks.FFN,
-        blocks.Attention,
-        blocks.ConvDownsample,
-        blocks.AttentionDownsample,
-        blocks.Head,
-    )
-}
-
-# The shapes that the comments in blocks.py state; a name is one size for the whole block.
-_SHAPES: dict[str, dict[str, tuple[str | int, ...]]] = {
-    "stem": {
-        "conv1_weight": ("mid", "in", 3, 3),
-        "conv1_bias": ("mid",),
-        "conv2_weight": ("out", "mid", 3, 3),
-        "conv2_bias": ("out",),
-    },
-    "ffn": {
-        "fc1_weight": ("hidden", "in"),
-        "fc1_bias": ("hidden",),
-        "dw_weight": ("hidden", 3, 3),
-        "dw_bias": ("hidden",),
-        "fc2_weight": ("in", "hidden"),
-        "fc2_bias": ("in",),
-    },
-    "attention": {
-        "qkv_weight": ("qkv", "in"),
-        "qkv_bias": ("qkv",),
-        "local_weight": ("values", 3, 3),
-        "local_bias": ("values",),
-        "mix1_weight": ("heads", "heads"),
-        "bias": ("heads", "rows", "cols"),
-        "mix2_weight": ("heads", "heads"),
-        "mix2_bias": ("heads",),
-        "proj_weight": ("in", "values"),
-        "proj_bias": ("in",),
-        "dw_weight": ("in", 3, 3),
-        "dw_bias": ("in",),
-    },
-    "conv_downsample": {"weight": ("out", "in", 3, 3), "bias": ("out",)},
-    "attention_downsample": {
-        "dw_weight": ("in", 3, 3),
-        "dw_bias": ("in",),
-        "q_weight": ("keys", "in"),
-        "q_bias": ("keys",),
-        "kv_weight": ("kv", "in"),
-        "kv_bias": ("kv",),
-        "local_weight": ("values", 3, 3),
-        "local_bias": ("values",),
-        "bias": ("heads", "rows", "cols"),
-        "proj_weight": ("out", "values"),
-        "proj_bias": ("out",),
-        "conv_weight": ("out", "in", 3, 3),
-        "conv_bias": ("out",),
-    },
-    "head": {"weight": ("out", "in"), "bias": ("out",)},
-}
-
-
-def tensor_shapes(kind: str, sizes: dict[str, int], options: dict[str, int]) -> dict[str, Shape]:
-    """The shape of every tensor of a block with these sizes and options, by field name."""
-    known = {**sizes, **_option_sizes(kind, options)}
-    return {
-        name: tuple(s if isinstance(s, int) else known[s] for s in symbols)
-        for name, symbols in _SHAPES[kind].items()
-        if not _absent(kind, name, options)
-    }
-
-
-def block_sizes(block: blocks.Block) -> dict[str, int]:
-    """The sizes of a block by name: ``in``, ``out``, ``hidden`` and so on.
-
-    Raises ModelError where a tensor is missing, not float32, or has a shape that does not fit the others.
-    """
-    options = block.options()
-    sizes = _option_sizes(block.kind, options)
-    tensors = block.tensors()
-    for name, symbols in _SHAPES[block.kind].items():
-        tensor = tensors.get(name)
-        if tensor is None:
-            if _absent(block.kind, name, options):
-                continue
-            raise ModelError(f"block {block.kind}: {name} is missing; expected a tensor {_shown(symbols)}.")
-        if tensor.dtype != torch.float32:
-            raise ModelError(f"block {block.kind}: {name} is {tensor.dtype}; expected torch.float32.")
-        shape = tuple(tensor.shape)
-        fits = len(shape) == len(symbols) and min(shape, default=1) > 0
-        if fits:
-            for symbol, size in zip(symbols, shape, strict=True):
-                fits &= size == (symbol if isinstance(symbol, int) else sizes.setdefault(symbol, size))
-        if not fits:
-            known = {s: sizes[s] for s in symbols if isinstance(s, str) and s in sizes}
-            raise ModelError(
-                f"block {block.kind}: {name} has shape {shape}, expected {_shown(symbols)} "
-                f"with {', '.join(f'{s} = {size}' for s, size in known.items()) or 'positive sizes'}."
-            )
-    sizes.setdefault("out", sizes["in"])
-    return sizes
-
-
-def _absent(kind: str, name: str, options: dict[str, int]) -> bool:
-    """The one case of an optional tensor: the strided convolution of an attention."""
-    return kind == "attention" and name.startswith("dw_") and options.get("stride", 1) == 1
-
-
-def _option_sizes(kind: str, options: dict[str, int]) -> dict[str, int]:
-    if "heads" not in options:
-        return {}
-    heads, key_dim, value_dim = options["heads"], options["key_dim"], options["value_dim"]
-    if min(heads, key_dim, value_dim) < 1 or options.get("stride", 1) not in (1, 2):
-        raise ModelError(
-            f"block {kind}: heads, key_dim and value_dim must be positive and stride 1 or 2; "
-            f"got {', '.join(f'{name} = {value}' for name, value in options.items())}."
-        )
-    keys, values = heads * key_dim, heads * value_dim
-    return {
-        "heads": heads,
-        "keys": keys,
-        "values": values,
-        "kv": keys + values,
-        "qkv": 2 * keys + values,
-    }
-
-
-def _shown(symbols: tuple[str | int, ...]) -> str:
-    return f"({', '.join(map(str, symbols))}{',' if len(symbols) == 1 else ''})"
 
 
 def check(network: blocks.Network) -> None:
@@ -238,7 +108,7 @@ def _check_entry(entry: dict[str, Any]) -> None:
     given = [*entry["tensors"], *entry["options"]]
     if len(set(given)) != len(given) or not known - optional <= set(given) <= known:
         raise ValueError(f"a block {entry['kind']} has the fields {sorted(known)}, not {sorted(given)}")
-    if not set(entry["tensors"]) <= set(_SHAPES[entry["kind"]]):
+    if not set(entry["tensors"]) <= set(declared(block_type)):
         raise ValueError(f"these fields of {entry['kind']} are not all tensors: {entry['tensors']}")
     if any(type(value) is not int for value in entry["options"].values()):
         raise TypeError(f"the options of a block are integers, not {entry['options']}")

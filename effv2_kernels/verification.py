@@ -20,12 +20,12 @@ from torch import Tensor, nn
 from effv2_kernels import blocks, sources
 from effv2_kernels.backends import TORCH_DTYPES
 from effv2_kernels.cpu import Engine as CpuEngine
+from effv2_kernels.declaration import block_sizes
 from effv2_kernels.errors import ModelError
 from effv2_kernels.inputs import fitting_sizes
 from effv2_kernels.model import OptimizedModel
 from effv2_kernels.reference import run, run_block
 from effv2_kernels.sources.clone import Clone, refresh, scramble
-from effv2_kernels.structure import block_sizes
 
 _BOUND = 1e-4  # relative L2 of each output
 _COARSE_BOUND = 2e-2  # where the model, the result or the GPU computes in half precision or TF32

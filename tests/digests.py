@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from block_shapes import SHAPES
 
-from effv2_kernels import blocks, cpu, shapes, structure
+from effv2_kernels import blocks, cpu, declaration, shapes
 from effv2_kernels.reference.model import VARIANTS
 
 FILE = Path(__file__).with_name("digests.json")
@@ -85,7 +85,7 @@ def _network(variant, features):
             integers((width,), f"{variant}/shift{i}", -2),
         )
         for i in [*ends, len(made)]
-        for width in [structure.block_sizes(made[i - 1])["out"]]
+        for width in [declaration.block_sizes(made[i - 1])["out"]]
     )
     return blocks.Network(tuple(made), ("",) * len(made), returned)
 

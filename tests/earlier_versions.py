@@ -19,7 +19,7 @@ from digests import digest, integers
 from models import TINY
 
 import effv2_kernels
-from effv2_kernels import cpu, optimize, structure
+from effv2_kernels import blocks, cpu, optimize
 
 FOLDER = Path(__file__).with_name("earlier_versions")
 SIZES = {"logits": (64, 64), "backbone": (72, 104)}  # of images; the backbone's attention biases are resized
@@ -54,9 +54,7 @@ def outputs_of(fast, name):
 
 def schemas():
     """Of every op, in PyTorch's words."""
-    return [
-        str(getattr(torch.ops.effv2, name).default._schema) for name in (*structure.BLOCK_TYPES, "network")
-    ]
+    return [str(getattr(torch.ops.effv2, name).default._schema) for name in (*blocks.BLOCK_TYPES, "network")]
 
 
 def _write(folder, name):

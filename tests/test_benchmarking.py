@@ -32,11 +32,11 @@ from effv2_kernels.benchmarking.contestants import OWN_BOUND, RIVAL_BOUND
 from effv2_kernels.benchmarking.footprint import import_seconds, optimize_memory, verify_seconds
 from effv2_kernels.benchmarking.report import markdown, one, ratios
 from effv2_kernels.benchmarking.targets import Target, speed_targets, table
+from effv2_kernels.blocks import BLOCK_TYPES
 from effv2_kernels.cli.bench import rivals
 from effv2_kernels.cli.models import randomise
 from effv2_kernels.errors import InputError, ModelError, UnknownNameError
 from effv2_kernels.reference import Architecture, EfficientFormerV2
-from effv2_kernels.structure import BLOCK_TYPES
 
 ROOT = Path(__file__).parents[1]
 

@@ -4,22 +4,22 @@ from pathlib import Path
 
 import pytest
 import torch
+from block_shapes import SHAPES
 from checks import seeded
 from models import SMALL
 
-from effv2_kernels import blocks, cpu, shapes, sources, structure
+from effv2_kernels import blocks, cpu, declaration, shapes, sources, structure
 from effv2_kernels.errors import ModelError
 from effv2_kernels.reference import VARIANTS, EfficientFormerV2
 
 ROOT = Path(__file__).parents[1]
 
 
-@pytest.mark.parametrize("kind", structure.BLOCK_TYPES)
+@pytest.mark.parametrize("kind", blocks.BLOCK_TYPES)
 def test_a_block_has_its_file_in_every_folder(kind):
     for path in (
         f"csrc/cpu/blocks/{kind}.cpp",
         f"effv2_kernels/reference/{kind}.py",
-        f"effv2_kernels/ops/{kind}.py",
         f"tests/test_{kind}.py",
         f"bench/bench_{kind}.py",
     ):
@@ -27,12 +27,41 @@ def test_a_block_has_its_file_in_every_folder(kind):
 
 
 def test_no_folder_knows_a_block_that_the_others_do_not():
-    kinds = set(structure.BLOCK_TYPES)
+    kinds = set(blocks.BLOCK_TYPES)
     assert {path.stem for path in (ROOT / "csrc/cpu/blocks").glob("*.cpp")} == kinds
     assert {path.stem.removeprefix("bench_") for path in (ROOT / "bench").glob("bench_*.py")} - {
         "network"
     } == kinds
     assert {cls.kind for cls in blocks.Block.__subclasses__()} == kinds
+
+
+def native_refusal(block, tensors):
+    """What C++ says to a block with other tensors."""
+    native = cpu.native()
+    with pytest.raises(native.NativeError) as refused:
+        native.Network("scalar", 0).add(block.kind, tensors, block.options())
+    return str(refused.value)
+
+
+@pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
+def test_cpp_expects_what_is_declared(shape):
+    """Field by field: each is asked for, in the shape that the declaration gives it."""
+    block = shapes.random_block(shape, seeded(84))
+    arrays = {name: tensor.numpy() for name, tensor in block.tensors().items()}
+    cpu.native().Network("scalar", 0).add(block.kind, arrays, block.options())
+    declared = declaration.tensor_shapes(type(block), shape.sizes, shape.options)
+    assert declared.keys() == arrays.keys()
+    for name, array in arrays.items():
+        without = {key: value for key, value in arrays.items() if key != name}
+        assert native_refusal(block, without) == f"{block.kind}: the tensor {name} is missing"
+        message = native_refusal(block, {**arrays, name: array[..., None].copy()})
+        assert message.startswith(f"{block.kind}: {name} has the shape ")
+        assert message.endswith(f", expected {declared[name]}")
+    for name in ("heads", "key_dim", "value_dim"):
+        if name in block.options():
+            options = {key: value for key, value in block.options().items() if key != name}
+            with pytest.raises(cpu.native().NativeError, match=f"the option {name} is missing"):
+                cpu.native().Network("scalar", 0).add(block.kind, arrays, options)
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
@@ -45,7 +74,7 @@ def test_the_table_of_shapes_is_that_of_the_model(variant):
     for block, shape, output in zip(network.blocks, table, sizes, strict=True):
         assert (block.kind, block.options()) == (shape.kind, shape.options)
         assert size == (shape.sizes["in"], shape.height, shape.width)
-        found = structure.block_sizes(block)
+        found = declaration.block_sizes(block)
         assert {name: found[name] for name in shape.sizes} == shape.sizes
         size = output
 
@@ -58,11 +87,11 @@ def test_every_shape_of_the_family_is_listed_once():
     assert shapes.family_shapes("ffn").keys() == {name for name, s in family.items() if s.kind == "ffn"}
 
 
-@pytest.mark.parametrize("kind", structure.BLOCK_TYPES)
+@pytest.mark.parametrize("kind", blocks.BLOCK_TYPES)
 def test_random_blocks_are_of_their_shape_and_size(kind):
     for shape in list(shapes.family_shapes(kind).values())[:3]:
         block = shapes.random_block(shape, seeded(80))
-        found = structure.block_sizes(block)
+        found = declaration.block_sizes(block)
         assert {name: found[name] for name in shape.sizes} == shape.sizes
         for name, tensor in block.tensors().items():
             assert bool(tensor.abs().max() > 0), name

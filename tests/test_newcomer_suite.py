@@ -4,7 +4,7 @@ import pytest
 from checks import ISAS
 from conftest import EVERY_TEST
 
-from effv2_kernels import structure
+from effv2_kernels import blocks
 
 
 @pytest.fixture
@@ -23,7 +23,7 @@ def kept(request):
 
 
 def test_every_block_on_every_isa(kept):
-    for kind in structure.BLOCK_TYPES:
+    for kind in blocks.BLOCK_TYPES:
         isas = {
             test.callspec.params.get("isa") for test in kept[f"test_{kind}.py"] if hasattr(test, "callspec")
         }
@@ -40,4 +40,4 @@ def test_every_gpu_kernel_in_every_dtype(kept):
         for test in kept["test_triton_kernels.py"]
         if test.originalname == "test_block"
     }
-    assert len(tried) == 3 * len(structure.BLOCK_TYPES)
+    assert len(tried) == 3 * len(blocks.BLOCK_TYPES)

@@ -19,7 +19,7 @@ from checks import (
 from models import TINY
 
 import effv2_kernels.ops  # noqa: F401  (registers the ops)
-from effv2_kernels import blocks, cpu, optimize, shapes, structure
+from effv2_kernels import blocks, cpu, declaration, optimize, shapes
 from effv2_kernels.errors import InputError, ResolutionError
 from effv2_kernels.ops import engines
 from effv2_kernels.reference import run_block
@@ -105,7 +105,7 @@ def test_schemas_name_every_field_in_order(shape):
 
 
 def test_every_block_has_an_op():
-    for kind in structure.BLOCK_TYPES:
+    for kind in blocks.BLOCK_TYPES:
         assert hasattr(torch.ops.effv2, kind)
 
 
@@ -182,8 +182,8 @@ def test_the_isa_can_be_forced(monkeypatch):
 TENSORS = [
     pytest.param(shape, index, id=f"{name}-{field.name}")
     for name, shape in SHAPES.items()
-    for index, field in enumerate(fields(structure.BLOCK_TYPES[shape.kind]))
-    if field.name in structure.tensor_shapes(shape.kind, shape.sizes, shape.options)
+    for index, field in enumerate(fields(blocks.BLOCK_TYPES[shape.kind]))
+    if field.name in declaration.tensor_shapes(blocks.BLOCK_TYPES[shape.kind], shape.sizes, shape.options)
 ]
 
 

@@ -10,7 +10,7 @@ from models import SMALL
 
 pytest.importorskip("triton")
 
-from effv2_kernels import shapes, sources, structure
+from effv2_kernels import blocks, shapes, sources
 from effv2_kernels.errors import ResolutionError
 from effv2_kernels.triton import attention, ffn
 from effv2_kernels.triton import launch as launch_module
@@ -147,7 +147,7 @@ CUT = [
     shapes.attention(16, 1, 1, stride=2, **HEADS),
 ]
 # In every dtype for newcomers as well: one of each kind.
-FIRST = [next(shape for shape in CASES if shape.kind == kind) for kind in structure.BLOCK_TYPES]
+FIRST = [next(shape for shape in CASES if shape.kind == kind) for kind in blocks.BLOCK_TYPES]
 FIRST[FIRST.index(shapes.attention(24, 5, 7))] = shapes.attention(40, 3, 4, table=(7, 7), **HEADS)
 
 

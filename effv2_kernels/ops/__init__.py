@@ -1,18 +1,22 @@
-"""The blocks as ``torch.ops.effv2.*``: schema, kernel, fake kernel, autograd. Importing registers them.
+"""The blocks as ``torch.ops.effv2.<kind>``: schema, kernel, fake kernel, autograd. Importing registers them.
+
+``torch.ops.effv2.ffn(x, fc1_weight, fc1_bias, dw_weight, dw_bias, fc2_weight, fc2_bias)`` and so on: the
+arguments are the fields of the block (``effv2_kernels.blocks``) in declared order, with their defaults.
+x: (N, channels, H, W), any strides; float32, on a GPU float16 and bfloat16 as well. The weights are float32
+and where x is. Returns (N, out, ceil(H / step), ceil(W / step)) in channels_last, of a head (N, classes), in
+the dtype of x. Raises InputError where x or a field does not fit, ResolutionError where an attention's bias
+does not fit the map and ``resize_bias`` is False.
 
 On the CPU they compute in float32; on a GPU in the precision of x, to which matrices are converted when they
 are packed. In graphs of torch.compile for a GPU they are seen as the Triton kernels that they launch
 (``decomposition``). The op of a whole network is not, see ``network``.
 """
 
-from effv2_kernels.ops import (
-    attention,
-    attention_downsample,
-    conv_downsample,
-    ffn,
-    head,
-    network,
-    stem,
-)
+from effv2_kernels.blocks import BLOCK_TYPES
+from effv2_kernels.ops import network
+from effv2_kernels.ops.registration import register
 
-__all__ = ["attention", "attention_downsample", "conv_downsample", "ffn", "head", "network", "stem"]
+for _block_type in BLOCK_TYPES.values():
+    register(_block_type)
+
+__all__ = ["network"]

@@ -18,8 +18,9 @@ import torch
 from torch import Tensor
 
 from effv2_kernels import backends, blocks, cpu
+from effv2_kernels.declaration import block_sizes
 from effv2_kernels.errors import InputError, ModelError
-from effv2_kernels.structure import block_sizes, rebuild
+from effv2_kernels.structure import rebuild
 
 if TYPE_CHECKING:
     from effv2_kernels.triton.engine import Engine as GpuEngine

@@ -21,10 +21,11 @@ import torch
 from torch import Tensor
 
 from effv2_kernels.backends import TORCH_DTYPES, Settings
+from effv2_kernels.declaration import block_sizes
 from effv2_kernels.inputs import check_input
-from effv2_kernels.ops.registration import OUTPUT_SHAPES, define, empty_map
+from effv2_kernels.ops.registration import define, empty_map, output_size
 from effv2_kernels.ops.routes import refuse_exporters
-from effv2_kernels.structure import block_sizes, rebuild
+from effv2_kernels.structure import rebuild
 
 
 def run(
@@ -56,7 +57,7 @@ def fake(x: Tensor, weights: list[Tensor], structure: str, backend: str, dtype: 
     size: tuple[Any, Any] | None = (x.shape[2], x.shape[3])
     for block in network.blocks:
         assert size is not None  # a head is the last block
-        size = OUTPUT_SHAPES[block.kind](*size)
+        size = output_size(type(block), size)
         outputs.append((block_sizes(block)["out"], size))
     wanted = [f.block for f in network.features] or [len(outputs) - 1]
     return [empty_map(x, *outputs[i]) for i in wanted]

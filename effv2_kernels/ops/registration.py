@@ -11,32 +11,29 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import MISSING, fields
-from typing import Any, TypeAlias
+from typing import Any, get_type_hints
 
 import torch
 from torch import Tensor
 
 from effv2_kernels import blocks
+from effv2_kernels.declaration import block_sizes
 from effv2_kernels.errors import InputError, ModelError
 from effv2_kernels.inputs import check_input
 from effv2_kernels.ops.differentiation import differentiable
-from effv2_kernels.structure import block_sizes
 
 LIBRARY = torch.library.Library("effv2", "DEF")
 
-# From rows and columns of a block's input to those of its output; None for logits.
-OutputShape: TypeAlias = Callable[[Any, Any], "tuple[Any, Any] | None"]
-OUTPUT_SHAPES: dict[str, OutputShape] = {}
-
-_SCHEMA_TYPES = {"Tensor": "Tensor", "Tensor | None": "Tensor?", "int": "int", "bool": "bool"}
+_SCHEMA_TYPES: dict[Any, str] = {Tensor: "Tensor", Tensor | None: "Tensor?", int: "int", bool: "bool"}
 
 
 def schema(block_type: type[blocks.Block]) -> str:
     """The op's schema, e.g. ``head(Tensor x, Tensor weight, Tensor bias) -> Tensor``."""
     arguments = ["Tensor x"]
+    types = get_type_hints(block_type)
     for field in fields(block_type):
         default = "" if field.default is MISSING else f"={field.default}"
-        arguments.append(f"{_SCHEMA_TYPES[str(field.type)]} {field.name}{default}")
+        arguments.append(f"{_SCHEMA_TYPES[types[field.name]]} {field.name}{default}")
     return f"{block_type.kind}({', '.join(arguments)}) -> Tensor"
 
 
@@ -52,10 +49,17 @@ def empty_map(x: Tensor, channels: Any, size: tuple[Any, Any] | None) -> Tensor:
     )
 
 
-def register(block_type: type[blocks.Block], output_shape: OutputShape) -> None:
+def output_size(block_type: type[blocks.Block], size: tuple[Any, Any]) -> tuple[Any, Any] | None:
+    """Rows and columns of a block's output for those of its input; None for logits. Symbolic ones as well."""
+    step = block_type.step
+    if step is None or step == 1:
+        return None if step is None else size
+    return (size[0] + step - 1) // step, (size[1] + step - 1) // step
+
+
+def register(block_type: type[blocks.Block]) -> None:
     """Define ``torch.ops.effv2.<kind>`` with its kernels, fake kernel and autograd."""
     kind = block_type.kind
-    OUTPUT_SHAPES[kind] = output_shape
     names = [f.name for f in fields(block_type)]
 
     def make(values: Sequence[Any]) -> blocks.Block:
@@ -77,7 +81,7 @@ def register(block_type: type[blocks.Block], output_shape: OutputShape) -> None:
         sizes = sizes_of(values)
         torch._check(x.ndim == 4, lambda: f"expected images of rank 4, got {tuple(x.shape)}")
         torch._check(x.shape[1] == sizes["in"], lambda: f"expected {sizes['in']} channels, got {x.shape[1]}")
-        return empty_map(x, sizes["out"], output_shape(x.shape[2], x.shape[3]))
+        return empty_map(x, sizes["out"], output_size(block_type, (x.shape[2], x.shape[3])))
 
     def reference(x: Tensor, *values: Any) -> Tensor:
         from effv2_kernels.reference import run_block

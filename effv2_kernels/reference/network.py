@@ -3,25 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from importlib import import_module
 from typing import Any
 
 from torch import Tensor
 
 from effv2_kernels import blocks
-from effv2_kernels.reference.attention import attention
-from effv2_kernels.reference.attention_downsample import attention_downsample
-from effv2_kernels.reference.conv_downsample import conv_downsample
-from effv2_kernels.reference.ffn import ffn
-from effv2_kernels.reference.head import head
-from effv2_kernels.reference.stem import stem
 
+# One stem per block: ``ffn`` is the function of that name in ``effv2_kernels.reference.ffn``.
 BLOCK_FUNCTIONS: dict[str, Callable[[Tensor, Any], Tensor]] = {
-    blocks.Stem.kind: stem,
-    blocks.FFN.kind: ffn,
-    blocks.Attention.kind: attention,
-    blocks.ConvDownsample.kind: conv_downsample,
-    blocks.AttentionDownsample.kind: attention_downsample,
-    blocks.Head.kind: head,
+    kind: getattr(import_module(f"effv2_kernels.reference.{kind}"), kind) for kind in blocks.BLOCK_TYPES
 }
 
 

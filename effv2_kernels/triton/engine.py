@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 
 from effv2_kernels import blocks
+from effv2_kernels.declaration import block_sizes
 from effv2_kernels.errors import ResolutionError, UnavailableError
 from effv2_kernels.inputs import check_input, check_memory, fitting_sizes, misfit
-from effv2_kernels.structure import block_sizes
 from effv2_kernels.triton import tuning
 from effv2_kernels.triton.ahead import Resources
 from effv2_kernels.triton.device import milliseconds

@@ -3,35 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from importlib import import_module
 
 import torch
 from torch import Tensor
 
 from effv2_kernels import blocks
-from effv2_kernels.triton.attention import Attention
-from effv2_kernels.triton.attention_downsample import AttentionDownsample
-from effv2_kernels.triton.conv_downsample import ConvDownsample
 from effv2_kernels.triton.feature import Feature
-from effv2_kernels.triton.ffn import FFN
-from effv2_kernels.triton.head import Head
 from effv2_kernels.triton.launch import FeatureMap, Launch, Tile
 from effv2_kernels.triton.memory import lay_out
 from effv2_kernels.triton.packing import Packed
-from effv2_kernels.triton.stem import Stem
 
+# One stem per block: ``blocks.FFN`` is packed by the class of its name in ``effv2_kernels.triton.ffn``.
 _PACKERS = {
-    blocks.Stem: Stem,
-    blocks.FFN: FFN,
-    blocks.Attention: Attention,
-    blocks.ConvDownsample: ConvDownsample,
-    blocks.AttentionDownsample: AttentionDownsample,
-    blocks.Head: Head,
+    kind: getattr(import_module(f"effv2_kernels.triton.{kind}"), block_type.__name__)
+    for kind, block_type in blocks.BLOCK_TYPES.items()
 }
 
 
 def pack(block: blocks.Block, dtype: torch.dtype, device: torch.device | str) -> Packed:
     """A block with its weights on ``device`` in the layouts of its kernels."""
-    packer = _PACKERS[type(block)]
+    packer = _PACKERS[block.kind]
     packed: Packed = packer(block, dtype, device)
     return packed
 
