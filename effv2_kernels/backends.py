@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 from importlib import util
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -51,12 +51,20 @@ class Choice:
     backend: str
     dtype: str
     isa: str  # of a GPU its compute capability, such as "sm_90"
-    why: str  # "<isa>: <reason>"
+    why: str
+
+
+class Answer(NamedTuple):
+    """Of a backend that was asked whether it can run."""
+
+    ok: bool
+    why: str  # why not, or why this ISA
+    isa: str = ""  # what it runs on
 
 
 def can_run(
     backend: str, *, dtype: str = "fp32", isa: str | None = None, device: torch.device = CPU
-) -> tuple[bool, str]:
+) -> Answer:
     """Whether a backend can run here, and why not, or what was chosen.
 
     backend: one of BACKENDS. dtype: one of DTYPES. isa: an instruction set of the CPU backend, None for
@@ -72,27 +80,28 @@ def can_run(
         return _can_run_cpu(dtype, isa, device)
     if backend == "triton":
         return _can_run_triton(dtype, isa, device)
-    return False, "this version has no cuda backend yet; on a GPU it is backend='triton'"
+    return Answer(False, "this version has no cuda backend yet; on a GPU it is backend='triton'")
 
 
-def _can_run_cpu(dtype: str, isa: str | None, device: torch.device) -> tuple[bool, str]:
+def _can_run_cpu(dtype: str, isa: str | None, device: torch.device) -> Answer:
     if device.type != "cpu":
-        return False, f"the model is on {device}; move it with .to('cpu')"
+        return Answer(False, f"the model is on {device}; move it with .to('cpu')")
     if dtype != "fp32":
-        return False, f"the cpu backend computes in fp32 only in this version, not in {dtype}"
+        return Answer(False, f"the cpu backend computes in fp32 only in this version, not in {dtype}")
     from effv2_kernels import cpu
 
     native = cpu.native()
     if isa is None:
-        return True, f"{cpu.default_isa()}: {_why_default()}"
+        return Answer(True, _why_default(), cpu.default_isa())
     if isa not in native.isas():
         raise UnknownNameError.of("ISA", isa, native.isas())
     if isa not in native.available_isas():
-        return False, (
+        return Answer(
+            False,
             f"this processor ({native.cpu_name()}) or its operating system cannot run {isa}; "
-            f"it can run {', '.join(native.available_isas())}"
+            f"it can run {', '.join(native.available_isas())}",
         )
-    return True, f"{isa}: asked for"
+    return Answer(True, "asked for", isa)
 
 
 def _why_default() -> str:
@@ -103,28 +112,30 @@ def _why_default() -> str:
     return f"the best of {', '.join(cpu.native().available_isas())}"
 
 
-def _can_run_triton(dtype: str, isa: str | None, device: torch.device) -> tuple[bool, str]:
+def _can_run_triton(dtype: str, isa: str | None, device: torch.device) -> Answer:
     if isa is not None:
-        return False, f"isa={isa!r} is for the cpu; a GPU has none to choose"
+        return Answer(False, f"isa={isa!r} is for the cpu; a GPU has none to choose")
     if dtype not in TORCH_DTYPES:
-        return False, f"the triton backend computes in {', '.join(TORCH_DTYPES)}, not in {dtype}"
+        return Answer(False, f"the triton backend computes in {', '.join(TORCH_DTYPES)}, not in {dtype}")
     if util.find_spec("triton") is None:
-        return False, "Triton is not installed; install it with: pip install 'effv2_kernels[gpu]'"
+        return Answer(False, "Triton is not installed; install it with: pip install 'effv2_kernels[gpu]'")
     if interpreted() and device.type == "cpu":
-        return True, "interpreter: TRITON_INTERPRET=1, for tests; thousands of times slower than a GPU"
+        why = "TRITON_INTERPRET=1, for tests; thousands of times slower than a GPU"
+        return Answer(True, why, "interpreter")
     why_not = _no_gpu() or (
         f"the model is on {device}; move it to the GPU with .to('cuda')" if device.type != "cuda" else ""
     )
     if why_not:
-        return False, why_not
+        return Answer(False, why_not)
     major, minor = torch.cuda.get_device_capability(device)
     name = torch.cuda.get_device_name(device)
     if (major, minor) < _LEAST_CAPABILITY:
-        return False, (
+        return Answer(
+            False,
             f"{name} has compute capability {major}.{minor}, and Triton needs "
-            f"{'.'.join(map(str, _LEAST_CAPABILITY))}; backend='cpu' runs on the processor"
+            f"{'.'.join(map(str, _LEAST_CAPABILITY))}; backend='cpu' runs on the processor",
         )
-    return True, f"sm_{major}{minor}: {name}"
+    return Answer(True, name, f"sm_{major}{minor}")
 
 
 def _no_gpu() -> str:
@@ -169,11 +180,11 @@ def choose(
             f".to('cuda')."
         )
     wanted = {"cpu": "cpu", "cuda": "triton"}[device.type] if backend == "auto" else backend
-    ok, reason = can_run(wanted, dtype=dtype, isa=isa, device=device)
-    if not ok:
+    answer = can_run(wanted, dtype=dtype, isa=isa, device=device)
+    if not answer.ok:
         asked: dict[str, Any] = {"backend": backend, "dtype": dtype, "isa": isa}
         shown = ", ".join(f"{name}={value!r}" for name, value in asked.items() if value is not None)
-        raise UnavailableError(f"{shown} cannot run here: {reason}.")
+        raise UnavailableError(f"{shown} cannot run here: {answer.why}.")
     if wanted != "cpu" and threads is not None:
         raise InputError(f"threads={threads} is for the cpu; leave it out for a model on {device}.")
-    return Choice(wanted, dtype, reason.partition(": ")[0], reason)
+    return Choice(wanted, dtype, answer.isa, answer.why)

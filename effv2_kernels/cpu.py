@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import statistics
 from functools import cache
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
@@ -11,6 +12,7 @@ import torch
 from torch import Tensor
 
 from effv2_kernels import blocks
+from effv2_kernels.engine import KernelRow, Progress, Timing
 from effv2_kernels.errors import (
     InputError,
     ModelError,
@@ -24,6 +26,9 @@ if TYPE_CHECKING:
 
 # Sizes of images whose output shapes are remembered by a network; more than anyone alternates between.
 _MAX_PLANS = 64
+
+# Of measuring what the processor can do at most.
+_PEAK_MILLISECONDS = 100.0
 
 _CPU = torch.device("cpu")
 
@@ -150,16 +155,29 @@ class Engine:
         )
         return outputs
 
-    def profile(self, x: Tensor, threads: int | None = None) -> list[float]:
-        """Like ``run``; returns the seconds spent in each block, summed over the batch."""
+    def profile(self, x: Tensor, threads: int | None, *, repeats: int, warmup: int) -> Timing:
+        """See ``effv2_kernels.engine``; ``threads`` at most as many as there are processors."""
+        threads = min(threads or torch.get_num_threads(), native().usable_cpus())
         x, outputs = self._prepare(x)
-        return self._network.profile(
-            x.data_ptr(),
-            x.shape,
-            x.stride(),
-            [y.data_ptr() for y in outputs],
-            threads or torch.get_num_threads(),
+        addresses = [y.data_ptr() for y in outputs]
+        runs = [
+            self._network.profile(x.data_ptr(), x.shape, x.stride(), addresses, threads)
+            for _ in range(warmup + repeats)
+        ][warmup:]
+        milliseconds = tuple(statistics.median(times) * 1e3 for times in zip(*runs, strict=True))
+        peak = native().measure_peak(self.isa, threads, _PEAK_MILLISECONDS)
+        return Timing(milliseconds, (None,) * len(milliseconds), threads, peak)
+
+    def describe(self, height: int, width: int) -> list[tuple[KernelRow, ...]]:
+        return [()] * len(self.block_macs(height, width))
+
+    def tune(self, x: Tensor, progress: Progress) -> None:
+        raise UnavailableError(
+            "only kernels on a GPU are tuned, and this model is on the cpu, where there is nothing to choose."
         )
+
+    def forget(self) -> None:
+        self._plans.clear()
 
     def _prepare(self, x: Tensor, stop: int = 0) -> tuple[Tensor, list[Tensor]]:
         if x.dtype is not torch.float32 or not x.is_cpu or x.layout is not torch.strided:

@@ -8,26 +8,15 @@ from dataclasses import dataclass
 from torch import nn
 
 from effv2_kernels import blocks, sources
-from effv2_kernels.cpu import Engine as CpuEngine
 from effv2_kernels.declaration import block_sizes
+from effv2_kernels.engine import KernelRow
 from effv2_kernels.errors import ModelError
 from effv2_kernels.inputs import fitting_sizes
 from effv2_kernels.model import OptimizedModel
-from effv2_kernels.ops.engines import Engine
 from effv2_kernels.tables import shape_text, text_table
 from effv2_kernels.verification import noted
 
 _DEFAULT_SIZE = 224
-
-
-@dataclass(frozen=True)
-class KernelRow:
-    """One launch on a GPU."""
-
-    kernel: str
-    tile: str  # block sizes, warps of a program, pipeline stages
-    registers: int | None  # of each thread; None in Triton's interpreter
-    shared: int | None  # bytes of shared memory of one program
 
 
 @dataclass(frozen=True)
@@ -162,7 +151,7 @@ def explain(model: nn.Module, size: int | tuple[int, int] | None = None) -> Expl
         rows += explain_part(path, part, input_size(part, size))
         choice = part.choice
         kind = "ISA" if choice.backend == "cpu" else "GPU"
-        reason = f"backend {choice.backend} in {choice.dtype}; {kind} {choice.why}"
+        reason = f"backend {choice.backend} in {choice.dtype}; {kind} {choice.isa}: {choice.why}"
         why.setdefault(reason, []).append(f"'{path}'" if path else type(part).__name__)
     lines = [
         f"{', '.join(paths) if len(paths) < 4 else f'{len(paths)} parts'}: {reason}"
@@ -205,7 +194,7 @@ def explain_part(path: str, part: OptimizedModel, size: tuple[int, int] | None) 
     else:
         shapes = [(engine.in_channels, *size), *engine.block_shapes(*size)]
         all_macs = [float(macs) for macs in engine.block_macs(*size)]
-    kernels = _kernels(engine, size)
+    kernels = [()] * len(network.blocks) if size is None else engine.describe(*size)
     rows = []
     for i, (block, name, macs) in enumerate(zip(network.blocks, network.names, all_macs, strict=True)):
         rows.append(
@@ -219,28 +208,10 @@ def explain_part(path: str, part: OptimizedModel, size: tuple[int, int] | None) 
                 output=shapes[i + 1][:1] if block.kind == "head" else shapes[i + 1],
                 gflop=2e-9 * macs,
                 bytes=sum(t.nbytes for t in block.tensors().values()),
-                kernels=kernels[i] if kernels else (),
+                kernels=kernels[i],
             )
         )
     return rows
-
-
-def _kernels(engine: Engine, size: tuple[int, int] | None) -> list[tuple[KernelRow, ...]]:
-    """Of each block on a GPU whose size is known, else nothing."""
-    if size is None or isinstance(engine, CpuEngine):
-        return []
-    return [
-        tuple(
-            KernelRow(
-                launch.name,
-                str(tile),
-                None if resources is None else resources.registers,
-                None if resources is None else resources.shared,
-            )
-            for launch, tile, resources in block
-        )
-        for block in engine.block_launches(*size)
-    ]
 
 
 def _left(module: nn.Module, path: str, optimised: set[str], refused: dict[str, str]) -> list[Left]:

@@ -2,26 +2,15 @@
 
 from __future__ import annotations
 
-import statistics
-from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
-import torch
 from torch import Tensor, nn
 
-from effv2_kernels.backends import TORCH_DTYPES
-from effv2_kernels.cpu import Engine as CpuEngine
-from effv2_kernels.cpu import native
+from effv2_kernels.engine import Timing
 from effv2_kernels.errors import InputError, ModelError
 from effv2_kernels.explain import explain_part
 from effv2_kernels.model import OptimizedModel
 from effv2_kernels.tables import shape_text, text_table
-
-if TYPE_CHECKING:
-    from effv2_kernels.triton.engine import Engine as GpuEngine
-
-_PEAK_MILLISECONDS = 100.0
 
 
 @dataclass(frozen=True)
@@ -141,44 +130,23 @@ def profile(model: nn.Module, images: Tensor, *, repeats: int = 10, warmup: int 
         )
     if repeats < 1 or warmup < 0:
         raise InputError(f"repeats must be at least 1 and warmup not negative; got {repeats} and {warmup}.")
-    engine = model.engine
-    if isinstance(engine, CpuEngine):
-        return _profile_cpu(model, engine, images, repeats, warmup)
-    return _profile_gpu(model, engine, images)
-
-
-def _profile_cpu(
-    model: OptimizedModel, engine: CpuEngine, images: Tensor, repeats: int, warmup: int
-) -> Profile:
-    threads = min(model.threads or torch.get_num_threads(), native().usable_cpus())
-    runs = [engine.profile(images, threads) for _ in range(warmup + repeats)][warmup:]
-    milliseconds = [statistics.median(times) * 1e3 for times in zip(*runs, strict=True)]
-    rows = _rows(model, images, milliseconds, [None] * len(milliseconds))
-    peak = native().measure_peak(engine.isa, threads, _PEAK_MILLISECONDS)
-    return Profile(rows, engine.isa, "fp32", threads, images.shape[0], peak)
-
-
-def _profile_gpu(model: OptimizedModel, engine: GpuEngine, images: Tensor) -> Profile:
-    milliseconds = [sum(times) for times in engine.profile(images)]
-    launches = engine.block_launches(images.shape[2], images.shape[3])
-    megabytes = [sum(launch.bytes for launch, *_ in block) / 1e6 for block in launches]
-    from effv2_kernels.triton.ceilings import measure_ceilings
-
-    choice = model.choice
-    found = measure_ceilings(engine.device, TORCH_DTYPES[choice.dtype])
+    found = model.engine.profile(images, model.threads, repeats=repeats, warmup=warmup)
     return Profile(
-        _rows(model, images, milliseconds, megabytes), choice.isa, choice.dtype, None, images.shape[0],
-        found.flops / 1e9, found.bytes / 1e9,
-    )  # fmt: skip
+        _rows(model, images, found),
+        model.choice.isa,
+        model.choice.dtype,
+        found.threads,
+        images.shape[0],
+        found.peak_gflops,
+        found.peak_gbytes,
+    )
 
 
-def _rows(
-    model: OptimizedModel, images: Tensor, milliseconds: Sequence[float], megabytes: Sequence[float | None]
-) -> tuple[TimeRow, ...]:
+def _rows(model: OptimizedModel, images: Tensor, found: Timing) -> tuple[TimeRow, ...]:
     batch, _, *size = images.shape
     return tuple(
         TimeRow(row.block, row.source, row.input, row.output, time, row.gflop * batch, moved)
         for row, time, moved in zip(
-            explain_part("", model, (size[0], size[1])), milliseconds, megabytes, strict=True
+            explain_part("", model, (size[0], size[1])), found.milliseconds, found.megabytes, strict=True
         )
     )

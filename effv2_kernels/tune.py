@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from effv2_kernels.cpu import Engine as CpuEngine
 from effv2_kernels.errors import UnavailableError
 from effv2_kernels.explain import optimised_parts
 from effv2_kernels.model import OptimizedModel
@@ -32,10 +31,5 @@ def tune(model: nn.Module, images: Tensor) -> None:
             f"tune() takes an optimised network; of a larger module, give the one at {inside}, with the "
             f"images that it gets there."
         )
-    engine = model.engine
-    if isinstance(engine, CpuEngine):
-        raise UnavailableError(
-            "only kernels on a GPU are tuned, and this model is on the cpu, where there is nothing to choose."
-        )
     with progress_bar() as progress:
-        engine.tune(images, progress)
+        model.engine.tune(images, progress)

@@ -19,7 +19,6 @@ from torch import Tensor, nn
 
 from effv2_kernels import blocks, sources
 from effv2_kernels.backends import TORCH_DTYPES
-from effv2_kernels.cpu import Engine as CpuEngine
 from effv2_kernels.declaration import block_sizes
 from effv2_kernels.errors import ModelError
 from effv2_kernels.inputs import fitting_sizes
@@ -130,9 +129,8 @@ class _Check:
         found: Any
         if self._optimised.choice.backend == "cpu":
             engine = self._optimised.engine
-            assert isinstance(engine, CpuEngine)
             outputs = engine.run(image.to(self._made_for), self._optimised.threads)
-            engine._plans.clear()  # explain() shows the size of the user's last call, which this is not
+            engine.forget()  # explain() shows the size of the user's last call, which this is not
             found = outputs[0] if self._part or self._network.features == () else outputs
         else:
             found = self._run(self._network, image.to(self._made_for))

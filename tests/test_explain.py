@@ -75,7 +75,7 @@ def test_totals_of_a_published_network():
 def test_the_table(fast):
     text = str(explain(fast))
     lines = text.splitlines()
-    assert lines[0] == f"OptimizedModel: backend cpu in fp32; ISA {fast.choice.why}"
+    assert lines[0] == f"OptimizedModel: backend cpu in fp32; ISA {fast.choice.isa}: {fast.choice.why}"
     assert lines[1].startswith("verified: relative error ")
     assert lines[2].split() == [
         "block",

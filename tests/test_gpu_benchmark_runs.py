@@ -368,7 +368,7 @@ def test_the_worker_says_what_is_missing(monkeypatch, capsys, tmp_path):
             raise RuntimeError("Failed to find C compiler. Please specify via CC environment variable")
 
     monkeypatch.setenv("TRITON_INTERPRET", "0")
-    monkeypatch.setattr(backends, "can_run", lambda *args, **kwargs: (True, "sm_90"))
+    monkeypatch.setattr(backends, "can_run", lambda *args, **kwargs: backends.Answer(True, "a GPU", "sm_90"))
     monkeypatch.setattr(triton.runtime, "driver", NoCompiler())
     assert worker.main([json.dumps({"out": str(tmp_path)})]) == worker.UNAVAILABLE
     assert "Triton cannot start (RuntimeError: Failed to find C compiler" in capsys.readouterr().err

@@ -270,9 +270,9 @@ def why_not() -> str:
 
     if interpreted():
         return "TRITON_INTERPRET=1 runs the kernels on the CPU; unset it"
-    ok, reason = can_run("triton", dtype="fp16", device=torch.device("cuda", 0))
-    if not ok:
-        return reason
+    answer = can_run("triton", dtype="fp16", device=torch.device("cuda", 0))
+    if not answer.ok:
+        return answer.why
     try:
         from triton.runtime import driver
 

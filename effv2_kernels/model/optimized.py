@@ -14,13 +14,14 @@ from effv2_kernels import structure
 from effv2_kernels.backends import CPU, TORCH_DTYPES, Choice, Settings
 from effv2_kernels.blocks import Head, Network
 from effv2_kernels.cpu import native
+from effv2_kernels.engine import Engine
 from effv2_kernels.errors import ExportError, InputError, MissingAttributeError, ModelError, UnavailableError
 from effv2_kernels.inputs import check_input
 from effv2_kernels.model.carried import check_names
 from effv2_kernels.model.tail import Tail
 from effv2_kernels.model.weights import Ledger, Parts, Weight, Weights
 from effv2_kernels.ops import routes
-from effv2_kernels.ops.engines import Engine, network_engine
+from effv2_kernels.ops.engines import network_engine
 from effv2_kernels.ops.network import reference as run_in_pytorch
 
 _HINTS = {

@@ -51,7 +51,7 @@ def runs_kernels(x: Tensor) -> bool:
         x.is_cuda
         and x.dtype in backends.DTYPE_NAMES
         and not backends.interpreted()
-        and backends.can_run("triton", dtype=backends.DTYPE_NAMES[x.dtype], device=x.device)[0]
+        and backends.can_run("triton", dtype=backends.DTYPE_NAMES[x.dtype], device=x.device).ok
     )
 
 
@@ -87,7 +87,7 @@ def _empty(m: FeatureMap, device: torch.device, *, logits: bool) -> Tensor:
 
 def kernels() -> list[object]:
     """What a compiled graph with these ops depends on, as kernels: see ``effv2_kernels.triton.identity``."""
-    if backends.interpreted() or not backends.can_run("triton", device=torch.device("cuda"))[0]:
+    if backends.interpreted() or not backends.can_run("triton", device=torch.device("cuda")).ok:
         return []
     from effv2_kernels.triton import identity
 

@@ -12,20 +12,16 @@ from __future__ import annotations
 import weakref
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from effv2_kernels import backends, blocks, cpu
 from effv2_kernels.declaration import block_sizes
+from effv2_kernels.engine import Engine
 from effv2_kernels.errors import InputError, ModelError
 from effv2_kernels.structure import rebuild
-
-if TYPE_CHECKING:
-    from effv2_kernels.triton.engine import Engine as GpuEngine
-
-Engine: TypeAlias = "cpu.Engine | GpuEngine"
 
 
 @dataclass

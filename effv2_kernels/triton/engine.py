@@ -14,10 +14,12 @@ from torch import Tensor
 
 from effv2_kernels import blocks
 from effv2_kernels.declaration import block_sizes
+from effv2_kernels.engine import KernelRow, Progress, Timing
 from effv2_kernels.errors import ResolutionError, UnavailableError
 from effv2_kernels.inputs import check_input, check_memory, fitting_sizes, misfit
 from effv2_kernels.triton import tuning
 from effv2_kernels.triton.ahead import Resources
+from effv2_kernels.triton.ceilings import measure_ceilings
 from effv2_kernels.triton.device import milliseconds
 from effv2_kernels.triton.feature import Feature
 from effv2_kernels.triton.graph import Graph
@@ -131,8 +133,22 @@ class Engine:
                 of_blocks[i].append(chosen.pop(0))
         return of_blocks
 
-    def profile(self, x: Tensor) -> list[list[float]]:
-        """The milliseconds of each launch of each block for images like x: medians, each launch on its own.
+    def describe(self, height: int, width: int) -> list[tuple[KernelRow, ...]]:
+        return [
+            tuple(
+                KernelRow(
+                    launch.name,
+                    str(tile),
+                    None if resources is None else resources.registers,
+                    None if resources is None else resources.shared,
+                )
+                for launch, tile, resources in block
+            )
+            for block in self.block_launches(height, width)
+        ]
+
+    def profile(self, x: Tensor, threads: int | None, *, repeats: int, warmup: int) -> Timing:
+        """See ``effv2_kernels.engine``: the sum of the medians of a block's launches, each timed by itself.
 
         Raises as ``run`` does, and UnavailableError without a GPU or without memory for the largest launch.
         """
@@ -141,10 +157,15 @@ class Engine:
         x = self._accepted(x)
         with self._on_device():
             self._find(x)
-            return [
-                [milliseconds(launch, tile) for launch, tile, _ in block]
-                for block in self.block_launches(x.shape[2], x.shape[3])
-            ]
+            launches = self.block_launches(x.shape[2], x.shape[3])
+            times = tuple(sum(milliseconds(launch, tile) for launch, tile, _ in block) for block in launches)
+        megabytes = tuple(sum(launch.bytes for launch, *_ in block) / 1e6 for block in launches)
+        found = measure_ceilings(self._device, self._dtype)
+        return Timing(times, megabytes, None, found.flops / 1e9, found.bytes / 1e9)
+
+    def forget(self) -> None:
+        with self._lock:
+            self._planned.clear()
 
     def run(self, x: Tensor, threads: int | None = None, stop: int = 0) -> list[Tensor]:
         """The outputs for x, on the current stream. threads: of no meaning here.
@@ -182,7 +203,7 @@ class Engine:
         # Who captures a graph around this one gets the launches, on memory that belongs to that graph.
         return planned.plan.run(x) if graph is None or capturing else graph.replay(x)
 
-    def tune(self, x: Tensor, progress: tuning.Progress) -> None:
+    def tune(self, x: Tensor, progress: Progress) -> None:
         """Measure the tiles of all launches for images like x, and use the fastest from now on.
 
         Calls from other threads go on meanwhile. Raises as ``run`` does, and UnavailableError where memory
@@ -194,8 +215,7 @@ class Engine:
             try:
                 tuning.measure(self._find(x).plan.launches, table, progress)
             finally:
-                with self._lock:
-                    self._planned.clear()
+                self.forget()
 
     def plan_for(self, x: Tensor) -> tuple[Tensor, Plan]:
         """x as the kernels read it, and its plan, with tiles; nothing is launched. Raises as ``run`` does."""

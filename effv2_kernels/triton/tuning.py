@@ -14,7 +14,7 @@ import os
 import re
 import tempfile
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,15 +22,13 @@ import torch
 import triton
 
 import effv2_kernels
+from effv2_kernels.engine import Progress
 from effv2_kernels.triton.ahead import Resources
 from effv2_kernels.triton.device import best_unmeasured, compile_here, compile_missing, milliseconds
 from effv2_kernels.triton.launch import Launch, Tile
 
 _log = logging.getLogger(__name__)
 _SHIPPED = Path(__file__).with_name("tuned")
-
-# progress(what is measured now, share of the work that is done)
-Progress = Callable[[str, float], None]
 
 
 class TileTable:
