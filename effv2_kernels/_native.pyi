@@ -12,6 +12,7 @@ def available_isas() -> list[str]: ...  # those this CPU and operating system ca
 def default_isa() -> str: ...  # EFFV2_FORCE_ISA or the best available one; NativeError on a bad name
 def cpu_name() -> str: ...
 def usable_cpus() -> int: ...  # processors this process may run on
+def pretend_cpus(count: int) -> None: ...  # for tests: how many usable_cpus() says from now on; 0 ends it
 
 # Whether the values of all the dictionaries, one after the other, are these very objects.
 def same_objects(expected: tuple[object, ...], dictionaries: tuple[dict[str, Any], ...]) -> bool: ...

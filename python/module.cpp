@@ -147,6 +147,7 @@ PYBIND11_MODULE(_native, m) {
     return std::string(name);
   });
   m.def("usable_cpus", effv2::usable_cpus);
+  m.def("pretend_cpus", effv2::pretend_cpus);
   m.def("same_objects", same_objects, py::arg("expected"), py::arg("dictionaries"));
   m.def(
       "measure_peak",

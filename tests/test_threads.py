@@ -36,12 +36,41 @@ def threads_of_torch():
     torch.set_num_threads(before)
 
 
+@pytest.fixture
+def many_processors():
+    """Teams as on a large machine; here their members wait for each other."""
+    cpu.native().pretend_cpus(32)
+    yield
+    cpu.native().pretend_cpus(0)
+
+
 forks = pytest.mark.skipif(not hasattr(__import__("os"), "fork"), reason="this system cannot fork")
 
 
 def model_and_images(batch=2, spec=SMALL[0], number=0):
     g = seeded(20 + number)
     return spec.build(g), spec.images(g, batch)
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_large_teams_of_a_block(shape, isa, many_processors):
+    block, x, _ = block_case(shape, 5)
+    engine = cpu.Engine(as_network(block), isa)
+    expected = engine.run(x, 1)
+    for threads, images in ((8, 1), (16, 3), (32, 1), (32, 5)):
+        (y,) = engine.run(x[:images], threads)
+        assert torch.equal(y, expected[0][:images]), f"{threads} threads, {images} images"
+
+
+@pytest.mark.parametrize("isa", ISAS)
+def test_large_teams_of_a_network(isa, many_processors):
+    model, images = model_and_images(3)
+    engine = cpu.Engine(sources.read(model), isa)
+    (expected,) = engine.run(images, 1)
+    for threads in (8, 24, 32):
+        assert torch.equal(engine.run(images, threads)[0], expected)
+        assert torch.equal(engine.run(images[:1], threads)[0], expected[:1])
 
 
 @pytest.mark.parametrize("isa", ISAS)

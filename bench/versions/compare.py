@@ -94,7 +94,10 @@ def build(revision: str) -> Path:
             ["git", "-C", str(ROOT), *words], check=True, capture_output=True, text=True
         ).stdout.strip()
 
-    commit = git("rev-parse", "--verify", f"{revision}^{{commit}}")
+    try:
+        commit = git("rev-parse", "--verify", f"{revision}^{{commit}}")
+    except (OSError, subprocess.CalledProcessError) as error:
+        raise SystemExit(f"git knows no revision {revision!r} of {ROOT}: {error}") from error
     folder = ROOT / "build" / "versions" / commit[:12]
     if (folder / "built").exists():
         return folder

@@ -6,7 +6,7 @@
 #include <string>
 #include <vector>
 
-#include "cpu/dispatch.h"
+#include "engine/isa.h"
 #include "engine/arena.h"
 #include "engine/block.h"
 

@@ -1,7 +1,7 @@
 // The machine's peak, as a yardstick for everything else.
 #pragma once
 
-#include "cpu/dispatch.h"
+#include "engine/isa.h"
 
 namespace effv2 {
 

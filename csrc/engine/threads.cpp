@@ -50,6 +50,8 @@ constexpr int kTeamSpin = 200;
 constexpr int kSharedSpin = 2;
 constexpr int kMostThreads = 256;
 
+std::atomic<int> pretended_cpus{0};
+
 using Word = std::atomic<std::uint32_t>;
 
 int this_processor() {
@@ -198,7 +200,10 @@ void Barrier::arrive_and_wait() {
   }
 }
 
+void pretend_cpus(int count) { pretended_cpus = count; }
+
 int usable_cpus() {
+  if (const int pretended = pretended_cpus) return pretended;
 #ifdef __linux__
   // std::thread::hardware_concurrency() does not heed the affinity mask with every version of glibc.
   cpu_set_t allowed;

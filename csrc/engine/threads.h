@@ -12,6 +12,8 @@ namespace effv2 {
 
 // Processors that this process may run on.
 int usable_cpus();
+// For tests of large teams on small machines: from now on take usable_cpus() to be `count`; 0 ends it.
+void pretend_cpus(int count);
 
 // Calls job(argument, rank, size) for every rank in [0, size), rank 0 on the calling thread, and returns
 // when all are done. size is at most `threads` and at least 1: the number of threads that were idle,

@@ -197,6 +197,28 @@ TEST(threads, every_rank_runs_once) {
   }
 }
 
+// As on a machine of many processors: every part of the work is shared by more threads than it has pieces.
+TEST(threads, large_teams) {
+  Random random;
+  const Map size{37, 29, 3};
+  const NetworkSample sample = small_network(random, size.height, size.width);
+  const std::vector<float> values = random.normal(3 * size.floats());
+  for (const Isa* isa : available_isas()) {
+    const std::unique_ptr<Network> network = sample.build(*isa);
+    for (const int count : {1, 3}) {
+      const Batch batch = batch_of(values, count, size, nchw(size));
+      const Outputs expected = run_network(sample, *network, batch.images, 1, isa->name);
+      pretend_cpus(32);
+      for (const int threads : {4, 7, 16, 32}) {
+        CHECK(usable_cpus() == 32 && check_call(threads) == threads);
+        CHECK_THAT(same_bits(run_network(sample, *network, batch.images, threads, isa->name), expected),
+                   std::string(isa->name) + ": other bits with " + std::to_string(threads) + " threads");
+      }
+      pretend_cpus(0);
+    }
+  }
+}
+
 TEST(threads, idle_threads_help) {
   int largest = 0;
   for (int i = 0; i < 20; ++i) largest = std::max(largest, check_call(2));
