@@ -6,9 +6,9 @@
 #include <string>
 #include <vector>
 
-#include "engine/isa.h"
 #include "engine/arena.h"
 #include "engine/block.h"
+#include "engine/isa.h"
 
 namespace effv2 {
 
