@@ -35,8 +35,18 @@ class Shape:
         return self.only_if is None or options.get(self.only_if[0]) == self.only_if[1]
 
 
+_declared: dict[str, dict[str, Shape]] = {}  # by kind of block: reading annotations takes a while
+
+
 def declared(block_type: type[Block]) -> dict[str, Shape]:
     """The shape of every tensor of a kind of block, by field name, in the order of declaration."""
+    found = _declared.get(block_type.kind)
+    if found is None:
+        found = _declared[block_type.kind] = _read(block_type)
+    return found
+
+
+def _read(block_type: type[Block]) -> dict[str, Shape]:
     hints = get_type_hints(block_type, include_extras=True)
     found = {}
     for field in fields(block_type):

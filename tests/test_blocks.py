@@ -64,6 +64,12 @@ def test_cpp_expects_what_is_declared(shape):
                 cpu.native().Network("scalar", 0).add(block.kind, arrays, options)
 
 
+def test_annotations_are_read_once():
+    """That takes a millisecond, and blocks are checked by the dozen."""
+    for block_type in blocks.BLOCK_TYPES.values():
+        assert declaration.declared(block_type) is declaration.declared(block_type)
+
+
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_the_table_of_shapes_is_that_of_the_model(variant):
     model = EfficientFormerV2(VARIANTS[variant], img_size=(160, 224)).eval()
