@@ -8,7 +8,7 @@ from block_shapes import SHAPES
 from checks import seeded
 from models import SMALL
 
-from effv2_kernels import blocks, cpu, declaration, shapes, sources, structure
+from effv2_kernels import blocks, cpu, declaration, reference, shapes, sources, structure
 from effv2_kernels.errors import ModelError
 from effv2_kernels.reference import VARIANTS, EfficientFormerV2
 
@@ -62,6 +62,13 @@ def test_cpp_expects_what_is_declared(shape):
             options = {key: value for key, value in block.options().items() if key != name}
             with pytest.raises(cpu.native().NativeError, match=f"the option {name} is missing"):
                 cpu.native().Network("scalar", 0).add(block.kind, arrays, options)
+
+
+def test_every_block_has_its_function_in_the_reference():
+    for kind in blocks.BLOCK_TYPES:
+        function = getattr(reference, kind)
+        assert function is reference.BLOCK_FUNCTIONS[kind]
+        assert kind in reference.__all__
 
 
 def test_annotations_are_read_once():
