@@ -11,8 +11,7 @@ the op's schema, random blocks for tests, and what is stored (``effv2_kernels.de
 (``csrc/engine/spec.h``) is held against it by a test.
 """
 
-from __future__ import annotations
-
+# Annotations are objects here, and not text that would have to be evaluated when they are read.
 from dataclasses import dataclass, fields
 from typing import Annotated, ClassVar
 

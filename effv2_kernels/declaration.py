@@ -9,7 +9,7 @@ options ``heads``, ``key_dim`` and ``value_dim``; all others are what the tensor
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
-from typing import TYPE_CHECKING, get_args, get_type_hints
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -35,25 +35,25 @@ class Shape:
         return self.only_if is None or options.get(self.only_if[0]) == self.only_if[1]
 
 
-_declared: dict[str, dict[str, Shape]] = {}  # by kind of block: reading annotations takes a while
+_declared: dict[str, dict[str, Shape]] = {}  # by kind of block
 
 
 def declared(block_type: type[Block]) -> dict[str, Shape]:
     """The shape of every tensor of a kind of block, by field name, in the order of declaration."""
     found = _declared.get(block_type.kind)
     if found is None:
-        found = _declared[block_type.kind] = _read(block_type)
+        found = _declared[block_type.kind] = {
+            field.name: annotation
+            for field in fields(block_type)
+            for annotation in getattr(field.type, "__metadata__", ())
+            if isinstance(annotation, Shape)
+        }
     return found
 
 
-def _read(block_type: type[Block]) -> dict[str, Shape]:
-    hints = get_type_hints(block_type, include_extras=True)
-    found = {}
-    for field in fields(block_type):
-        shape = next((a for a in get_args(hints[field.name])[1:] if isinstance(a, Shape)), None)
-        if shape is not None:
-            found[field.name] = shape
-    return found
+def plain_type(annotation: Any) -> Any:
+    """The type of a field, without the shape that it is annotated with."""
+    return getattr(annotation, "__origin__", annotation)
 
 
 def tensor_shapes(

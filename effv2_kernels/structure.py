@@ -154,7 +154,7 @@ def rebuild(structure: str, weights: Sequence[Tensor]) -> blocks.Network:
     for i, entry in enumerate(data["blocks"]):
         own = {name: by_name[f"blocks.{i}.{name}"] for name in entry["tensors"]}
         block_type = BLOCK_TYPES[entry["kind"]]
-        flags = {f.name for f in fields(block_type) if f.type == "bool"}
+        flags = {f.name for f in fields(block_type) if f.type is bool}
         options = {k: bool(v) if k in flags else v for k, v in entry["options"].items()}
         made.append(block_type(**own, **options))
     features = tuple(

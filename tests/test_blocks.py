@@ -72,7 +72,7 @@ def test_every_block_has_its_function_in_the_reference():
 
 
 def test_annotations_are_read_once():
-    """That takes a millisecond, and blocks are checked by the dozen."""
+    """Blocks are checked by the dozen."""
     for block_type in blocks.BLOCK_TYPES.values():
         assert declaration.declared(block_type) is declaration.declared(block_type)
 

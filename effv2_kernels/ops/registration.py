@@ -11,13 +11,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import MISSING, fields
-from typing import Any, get_type_hints
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from effv2_kernels import blocks
-from effv2_kernels.declaration import block_sizes
+from effv2_kernels.declaration import block_sizes, plain_type
 from effv2_kernels.errors import InputError, ModelError
 from effv2_kernels.inputs import check_input
 from effv2_kernels.ops.differentiation import differentiable
@@ -30,10 +30,9 @@ _SCHEMA_TYPES: dict[Any, str] = {Tensor: "Tensor", Tensor | None: "Tensor?", int
 def schema(block_type: type[blocks.Block]) -> str:
     """The op's schema, e.g. ``head(Tensor x, Tensor weight, Tensor bias) -> Tensor``."""
     arguments = ["Tensor x"]
-    types = get_type_hints(block_type)
     for field in fields(block_type):
         default = "" if field.default is MISSING else f"={field.default}"
-        arguments.append(f"{_SCHEMA_TYPES[types[field.name]]} {field.name}{default}")
+        arguments.append(f"{_SCHEMA_TYPES[plain_type(field.type)]} {field.name}{default}")
     return f"{block_type.kind}({', '.join(arguments)}) -> Tensor"
 
 
