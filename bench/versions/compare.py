@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
 import shutil
 import statistics
 import subprocess
@@ -53,7 +52,7 @@ def main() -> int:
     finally:
         for worker in workers.values():
             worker.close()
-    mean = _geometric(row["ratio"] for row in rows)
+    mean = statistics.geometric_mean(row["ratio"] for row in rows)
     if mean > args.mean:
         failures.append(f"geometric mean: {mean:.4f}")
     print()
@@ -210,7 +209,7 @@ def report(rows: list[dict[str, Any]], mean: float) -> str:
         ]
         for row in rows
     ]
-    control = _geometric(row["control"] for row in rows)
+    control = statistics.geometric_mean(row["control"] for row in rows)
     cells.append(["geometric mean", "", "", "", f"{mean:.4f}", f"{control:.4f}", ""])
     header = ["network", "batch", "threads", "old ms", "new / old", "old / old", "same bits"]
     return text_table(header, cells, left=1)
@@ -221,10 +220,6 @@ def _line(row: dict[str, Any]) -> str:
         f"{row['network']:>3}, batch {row['batch']:>2}, {row['threads']} threads: "
         f"{row['ratio']:.4f} ({row['control']:.4f}), {row['rounds']} rounds"
     )
-
-
-def _geometric(values: Any) -> float:
-    return math.exp(statistics.fmean(math.log(value) for value in values))
 
 
 if __name__ == "__main__":

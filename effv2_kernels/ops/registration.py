@@ -51,8 +51,10 @@ def empty_map(x: Tensor, channels: Any, size: tuple[Any, Any] | None) -> Tensor:
 def output_size(block_type: type[blocks.Block], size: tuple[Any, Any]) -> tuple[Any, Any] | None:
     """Rows and columns of a block's output for those of its input; None for logits. Symbolic ones as well."""
     step = block_type.step
-    if step is None or step == 1:
-        return None if step is None else size
+    if step is None:
+        return None
+    if step == 1:
+        return size
     return (size[0] + step - 1) // step, (size[1] + step - 1) // step
 
 
