@@ -6,7 +6,7 @@ import os
 import statistics
 from functools import cache
 from types import ModuleType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import torch
 from torch import Tensor
@@ -171,7 +171,7 @@ class Engine:
     def describe(self, height: int, width: int) -> list[tuple[KernelRow, ...]]:
         return [()] * len(self.block_macs(height, width))
 
-    def tune(self, x: Tensor, progress: Progress) -> None:
+    def tune(self, x: Tensor, progress: Progress) -> NoReturn:
         raise UnavailableError(
             "only kernels on a GPU are tuned, and this model is on the cpu, where there is nothing to choose."
         )

@@ -89,7 +89,7 @@ def test_a_step_that_ended_its_process(tmp_path):
 def test_sources_are_told_apart(tmp_path):
     (tmp_path / "effv2_kernels" / "triton" / "tuned").mkdir(parents=True)
     (tmp_path / "bench" / "gpu").mkdir(parents=True)
-    for name in ("models", "parity", "speed", "timing", "report"):
+    for name in ("models", "parity", "scaling", "speed", "timing", "report"):
         (tmp_path / "bench" / "gpu" / f"{name}.py").write_text("")
     kernel, tuned = (tmp_path / "effv2_kernels" / "triton" / name for name in ("ffn.py", "tuned/h200.json"))
     seen = [fingerprint(tmp_path)]
@@ -113,6 +113,12 @@ def figure(ms, faster, **more):
     return {"ms": times, "faster_than": faster, "achieved": achieved, "refused": {}, "tuned": True} | more
 
 
+def scaled(threads, ms):
+    times = {"effv2": ms, "eager": 12.0}
+    row = {"variant": "s0", "batch": 1, "threads": threads, "isa": "avx2", "ms": times}
+    return row | {"faster_than_eager": 12.0 / ms}
+
+
 def measured():
     """All kinds of rows: met, missed, without torch.compile, refused, wrong, not asked, not measured."""
     block = {"what": "s0-ffn-32", "dtype": "fp16", "bound": 5e-3, "error": 1.5e-3, "failure": "", "ok": True}
@@ -132,17 +138,25 @@ def measured():
             "s0 8": figure(0.40, faster | {"compile": 1.7}),
         },
         "tuned": {},
+        "untuned": {"s0 1": 0.25, "s1 1": "OutOfMemoryError: CUDA out of memory"},
+        "cpu": {
+            "s0 1 1": scaled(1, 4.0),
+            "s0 1 2": scaled(2, 2.0),
+            "s0 1 4": scaled(4, 1.0) | {"failure": "differs from eager by 0.5"},
+            "l 1 1": {"failure": "UnavailableError: no compiled module"},
+        },
         "wanted": {"parity": ["0", "1", "2", "late"], "speed": wanted, "compile": wanted, "tuned": []},
     }
 
 
 def test_the_table():
     text = report(measured())
-    line = {row[0] + row[1]: row for row in map(str.split, text.splitlines()) if len(row) == 11}
+    line = {row[0] + row[1]: row for row in map(str.split, text.splitlines()) if len(row) == 12}
     assert line["S01"] == [
         "S0",
         "1",
         "0.190",
+        "0.250",
         "12.00x",
         "3.00x",
         "2.50x",
@@ -152,12 +166,12 @@ def test_the_table():
         "5.3",
         "132%",
     ]
-    assert line["S11"][5:8] == ["1.90x", "2.00x", "NO"]
-    assert line["S21"][5:8] == ["-", "1.80x", "-"]
-    assert line["L1"][5:8] == ["refused", "1.50x", "-"]
-    assert line["S032"][2:] == ["-", "-", "-", "-", "1.50x", "-", "-", "-", "-"]  # wrong: no figure at all
-    assert line["S08"][5:8] == ["1.70x", "-", "-"]
-    assert line["L256"][2:8] == ["-", "-", "-", "-", "1.30x", "-"]
+    assert line["S11"][6:9] == ["1.90x", "2.00x", "NO"]
+    assert line["S21"][6:9] == ["-", "1.80x", "-"]
+    assert line["L1"][6:9] == ["refused", "1.50x", "-"]
+    assert line["S032"][2:] == ["-", "-", "-", "-", "-", "1.50x", "-", "-", "-", "-"]  # wrong: no figure at all
+    assert line["S08"][6:9] == ["1.70x", "-", "-"]
+    assert line["L256"][2:9] == ["-", "-", "-", "-", "-", "1.30x", "-"]
     assert (
         text.splitlines()[0] == "NVIDIA Test 9000, torch 2.13.0, triton 3.7.0, cuda 13.0, commit 0123456789ab"
     )
@@ -167,7 +181,13 @@ def test_the_table():
     assert "not done yet, parity: late" in text
     assert "S0, batch 1, at most 0.20 ms: 0.190, met" in text
     assert "copying 4000 GB/s, fp16 products 800 TFLOP/s" in text
-    assert "H200" in text.splitlines()[-1]
+    assert "what is asked is asked of an NVIDIA H200" in text
+    assert "CPU (avx2), fp32, 224x224" in text
+    assert text.splitlines()[-2:] == [
+        "S0         1        1  4.00     1.00x       3.00x",
+        "S0         1        2  2.00     2.00x       6.00x",
+    ]
+    assert "WRONG cpu of l 1 1: UnavailableError: no compiled module" in text
 
 
 def test_nothing_is_judged_that_was_not_measured():

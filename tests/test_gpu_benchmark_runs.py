@@ -282,7 +282,10 @@ def test_options_reach_the_worker():
         "abc",
         False,
     )
-    assert wanted.seconds <= 480  # eight minutes
+    assert wanted.seconds <= 360  # six minutes
+    assert (wanted.cpu, wanted.kernels) == (True, None)
+    wanted = run_all.parse(["--out", "x", "--no-cpu", "--kernels", "k.tar.xz"])
+    assert (wanted.cpu, wanted.kernels) == (False, "k.tar.xz")
 
 
 # Makes modules look as if they were not installed.
@@ -316,7 +319,7 @@ print(row.ok, sorted(HIDDEN & set(sys.modules)))
 # Triton's interpreter needs NumPy; compiled kernels do not.
 IMPORTS = """
 import torch
-from bench.gpu import models, parity, report, results, run_all, speed, timing, worker
+from bench.gpu import kernels, models, parity, report, results, run_all, scaling, speed, timing, worker
 model = models.build("s0", (32, 32), torch.device("cpu"))
 found = results.environment()
 print(found["commit"], found["changed_files"], model(torch.zeros(1, 3, 32, 32)).shape[1])

@@ -5,7 +5,7 @@ import torch
 
 pytest.importorskip("triton")
 
-from bench.gpu import parity, speed, worker
+from bench.gpu import parity, scaling, speed, worker
 from bench.gpu.parity import Check, Group, Parity
 from bench.gpu.results import Results, read
 
@@ -19,12 +19,15 @@ class Fakes:
 
     def __init__(self, monkeypatch, folder):
         self.now, self.done, self.folder = 0.0, [], folder
-        self.takes = {"parity": 10.0, "tune": 20.0, "plain": 5.0, "rival": 100.0}
+        self.takes = {"parity": 10.0, "untuned": 1.0, "tune": 20.0, "plain": 5.0, "rival": 100.0, "cpu": 2.0}
         self.fails, self.rows = {}, [RIGHT]
         monkeypatch.setattr(worker.time, "monotonic", lambda: self.now)
         monkeypatch.setattr(parity, "groups", lambda variants, device: self.groups())
         monkeypatch.setattr(worker, "_FIRST_GROUPS", 1)
+        monkeypatch.setattr(speed, "untuned", self.untuned)
         monkeypatch.setattr(speed, "tune", self.tune)
+        monkeypatch.setattr(scaling, "figures", lambda: {"s0 1 2": ("s0", 1, 2)})
+        monkeypatch.setattr(scaling, "measure", self.scale)
         monkeypatch.setattr(speed, "measure", self.measure)
         monkeypatch.setattr(worker.Work, "ceilings", lambda work: None)
         monkeypatch.setattr(torch.compiler, "reset", lambda: None)
@@ -48,7 +51,15 @@ class Fakes:
 
     def tune(self, variant, batch, device, go_on):
         self.take("tune", f"{variant} {batch}")
-        return go_on()
+        return {f"a launch of {variant} {batch}": {"BM=16": 0.1}} if go_on() else None
+
+    def untuned(self, variant, batch, device, *, seconds):
+        self.take("untuned", f"{variant} {batch}")
+        return 1.5
+
+    def scale(self, variant, batch, threads, *, seconds):
+        self.take("cpu", f"{variant} {batch} {threads}")
+        return {"ms": {"effv2": 4.0, "eager": 20.0}}
 
     def measure(self, variant, batch, device, ceilings, *, seconds, rival, ready):
         self.take("rival" if rival else "plain", f"{variant} {batch}")
@@ -72,17 +83,28 @@ def fakes(monkeypatch, tmp_path):
 
 
 PAIRS = ["s0 1", "l 1", "s0 32", "l 32"]
+
+
+def tuned(key):
+    return [f"untuned {key}", f"tune {key}"]
+
+
 CHECKS = [f"parity {key}" for key in ("a1", "a2", "b1", "b2")]
 
 
 def test_the_important_comes_first(fakes):
     done, data = fakes.run()
-    others = [f"{what} {key}" for what in ("tune", "plain", "rival") for key in PAIRS[1:]]
-    assert done == [*CHECKS[:2], "tune s0 1", "rival s0 1", *CHECKS[2:], *others]
+    first = [step for key in ("s0 1", "s0 32") for step in (*tuned(key), f"rival {key}")]
+    tunes = [step for key in ("l 1", "l 32") for step in tuned(key)]
+    others = [f"{what} {key}" for what in ("plain", "rival") for key in ("l 1", "l 32")]
+    assert done == [*CHECKS[:2], *first, *CHECKS[2:], *tunes, *others, "cpu s0 1 2"]
     assert list(data["parity"]) == ["a1", "a2", "b1", "b2"]
     assert data["speed"]["l 32"]["ms"]["compile"] == 2.0
     assert data["compile_seconds"] == dict.fromkeys(PAIRS, 90.0)
     assert data["wanted"]["compile"] == PAIRS
+    assert data["untuned"] == dict.fromkeys(PAIRS, 1.5)
+    assert data["tile_ms"] == {f"a launch of {key}": {"BM=16": 0.1} for key in PAIRS}
+    assert data["cpu"] == {"s0 1 2": {"ms": {"effv2": 4.0, "eager": 20.0}}}
     assert fakes.run()[0] == []  # all is known
 
 
@@ -90,15 +112,15 @@ def test_what_does_not_fit_is_done_by_the_next_call(fakes):
     limits = {"seconds": 250, "parity_seconds": 25, "tune_seconds": 30}
     first, data = fakes.run(**limits)
     # Each part ends with the first step that ends after its time. For the rival of l 1, which needs 90 s as
-    # far as is known, too little is left.
-    ahead = [*CHECKS[:2], "tune s0 1", "rival s0 1", "parity b1", "tune l 1"]
-    assert first == [*ahead, *(f"plain {key}" for key in PAIRS[1:])]
+    # far as is known, too little is left; and too little tuning is left for s0 32, as for its rival then.
+    ahead = [*CHECKS[:2], *tuned("s0 1"), "rival s0 1", *tuned("s0 32"), "parity b1"]
+    assert first == [*ahead, *(f"plain {key}" for key in ("l 1", "s0 32", "l 32")), "cpu s0 1 2"]
     assert list(data["tuned"]) == ["s0 1"]
     assert "b2" not in data["parity"]
     assert [key for key, row in data["speed"].items() if "compile" in row["ms"]] == ["s0 1"]
     second, data = fakes.run(**limits)
-    assert second[:4] == ["parity b2", "tune l 1", "tune s0 32", "rival l 1"]
-    assert list(data["tuned"]) == ["s0 1", "l 1"]
+    assert second[:5] == ["tune s0 32", "rival s0 32", "parity b2", *tuned("l 1")]
+    assert list(data["tuned"]) == ["s0 1", "s0 32"]
     for _ in range(8):
         _, data = fakes.run(**limits)
     assert {key for key, row in data["speed"].items() if "compile" in row["ms"]} == set(PAIRS)
@@ -116,7 +138,7 @@ def test_tuning_leaves_time_for_the_rival(fakes):
     """Or there is a figure without it."""
     fakes.takes["tune"] = 45.0
     first, _ = fakes.run(seconds=100, parity_seconds=0, tune_seconds=48)
-    assert first[:3] == ["tune s0 1", "plain s0 1", "plain l 1"]
+    assert first[:4] == [*tuned("s0 1"), "plain s0 1", "plain l 1"]
 
 
 def test_the_time_counts_from_the_start_of_the_command(fakes):
@@ -144,10 +166,11 @@ def test_what_json_cannot_hold_is_a_failure_of_its_step(fakes, monkeypatch):
 
 def test_a_figure_is_taken_again_once_its_tiles_are_measured(fakes):
     done, data = fakes.run(compile=False, tune_seconds=0)
-    assert done == [*CHECKS, *(f"plain {key}" for key in PAIRS)]
+    assert done == [*CHECKS, *(f"plain {key}" for key in PAIRS), "cpu s0 1 2"]
+    assert data["untuned"] == {}
     assert data["wanted"]["tuned"] == data["wanted"]["compile"] == []
     done, data = fakes.run(compile=False, variants=("l",), batches=(32,))
-    assert done == ["tune l 32", "plain l 32"]
+    assert done == [*tuned("l 32"), "plain l 32"]
     assert [key for key, row in data["speed"].items() if row["tuned"]] == ["l 32"]
 
 
@@ -155,7 +178,7 @@ def test_one_with_torch_compile_is_tuned_before(fakes):
     fakes.takes["tune"] = 70.0  # longer than there is for tuning ahead
     done, _ = fakes.run(tune_seconds=60, parity_seconds=0)
     assert done.index("tune l 32") < done.index("rival l 32")
-    assert [step for step in done if step.startswith("rival")] == [f"rival {key}" for key in PAIRS]
+    assert {step for step in done if step.startswith("rival")} == {f"rival {key}" for key in PAIRS}
     assert not any(step.startswith("parity") for step in done)
 
 
@@ -165,15 +188,20 @@ def test_what_fails_costs_nothing_else(fakes):
         "tune s0 1": RuntimeError("too little free memory"),
         "plain l 1": torch.OutOfMemoryError("CUDA out of memory"),
         "rival s0 32": RuntimeError("in a kernel of Inductor"),
+        "untuned l 32": torch.OutOfMemoryError("CUDA out of memory"),
+        "cpu s0 1 2": RuntimeError("no compiled module"),
     }
     done, data = fakes.run()
-    assert len(done) == 4 + 4 + 3 + 3  # one figure is with torch.compile at once, one without is none
+    # Parity, tuning, torch.compile without what failed before, figures without it, and the CPU.
+    assert len(done) == 4 + 8 + 3 + 3 + 1
     assert data["parity"]["a1"][0]["failure"] == "RuntimeError: out of memory"
     assert data["tuned"]["s0 1"] == "RuntimeError: too little free memory"
     assert data["speed"]["s0 1"]["tuned"] is False
     assert data["speed"]["l 1"] == {"failure": "OutOfMemoryError: CUDA out of memory"}
     assert data["speed"]["s0 32"]["refused"] == {"compile": "RuntimeError: in a kernel of Inductor"}
     assert data["speed"]["s0 32"]["ms"]["effv2"] == 1.0
+    assert data["untuned"]["l 32"] == "OutOfMemoryError: CUDA out of memory"
+    assert data["cpu"]["s0 1 2"] == {"failure": "RuntimeError: no compiled module"}
     assert fakes.run()[0] == []  # failures are not tried again
 
 

@@ -241,8 +241,8 @@ def test_anything_else_would_be_noticed(name, no_waiting, monkeypatch):
     original = plans.execute
     change, message = BREAKS[name]
 
-    def breaking(launch, tile, memory):
-        original(launch, tile, memory)
+    def breaking(launch, tile, memory, **options):
+        original(launch, tile, memory, **options)
         change(memory[launch.output])
 
     monkeypatch.setattr(plans, "execute", breaking)

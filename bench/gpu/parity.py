@@ -6,7 +6,7 @@ biases, BatchNorm statistics and layer scales are random.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, fields, replace
 from functools import partial
@@ -23,9 +23,9 @@ from effv2_kernels.backends import TORCH_DTYPES
 from effv2_kernels.reference import run_block
 from effv2_kernels.shapes import BlockShape, random_block, random_input
 from effv2_kernels.triton import tuning
-from effv2_kernels.triton.ahead import compile_in_parallel
+from effv2_kernels.triton.device import compile_missing
 from effv2_kernels.triton.engine import Engine
-from effv2_kernels.triton.launch import FeatureMap
+from effv2_kernels.triton.launch import FeatureMap, Launch
 from effv2_kernels.triton.plan import pack
 
 BLOCK_BOUNDS = {"fp32": 5e-7, "fp16": 5e-3, "bf16": 5e-3}
@@ -34,6 +34,7 @@ DTYPES = ("fp16", "fp32", "bf16")
 BLOCK_BATCHES = (1, 3)
 # (rows, columns) and batch of the images of networks, the most important first. 9 images are enough for the
 # tiles of large batches, 384x384 for attention biases looked up by distance; 191x225 is odd throughout.
+MOST_IMPORTANT = (((224, 224), 1), ((224, 224), 32))
 FIRST_IMAGES = (((224, 224), 1), ((224, 224), 9))
 MORE_IMAGES = (((384, 384), 1), ((160, 256), 2), ((191, 225), 3))
 
@@ -69,21 +70,37 @@ class Check:
 
 @dataclass(frozen=True)
 class Group:
-    """Checks that share what ``prepare`` does for them, which is compiling their kernels in parallel."""
+    """Checks of one dtype. shapes: every block of theirs, with the batches that it is run at."""
 
     what: str
     checks: list[Check]
-    prepare: Callable[[], None] = lambda: None
+    dtype: str = "fp16"
+    shapes: Sequence[tuple[BlockShape, Sequence[int]]] = ()
+
+    def prepare(self, device: torch.device) -> None:
+        """Compile their kernels in parallel: alone, each check would wait for processes of its own."""
+        if device.type == "cuda":
+            with suppress(Exception):  # what cannot be planned or compiled says so when it is checked
+                table = tuning.table_of(device)
+                compile_missing([(each, table.find(each) or each.tiles[0]) for each in self.launches()])
+
+    def launches(self) -> Iterator[Launch]:
+        """All that the checks launch. The tiles depend on the batch."""
+        for shape, batches in self.shapes:
+            yield from launches_of(shape, self.dtype, batches)
 
 
 def groups(variants: Sequence[str], device: torch.device) -> list[Group]:
     """Everything to check, the cheap and important first. variants: "s0" to "l"."""
     shapes = shapes_of(variants)
-    found = []
+    found = [_group_of_networks(variants[:1], DTYPES[0], MOST_IMPORTANT, device)]
     for dtype in DTYPES:
         found.append(_group_of_blocks(shapes, dtype, device))
         found.append(_group_of_networks(variants, dtype, FIRST_IMAGES, device))
     found += [_group_of_networks(variants, dtype, MORE_IMAGES, device) for dtype in DTYPES]
+    first = {check.key for check in found[0].checks}
+    for group in found[1:]:
+        group.checks[:] = [check for check in group.checks if check.key not in first]
     return found
 
 
@@ -94,7 +111,7 @@ def _group_of_blocks(shapes: dict[str, BlockShape], dtype: str, device: torch.de
         for name, shape in shapes.items()
     ]
     found = [(shape, BLOCK_BATCHES) for shape in shapes.values()]
-    return Group(f"blocks in {dtype}", checks, lambda: compile_blocks(found, dtype, device))
+    return Group(f"blocks in {dtype}", checks, dtype, found)
 
 
 def _group_of_networks(
@@ -116,11 +133,8 @@ def _group_of_networks(
         batches.setdefault(size, []).append(batch)
     sizes = ", ".join(f"{rows}x{columns}" for rows, columns in batches)
 
-    def prepare() -> None:
-        shapes = ((shape, size) for size in batches for shape in shapes_of(variants, size).values())
-        compile_blocks([(shape, batches[size]) for shape, size in shapes], dtype, device)
-
-    return Group(f"networks in {dtype} at {sizes}", checks, prepare)
+    found = [(shape, batches[size]) for size in batches for shape in shapes_of(variants, size).values()]
+    return Group(f"networks in {dtype} at {sizes}", checks, dtype, found)
 
 
 def _check_variant(
@@ -227,26 +241,12 @@ def on_device(block: blocks.Block, device: torch.device) -> blocks.Block:
     return type(block)(**{k: v.to(device) if isinstance(v, Tensor) else v for k, v in values.items()})
 
 
-def compile_blocks(
-    shapes: Sequence[tuple[BlockShape, Sequence[int]]], dtype: str, device: torch.device
-) -> None:
-    """Compile the kernels of blocks, each at some batches, in every process that there is room for.
-
-    Alone, each check would wait for processes of its own. The first tile of a launch depends on the batch.
-    """
-    if device.type != "cuda":
-        return
-    g = torch.Generator().manual_seed(0)
-    table = tuning.table_of(device)
-    pairs = []
-    with suppress(Exception):  # what cannot be planned or compiled says so when it is checked
-        for shape, batches in shapes:
-            packed = pack(random_block(shape, g), TORCH_DTYPES[dtype], device)
-            for batch in batches:
-                x = FeatureMap(batch, shape.height, shape.width, shape.sizes["in"], TORCH_DTYPES[dtype])
-                pairs += [(each, table.find(each) or each.tiles[0]) for each in packed.plan(x, "ieee")]
-        major, minor = torch.cuda.get_device_capability(device)
-        compile_in_parallel(pairs, 10 * major + minor)
+def launches_of(shape: BlockShape, dtype: str, batches: Iterable[int]) -> Iterator[Launch]:
+    """What a block of some shape launches for each of some batches, with weights on the CPU."""
+    packed = pack(random_block(shape, torch.Generator().manual_seed(0)), TORCH_DTYPES[dtype], "cpu")
+    for batch in batches:
+        x = FeatureMap(batch, shape.height, shape.width, shape.sizes["in"], TORCH_DTYPES[dtype])
+        yield from packed.plan(x, "ieee")
 
 
 @contextmanager

@@ -14,7 +14,7 @@ _NAMED = 6  # of a longer list
 
 def report(data: dict[str, Any]) -> str:
     """data: what gpu.json holds."""
-    parts = [_environment(data["environment"]), *_parity(data), *_speed(data)]
+    parts = [_environment(data["environment"]), *_parity(data), *_speed(data), *_cpu(data)]
     return "\n".join(parts)
 
 
@@ -27,8 +27,9 @@ def wrong(data: dict[str, Any]) -> list[str]:
         if not row["ok"]
     ]
     found += [
-        f"speed of {key}: {row['failure']}"
-        for key, row in data.get("speed", {}).items()
+        f"{section} of {key}: {row['failure']}"
+        for section in ("speed", "cpu")
+        for key, row in data.get(section, {}).items()
         if row.get("failure")
     ]
     return found
@@ -42,6 +43,7 @@ def missing(data: dict[str, Any]) -> dict[str, list[str]]:
         "speed": [key for key in keys.get("speed", []) if key not in data["speed"]],
         "torch.compile": [key for key in keys.get("compile", []) if not _compile_was_tried(data, key)],
         "tuning": [key for key in keys.get("tuned", []) if key not in data["tuned"]],
+        "CPU": [key for key in keys.get("cpu", []) if key not in data["cpu"]],
     }
     return {section: left for section, left in found.items() if left}
 
@@ -90,6 +92,7 @@ def _speed(data: dict[str, Any]) -> Iterable[str]:
                 variant.upper(),
                 str(batch),
                 _number(usable.get("ms", {}).get("effv2"), ".3f"),
+                _number(data["untuned"].get(speed_key(variant, batch)), ".3f"),
                 *(_ratio(usable, name) for name in ("eager", "eager graph", "compile")),
                 "-" if asked is None else f"{asked:.2f}x",
                 {None: "-", True: "yes", False: "NO"}[target["met"] if target else None],
@@ -102,7 +105,7 @@ def _speed(data: dict[str, Any]) -> Iterable[str]:
         return
     yield ""
     yield "fp16, 224x224; how many times faster, medians of rounds in turns"
-    header = ("model", "batch", "ms", "than eager", "its graph", "than compile", "asked", "met")
+    header = ("model", "batch", "ms", "untuned", "than eager", "its graph", "than compile", "asked", "met")
     yield text_table((*header, "GB/s", "TFLOP/s", "of ceiling"), body, left=1)
     ceilings = [row["achieved"]["ceilings"] for row in data["speed"].values() if "achieved" in row]
     if ceilings:
@@ -122,6 +125,14 @@ def _speed(data: dict[str, Any]) -> Iterable[str]:
     yield "what is asked is asked of an NVIDIA H200"
 
 
+def _cpu(data: dict[str, Any]) -> Iterable[str]:
+    body = list(scaling_rows(data["cpu"]))
+    if body:
+        yield ""
+        yield f"CPU ({next(iter(data['cpu'].values()))['isa']}), fp32, 224x224, beside PyTorch eager"
+        yield text_table(("model", "batch", "threads", "ms", "than one", "than eager"), body, left=1)
+
+
 def _pairs(data: dict[str, Any]) -> dict[tuple[str, int], float | None]:
     """The pairs that were wanted or measured, with the ratio that is asked, None where none is."""
     keys = [*data.get("wanted", {}).get("speed", []), *data["speed"]]
@@ -129,8 +140,25 @@ def _pairs(data: dict[str, Any]) -> dict[tuple[str, int], float | None]:
     return {pair: FASTER.get(pair) for pair in pairs}
 
 
-def _number(value: float | None, form: str, unit: float = 1.0) -> str:
-    return "-" if value is None else format(value / unit, form)
+def scaling_rows(found: dict[str, Any]) -> Iterable[tuple[str, ...]]:
+    """(model, batch, threads, ms, times as fast as one thread, than eager) of the CPU engine, as text."""
+    for row in found.values():
+        if "ms" not in row or row.get("failure"):
+            continue
+        ms = row["ms"]["effv2"]
+        one = found.get(f"{row['variant']} {row['batch']} 1", {}).get("ms", {}).get("effv2")
+        yield (
+            row["variant"].upper(),
+            str(row["batch"]),
+            str(row["threads"]),
+            _number(ms, ".2f"),
+            "-" if one is None else f"{one / ms:.2f}x",
+            f"{row['faster_than_eager']:.2f}x",
+        )
+
+
+def _number(value: float | str | None, form: str, unit: float = 1.0) -> str:
+    return format(value / unit, form) if isinstance(value, (int, float)) else "-"
 
 
 def _ratio(row: dict[str, Any], name: str) -> str:

@@ -8,10 +8,13 @@ One JSON object:
     parity           by key, the rows of ``parity.Parity``
     speed            by "variant batch", what ``speed.measure`` returns
     compile_seconds  by "variant batch", until torch.compile was ready
+    untuned          by "variant batch", milliseconds of a call before tuning
     tuned            by "variant batch", the seconds in which all tiles were measured, or why they were not
+    tile_ms          by key of a launch, the milliseconds of each tile that was measured
+    cpu              by "variant batch threads", what ``scaling.measure`` returns
     targets          ``targets.judged``
-    now              [step, key] of what is under way, null between steps. Steps are "parity", "tuned",
-                     "speed" (without torch.compile) and "compile" (the same with it)
+    now              [step, key] of what is under way, null between steps. Steps are "parity", "untuned",
+                     "tuned", "speed" (without torch.compile), "compile" (the same with it) and "cpu"
 """
 
 from __future__ import annotations
@@ -28,7 +31,8 @@ from typing import Any
 from bench.gpu.targets import judged
 
 ROOT = Path(__file__).resolve().parents[2]
-SECTIONS = ("parity", "speed", "compile_seconds", "tuned", "wanted")
+SECTIONS = ("parity", "speed", "compile_seconds", "untuned", "tuned", "tile_ms", "cpu", "wanted")
+_STEPS = ("parity", "speed", "untuned", "tuned", "cpu")
 # Where the code comes from says nothing about the figures; what it is does, and "sources" says that.
 _NOT_COMPARED = ("commit", "changed_files")
 
@@ -133,19 +137,19 @@ def steps_done(path: Path) -> int:
     """How many steps a gpu.json has results or failures of."""
     data = read(path) or {}
     rivals = sum(map(has_rival, data.get("speed", {}).values()))
-    return rivals + sum(len(data.get(section, ())) for section in ("parity", "speed", "tuned"))
+    return rivals + sum(len(data.get(section, ())) for section in _STEPS)
 
 
 def _fail(data: dict[str, Any], step: str, key: str, reason: str) -> None:
     if step == "parity":
         row = {"what": key, "dtype": "", "bound": 0.0, "error": None, "failure": reason, "ok": False}
         data["parity"][key] = [row]
-    elif step == "speed":
-        data["speed"][key] = {**data["speed"].get(key, {}), "failure": reason}
+    elif step in ("speed", "cpu"):
+        data[step][key] = {**data[step].get(key, {}), "failure": reason}
     elif step == "compile":
         data["speed"].setdefault(key, {}).setdefault("refused", {})["compile"] = reason
     else:
-        data["tuned"][key] = reason
+        data[step][key] = reason
     data["now"] = None
 
 
@@ -190,7 +194,9 @@ def environment(device: Any = None, commit: str | None = None) -> dict[str, Any]
 def fingerprint(root: Path = ROOT) -> str:
     """Of every file that decides about the figures: the package, its tables of tiles, and what measures."""
     files = [path for path in (root / "effv2_kernels").rglob("*") if path.suffix in (".py", ".json")]
-    files += [root / "bench" / "gpu" / f"{name}.py" for name in ("models", "parity", "speed", "timing")]
+    files += [
+        root / "bench" / "gpu" / f"{name}.py" for name in ("models", "parity", "scaling", "speed", "timing")
+    ]
     hashed = hashlib.sha256()
     for path in sorted(files):
         hashed.update(f"{path.relative_to(root).as_posix()}\0".encode() + path.read_bytes())

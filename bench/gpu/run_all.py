@@ -3,14 +3,17 @@
     python bench/gpu/run_all.py --out build/gpu
 
 Needs Python, PyTorch 2.10 or newer with its Triton, a C compiler (which Triton needs), and a source checkout;
-neither the compiled CPU module nor an installation. Takes at most --seconds, 8 minutes by default, and prints
-a short table last.
+no installation, no network, and the compiled CPU module for the CPU's figures alone. Takes at most --seconds,
+6 minutes by default, and prints a short table last.
 
 torch.compile(mode="max-autotune") takes minutes for each model and batch. The most important comes first:
-parity in fp16, the first model and batch beside torch.compile, the rest of parity, figures without
-torch.compile, and then those with it. OUT/gpu.json is written after every step, and a further call with the
-same --out goes on where this one ended; what is not done yet is named. Tiles that were measured are in
-OUT/tiles. A result worth keeping is copied to bench/results/<gpu>.json.
+parity of the first model in fp16, its speed beside torch.compile at one image and the largest batch, the rest
+of parity, all figures before and after tuning, the rest of those beside torch.compile, and the CPU engine on
+one to all cores. Kernels that ``kernels.py`` compiled elsewhere are used with --kernels.
+
+OUT/gpu.json is written after every step, and a further call with the same --out goes on where this one ended;
+what is not done yet is named. Tiles that were measured are in OUT/tiles. A result worth keeping is copied to
+bench/results/<gpu>.json.
 
 Exit code: 0 what was measured is right (targets may be missed, and steps left), 1 something is wrong,
 2 nothing can be measured here or the options are bad.
@@ -43,7 +46,7 @@ _GRACE = 5.0
 _START = 10.0
 
 # Seconds after which a step hangs, and what is between steps: compiling kernels, above all.
-_LIMITS = {"parity": 90.0, "speed": 90.0, "tuned": 240.0, "compile": 360.0}
+_LIMITS = {"parity": 90.0, "speed": 90.0, "untuned": 90.0, "tuned": 240.0, "compile": 360.0, "cpu": 90.0}
 _BETWEEN = 240.0
 _GLANCE = 1.0  # how often to look
 
@@ -177,6 +180,8 @@ def parse(arguments: list[str] | None) -> Wanted:
         help=f"most important first; default: {','.join(map(str, BATCHES))}",
     )
     parser.add_argument("--no-compile", action="store_true", help="leave torch.compile out")
+    parser.add_argument("--no-cpu", action="store_true", help="leave the CPU engine out")
+    parser.add_argument("--kernels", metavar="FILE", help="what bench/gpu/kernels.py made for this GPU")
     parser.add_argument("--commit", help="to record where there is no git to ask")
     args = parser.parse_args(arguments)
     return Wanted(
@@ -187,6 +192,8 @@ def parse(arguments: list[str] | None) -> Wanted:
         args.parity_seconds,
         args.tune_seconds,
         not args.no_compile,
+        not args.no_cpu,
+        args.kernels,
         args.commit,
     )
 

@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -53,10 +54,11 @@ def measure(
     ceilings: measured in this process. seconds: of timing, beside compiling. rival: with torch.compile.
     ready: told the seconds that torch.compile took to compile, tune and capture.
 
-    ms, faster_than and rounds_ms are by contestant; ``refused`` says which of them could not run, or were
-    wrong, and why. ``failure`` says that our own outputs differ from those of eager by more than rounding:
-    then the times are worth nothing. A difference is None where outputs are not finite. bytes and flop are
-    what our launches move and compute by plan, each buffer counted once for each launch.
+    ms, faster_than, rounds_ms and kernels_us (see ``timing.kernels``) are by contestant. ``refused`` says
+    which of them could not run, or were wrong, and why. ``failure`` says that our own outputs differ from
+    those of eager by more than rounding: then the times are worth nothing. A difference is None where outputs
+    are not finite. bytes and flop are what our launches move and compute by plan, each buffer counted once
+    for each launch.
     """
     inputs = inputs_of(batch, device)
     fast = optimised(variant, device)
@@ -83,6 +85,7 @@ def measure(
         expected = half(inputs[0])
         before = {name: difference(run(inputs[0]), expected) for name, run in runs.items()}
         rounds = timing.interleave(runs, inputs, seconds)
+        kernels = {name: timing.kernels(run, inputs) for name, run in runs.items() if name != "eager"}
         after = {name: difference(run(inputs[0]), expected) for name, run in runs.items()}
     worst = {name: max(before[name], after[name]) for name in runs}
     for name in [name for name in runs if name != "effv2" and worst[name] > DIFFERENCE]:
@@ -110,6 +113,7 @@ def measure(
         "difference_from_eager": {name: w if w < float("inf") else None for name, w in worst.items()},
         "refused": refused,
         "warnings": warned,
+        "kernels_us": kernels,
         "rounds_ms": {name: [float(f"{ms:.5g}") for ms in values] for name, values in rounds.items()},
     }
     if rival:
@@ -135,8 +139,21 @@ def achieved(moved: int, flop: int, seconds: float, ceilings: Ceilings) -> dict[
     }
 
 
-def tune(variant: str, batch: int, device: torch.device, go_on: Callable[[], bool]) -> bool:
-    """Measure the tiles of one network at one batch in fp16; False where ``go_on`` stopped it in between."""
+def untuned(variant: str, batch: int, device: torch.device, *, seconds: float) -> float:
+    """Milliseconds of our network with the tiles that it has on this GPU so far."""
+    fast = optimised(variant, device)
+    with torch.inference_mode():
+        rounds = timing.interleave({"effv2": fast}, inputs_of(batch, device), seconds)
+    return statistics.median(rounds["effv2"])
+
+
+def tune(
+    variant: str, batch: int, device: torch.device, go_on: Callable[[], bool]
+) -> dict[str, dict[str, float]] | None:
+    """Measure the tiles of one network at one batch in fp16; None where ``go_on`` stopped it in between.
+
+    Returns the milliseconds of each tile that was measured, by the key of its launch.
+    """
 
     def progress(what: str, share: float) -> None:
         if share < 1 and not go_on():
@@ -145,14 +162,14 @@ def tune(variant: str, batch: int, device: torch.device, go_on: Callable[[], boo
     fast = optimised(variant, device)
     x = inputs_of(batch, device, count=1)[0]
     try:
-        engine_of(fast).tune(x, progress)
+        return engine_of(fast).tune(x, progress)
     except OutOfTime:
-        return False
-    return True
+        return None
 
 
+@lru_cache
 def optimised(variant: str, device: torch.device) -> OptimizedModel:
-    """The model as its users get it."""
+    """The model as its users get it; the same one at every call."""
     fast = effv2_kernels.optimize(build(variant, SIZE, device), dtype="fp16")
     assert isinstance(fast, OptimizedModel)
     return fast

@@ -15,6 +15,10 @@ TURN = 20.0
 MIN_ROUNDS = 7
 MAX_ROUNDS = 60
 
+# Calls that are profiled, and characters of a kernel's name that are kept.
+_PROFILED = 5
+_NAME = 120
+
 # The first call compiles, the second captures a graph, the third is the first one as all later ones are.
 _FIRST_CALLS = 3
 
@@ -40,6 +44,33 @@ def interleave(runs: Mapping[str, Run], inputs: Sequence[Tensor], seconds: float
             found[name].append(_turn(runs[name], rotating[name], calls[name]))
         order.reverse()
     return found
+
+
+def kernels(run: Run, inputs: Sequence[Tensor]) -> list[tuple[str, float]]:
+    """What one call runs on the GPU, in order: (kernel, microseconds), medians over a few calls.
+
+    By PyTorch's profiler, whose overhead lies between kernels and not within them. Empty where it sees none,
+    or not the same number of them in every call.
+    """
+    from torch.profiler import ProfilerActivity, profile
+
+    try:
+        with profile(activities=[ProfilerActivity.CUDA]) as profiled:
+            for i in range(_PROFILED):
+                run(inputs[i % len(inputs)])
+            torch.cuda.synchronize()
+        events = [e for e in profiled.events() or () if e.device_type == torch.autograd.DeviceType.CUDA]
+    except Exception:  # a profiler that cannot run costs no figures
+        return []
+    each, rest = divmod(len(events), _PROFILED)
+    if rest:
+        return []
+    events.sort(key=lambda e: e.time_range.start)
+    calls = [events[i * each : (i + 1) * each] for i in range(_PROFILED)]
+    return [
+        (same[0].name[:_NAME], round(statistics.median(e.time_range.elapsed_us() for e in same), 2))
+        for same in zip(*calls, strict=True)
+    ]
 
 
 def median_ratio(slower: Sequence[float], faster: Sequence[float]) -> float:

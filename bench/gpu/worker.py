@@ -11,6 +11,7 @@ import json
 import os
 import signal
 import sys
+import tarfile
 import threading
 import time
 from collections.abc import Callable
@@ -32,10 +33,12 @@ _T = TypeVar("_T")
 # Seconds without which a step is not begun, and one with torch.compile.
 _LEAST = 5.0
 _LEAST_WITH_RIVAL = 60.0
-# Groups of parity checks that come before any figure: those of the precision that is timed.
-_FIRST_GROUPS = 2
-# Seconds of timing for one figure.
+# Groups of parity checks that come before any figure.
+_FIRST_GROUPS = 1
+# Seconds of timing for one figure, for one that is taken again, and for one of the CPU.
 _TIMING = 2.0
+_GLANCE = 0.4
+_CPU_TIMING = 1.0
 
 
 @dataclass(frozen=True)
@@ -45,10 +48,12 @@ class Wanted:
     out: str
     variants: tuple[str, ...] = VARIANTS
     batches: tuple[int, ...] = BATCHES
-    seconds: float = 470.0
+    seconds: float = 350.0
     parity_seconds: float = 180.0
     tune_seconds: float = 100.0
     compile: bool = True
+    cpu: bool = True
+    kernels: str | None = None
     commit: str | None = None
     ends: float | None = None  # by time.monotonic of the machine, if before the seconds are over
 
@@ -99,12 +104,13 @@ class Work:
             "speed": list(self.pairs),
             "compile": rivals,
             "tuned": list(self.pairs) if self.wanted.tune_seconds > 0 else [],
+            "cpu": list(self._cpu_figures()),
         }
         self.results.save()
         spent = self._seconds(self.check, groups[:_FIRST_GROUPS], self.clock.part(self.wanted.parity_seconds))
         tuning = 0.0
-        for key in rivals[:1]:
-            tuning = self._seconds(self.tune, key, self.clock.part(self.wanted.tune_seconds))
+        for key in self._first(rivals):
+            tuning += self._seconds(self.tune, key, self.clock.part(self.wanted.tune_seconds - tuning))
             self.measure(key, rival=True)
         self.check(groups[_FIRST_GROUPS:], self.clock.part(self.wanted.parity_seconds - spent))
         clock = self.clock.part(self.wanted.tune_seconds - tuning)
@@ -116,8 +122,20 @@ class Work:
                 self.measure(key, rival=False)
         for key in rivals:
             self.measure(key, rival=True)
+        for key, figure in self._cpu_figures().items():
+            self.scale(key, figure)
         for key in self.pairs:
             self.measure(key, rival=False)
+
+    def _first(self, rivals: list[str]) -> list[str]:
+        """Of the pairs that are compared with torch.compile, one image and the largest batch of one model."""
+        same = [key for key in rivals if self.pairs[key][0] == self.wanted.variants[0]]
+        return list(dict.fromkeys([*same[:1], *sorted(same, key=lambda key: -self.pairs[key][1])[:1]]))
+
+    def _cpu_figures(self) -> dict[str, tuple[str, int, int]]:
+        from bench.gpu import scaling
+
+        return scaling.figures() if self.wanted.cpu else {}
 
     def check(self, groups: list[Any], clock: Clock) -> None:
         """Parity, as far as it is not known."""
@@ -127,7 +145,7 @@ class Work:
             if not left or clock.left < _LEAST:
                 continue
             start = time.monotonic()
-            group.prepare()
+            group.prepare(self.device)
             done = 0
             for check in left:
                 if clock.left <= 0:
@@ -142,17 +160,41 @@ class Work:
             _say(f"{group.what}: {done} checked in {time.monotonic() - start:.0f} s, {len(left) - done} left")
             self._free()
 
+    def untuned(self, key: str) -> None:
+        """What one pair takes before its tiles are measured, where that is not known."""
+        if key in self.results.data["untuned"]:
+            return
+        from bench.gpu import speed
+
+        self._try("untuned", key, lambda: speed.untuned(*self.pairs[key], self.device, seconds=_GLANCE))
+        self._free()
+
+    def scale(self, key: str, figure: tuple[str, int, int]) -> None:
+        """One figure of the CPU engine where it is not known."""
+        if key in self.results.data["cpu"] or self.clock.left < _LEAST:
+            return
+        from bench.gpu import scaling
+
+        found = self._try("cpu", key, lambda: scaling.measure(*figure, seconds=_CPU_TIMING))
+        if found is not None:
+            times = ", ".join(f"{name} {ms:.2f} ms" for name, ms in found["ms"].items())
+            _say(f"CPU, {key}: {times}")
+
     def tune(self, key: str, clock: Clock) -> None:
         """Measure the tiles of one pair where that was asked for and is not done."""
         if self.wanted.tune_seconds <= 0 or key in self.results.data["tuned"] or clock.left < _LEAST:
             return
         from bench.gpu import speed
 
+        self.untuned(key)
         start = time.monotonic()
 
         def step() -> float | None:
-            whole = speed.tune(*self.pairs[key], self.device, lambda: clock.left > 0)
-            return round(time.monotonic() - start, 1) if whole else None
+            times = speed.tune(*self.pairs[key], self.device, lambda: clock.left > 0)
+            if times is None:
+                return None
+            self.results.data["tile_ms"] |= times
+            return round(time.monotonic() - start, 1)
 
         whole = self._try("tuned", key, step) is not None
         _say(f"{key}: {'tuned' if whole else 'tuning ended'} after {time.monotonic() - start:.0f} s")
@@ -298,6 +340,13 @@ def main(arguments: list[str]) -> int:
     code = code_of(Path(effv2_kernels.__file__).parent)[:12]
     os.environ["EFFV2_CACHE_DIR"] = str(Path(wanted.out).resolve() / "tiles" / code)
 
+    if wanted.kernels is not None:
+        from bench.gpu import kernels
+
+        try:
+            _say(kernels.bring_back(Path(wanted.kernels)))
+        except (OSError, tarfile.TarError, ValueError, KeyError) as error:
+            _say(f"the kernels in {wanted.kernels} cannot be used ({type(error).__name__}: {error})")
     device = torch.device("cuda", 0)
     results = Results(Path(wanted.out), environment(device, wanted.commit))
     try:

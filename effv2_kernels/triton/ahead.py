@@ -23,7 +23,7 @@ from triton.compiler import ASTSource
 
 import effv2_kernels
 from effv2_kernels.errors import InputError, UnavailableError
-from effv2_kernels.triton.launch import FeatureMap, Launch, Tile
+from effv2_kernels.triton.launch import FeatureMap, Launch, Tile, overlaps
 from effv2_kernels.triton.tiles import INTERPRETED
 
 # Bytes of shared memory that one program can have, by compute capability (CUDA C++ programming guide,
@@ -62,20 +62,19 @@ class Compilation:
     kernel: str
     signature: dict[str, str]  # by argument: "*fp16", "i32", "constexpr"
     constants: dict[str, int | bool | str]
-    warps: int
-    stages: int
+    options: dict[str, int | bool]
     capability: int
 
     @classmethod
     def of(cls, launch: Launch, tile: Tile, capability: int) -> Compilation:
         """For one launch with one tile, on a GPU of e.g. capability 90."""
-        constants = {**launch.constants, **tile.blocks}
+        constants, options = launch.settings(tile, overlaps(capability))
         signature = {
             name: "constexpr" if name in constants else _type_of(launch.arguments[name])
             for name in launch.kernel.arg_names
         }
         module = launch.kernel.__module__
-        return cls(module, launch.name, signature, constants, tile.warps, tile.stages, capability)
+        return cls(module, launch.name, signature, constants, options, capability)
 
     def run(self) -> Any:
         """What Triton made; it is in Triton's cache then, where launches find it."""
@@ -88,11 +87,8 @@ class Compilation:
                 attributes[(i,)] = []
         kernel = getattr(import_module(self.module), self.kernel)
         source = ASTSource(kernel, signature=self.signature, constexprs=self.constants, attrs=attributes)
-        return triton.compile(
-            source,
-            target=GPUTarget("cuda", self.capability, 32),
-            options={"num_warps": self.warps, "num_stages": self.stages},
-        )
+        target = GPUTarget("cuda", self.capability, 32)
+        return triton.compile(source, target=target, options=dict(self.options))
 
 
 def compile_ahead(launch: Launch, tile: Tile, capability: int) -> Resources:
@@ -181,6 +177,7 @@ def _usage(cubin: bytes) -> tuple[int, int]:
 
 
 if __name__ == "__main__":  # one of the processes of compile_in_parallel
-    for line in sys.stdin:
+    # All of it before the first is compiled: the other processes wait until this one has taken its share.
+    for line in sys.stdin.read().splitlines():
         with contextlib.suppress(Exception):
             Compilation(**json.loads(line)).run()

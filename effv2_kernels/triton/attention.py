@@ -29,7 +29,16 @@ from effv2_kernels.triton.launch import (
 )
 from effv2_kernels.triton.packing import BiasTable, Packed, matrix, taps, vector
 from effv2_kernels.triton.product import depthwise_product, pointwise_product, resized_product
-from effv2_kernels.triton.tiles import depthwise_tiles, dot, gelu, long_dot, narrow, pixel_tile, resized_tile
+from effv2_kernels.triton.tiles import (
+    depthwise_tiles,
+    dot,
+    gelu,
+    long_dot,
+    narrow,
+    pixel_tile,
+    resized_tile,
+    wait_for_earlier_launches,
+)
 
 # How the two passes of ``talking_heads`` follow from blocks.Attention. With S_g = q_g k_g^T,
 #
@@ -156,6 +165,7 @@ def talking_heads(
     BQ: tl.constexpr,
     BKEYS: tl.constexpr,
     OUT_HEADS: tl.constexpr,  # heads of u that one program makes
+    OVERLAP: tl.constexpr,
 ):
     ROW: tl.constexpr = 2 * HEADS * KEY + HEADS * VALUE
     GROUPS: tl.constexpr = HEADS // OUT_HEADS
@@ -171,6 +181,7 @@ def talking_heads(
         tokens = tokens.to(tl.int64)  # and with it what is counted up to it
     source = qkv + image * tokens * ROW
     keys = tl.arange(0, BKEYS)
+    wait_for_earlier_launches(OVERLAP)
 
     if ONE_TILE:
         logits = mixed_logits(
@@ -305,6 +316,7 @@ def resize(
     WIDE: tl.constexpr,
     BM: tl.constexpr,
     BC: tl.constexpr,
+    OVERLAP: tl.constexpr,
 ):
     columns: tl.constexpr = (CHANNELS + BC - 1) // BC
     program = tl.program_id(0)
@@ -312,6 +324,7 @@ def resize(
     pixel, image, row, column, valid = pixel_tile(
         program // columns * BM, pixels, out_height, out_width, BM, WIDE
     )
+    wait_for_earlier_launches(OVERLAP)
     value = resized_tile(
         x, image, row, column, valid, c, height, width, CHANNELS, CHANNELS % BC != 0, y.dtype.element_ty
     )

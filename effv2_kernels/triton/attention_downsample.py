@@ -35,6 +35,7 @@ from effv2_kernels.triton.tiles import (
     narrow,
     pixel_tile,
     pointwise_sum,
+    wait_for_earlier_launches,
 )
 
 LOG2_E = tl.constexpr(1.4426950408889634)
@@ -63,6 +64,7 @@ def downsample_attention(
     PRECISION: tl.constexpr,
     BQ: tl.constexpr,
     BKEYS: tl.constexpr,
+    OVERLAP: tl.constexpr,
 ):
     """One head of one tile of queries; one pass over the keys with an online softmax, since no heads mix."""
     ROW: tl.constexpr = HEADS * KEY + HEADS * VALUE
@@ -81,6 +83,7 @@ def downsample_attention(
     column = query % query_width
     d = tl.arange(0, BD)
     dv = tl.arange(0, BV)
+    wait_for_earlier_launches(OVERLAP)
     q_tile = tl.load(
         q + (image * queries + query)[:, None] * (HEADS * KEY) + (head * KEY + d)[None, :],
         mask=query_ok[:, None] & (d < KEY)[None, :],
@@ -149,6 +152,7 @@ def two_paths(
     BM: tl.constexpr,
     BN: tl.constexpr,
     BK: tl.constexpr,
+    OVERLAP: tl.constexpr,
 ):
     columns: tl.constexpr = (N + BN - 1) // BN
     program = tl.program_id(0)
@@ -156,6 +160,7 @@ def two_paths(
     pixel, image, row, column, valid = pixel_tile(
         program // columns * BM, pixels, out_height, out_width, BM, WIDE
     )
+    wait_for_earlier_launches(OVERLAP)
     acc = tl.zeros((BM, BN), tl.float32)
     acc = pointwise_sum(acc, u, proj, pixel, valid, n, VALUES, N, BN, BK, PRECISION)
     acc = conv_sum(acc, x, w, image, row, column, valid, n, height, width, K, N, 2, BN, BK, PRECISION)

@@ -16,15 +16,21 @@ from triton.runtime.jit import MockTensor
 from effv2_kernels.errors import UnavailableError
 from effv2_kernels.triton.ahead import Resources, compile_in_parallel
 from effv2_kernels.triton.graph import captured
-from effv2_kernels.triton.launch import FeatureMap, Launch, Tile
+from effv2_kernels.triton.launch import FeatureMap, Launch, Tile, overlaps
 from effv2_kernels.triton.plan import execute
 
 # Milliseconds that one replay of a timing takes, and how many there are.
-_TIMING = 2
-_REPLAYS = 10
+_TIMING = 1
+_REPLAYS = 7
 
 # Triton has one listener for all threads.
 _LISTENING = threading.Lock()
+
+
+def overlaps_here() -> bool:
+    """Whether launches on the current GPU overlap: see ``launch.overlaps``."""
+    major, minor = torch.cuda.get_device_capability()
+    return overlaps(10 * major + minor)
 
 
 def compile_here(launch: Launch, tile: Tile) -> Resources | None:
@@ -32,9 +38,9 @@ def compile_here(launch: Launch, tile: Tile) -> Resources | None:
     arguments = [
         MockTensor(v.dtype) if isinstance(v, (FeatureMap, Tensor)) else v for v in launch.arguments.values()
     ]
-    options = {"num_warps": tile.warps, "num_stages": tile.stages}
+    constants, options = launch.settings(tile, overlaps_here())
     try:
-        made: Any = launch.kernel.warmup(*arguments, grid=(1,), **launch.constants, **tile.blocks, **options)
+        made: Any = launch.kernel.warmup(*arguments, grid=(1,), **constants, **options)
         made._init_handles()
     except (OutOfResources, PTXASError):
         return None
@@ -101,8 +107,9 @@ def milliseconds(launch: Launch, tile: Tile) -> float:
     Raises UnavailableError where its buffers do not fit beside what is in memory.
     """
     try:
+        overlapping = overlaps_here()
         memory = {m: _random(m) for m in launch.arguments.values() if isinstance(m, FeatureMap)}
-        return _median(lambda: execute(launch, tile, memory))
+        return _median(lambda: execute(launch, tile, memory, overlaps=overlapping))
     except torch.OutOfMemoryError as error:
         raise UnavailableError(
             f"the GPU has too little free memory to time {launch.name}: it needs {launch.bytes / 1e6:.0f} MB "

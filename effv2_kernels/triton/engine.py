@@ -20,7 +20,7 @@ from effv2_kernels.inputs import check_input, check_memory, fitting_sizes, misfi
 from effv2_kernels.triton import tuning
 from effv2_kernels.triton.ahead import Resources
 from effv2_kernels.triton.ceilings import measure_ceilings
-from effv2_kernels.triton.device import milliseconds
+from effv2_kernels.triton.device import milliseconds, overlaps_here
 from effv2_kernels.triton.feature import Feature
 from effv2_kernels.triton.graph import Graph
 from effv2_kernels.triton.launch import FeatureMap, Launch, Tile
@@ -203,8 +203,10 @@ class Engine:
         # Who captures a graph around this one gets the launches, on memory that belongs to that graph.
         return planned.plan.run(x) if graph is None or capturing else graph.replay(x)
 
-    def tune(self, x: Tensor, progress: Progress) -> None:
+    def tune(self, x: Tensor, progress: Progress) -> dict[str, dict[str, float]]:
         """Measure the tiles of all launches for images like x, and use the fastest from now on.
+
+        Returns the milliseconds of each tile that was measured, by the key of its launch.
 
         Calls from other threads go on meanwhile. Raises as ``run`` does, and UnavailableError where memory
         does not suffice to measure.
@@ -213,7 +215,7 @@ class Engine:
         with self._on_device():
             table = tuning.table_of(self._device)
             try:
-                tuning.measure(self._find(x).plan.launches, table, progress)
+                return tuning.measure(self._find(x).plan.launches, table, progress)
             finally:
                 self.forget()
 
@@ -267,6 +269,7 @@ class Engine:
             return _Planned(plan, [None] * len(plan.launches))
         chosen = tuning.choose(plan.launches, tuning.table_of(self._device))
         plan.tiles = [tile for tile, _ in chosen]
+        plan.overlaps = overlaps_here()
         self._settle()
         return _Planned(plan, [resources for _, resources in chosen])
 

@@ -24,7 +24,13 @@ from effv2_kernels.triton.launch import FeatureMap, Launch, is_wide
 from effv2_kernels.triton.packing import Packed, matrix, taps, vector
 from effv2_kernels.triton.product import depthwise_product, pointwise_product
 from effv2_kernels.triton.ranking import hidden_programs, hidden_tiles
-from effv2_kernels.triton.tiles import depthwise_tiles, gelu, pixel_tile, pointwise_sum
+from effv2_kernels.triton.tiles import (
+    depthwise_tiles,
+    gelu,
+    pixel_tile,
+    pointwise_sum,
+    wait_for_earlier_launches,
+)
 
 # Maps of so many pixels at most are cut by channels whatever the batch, and others up to this number of
 # pixels in all images. By the instructions of the compiled kernels (Triton 3.7, compute capability 9.0): 256
@@ -56,6 +62,7 @@ def hidden(
     BN: tl.constexpr,
     BK: tl.constexpr,
     BAND: tl.constexpr,  # rows of y that one program makes
+    OVERLAP: tl.constexpr,
 ):
     """BN channels of BAND rows. They go through memory, where a pixel finds its neighbours.
 
@@ -76,6 +83,7 @@ def hidden(
     middle = wide + image * (height * width) * N
     target = y + image * (height * width) * N
     added = tl.load(bias + n, mask=inside, other=0.0)[None, :]
+    wait_for_earlier_launches(OVERLAP)
     end = tl.minimum(top + BAND + 1, height) * width
     for first in range(tl.maximum(top - 1, 0) * width, end, BM):
         pixel = first + tl.arange(0, BM)

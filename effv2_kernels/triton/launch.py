@@ -105,6 +105,12 @@ class Launch:
         name: str = self.kernel.__name__
         return name
 
+    def settings(self, tile: Tile, overlaps: bool) -> tuple[dict[str, Any], dict[str, Any]]:
+        """(constexprs, options) to compile and launch the kernel with; overlaps: see ``overlaps``."""
+        constants = {**self.constants, **tile.blocks, "OVERLAP": overlaps}
+        options: dict[str, Any] = {"num_warps": tile.warps, "num_stages": tile.stages}
+        return constants, options | ({"launch_pdl": True} if overlaps else {})
+
     @property
     def key(self) -> str:
         """What a choice of tile depends on: kernel, dtypes, constants and sizes."""
@@ -119,6 +125,14 @@ class Launch:
         """Of all buffers and weights, each counted once."""
         seen = {id(v): v for v in self.arguments.values() if isinstance(v, (Tensor, FeatureMap))}
         return sum(v.nbytes if isinstance(v, Tensor) else v.bytes for v in seen.values())
+
+
+def overlaps(capability: int) -> bool:
+    """Whether launches on a GPU of e.g. capability 90 may begin while the one before them ends.
+
+    See ``tiles.wait_for_earlier_launches``.
+    """
+    return capability >= 90
 
 
 def is_wide(*buffers: FeatureMap | Tensor) -> bool:

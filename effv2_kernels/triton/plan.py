@@ -38,15 +38,20 @@ def plan_blocks(packed: Sequence[Packed], x: FeatureMap, precision: str) -> list
     return planned
 
 
-def execute(launch: Launch, chosen: Tile, memory: dict[FeatureMap, Tensor]) -> None:
-    """Run one launch on the current stream. memory: the tensor of every buffer."""
+def execute(
+    launch: Launch, chosen: Tile, memory: dict[FeatureMap, Tensor], *, overlaps: bool = False
+) -> None:
+    """Run one launch on the current stream.
+
+    memory: the tensor of every buffer. overlaps: it may begin while the launch before it ends, which has
+    to be one of these kernels or of PyTorch's: see ``launch.overlaps``.
+    """
     values = {
         name: memory[value] if isinstance(value, FeatureMap) else value
         for name, value in launch.arguments.items()
     }
-    launch.kernel[(launch.programs(chosen),)](
-        **values, **launch.constants, **chosen.blocks, num_warps=chosen.warps, num_stages=chosen.stages
-    )
+    constants, options = launch.settings(chosen, overlaps)
+    launch.kernel[(launch.programs(chosen),)](**values, **constants, **options)
 
 
 class Plan:
@@ -56,7 +61,8 @@ class Plan:
     each with the scale and shift to put on it, or None.
 
     blocks: the launches of each block; launches: all of them, with those of scales and shifts; tiles: of
-    each launch, to begin with the first of its candidates.
+    each launch, to begin with the first of its candidates; overlaps: whether launches overlap, see
+    ``launch.overlaps``.
 
     Raises ResolutionError where an attention bias does not fit.
     """
@@ -79,6 +85,7 @@ class Plan:
                 made = self.launches[-1].output
             self.outputs.append(made)
         self.tiles = [launch.tiles[0] for launch in self.launches]
+        self.overlaps = False
         self._layout = lay_out(self.launches, outside=self.outputs)
 
     @property
@@ -101,7 +108,7 @@ class Plan:
         for m in self.outputs:
             memory[m] = images.new_empty(m.elements, dtype=m.dtype)
         for launch, tile in zip(self.launches, self.tiles, strict=True):
-            execute(launch, tile, memory)
+            execute(launch, tile, memory, overlaps=self.overlaps)
         return [
             memory[m].view(m.images, m.height, m.width, m.channels).permute(0, 3, 1, 2) for m in self.outputs
         ]

@@ -14,7 +14,15 @@ from torch import Tensor
 
 from effv2_kernels.triton.launch import FeatureMap, Launch, blocks_of, is_wide
 from effv2_kernels.triton.ranking import product_programs, product_tiles
-from effv2_kernels.triton.tiles import depthwise_sums, gelu, narrow, pixel_tile, pointwise_sum, resized_sums
+from effv2_kernels.triton.tiles import (
+    depthwise_sums,
+    gelu,
+    narrow,
+    pixel_tile,
+    pointwise_sum,
+    resized_sums,
+    wait_for_earlier_launches,
+)
 
 
 @triton.jit(do_not_specialize=["images", "out_height", "out_width", "height", "width"])
@@ -45,6 +53,7 @@ def product(
     BK: tl.constexpr,
     ROWS: tl.constexpr,  # of y that each of BM places stands for, below each other; 1 but for "depthwise"
     COLS: tl.constexpr,  # blocks of BN columns that one program makes; 1 for "pointwise"
+    OVERLAP: tl.constexpr,
 ):
     dtype: tl.constexpr = y.dtype.element_ty
     columns: tl.constexpr = (N + BN * COLS - 1) // (BN * COLS)
@@ -57,6 +66,7 @@ def product(
     if SOURCE == "depthwise":
         row = row * ROWS
         pixel = (image * out_height + row) * out_width + column
+    wait_for_earlier_launches(OVERLAP)
     # A sum of many registers leaves none to load a residual after it, and several sums leave none before.
     EARLY: tl.constexpr = RESIDUAL and ROWS == 1
     accs = ()

@@ -20,7 +20,7 @@ _SCHEDULERS = 4  # of a multiprocessor, each issuing one instruction of a warp i
 _DEPENDENT = 3  # cycles from one instruction of a warp to the next, on average, when it runs alone
 _LATENCY = 600  # cycles of a load from the level-2 cache and a barrier
 
-_KEPT = 8  # candidates that tuning measures
+_KEPT = 12  # candidates that tuning measures
 
 
 @dataclass(frozen=True)

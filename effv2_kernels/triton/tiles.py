@@ -10,10 +10,24 @@ import os
 
 import triton
 import triton.language as tl
+from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 # Under TRITON_INTERPRET=1 kernels run on the CPU, where there is no inline assembly.
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 _INTERPRETED = tl.constexpr(INTERPRETED)
+
+
+@triton.jit
+def wait_for_earlier_launches(OVERLAP: tl.constexpr):
+    """To come before anything that another launch writes is read, and before anything is written.
+
+    OVERLAP: this launch may begin while the one before it ends ("programmatic dependent launch" in the CUDA
+    C++ programming guide), which hides how long it takes to start. So may the next one, as soon as all
+    programs of this one are under way; it waits here until they are through, and with them all before.
+    """
+    if OVERLAP:
+        gdc_launch_dependents()
+        gdc_wait()
 
 
 @triton.jit

@@ -89,13 +89,16 @@ def choose(launches: Sequence[Launch], table: TileTable) -> list[tuple[Tile, Res
     return chosen
 
 
-def measure(launches: Sequence[Launch], table: TileTable, progress: Progress) -> None:
+def measure(launches: Sequence[Launch], table: TileTable, progress: Progress) -> dict[str, dict[str, float]]:
     """Time every tile of every launch that the table does not know, and remember the fastest ones.
+
+    Returns the milliseconds of each tile, by the key of its launch.
 
     Raises UnavailableError where memory does not suffice; what was measured before is kept.
     """
     open_launches = {launch.key: launch for launch in launches if table.find(launch) is None}
     chosen: dict[str, Tile] = {}
+    found: dict[str, dict[str, float]] = {}
     progress("compiling", 0.0)
     compile_missing([(launch, tile) for launch in open_launches.values() for tile in launch.tiles])
     try:
@@ -107,10 +110,12 @@ def measure(launches: Sequence[Launch], table: TileTable, progress: Progress) ->
                     times[tile] = milliseconds(launch, tile)
             if times:
                 chosen[key] = min(times, key=lambda tile: times[tile])
+                found[key] = {str(tile): ms for tile, ms in times.items()}
         progress("done", 1.0)
     finally:
         if chosen:
             table.add(chosen)
+    return found
 
 
 def _folder() -> Path:
