@@ -5,12 +5,13 @@ import subprocess
 import sys
 import tarfile
 import textwrap
+from pathlib import Path
 
 import pytest
 
-triton = pytest.importorskip("triton")
+pytest.importorskip("triton")
 
-from pathlib import Path
+import triton
 
 from bench.gpu import kernels
 

@@ -169,7 +169,7 @@ def test_the_table():
     assert line["S11"][6:9] == ["1.90x", "2.00x", "NO"]
     assert line["S21"][6:9] == ["-", "1.80x", "-"]
     assert line["L1"][6:9] == ["refused", "1.50x", "-"]
-    assert line["S032"][2:] == ["-", "-", "-", "-", "-", "1.50x", "-", "-", "-", "-"]  # wrong: no figure at all
+    assert line["S032"][2:] == ["-", "-", "-", "-", "-", "1.50x", "-", "-", "-", "-"]  # wrong: no figure
     assert line["S08"][6:9] == ["1.70x", "-", "-"]
     assert line["L256"][2:9] == ["-", "-", "-", "-", "-", "1.30x", "-"]
     assert (

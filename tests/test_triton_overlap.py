@@ -1,4 +1,4 @@
-"""Launches that begin while the one before them ends: each waits before it touches what others read or write."""
+"""Launches that begin while the one before them ends: each waits before it touches their buffers."""
 
 import importlib
 
@@ -20,7 +20,7 @@ KERNELS = ("product", "feature", *blocks.BLOCK_TYPES)
 
 
 class Waiting:
-    """What a launch reads is NaN, and what it writes may not have been written, until its first program waits."""
+    """What a launch reads is NaN, and what it writes has to be, until its first program waits."""
 
     def __init__(self, monkeypatch):
         for name in KERNELS:
