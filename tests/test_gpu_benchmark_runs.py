@@ -311,9 +311,12 @@ PARITY = """
 import torch
 torch.set_num_threads(1)
 from effv2_kernels.shapes import head
-from bench.gpu.parity import check_block
+from bench.gpu.parity import check_block, check_network
 (row,) = check_block("a block", head(24, 10, 3, 2), "fp16", 2, torch.device("cpu"))
-print(row.ok, sorted(HIDDEN & set(sys.modules)))
+sys.path.insert(0, {tests!r})
+from models import TINY
+rows = list(check_network("tiny", TINY.build(torch.Generator()), "fp16", 1, (32, 32), torch.device("cpu")))
+print(row.ok, [row.failure for row in rows], sorted(HIDDEN & set(sys.modules)))
 """
 
 # Triton's interpreter needs NumPy; compiled kernels do not.
@@ -329,9 +332,9 @@ print(sorted(HIDDEN & set(sys.modules)))
 
 
 def test_it_needs_torch_and_triton_only(tmp_path):
-    code = HIDE.format(hidden=OPTIONAL, root=str(ROOT)) + PARITY
+    code = HIDE.format(hidden=OPTIONAL, root=str(ROOT)) + PARITY.format(tests=str(ROOT / "tests"))
     done = as_users("-c", code, env={"TRITON_INTERPRET": "1"}, cwd=tmp_path)
-    assert done.stdout == "True []\n", done.stderr
+    assert done.stdout == "True ['', ''] []\n", done.stderr
 
 
 def test_it_needs_neither_numpy_nor_git(tmp_path):

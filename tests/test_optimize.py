@@ -335,3 +335,15 @@ def test_the_environment_chooses_the_isa(model, images, monkeypatch):
         optimize(model)
     monkeypatch.setenv("EFFV2_FORCE_ISA", "")
     assert optimize(model).engine.isa == cpu.native().available_isas()[0]
+
+
+def test_weights_are_compared_by_identity():
+    """Compiled and in Python, which does it where nothing was compiled."""
+    a, b, equal = torch.zeros(2), torch.ones(2), torch.zeros(2)
+    for same in (identity.same_objects, identity.in_python):
+        assert same((a, b), ({"x": a}, {}, {"y": b}))
+        assert same((), ())
+        assert not same((a, b), ({"x": b, "y": a},))
+        assert not same((a, b), ({"x": equal, "y": b},))
+        assert not same((a, b), ({"x": a},))
+        assert not same((a,), ({"x": a, "y": b},))

@@ -13,11 +13,11 @@ import effv2_kernels.ops  # noqa: F401  (registers torch.ops.effv2)
 from effv2_kernels import structure
 from effv2_kernels.backends import CPU, TORCH_DTYPES, Choice, Settings
 from effv2_kernels.blocks import Head, Network
-from effv2_kernels.cpu import native
 from effv2_kernels.engine import Engine
 from effv2_kernels.errors import ExportError, InputError, MissingAttributeError, ModelError, UnavailableError
 from effv2_kernels.inputs import check_input
 from effv2_kernels.model.carried import check_names
+from effv2_kernels.model.identity import same_objects
 from effv2_kernels.model.tail import Tail
 from effv2_kernels.model.weights import Ledger, Parts, Weight, Weights
 from effv2_kernels.ops import routes
@@ -181,8 +181,7 @@ class OptimizedModel(nn.Module):
 
     def _known_weights(self) -> bool:
         # torch.func.functional_call and its like put others in their place.
-        same: bool = native().same_objects(self._own, self._held)
-        return same
+        return same_objects(self._own, self._held)
 
     def _wants_gradients(self) -> bool:
         return self._ledger.gradients and any(weight.requires_grad for weight in self._own)

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import re
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from importlib import import_module
 from pathlib import Path
@@ -19,7 +19,8 @@ import torch
 import triton
 from torch import Tensor
 from triton.backends.compiler import GPUTarget
-from triton.compiler import ASTSource
+from triton.runtime import driver
+from triton.runtime.jit import MockTensor
 
 import effv2_kernels
 from effv2_kernels.errors import InputError, UnavailableError
@@ -40,6 +41,9 @@ SHARED_BYTES = {
 }
 
 _POINTERS = {torch.float16: "*fp16", torch.bfloat16: "*bf16", torch.float32: "*fp32"}
+
+# An argument of each kind; buffers start at a multiple of 16 bytes.
+_EXAMPLES = {name: MockTensor(dtype) for dtype, name in _POINTERS.items()} | {"i32": 2, "i64": 2**31}
 
 
 @dataclass(frozen=True)
@@ -77,18 +81,41 @@ class Compilation:
         return cls(module, launch.name, signature, constants, options, capability)
 
     def run(self) -> Any:
-        """What Triton made; it is in Triton's cache then, where launches find it."""
-        # As Triton has it when it compiles for a launch: every buffer starts at a multiple of 16 bytes.
-        attributes: dict[tuple[int, ...], list[list[Any]]] = {}
-        for i, kind in enumerate(self.signature.values()):
-            if kind.startswith("*"):
-                attributes[(i,)] = [["tt.divisibility", 16]]
-            elif kind == "constexpr":
-                attributes[(i,)] = []
-        kernel = getattr(import_module(self.module), self.kernel)
-        source = ASTSource(kernel, signature=self.signature, constexprs=self.constants, attrs=attributes)
-        target = GPUTarget("cuda", self.capability, 32)
-        return triton.compile(source, target=target, options=dict(self.options))
+        """What Triton made; it is in Triton's cache then, where launches find it.
+
+        Not beside launches in other threads.
+        """
+        arguments = {name: _EXAMPLES[kind] for name, kind in self.signature.items() if kind in _EXAMPLES}
+        kernel: Any = getattr(import_module(self.module), self.kernel)
+        with _as_if_on(self.capability):
+            return kernel.warmup(**arguments, **self.constants, **self.options, grid=(1,))
+
+
+class _Elsewhere:
+    """What Triton asks of a GPU before it compiles for it, answered for one that is not there."""
+
+    def __init__(self, capability: int) -> None:
+        self._capability = capability
+
+    def get_current_target(self) -> GPUTarget:
+        return GPUTarget("cuda", self._capability, 32)
+
+    def get_current_device(self) -> int:
+        return self._capability  # Triton asks once for the target of each device
+
+    def get_current_stream(self, device: int = 0) -> int:
+        return 0
+
+
+@contextmanager
+def _as_if_on(capability: int) -> Iterator[None]:
+    """As for a launch: what Triton's versions make of arguments differs, and with it where they look."""
+    before = getattr(driver, "_active", None)
+    driver.set_active(_Elsewhere(capability))
+    try:
+        yield
+    finally:
+        driver.set_active(before)
 
 
 def compile_ahead(launch: Launch, tile: Tile, capability: int) -> Resources:
@@ -135,7 +162,7 @@ def compile_in_parallel(pairs: Iterable[tuple[Launch, Tile]], capability: int) -
     ]
     for process, share in zip(processes, shares, strict=True):
         assert process.stdin is not None
-        with contextlib.suppress(OSError), process.stdin:  # a process that died takes nothing
+        with suppress(OSError), process.stdin:  # a process that died takes nothing
             process.stdin.write("\n".join(share).encode())
     for process in processes:
         process.wait()
@@ -179,5 +206,5 @@ def _usage(cubin: bytes) -> tuple[int, int]:
 if __name__ == "__main__":  # one of the processes of compile_in_parallel
     # All of it before the first is compiled: the other processes wait until this one has taken its share.
     for line in sys.stdin.read().splitlines():
-        with contextlib.suppress(Exception):
+        with suppress(Exception):
             Compilation(**json.loads(line)).run()
