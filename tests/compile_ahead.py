@@ -68,7 +68,7 @@ def chosen(variants, dtype, which):
             flags = {name: v for name, v in launch.constants.items() if isinstance(v, (bool, str))}
             key = (launch.name, str(flags), str(launch.tiles[0]), str(launch.constants), str(launch.tiles))
             if which != "all":
-                key = (launch.name, *map(flags.get, ("SOURCE", "LEFT_GELU", "DENSE")))
+                key = (launch.name, *map(flags.get, ("SOURCE", "DENSE")))
             if number and key[:3] in tiles:
                 continue
             if which == "largest":

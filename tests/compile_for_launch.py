@@ -12,7 +12,7 @@ from triton.runtime.jit import MockTensor
 
 from effv2_kernels import shapes
 from effv2_kernels.triton.ahead import compile_in_parallel
-from effv2_kernels.triton.launch import FeatureMap, overlaps
+from effv2_kernels.triton.launch import FeatureMap
 from effv2_kernels.triton.plan import pack
 
 
@@ -34,7 +34,7 @@ def main():
             MockTensor(v.dtype) if isinstance(v, (FeatureMap, torch.Tensor)) else v
             for v in launch.arguments.values()
         ]
-        constants, options = launch.settings(tile, overlaps(90))
+        constants, options = launch.settings(tile)
         launch.kernel.warmup(*arguments, grid=(1,), **constants, **options)
     print(json.dumps({"pairs": len(pairs), "ahead": ahead, "for launches": cached() - ahead}))
 

@@ -139,6 +139,11 @@ def measured():
         },
         "tuned": {},
         "untuned": {"s0 1": 0.25, "s1 1": "OutOfMemoryError: CUDA out of memory"},
+        "tile_ms": {
+            "product a": {"BM=16": 0.1, "BM=32": 0.2},
+            "product b": {"BM=16": 0.4, "BM=32": 0.1},
+            "mean": {"BP=16": 0.1},
+        },
         "cpu": {
             "s0 1 1": scaled(1, 4.0),
             "s0 1 2": scaled(2, 2.0),
@@ -182,6 +187,8 @@ def test_the_table():
     assert "S0, batch 1, at most 0.20 ms: 0.190, met" in text
     assert "copying 4000 GB/s, fp16 products 800 TFLOP/s" in text
     assert "what is asked is asked of an NVIDIA H200" in text
+    assert "the first tile of a launch takes 2.00 times as long as the best one" in text
+    assert "(geometric mean of 2 launches), at most 4.00 times: product b" in text
     assert "CPU (avx2), fp32, 224x224" in text
     assert text.splitlines()[-2:] == [
         "S0         1        1  4.00     1.00x       3.00x",

@@ -11,7 +11,7 @@ from torch import nn
 import effv2_kernels
 from effv2_kernels import cpu, optimize
 from effv2_kernels.errors import ModelError, UnavailableError, UnknownNameError
-from effv2_kernels.model import OptimizedModel
+from effv2_kernels.model import OptimizedModel, identity
 
 SPEC = SMALL[0]
 

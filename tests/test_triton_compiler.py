@@ -63,7 +63,7 @@ def test_graphs_hold_the_launches_of_the_engine(traced):
             _, c, h, w = row["shape"]
             assert row["stride"] == [h * w * c, 1, w * c, c], row["case"]
     kernels = {launch["kernel"] for row in rows for launch in row["found"]}
-    assert {"product", "talking_heads", "downsample_attention"} < kernels
+    assert {"product", "depthwise", "mixed_softmax", "mixed_values", "downsample_attention"} < kernels
 
 
 def test_where_the_op_stays(traced):

@@ -135,7 +135,7 @@ def many_pixels(monkeypatch):
     """Blocks are cut as those of large batches are, whatever their size."""
     monkeypatch.setattr(ffn, "_SMALL_MAP", 0)
     monkeypatch.setattr(ffn, "_FEW_PIXELS", 0)
-    monkeypatch.setattr(attention, "_FEW_PIXELS", 0)
+    monkeypatch.setattr(attention, "_MANY_PROGRAMS", 0)
 
 
 # What is cut in another way where pixels are many.
@@ -188,11 +188,8 @@ def test_the_way_to_cut_follows_the_number_of_pixels():
         return [launch.name for launch in packed.plan(x, "ieee")]
 
     assert kernels(shapes.ffn(8, 16, 7, 7), 1000) == ["hidden", "product"]
-    assert kernels(shapes.ffn(8, 16, 56, 56), 1) == ["hidden", "product"]
-    assert kernels(shapes.ffn(8, 16, 56, 56), 2) == ["product", "product"]
-    strided = shapes.attention(16, 14, 14, stride=2)
-    assert kernels(strided, 1) == ["product", "talking_heads", "resize", "product"]
-    assert kernels(strided, 100) == ["product", "talking_heads", "product"]
+    assert kernels(shapes.ffn(8, 16, 56, 56), 2) == ["hidden", "product"]
+    assert kernels(shapes.ffn(8, 16, 56, 56), 3) == ["product", "product"]
 
 
 ONE_OF_EACH = [
@@ -248,7 +245,7 @@ def test_a_large_bias_is_wide(shape, monkeypatch):
     for limit, wide in ((bias.numel(), True), (bias.numel() + 1, False)):
         monkeypatch.setattr(launch_module, "WIDE_ELEMENTS", limit)
         kernels = {launch.name: launch for launch in packed.plan(x, "ieee")}
-        found = kernels.get("talking_heads") or kernels["downsample_attention"]
+        found = kernels.get("mixed_softmax") or kernels["downsample_attention"]
         assert found.constants["WIDE"] is wide
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from statistics import geometric_mean
 from typing import Any
 
 from bench.gpu.results import has_rival
@@ -14,7 +15,7 @@ _NAMED = 6  # of a longer list
 
 def report(data: dict[str, Any]) -> str:
     """data: what gpu.json holds."""
-    parts = [_environment(data["environment"]), *_parity(data), *_speed(data), *_cpu(data)]
+    parts = [_environment(data["environment"]), *_parity(data), *_speed(data), *_tiles(data), *_cpu(data)]
     return "\n".join(parts)
 
 
@@ -123,6 +124,19 @@ def _speed(data: dict[str, Any]) -> Iterable[str]:
                 f"{found}{state}"
             )
     yield "what is asked is asked of an NVIDIA H200"
+
+
+def _tiles(data: dict[str, Any]) -> Iterable[str]:
+    """How good the order of the candidates is: the first one is what runs untuned."""
+    found = {key: times for key, times in data["tile_ms"].items() if len(times) > 1}
+    if not found:
+        return
+    lost = {key: next(iter(times.values())) / min(times.values()) for key, times in found.items()}
+    worst = max(lost, key=lambda key: lost[key])
+    yield (
+        f"the first tile of a launch takes {geometric_mean(lost.values()):.2f} times as long as the best one "
+        f"(geometric mean of {len(lost)} launches), at most {lost[worst]:.2f} times: {worst}"
+    )
 
 
 def _cpu(data: dict[str, Any]) -> Iterable[str]:

@@ -46,6 +46,13 @@ def interleave(runs: Mapping[str, Run], inputs: Sequence[Tensor], seconds: float
     return found
 
 
+def by_itself(run: Run, inputs: Sequence[Tensor]) -> list[float]:
+    """Milliseconds of a call, twice, after calls that compile and warm up."""
+    for _ in range(_FIRST_CALLS):
+        run(inputs[0])
+    return [_turn(run, itertools.cycle(inputs), 1) for _ in range(2)]
+
+
 def kernels(run: Run, inputs: Sequence[Tensor]) -> list[tuple[str, float]]:
     """What one call runs on the GPU, in order: (kernel, microseconds), medians over a few calls.
 

@@ -24,7 +24,7 @@ from triton.runtime.jit import MockTensor
 
 import effv2_kernels
 from effv2_kernels.errors import InputError, UnavailableError
-from effv2_kernels.triton.launch import FeatureMap, Launch, Tile, overlaps
+from effv2_kernels.triton.launch import FeatureMap, Launch, Tile
 from effv2_kernels.triton.tiles import INTERPRETED
 
 # Bytes of shared memory that one program can have, by compute capability (CUDA C++ programming guide,
@@ -72,7 +72,7 @@ class Compilation:
     @classmethod
     def of(cls, launch: Launch, tile: Tile, capability: int) -> Compilation:
         """For one launch with one tile, on a GPU of e.g. capability 90."""
-        constants, options = launch.settings(tile, overlaps(capability))
+        constants, options = launch.settings(tile)
         signature = {
             name: "constexpr" if name in constants else _type_of(launch.arguments[name])
             for name in launch.kernel.arg_names

@@ -1,60 +1,51 @@
-"""Talking-head attention on a GPU: ``blocks.Attention`` in three launches, or four where pixels are few.
+"""Talking-head attention on a GPU: ``blocks.Attention`` in four launches, or six with a stride.
 
-1. ``qkv``: one product of x, or of its strided depthwise convolution, which is made in registers.
-2. ``talking_heads``: everything between the projections, the probabilities staying in registers.
-3. ``proj``: a product of GELU(u), or of the GELU of u resized 2x, which is made in registers, plus x. A few
-   pixels are resized by ``resize`` before: the few programs of their product would make 1024 channels each,
-   step by step.
+1. ``product``: q, k and v of x, or of its strided ``depthwise`` convolution.
+2. ``mixed_softmax``: the probabilities of each head, from the logits of all of them mixed.
+3. ``mixed_values``: the probabilities of all heads mixed, times v, and the local branch.
+4. ``product``: proj of GELU(u), or of the GELU of u resized 2x by ``resize``, plus x.
 """
 
 from __future__ import annotations
 
 import math
-from itertools import zip_longest
 
 import torch
 import triton
 import triton.language as tl
 
 from effv2_kernels import blocks
-from effv2_kernels.triton.launch import (
-    FeatureMap,
-    Launch,
-    Tile,
-    blocks_of,
-    is_wide,
-    round_up_to_power,
-    split_precision,
-    tile,
-)
+from effv2_kernels.triton.depthwise import strided_depthwise
+from effv2_kernels.triton.launch import FeatureMap, Launch, Tile, blocks_of, is_wide, round_up_to_power, tile
 from effv2_kernels.triton.packing import BiasTable, Packed, matrix, taps, vector
-from effv2_kernels.triton.product import depthwise_product, pointwise_product, resized_product
+from effv2_kernels.triton.product import pointwise_product
 from effv2_kernels.triton.tiles import (
     depthwise_tiles,
     dot,
     gelu,
-    long_dot,
     narrow,
     pixel_tile,
     resized_tile,
-    wait_for_earlier_launches,
+    settled,
 )
 
-# How the two passes of ``talking_heads`` follow from blocks.Attention. With S_g = q_g k_g^T,
+# How the two launches follow from blocks.Attention. With S_g = q_g k_g^T,
 #
 #   L_h = sum_g T1[h, g] S_g + bias_h                    logits, which mix the heads: all S_g are needed
-#   P_h = exp(L_h - m_h) / l_h                           m_h, l_h: maximum and sum over ALL keys
+#   P_h = exp(L_h - m_h) / l_h                           m_h, l_h: maximum and sum over all keys
 #   u_h = (sum_g T2[h, g] P_g + t2_h) v_h + local(v)_h   T2 mixes what is already normalised
 #
-# An online softmax rescales what it has accumulated whenever m or l change. Here u_h depends on the m_g and
-# l_g of all heads, so it would have to keep the 8 x 8 products P_g v_h apart. Instead the first pass over the
-# keys finds m_h and l_h alone, and the second makes L_h again and accumulates u_h with the final m_g and l_g.
-# With all keys in one tile, the logits of the first pass are still in registers and are used again.
-# Factors of log2(e) are folded into T1 and the bias on the host, so exp is exp2.
+# One program that keeps all heads in registers shares S_g and P_g between them, but their tiles lie across
+# warps: it exchanged them through shared memory 120 to 400 times, and took 12.8 us for one image and 380 us
+# for 256 (an H100, 49 tokens, 8 heads). Here a program makes one head, its rows within a warp each: it makes
+# S_g of all heads again, which tensor cores hardly notice, and P_g goes through memory, which the level-2
+# cache holds. Factors of log2(e) are folded into T1 and the bias on the host, so exp is exp2.
 
+# From so many programs of 16 queries on, they are made larger: eight for each multiprocessor of an H100.
+_MANY_PROGRAMS = 8 * 132
 
-# Pixels of all images up to which the resized map is made by a launch of its own.
-_FEW_PIXELS = 2048
+# Keys that are taken at once; where there are fewer, all.
+_MANY_KEYS = 64
 
 
 @triton.jit
@@ -62,6 +53,7 @@ def mixed_logits(
     qkv,
     mix1,
     bias,
+    head,
     query,
     query_ok,
     key,
@@ -74,11 +66,11 @@ def mixed_logits(
     DENSE: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    """L_h of all heads as a tuple of (BQ, BKEYS) float32, -inf for keys beyond the last."""
+    """L_h of one head (BQ, BKEYS) float32, -inf for keys beyond the last."""
     d = tl.arange(0, BD)
     key_ok = key < tokens
-    products = ()
-    for g in tl.static_range(HEADS):
+    mixed = tl.zeros((query.shape[0], key.shape[0]), tl.float32)
+    for g in range(HEADS):
         q = tl.load(
             qkv + query[:, None] * ROW + (g * KEY + d)[None, :],
             mask=query_ok[:, None] & (d < KEY)[None, :],
@@ -89,7 +81,7 @@ def mixed_logits(
             mask=key_ok[None, :] & (d < KEY)[:, None],
             other=0.0,
         )
-        products = products + (dot(q, k, tl.zeros((q.shape[0], k.shape[1]), tl.float32), PRECISION),)
+        mixed += tl.load(mix1 + head * HEADS + g) * dot(q, k, tl.zeros_like(mixed), PRECISION)
     if DENSE:  # (HEADS, tokens, tokens)
         plane = tokens * tokens
         at = query[:, None] * tokens + key[None, :]
@@ -97,53 +89,77 @@ def mixed_logits(
         plane = tokens
         rows_apart = tl.abs((query // width)[:, None] - (key // width)[None, :])
         at = rows_apart * width + tl.abs((query % width)[:, None] - (key % width)[None, :])
-    ok = query_ok[:, None] & key_ok[None, :]
-    logits = ()
-    for h in tl.static_range(HEADS):
-        mixed = tl.load(bias + h * plane + at, mask=ok, other=0.0)
-        for g in tl.static_range(HEADS):
-            mixed += tl.load(mix1 + h * HEADS + g) * products[g]
-        logits = logits + (tl.where(key_ok[None, :], mixed, float("-inf")),)
-    return logits
+    mixed += tl.load(bias + head * plane + at, mask=query_ok[:, None] & key_ok[None, :], other=0.0)
+    return tl.where(key_ok[None, :], mixed, float("-inf"))
 
 
-@triton.jit
-def mixed_values(
-    acc,
-    shares,  # of each head: exp2(L_h - m_h) / l_h
-    qkv,
-    mix2,
-    mix2_bias,
-    head,
-    key,
-    tokens,
-    HEADS: tl.constexpr,
-    KEY: tl.constexpr,
-    VALUE: tl.constexpr,
-    ROW: tl.constexpr,
-    BV: tl.constexpr,
-    PRECISION: tl.constexpr,
-):
-    """acc + (sum_g T2[head, g] P_g + t2) v_head of one tile of keys."""
-    key_ok = key < tokens
-    mixed = tl.load(mix2_bias + head) + tl.zeros_like(shares[0])
-    for g in tl.static_range(HEADS):
-        mixed += tl.load(mix2 + head * HEADS + g) * shares[g]
-    mixed = tl.where(key_ok[None, :], mixed, 0.0)
-    d = tl.arange(0, BV)
-    v = tl.load(
-        qkv + key[:, None] * ROW + (2 * HEADS * KEY + head * VALUE + d)[None, :],
-        mask=key_ok[:, None] & (d < VALUE)[None, :],
-        other=0.0,
-    )
-    return long_dot(narrow(mixed, v.dtype), v, acc, PRECISION)
-
-
-@triton.jit(do_not_specialize=["tokens", "height", "width"])
-def talking_heads(
+@triton.jit(do_not_specialize=["tokens", "width", "pitches"])
+def mixed_softmax(
     qkv,  # (images, tokens, 2 * HEADS * KEY + HEADS * VALUE)
     mix1,  # (HEADS, HEADS) float32, times log2(e)
     bias,  # float32, times log2(e); see mixed_logits
+    shares,  # out: (images, HEADS, tokens, pitches * PITCH), P_h, zero for keys beyond the last
+    tokens,
+    width,
+    pitches,
+    HEADS: tl.constexpr,
+    KEY: tl.constexpr,
+    ROW: tl.constexpr,  # channels of qkv
+    BD: tl.constexpr,  # KEY rounded up to what tl.dot takes
+    DENSE: tl.constexpr,
+    ONE_TILE: tl.constexpr,  # all keys fit in one tile
+    WIDE: tl.constexpr,
+    PITCH: tl.constexpr,
+    PRECISION: tl.constexpr,
+    BQ: tl.constexpr,
+    BKEYS: tl.constexpr,
+):
+    tiles = tl.cdiv(tokens, BQ)
+    program = tl.program_id(0)
+    head = program % HEADS
+    image = program // (HEADS * tiles)
+    query = (program // HEADS % tiles) * BQ + tl.arange(0, BQ)
+    query_ok = query < tokens
+    if WIDE:
+        image = image.to(tl.int64)
+        query = query.to(tl.int64)
+        tokens = tokens.to(tl.int64)  # and with it what is counted up to it
+    source = qkv + image * tokens * ROW
+    rows = shares + ((image * HEADS + head) * tokens + query)[:, None] * (pitches * PITCH)
+    dtype: tl.constexpr = shares.dtype.element_ty
+    keys = tl.arange(0, BKEYS)
+    if ONE_TILE:
+        logits = mixed_logits(
+            source, mix1, bias, head, query, query_ok, keys, tokens, width,
+            HEADS, KEY, ROW, BD, DENSE, PRECISION,
+        )  # fmt: skip
+        weight = tl.exp2(logits - tl.max(logits, 1)[:, None])
+        share = narrow(weight / tl.sum(weight, 1)[:, None], dtype)
+        tl.store(rows + keys[None, :], share, mask=query_ok[:, None])
+    else:
+        largest = tl.full((BQ,), float("-inf"), tl.float32)
+        total = tl.zeros((BQ,), tl.float32)
+        for first in range(0, tokens, BKEYS):
+            logits = mixed_logits(
+                source, mix1, bias, head, query, query_ok, first + keys, tokens, width,
+                HEADS, KEY, ROW, BD, DENSE, PRECISION,
+            )  # fmt: skip
+            most = tl.maximum(largest, tl.max(logits, 1))
+            total = total * tl.exp2(largest - most) + tl.sum(tl.exp2(logits - most[:, None]), 1)
+            largest = most
+        for first in range(0, pitches * PITCH, BKEYS):
+            logits = mixed_logits(
+                source, mix1, bias, head, query, query_ok, first + keys, tokens, width,
+                HEADS, KEY, ROW, BD, DENSE, PRECISION,
+            )  # fmt: skip
+            share = narrow(tl.exp2(logits - largest[:, None]) / total[:, None], dtype)
+            tl.store(rows + (first + keys)[None, :], share, mask=query_ok[:, None])
+
+
+@triton.jit(do_not_specialize=["tokens", "height", "width", "pitches"])
+def mixed_values(
+    qkv,  # (images, tokens, 2 * HEADS * KEY + HEADS * VALUE)
+    shares,  # (images, HEADS, tokens, pitches * PITCH), see mixed_softmax
     mix2,  # (HEADS, HEADS) float32
     mix2_bias,  # (HEADS,) float32
     local,  # (9, HEADS * VALUE), see depthwise_tiles
@@ -152,155 +168,58 @@ def talking_heads(
     tokens,
     height,
     width,
+    pitches,
     HEADS: tl.constexpr,
     KEY: tl.constexpr,
     VALUE: tl.constexpr,
-    BD: tl.constexpr,  # KEY and VALUE rounded up to what tl.dot takes
-    BV: tl.constexpr,
-    DENSE: tl.constexpr,
+    BV: tl.constexpr,  # VALUE rounded up to what tl.dot takes
     GELU: tl.constexpr,
-    ONE_TILE: tl.constexpr,  # all keys fit in one tile
     WIDE: tl.constexpr,
+    PITCH: tl.constexpr,
     PRECISION: tl.constexpr,
     BQ: tl.constexpr,
     BKEYS: tl.constexpr,
-    OUT_HEADS: tl.constexpr,  # heads of u that one program makes
-    OVERLAP: tl.constexpr,
 ):
     ROW: tl.constexpr = 2 * HEADS * KEY + HEADS * VALUE
-    GROUPS: tl.constexpr = HEADS // OUT_HEADS
     tiles = tl.cdiv(tokens, BQ)
     program = tl.program_id(0)
-    group = program % GROUPS
-    image = program // (GROUPS * tiles)
-    query = (program // GROUPS % tiles) * BQ + tl.arange(0, BQ)
+    head = program % HEADS
+    image = program // (HEADS * tiles)
+    query = (program // HEADS % tiles) * BQ + tl.arange(0, BQ)
     query_ok = query < tokens
     if WIDE:
         image = image.to(tl.int64)
         query = query.to(tl.int64)
         tokens = tokens.to(tl.int64)  # and with it what is counted up to it
     source = qkv + image * tokens * ROW
-    keys = tl.arange(0, BKEYS)
-    wait_for_earlier_launches(OVERLAP)
-
-    if ONE_TILE:
-        logits = mixed_logits(
-            source, mix1, bias, query, query_ok, keys, tokens, width, HEADS, KEY, ROW, BD, DENSE, PRECISION
+    plane = tokens * (pitches * PITCH)
+    rows = shares + image * HEADS * plane + query[:, None] * (pitches * PITCH)
+    channel = head * VALUE + tl.arange(0, BV)
+    channel_ok = tl.arange(0, BV) < VALUE
+    acc = tl.zeros((BQ, BV), tl.float32)
+    for first in range(0, tokens, BKEYS):
+        key = first + tl.arange(0, BKEYS)
+        v = tl.load(
+            source + key[:, None] * ROW + (2 * HEADS * KEY + channel)[None, :],
+            mask=(key < tokens)[:, None] & channel_ok[None, :],
+            other=0.0,
         )
-        shares = ()
-        for h in tl.static_range(HEADS):
-            weight = tl.exp2(logits[h] - tl.max(logits[h], 1)[:, None])
-            shares = shares + (weight / tl.sum(weight, 1)[:, None],)
-        sums = ()
-        for i in tl.static_range(OUT_HEADS):
-            head = group * OUT_HEADS + i
-            acc = tl.zeros((BQ, BV), tl.float32)
-            acc = mixed_values(
-                acc,
-                shares,
-                source,
-                mix2,
-                mix2_bias,
-                head,
-                keys,
-                tokens,
-                HEADS,
-                KEY,
-                VALUE,
-                ROW,
-                BV,
-                PRECISION,
-            )
-            sums = sums + (acc,)
-    else:
-        largest = ()
-        total = ()
-        for _ in tl.static_range(HEADS):
-            largest = largest + (tl.full((BQ,), float("-inf"), tl.float32),)
-            total = total + (tl.zeros((BQ,), tl.float32),)
-        for first in range(0, tokens, BKEYS):
-            logits = mixed_logits(
-                source,
-                mix1,
-                bias,
-                query,
-                query_ok,
-                first + keys,
-                tokens,
-                width,
-                HEADS,
-                KEY,
-                ROW,
-                BD,
-                DENSE,
-                PRECISION,
-            )
-            now = ()
-            so_far = ()
-            for h in tl.static_range(HEADS):
-                most = tl.maximum(largest[h], tl.max(logits[h], 1))
-                here = tl.sum(tl.exp2(logits[h] - most[:, None]), 1)
-                so_far = so_far + (total[h] * tl.exp2(largest[h] - most) + here,)
-                now = now + (most,)
-            largest = now
-            total = so_far
-        sums = ()
-        for _ in tl.static_range(OUT_HEADS):
-            sums = sums + (tl.zeros((BQ, BV), tl.float32),)
-        for first in range(0, tokens, BKEYS):
-            logits = mixed_logits(
-                source,
-                mix1,
-                bias,
-                query,
-                query_ok,
-                first + keys,
-                tokens,
-                width,
-                HEADS,
-                KEY,
-                ROW,
-                BD,
-                DENSE,
-                PRECISION,
-            )
-            shares = ()
-            for h in tl.static_range(HEADS):
-                shares = shares + (tl.exp2(logits[h] - largest[h][:, None]) / total[h][:, None],)
-            new = ()
-            for i in tl.static_range(OUT_HEADS):
-                head = group * OUT_HEADS + i
-                new = new + (
-                    mixed_values(
-                        sums[i],
-                        shares,
-                        source,
-                        mix2,
-                        mix2_bias,
-                        head,
-                        first + keys,
-                        tokens,
-                        HEADS,
-                        KEY,
-                        VALUE,
-                        ROW,
-                        BV,
-                        PRECISION,
-                    ),
-                )
-            sums = new
-
-    for i in tl.static_range(OUT_HEADS):
-        head = group * OUT_HEADS + i
-        d = head * VALUE + tl.arange(0, BV)
-        branch = depthwise_tiles(
-            source + 2 * HEADS * KEY, local, local_bias, query * 0, query // width, query % width, query_ok,
-            d, height, width, HEADS * VALUE, ROW, 1, 1, VALUE != BV,
-        )[0]  # fmt: skip
-        out = sums[i] + branch.to(tl.float32)
-        out = gelu(out, u.dtype.element_ty) if GELU else narrow(out, u.dtype.element_ty)
-        at = u + (image * tokens + query)[:, None] * (HEADS * VALUE) + d[None, :]
-        tl.store(at, out, mask=query_ok[:, None] & (tl.arange(0, BV) < VALUE)[None, :])
+        mixed = tl.zeros((BQ, BKEYS), tl.float32) + tl.load(mix2_bias + head)
+        for g in range(HEADS):
+            share = tl.load(rows + g * plane + key[None, :], mask=query_ok[:, None], other=0.0)
+            mixed += tl.load(mix2 + head * HEADS + g) * share.to(tl.float32)
+        if v.dtype == tl.bfloat16:  # one rounding to its 8 bits less, of which there are many in this block
+            acc = tl.dot(mixed, v.to(tl.float32), acc, input_precision="tf32")
+        else:
+            acc = dot(settled(narrow(mixed, v.dtype)), v, acc, PRECISION)
+    branch = depthwise_tiles(
+        source + 2 * HEADS * KEY, local, local_bias, query * 0, query // width, query % width, query_ok,
+        channel, height, width, HEADS * VALUE, ROW, 1, 1, VALUE != BV,
+    )[0]  # fmt: skip
+    out = acc + branch.to(tl.float32)
+    out = gelu(out, u.dtype.element_ty) if GELU else narrow(out, u.dtype.element_ty)
+    at = u + (image * tokens + query)[:, None] * (HEADS * VALUE) + channel[None, :]
+    tl.store(at, out, mask=query_ok[:, None] & channel_ok[None, :])
 
 
 @triton.jit(do_not_specialize=["pixels", "out_height", "out_width", "height", "width"])
@@ -316,7 +235,6 @@ def resize(
     WIDE: tl.constexpr,
     BM: tl.constexpr,
     BC: tl.constexpr,
-    OVERLAP: tl.constexpr,
 ):
     columns: tl.constexpr = (CHANNELS + BC - 1) // BC
     program = tl.program_id(0)
@@ -324,34 +242,30 @@ def resize(
     pixel, image, row, column, valid = pixel_tile(
         program // columns * BM, pixels, out_height, out_width, BM, WIDE
     )
-    wait_for_earlier_launches(OVERLAP)
     value = resized_tile(
         x, image, row, column, valid, c, height, width, CHANNELS, CHANNELS % BC != 0, y.dtype.element_ty
     )
     tl.store(y + pixel[:, None] * CHANNELS + c[None, :], value, mask=valid[:, None] & (c < CHANNELS)[None, :])
 
 
-def _tiles(tokens: int, heads: int, images: int, dtype: torch.dtype) -> list[Tile]:
-    """Tiles of ``talking_heads``; the first is the one to use unmeasured.
+def _softmax_tiles(keys: int, programs: int, dtype: torch.dtype) -> list[Tile]:
+    """Tiles of ``mixed_softmax``, best first: a warp for every 16 queries, or four where programs are few.
 
-    Where all keys fit in one tile they are taken at once. Programs that make few heads of u repeat the
-    logits of all, which pays while there are more multiprocessors than tiles of queries.
+    programs: how many there are with 16 queries each.
     """
-    few = blocks_of(tokens, 16) * images < 132
     if dtype == torch.float32:
-        groups = [g for g in (1, 2) if heads % g == 0]
-    else:
-        groups = [g for g in ((1, 2, 4, 8) if few else (8, 4, 2, 1)) if heads % g == 0]
-    if tokens <= 64:
-        keys = round_up_to_power(tokens)
-        wide = [tile(8, 1, BQ=16, BKEYS=keys, OUT_HEADS=g) for g in groups]
-        if dtype == torch.float32:
-            return wide
-        narrow = [tile(4, 1, BQ=16, BKEYS=keys, OUT_HEADS=g) for g in groups if g <= 4]
-        return [t for pair in zip_longest(wide, narrow) for t in pair if t is not None]
-    warps = 8 if dtype == torch.float32 else 4
-    groups = [g for g in groups if g <= 2]
-    return [tile(warps, stages, BQ=16, BKEYS=32, OUT_HEADS=g) for g in groups for stages in (2, 1)]
+        return [tile(4, 1, BQ=16, BKEYS=keys), tile(4, 1, BQ=32, BKEYS=keys)]
+    many, few = ((4, 64), (2, 32), (1, 16)), ((4, 16), (2, 16))
+    shapes = [*many, *few] if programs >= _MANY_PROGRAMS else [*few, *reversed(many)]
+    return [tile(warps, 2, BQ=m, BKEYS=keys) for warps, m in shapes]
+
+
+def _values_tiles(keys: int, programs: int, dtype: torch.dtype) -> list[Tile]:
+    """Tiles of ``mixed_values``, best first; see ``_softmax_tiles``."""
+    if dtype == torch.float32:
+        return [tile(4, 1, BQ=16, BKEYS=keys), tile(8, 1, BQ=32, BKEYS=keys)]
+    shapes = [(8, 64), (8, 32), (4, 16), (8, 16)]
+    return [tile(w, 2, BQ=m, BKEYS=keys) for w, m in (shapes if programs >= _MANY_PROGRAMS else shapes[::-1])]
 
 
 class Attention(Packed):
@@ -373,63 +287,64 @@ class Attention(Packed):
         self.heads, self.key_dim, self.value_dim = block.heads, block.key_dim, block.value_dim
 
     def plan(self, x: FeatureMap, precision: str) -> list[Launch]:
-        if self.dw is None or self.dw_bias is None:
-            project = pointwise_product(x, self.qkv, self.qkv_bias, precision)
-        else:
-            project = depthwise_product(
-                x, self.dw, self.dw_bias, self.qkv, self.qkv_bias, precision, stride=2, left_gelu=False
-            )
-        mix = self._talking_heads(project.output, precision, gelu=self.dw is None)
-        launches, u = [project, mix], mix.output
-        if self.dw is not None and x.pixels > _FEW_PIXELS:
-            return [*launches, resized_product(u, self.proj, self.proj_bias, x, precision)]
-        if self.dw is not None:
-            launches.append(_resize(u, x))
-            u = launches[-1].output
+        strided = self.dw is not None and self.dw_bias is not None
+        launches = [strided_depthwise(x, self.dw, self.dw_bias)] if strided else []
+        source = launches[-1].output if strided else x
+        launches.append(pointwise_product(source, self.qkv, self.qkv_bias, precision))
+        launches += self._talking_heads(launches[-1].output, precision, gelu=not strided)
+        if strided:
+            launches.append(_resize(launches[-1].output, x))
+        u = launches[-1].output
         return [*launches, pointwise_product(u, self.proj, self.proj_bias, precision, residual=x)]
 
-    def _talking_heads(self, qkv: FeatureMap, precision: str, *, gelu: bool) -> Launch:
+    def _talking_heads(self, qkv: FeatureMap, precision: str, *, gelu: bool) -> list[Launch]:
         u = qkv.like(self.heads * self.value_dim)
         tokens = qkv.height * qkv.width
+        # Rows of P_h are filled up to whole tiles, so that they can be read 16 bytes at once.
+        keys = min(round_up_to_power(tokens), _MANY_KEYS)
+        pitches = blocks_of(tokens, keys)
+        # Probabilities are at most 1: float16 holds them more precisely than bfloat16.
+        half = torch.float32 if qkv.dtype == torch.float32 else torch.float16
+        shares = FeatureMap(qkv.images, self.heads, tokens, pitches * keys, half)
         bias, dense = self.bias.of(qkv.height, qkv.width)
-        tiles = _tiles(tokens, self.heads, qkv.images, qkv.dtype)
-        arguments = {
-            "qkv": qkv,
-            "mix1": self.mix1,
-            "bias": bias,
-            "mix2": self.mix2,
-            "mix2_bias": self.mix2_bias,
-            "local": self.local,
-            "local_bias": self.local_bias,
-            "u": u,
-            "tokens": tokens,
-            "height": qkv.height,
-            "width": qkv.width,
-        }
-        constants = {
-            "HEADS": self.heads,
-            "KEY": self.key_dim,
-            "VALUE": self.value_dim,
-            "BD": round_up_to_power(self.key_dim),
-            "BV": round_up_to_power(self.value_dim),
-            "DENSE": dense,
-            "GELU": gelu,
-            "ONE_TILE": tokens <= min(t.blocks["BKEYS"] for t in tiles),
-            "WIDE": is_wide(qkv, u, bias),
-            "PRECISION": split_precision(precision),
-        }
-        return Launch(
-            talking_heads,
-            arguments,
-            constants,
-            lambda t: blocks_of(tokens, t.blocks["BQ"]) * (self.heads // t.blocks["OUT_HEADS"]) * qkv.images,
-            tiles,
+        small = blocks_of(tokens, 16) * self.heads * qkv.images
+        sizes = {"HEADS": self.heads, "KEY": self.key_dim}
+        common = {"WIDE": is_wide(qkv, u, bias, shares), "PITCH": keys, "PRECISION": precision}
+
+        def programs(t: Tile) -> int:
+            return blocks_of(tokens, t.blocks["BQ"]) * self.heads * qkv.images
+
+        softmax = Launch(
+            mixed_softmax,
+            {
+                "qkv": qkv, "mix1": self.mix1, "bias": bias, "shares": shares,
+                "tokens": tokens, "width": qkv.width, "pitches": pitches,
+            },
+            sizes
+            | {"ROW": qkv.channels, "BD": round_up_to_power(self.key_dim), "DENSE": dense}
+            | {"ONE_TILE": tokens <= keys}
+            | common,
+            programs,
+            _softmax_tiles(keys, small, qkv.dtype),
+            shares,
+            qkv.images * tokens * self.heads * tokens * (self.key_dim + self.heads),
+        )  # fmt: skip
+        values = Launch(
+            mixed_values,
+            {
+                "qkv": qkv, "shares": shares, "mix2": self.mix2, "mix2_bias": self.mix2_bias,
+                "local": self.local, "local_bias": self.local_bias, "u": u,
+                "tokens": tokens, "height": qkv.height, "width": qkv.width, "pitches": pitches,
+            },
+            sizes
+            | {"VALUE": self.value_dim, "BV": round_up_to_power(self.value_dim), "GELU": gelu}
+            | common,
+            programs,
+            _values_tiles(keys, small, qkv.dtype),
             u,
-            qkv.images
-            * tokens
-            * self.heads
-            * (tokens * (self.key_dim + self.value_dim + 2 * self.heads) + 9 * self.value_dim),
-        )
+            qkv.images * tokens * self.heads * (tokens * (self.value_dim + self.heads) + 9 * self.value_dim),
+        )  # fmt: skip
+        return [softmax, values]
 
 
 def _resize(u: FeatureMap, x: FeatureMap) -> Launch:

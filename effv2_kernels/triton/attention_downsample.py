@@ -1,6 +1,6 @@
-"""The step to the last stage on a GPU: ``blocks.AttentionDownsample`` in four launches.
+"""The step to the last stage on a GPU: ``blocks.AttentionDownsample`` in five launches.
 
-1. ``product``: q from the strided depthwise convolution of x, made in registers.
+1. ``depthwise``: every other pixel of x and those around it, and ``product``: q of that.
 2. ``product``: k and v.
 3. ``downsample_attention``: softmax(q k^T + bias) v plus the strided local branch, then GELU.
 4. ``two_paths``: proj(u) + conv(x), both summed in the same registers.
@@ -13,6 +13,7 @@ import triton
 import triton.language as tl
 
 from effv2_kernels import blocks
+from effv2_kernels.triton.depthwise import strided_depthwise
 from effv2_kernels.triton.launch import (
     FeatureMap,
     Launch,
@@ -24,7 +25,7 @@ from effv2_kernels.triton.launch import (
     tile,
 )
 from effv2_kernels.triton.packing import BiasTable, Packed, conv_matrix, matrix, taps, vector
-from effv2_kernels.triton.product import depthwise_product, pointwise_product
+from effv2_kernels.triton.product import pointwise_product
 from effv2_kernels.triton.ranking import conv_tiles, product_programs
 from effv2_kernels.triton.tiles import (
     conv_sum,
@@ -35,7 +36,6 @@ from effv2_kernels.triton.tiles import (
     narrow,
     pixel_tile,
     pointwise_sum,
-    wait_for_earlier_launches,
 )
 
 LOG2_E = tl.constexpr(1.4426950408889634)
@@ -64,7 +64,6 @@ def downsample_attention(
     PRECISION: tl.constexpr,
     BQ: tl.constexpr,
     BKEYS: tl.constexpr,
-    OVERLAP: tl.constexpr,
 ):
     """One head of one tile of queries; one pass over the keys with an online softmax, since no heads mix."""
     ROW: tl.constexpr = HEADS * KEY + HEADS * VALUE
@@ -83,7 +82,6 @@ def downsample_attention(
     column = query % query_width
     d = tl.arange(0, BD)
     dv = tl.arange(0, BV)
-    wait_for_earlier_launches(OVERLAP)
     q_tile = tl.load(
         q + (image * queries + query)[:, None] * (HEADS * KEY) + (head * KEY + d)[None, :],
         mask=query_ok[:, None] & (d < KEY)[None, :],
@@ -152,7 +150,6 @@ def two_paths(
     BM: tl.constexpr,
     BN: tl.constexpr,
     BK: tl.constexpr,
-    OVERLAP: tl.constexpr,
 ):
     columns: tl.constexpr = (N + BN - 1) // BN
     program = tl.program_id(0)
@@ -160,7 +157,6 @@ def two_paths(
     pixel, image, row, column, valid = pixel_tile(
         program // columns * BM, pixels, out_height, out_width, BM, WIDE
     )
-    wait_for_earlier_launches(OVERLAP)
     acc = tl.zeros((BM, BN), tl.float32)
     acc = pointwise_sum(acc, u, proj, pixel, valid, n, VALUES, N, BN, BK, PRECISION)
     acc = conv_sum(acc, x, w, image, row, column, valid, n, height, width, K, N, 2, BN, BK, PRECISION)
@@ -191,9 +187,8 @@ class AttentionDownsample(Packed):
 
     def plan(self, x: FeatureMap, precision: str) -> list[Launch]:
         height, width = blocks_of(x.height, 2), blocks_of(x.width, 2)
-        to_q = depthwise_product(
-            x, self.dw, self.dw_bias, self.q, self.q_bias, precision, stride=2, left_gelu=False
-        )
+        every_other = strided_depthwise(x, self.dw, self.dw_bias)
+        to_q = pointwise_product(every_other.output, self.q, self.q_bias, precision)
         to_kv = pointwise_product(x, self.kv, self.kv_bias, precision)
         q, kv = to_q.output, to_kv.output
         values = self.heads * self.value_dim
@@ -235,7 +230,7 @@ class AttentionDownsample(Packed):
             y,
             y.elements * (values + 9 * x.channels),
         )  # fmt: skip
-        return [to_q, to_kv, attend, join]
+        return [every_other, to_q, to_kv, attend, join]
 
 
 def _tiles(queries: int, images: int, dtype: torch.dtype) -> list[Tile]:

@@ -11,7 +11,7 @@ from effv2_kernels import blocks
 from effv2_kernels.triton.launch import FeatureMap, Launch, blocks_of, is_wide
 from effv2_kernels.triton.packing import Packed, conv_matrix, vector
 from effv2_kernels.triton.ranking import conv_tiles, product_programs
-from effv2_kernels.triton.tiles import conv_sum, gelu, narrow, pixel_tile, wait_for_earlier_launches
+from effv2_kernels.triton.tiles import conv_sum, gelu, narrow, pixel_tile
 
 
 @triton.jit(do_not_specialize=["pixels", "out_height", "out_width", "height", "width"])
@@ -33,7 +33,6 @@ def conv(
     BM: tl.constexpr,
     BN: tl.constexpr,
     BK: tl.constexpr,
-    OVERLAP: tl.constexpr,
 ):
     columns: tl.constexpr = (N + BN - 1) // BN
     program = tl.program_id(0)
@@ -41,7 +40,6 @@ def conv(
     pixel, image, row, column, valid = pixel_tile(
         program // columns * BM, pixels, out_height, out_width, BM, WIDE
     )
-    wait_for_earlier_launches(OVERLAP)
     acc = tl.zeros((BM, BN), tl.float32)
     acc = conv_sum(
         acc, x, w, image, row, column, valid, n, height, width, K, N, 2, BN, BK, PRECISION

@@ -16,7 +16,7 @@ from triton.runtime.jit import MockTensor
 from effv2_kernels.errors import UnavailableError
 from effv2_kernels.triton.ahead import Resources, compile_in_parallel
 from effv2_kernels.triton.graph import captured
-from effv2_kernels.triton.launch import FeatureMap, Launch, Tile, overlaps
+from effv2_kernels.triton.launch import FeatureMap, Launch, Tile
 from effv2_kernels.triton.plan import execute
 
 # Milliseconds that one replay of a timing takes, and how many there are.
@@ -27,18 +27,12 @@ _REPLAYS = 7
 _LISTENING = threading.Lock()
 
 
-def overlaps_here() -> bool:
-    """Whether launches on the current GPU overlap: see ``launch.overlaps``."""
-    major, minor = torch.cuda.get_device_capability()
-    return overlaps(10 * major + minor)
-
-
 def compile_here(launch: Launch, tile: Tile) -> Resources | None:
     """Compile one launch for the current GPU, or find it in Triton's cache; None where it does not fit."""
     arguments = [
         MockTensor(v.dtype) if isinstance(v, (FeatureMap, Tensor)) else v for v in launch.arguments.values()
     ]
-    constants, options = launch.settings(tile, overlaps_here())
+    constants, options = launch.settings(tile)
     try:
         made: Any = launch.kernel.warmup(*arguments, grid=(1,), **constants, **options)
         made._init_handles()
@@ -107,9 +101,8 @@ def milliseconds(launch: Launch, tile: Tile) -> float:
     Raises UnavailableError where its buffers do not fit beside what is in memory.
     """
     try:
-        overlapping = overlaps_here()
         memory = {m: _random(m) for m in launch.arguments.values() if isinstance(m, FeatureMap)}
-        return _median(lambda: execute(launch, tile, memory, overlaps=overlapping))
+        return _median(lambda: execute(launch, tile, memory))
     except torch.OutOfMemoryError as error:
         raise UnavailableError(
             f"the GPU has too little free memory to time {launch.name}: it needs {launch.bytes / 1e6:.0f} MB "

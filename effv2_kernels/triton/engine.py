@@ -20,7 +20,7 @@ from effv2_kernels.inputs import check_input, check_memory, fitting_sizes, misfi
 from effv2_kernels.triton import tuning
 from effv2_kernels.triton.ahead import Resources
 from effv2_kernels.triton.ceilings import measure_ceilings
-from effv2_kernels.triton.device import milliseconds, overlaps_here
+from effv2_kernels.triton.device import milliseconds
 from effv2_kernels.triton.feature import Feature
 from effv2_kernels.triton.graph import Graph
 from effv2_kernels.triton.launch import FeatureMap, Launch, Tile
@@ -269,7 +269,6 @@ class Engine:
             return _Planned(plan, [None] * len(plan.launches))
         chosen = tuning.choose(plan.launches, tuning.table_of(self._device))
         plan.tiles = [tile for tile, _ in chosen]
-        plan.overlaps = overlaps_here()
         self._settle()
         return _Planned(plan, [resources for _, resources in chosen])
 

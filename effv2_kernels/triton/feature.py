@@ -9,7 +9,7 @@ import triton.language as tl
 from effv2_kernels import blocks
 from effv2_kernels.triton.launch import FeatureMap, Launch, blocks_of, is_wide, tile
 from effv2_kernels.triton.packing import Packed, vector
-from effv2_kernels.triton.tiles import narrow, wait_for_earlier_launches
+from effv2_kernels.triton.tiles import narrow
 
 
 @triton.jit(do_not_specialize=["elements"])
@@ -22,7 +22,6 @@ def scale_and_shift(
     CHANNELS: tl.constexpr,
     WIDE: tl.constexpr,
     BLOCK: tl.constexpr,
-    OVERLAP: tl.constexpr,
 ):
     first = tl.program_id(0)
     if WIDE:
@@ -30,7 +29,6 @@ def scale_and_shift(
     at = first * BLOCK + tl.arange(0, BLOCK)
     valid = at < elements
     channel = at % CHANNELS
-    wait_for_earlier_launches(OVERLAP)
     value = tl.load(x + at, mask=valid, other=0.0).to(tl.float32)
     value = value * tl.load(scale + channel) + tl.load(shift + channel)
     tl.store(y + at, narrow(value, y.dtype.element_ty), mask=valid)

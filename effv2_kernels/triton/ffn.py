@@ -24,19 +24,14 @@ from effv2_kernels.triton.launch import FeatureMap, Launch, is_wide
 from effv2_kernels.triton.packing import Packed, matrix, taps, vector
 from effv2_kernels.triton.product import depthwise_product, pointwise_product
 from effv2_kernels.triton.ranking import hidden_programs, hidden_tiles
-from effv2_kernels.triton.tiles import (
-    depthwise_tiles,
-    gelu,
-    pixel_tile,
-    pointwise_sum,
-    wait_for_earlier_launches,
-)
+from effv2_kernels.triton.tiles import depthwise_tiles, gelu, pixel_tile, pointwise_sum
 
 # Maps of so many pixels at most are cut by channels whatever the batch, and others up to this number of
-# pixels in all images. By the instructions of the compiled kernels (Triton 3.7, compute capability 9.0): 256
-# images of 7 x 7 and 704 hidden channels take 0.8 times as long by channels, of 14 x 14 and 384 1.3 times.
+# pixels in all images. Measured on an H100, all FFNs of S0 and L: by channels they take 0.46 to 0.84 times as
+# long at 32 images of 14 x 14 or 8 of 28 x 28 (6272 pixels), 0.95 to 1.4 times at four times as many, and of
+# 7 x 7 0.6 to 0.8 times at 256 images.
 _SMALL_MAP = 64
-_FEW_PIXELS = 4096
+_FEW_PIXELS = 8192
 
 # Channels of the output that one program can make; with more of them, the depthwise convolution by pixels
 # would be made more than once.
@@ -62,7 +57,6 @@ def hidden(
     BN: tl.constexpr,
     BK: tl.constexpr,
     BAND: tl.constexpr,  # rows of y that one program makes
-    OVERLAP: tl.constexpr,
 ):
     """BN channels of BAND rows. They go through memory, where a pixel finds its neighbours.
 
@@ -83,7 +77,6 @@ def hidden(
     middle = wide + image * (height * width) * N
     target = y + image * (height * width) * N
     added = tl.load(bias + n, mask=inside, other=0.0)[None, :]
-    wait_for_earlier_launches(OVERLAP)
     end = tl.minimum(top + BAND + 1, height) * width
     for first in range(tl.maximum(top - 1, 0) * width, end, BM):
         pixel = first + tl.arange(0, BM)
@@ -120,9 +113,8 @@ class FFN(Packed):
     def by_pixels(self, x: FeatureMap, precision: str) -> list[Launch]:
         widen = pointwise_product(x, self.fc1, self.fc1_bias, precision, gelu=True)
         narrow = depthwise_product(
-            widen.output, self.dw, self.dw_bias, self.fc2, self.fc2_bias, precision,
-            stride=1, left_gelu=True, residual=x,
-        )  # fmt: skip
+            widen.output, self.dw, self.dw_bias, self.fc2, self.fc2_bias, precision, residual=x
+        )
         return [widen, narrow]
 
     def by_channels(self, x: FeatureMap, precision: str) -> list[Launch]:

@@ -10,7 +10,7 @@ from effv2_kernels import blocks
 from effv2_kernels.triton.launch import FeatureMap, Launch, blocks_of, is_wide, tile
 from effv2_kernels.triton.packing import Packed, matrix, vector
 from effv2_kernels.triton.product import pointwise_product
-from effv2_kernels.triton.tiles import narrow, wait_for_earlier_launches
+from effv2_kernels.triton.tiles import narrow
 
 
 @triton.jit(do_not_specialize=["positions"])
@@ -22,7 +22,6 @@ def mean(
     WIDE: tl.constexpr,
     BP: tl.constexpr,  # positions taken at once
     BC: tl.constexpr,
-    OVERLAP: tl.constexpr,
 ):
     columns: tl.constexpr = (CHANNELS + BC - 1) // BC
     program = tl.program_id(0)
@@ -30,7 +29,6 @@ def mean(
     image = program // columns
     if WIDE:
         image = image.to(tl.int64)
-    wait_for_earlier_launches(OVERLAP)
     total = tl.zeros((BC,), tl.float32)
     for p0 in range(0, positions, BP):
         p = p0 + tl.arange(0, BP)

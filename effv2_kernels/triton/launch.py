@@ -105,11 +105,10 @@ class Launch:
         name: str = self.kernel.__name__
         return name
 
-    def settings(self, tile: Tile, overlaps: bool) -> tuple[dict[str, Any], dict[str, Any]]:
-        """(constexprs, options) to compile and launch the kernel with; overlaps: see ``overlaps``."""
-        constants = {**self.constants, **tile.blocks, "OVERLAP": overlaps}
-        options: dict[str, Any] = {"num_warps": tile.warps, "num_stages": tile.stages}
-        return constants, options | ({"launch_pdl": True} if overlaps else {})
+    def settings(self, tile: Tile) -> tuple[dict[str, Any], dict[str, Any]]:
+        """(constexprs, options) to compile and launch the kernel with."""
+        options = {"num_warps": tile.warps, "num_stages": tile.stages}
+        return {**self.constants, **tile.blocks}, options
 
     @property
     def key(self) -> str:
@@ -125,14 +124,6 @@ class Launch:
         """Of all buffers and weights, each counted once."""
         seen = {id(v): v for v in self.arguments.values() if isinstance(v, (Tensor, FeatureMap))}
         return sum(v.nbytes if isinstance(v, Tensor) else v.bytes for v in seen.values())
-
-
-def overlaps(capability: int) -> bool:
-    """Whether launches on a GPU of e.g. capability 90 may begin while the one before them ends.
-
-    See ``tiles.wait_for_earlier_launches``.
-    """
-    return capability >= 90
 
 
 def is_wide(*buffers: FeatureMap | Tensor) -> bool:

@@ -38,19 +38,13 @@ def plan_blocks(packed: Sequence[Packed], x: FeatureMap, precision: str) -> list
     return planned
 
 
-def execute(
-    launch: Launch, chosen: Tile, memory: dict[FeatureMap, Tensor], *, overlaps: bool = False
-) -> None:
-    """Run one launch on the current stream.
-
-    memory: the tensor of every buffer. overlaps: it may begin while the launch before it ends, which has
-    to be one of these kernels or of PyTorch's: see ``launch.overlaps``.
-    """
+def execute(launch: Launch, chosen: Tile, memory: dict[FeatureMap, Tensor]) -> None:
+    """Run one launch on the current stream. memory: the tensor of every buffer."""
     values = {
         name: memory[value] if isinstance(value, FeatureMap) else value
         for name, value in launch.arguments.items()
     }
-    constants, options = launch.settings(chosen, overlaps)
+    constants, options = launch.settings(chosen)
     launch.kernel[(launch.programs(chosen),)](**values, **constants, **options)
 
 
@@ -61,8 +55,7 @@ class Plan:
     each with the scale and shift to put on it, or None.
 
     blocks: the launches of each block; launches: all of them, with those of scales and shifts; tiles: of
-    each launch, to begin with the first of its candidates; overlaps: whether launches overlap, see
-    ``launch.overlaps``.
+    each launch, to begin with the first of its candidates.
 
     Raises ResolutionError where an attention bias does not fit.
     """
@@ -85,7 +78,6 @@ class Plan:
                 made = self.launches[-1].output
             self.outputs.append(made)
         self.tiles = [launch.tiles[0] for launch in self.launches]
-        self.overlaps = False
         self._layout = lay_out(self.launches, outside=self.outputs)
 
     @property
@@ -108,7 +100,7 @@ class Plan:
         for m in self.outputs:
             memory[m] = images.new_empty(m.elements, dtype=m.dtype)
         for launch, tile in zip(self.launches, self.tiles, strict=True):
-            execute(launch, tile, memory, overlaps=self.overlaps)
+            execute(launch, tile, memory)
         return [
             memory[m].view(m.images, m.height, m.width, m.channels).permute(0, 3, 1, 2) for m in self.outputs
         ]

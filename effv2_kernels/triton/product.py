@@ -1,7 +1,8 @@
 """The product that most launches are: y = f(left(x) w + bias) + residual, ``left`` made tile by tile.
 
-Source "pointwise" takes x as it is, "depthwise" its 3x3 depthwise convolution (and GELU), "resized" the GELU
-of x resized 2x. The left factor of the last two never exists in memory.
+Source "pointwise" takes x as it is, "depthwise" the GELU of its 3x3 depthwise convolution, which never exists
+in memory. What is cheaper to make once than for each tile, measured on an H100, has a launch of its own: the
+2x resize of an attention (0.5 to 1 times as long) and its strided convolution.
 """
 
 from __future__ import annotations
@@ -12,20 +13,12 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from effv2_kernels.triton.launch import FeatureMap, Launch, blocks_of, is_wide
+from effv2_kernels.triton.launch import FeatureMap, Launch, is_wide
 from effv2_kernels.triton.ranking import product_programs, product_tiles
-from effv2_kernels.triton.tiles import (
-    depthwise_sums,
-    gelu,
-    narrow,
-    pixel_tile,
-    pointwise_sum,
-    resized_sums,
-    wait_for_earlier_launches,
-)
+from effv2_kernels.triton.tiles import depthwise_sums, gelu, narrow, pixel_tile, pointwise_sum
 
 
-@triton.jit(do_not_specialize=["images", "out_height", "out_width", "height", "width"])
+@triton.jit(do_not_specialize=["images", "height", "width"])
 def product(
     x,  # (images, height, width, K)
     dw,  # (9, K), see depthwise_tiles; and (K,) float32: of source "depthwise"
@@ -33,17 +26,13 @@ def product(
     w,  # (K, N)
     bias,  # (N,) float32
     residual,  # (pixels of y, N)
-    y,  # out: (images, out_height, out_width, N)
+    y,  # out: (images, height, width, N)
     images,
-    out_height,
-    out_width,
     height,
     width,
     K: tl.constexpr,
     N: tl.constexpr,
     SOURCE: tl.constexpr,
-    STRIDE: tl.constexpr,
-    LEFT_GELU: tl.constexpr,  # GELU of the depthwise result
     GELU: tl.constexpr,  # of the product
     RESIDUAL: tl.constexpr,
     WIDE: tl.constexpr,
@@ -53,20 +42,18 @@ def product(
     BK: tl.constexpr,
     ROWS: tl.constexpr,  # of y that each of BM places stands for, below each other; 1 but for "depthwise"
     COLS: tl.constexpr,  # blocks of BN columns that one program makes; 1 for "pointwise"
-    OVERLAP: tl.constexpr,
 ):
     dtype: tl.constexpr = y.dtype.element_ty
     columns: tl.constexpr = (N + BN * COLS - 1) // (BN * COLS)
     program = tl.program_id(0)
     n = program % columns * (BN * COLS) + tl.arange(0, BN)
-    groups = tl.cdiv(out_height, ROWS)
+    groups = tl.cdiv(height, ROWS)
     pixel, image, row, column, valid = pixel_tile(
-        program // columns * BM, images * groups * out_width, groups, out_width, BM, WIDE
+        program // columns * BM, images * groups * width, groups, width, BM, WIDE
     )
     if SOURCE == "depthwise":
         row = row * ROWS
-        pixel = (image * out_height + row) * out_width + column
-    wait_for_earlier_launches(OVERLAP)
+        pixel = (image * height + row) * width + column
     # A sum of many registers leaves none to load a residual after it, and several sums leave none before.
     EARLY: tl.constexpr = RESIDUAL and ROWS == 1
     accs = ()
@@ -82,19 +69,15 @@ def product(
     if SOURCE == "depthwise":
         accs = depthwise_sums(
             accs, x, dw, dw_bias, w, image, row, column, valid, n, height, width,
-            K, N, STRIDE, LEFT_GELU, ROWS, COLS, BN, BK, PRECISION,
-        )  # fmt: skip
-    elif SOURCE == "resized":
-        accs = resized_sums(
-            accs, x, w, image, row, column, valid, n, height, width, K, N, COLS, BN, BK, PRECISION
+            K, N, ROWS, COLS, BN, BK, PRECISION,
         )  # fmt: skip
     else:
         accs = (pointwise_sum(acc, x, w, pixel, valid, n, K, N, BN, BK, PRECISION),)
     for o in tl.static_range(ROWS):
         for j in tl.static_range(COLS):
             nj = n + j * BN
-            at = (pixel + o * out_width)[:, None] * N + nj[None, :]
-            ok = (valid & (row + o < out_height))[:, None] & (nj < N)[None, :]
+            at = (pixel + o * width)[:, None] * N + nj[None, :]
+            ok = (valid & (row + o < height))[:, None] & (nj < N)[None, :]
             out = accs[o * COLS + j]
             if RESIDUAL and not EARLY:
                 out += tl.load(residual + at, mask=ok, other=0.0).to(tl.float32)
@@ -123,22 +106,11 @@ def depthwise_product(
     bias: Tensor,
     precision: str,
     *,
-    stride: int,
-    left_gelu: bool,
     residual: FeatureMap | None = None,
 ) -> Launch:
-    """y = f(dw(x)) w + bias + residual. dw: (9, in), see ``depthwise_tiles``; dw_bias: (in,) float32."""
-    y = x.like(w.shape[1], blocks_of(x.height, stride), blocks_of(x.width, stride))
-    return _launch(
-        "depthwise", x, w, bias, y, residual, precision,
-        dw=dw, dw_bias=dw_bias, stride=stride, left_gelu=left_gelu,
-    )  # fmt: skip
-
-
-def resized_product(x: FeatureMap, w: Tensor, bias: Tensor, residual: FeatureMap, precision: str) -> Launch:
-    """y = GELU(bilinear 2x of x, cropped to the residual) w + bias + residual."""
-    y = residual.like(w.shape[1])
-    return _launch("resized", x, w, bias, y, residual, precision)
+    """y = GELU(dw(x)) w + bias + residual. dw: (9, in), see ``depthwise_tiles``; dw_bias: (in,) float32."""
+    y = x.like(w.shape[1])
+    return _launch("depthwise", x, w, bias, y, residual, precision, dw=dw, dw_bias=dw_bias)
 
 
 def _launch(
@@ -152,9 +124,7 @@ def _launch(
     *,
     dw: Tensor | None = None,
     dw_bias: Tensor | None = None,
-    stride: int = 1,
     gelu: bool = False,
-    left_gelu: bool = False,
 ) -> Launch:
     arguments: dict[str, Any] = {
         "x": x,
@@ -166,8 +136,6 @@ def _launch(
         "residual": bias if residual is None else residual,
         "y": y,
         "images": y.images,
-        "out_height": y.height,
-        "out_width": y.width,
         "height": x.height,
         "width": x.width,
     }
@@ -175,8 +143,6 @@ def _launch(
         "K": x.channels,
         "N": y.channels,
         "SOURCE": source,
-        "STRIDE": stride,
-        "LEFT_GELU": left_gelu,
         "GELU": gelu,
         "RESIDUAL": residual is not None,
         "WIDE": is_wide(x, y),

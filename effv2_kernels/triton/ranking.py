@@ -20,7 +20,7 @@ _SCHEDULERS = 4  # of a multiprocessor, each issuing one instruction of a warp i
 _DEPENDENT = 3  # cycles from one instruction of a warp to the next, on average, when it runs alone
 _LATENCY = 600  # cycles of a load from the level-2 cache and a barrier
 
-_KEPT = 12  # candidates that tuning measures
+_KEPT = 10  # candidates that tuning measures
 
 
 @dataclass(frozen=True)
@@ -44,8 +44,6 @@ _COSTS = {
     ("pointwise", torch.bfloat16): Cost(0.6, 11, 60, False),
     ("depthwise", torch.float16): Cost(22, 4, 90, True),
     ("depthwise", torch.bfloat16): Cost(42, 4, 90, True),
-    ("resized", torch.float16): Cost(16, 4, 90, True),
-    ("resized", torch.bfloat16): Cost(30, 4, 90, True),
     ("conv", torch.float16): Cost(2, 7, 90, False),
     ("conv", torch.bfloat16): Cost(2, 11, 90, False),
 }
@@ -81,7 +79,7 @@ def product_programs(t: Tile, y: FeatureMap) -> int:
 def product_tiles(source: str, y: FeatureMap, depth: int) -> list[Tile]:
     """Tiles of ``product`` for an output y and ``depth`` channels of its input, best first."""
     if y.dtype != torch.float32 and source != "pointwise":
-        found = _computed(y, rows=(1, 2) if source == "depthwise" else (1,))
+        found = _computed(y, rows=(1, 2))
         return _ranked(found, _COSTS[source, y.dtype], y, depth)
     if y.dtype == torch.float32:
         plain = list(_FLOAT32)

@@ -18,7 +18,7 @@ from effv2_kernels.triton.conv_downsample import strided_conv
 from effv2_kernels.triton.launch import FeatureMap, Launch, Tile, blocks_of, is_wide, round_up_to_power, tile
 from effv2_kernels.triton.packing import Packed, conv_matrix, half_or_float, matrix, vector
 from effv2_kernels.triton.ranking import product_programs
-from effv2_kernels.triton.tiles import gelu, pixel_tile, wait_for_earlier_launches
+from effv2_kernels.triton.tiles import gelu, pixel_tile
 
 
 @triton.jit(
@@ -46,7 +46,6 @@ def image_conv(
     WIDE: tl.constexpr,
     BM: tl.constexpr,
     BN: tl.constexpr,
-    OVERLAP: tl.constexpr,
 ):
     """On ordinary units: to gather patches for the tensor cores, value by value, would take longer."""
     columns: tl.constexpr = (OUT + BN - 1) // BN
@@ -60,7 +59,6 @@ def image_conv(
     if WIDE:
         channel_stride, row_stride = channel_stride.to(tl.int64), row_stride.to(tl.int64)
         column_stride = column_stride.to(tl.int64)
-    wait_for_earlier_launches(OVERLAP)
     top, left = row * 2 - 1, column * 2 - 1
     first = x + image * image_stride + top * row_stride + left * column_stride
     acc = tl.zeros((BM, BN), tl.float32) + tl.load(bias + n, mask=inside, other=0.0)[None, :]

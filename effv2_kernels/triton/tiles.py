@@ -10,24 +10,10 @@ import os
 
 import triton
 import triton.language as tl
-from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 # Under TRITON_INTERPRET=1 kernels run on the CPU, where there is no inline assembly.
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 _INTERPRETED = tl.constexpr(INTERPRETED)
-
-
-@triton.jit
-def wait_for_earlier_launches(OVERLAP: tl.constexpr):
-    """To come before anything that another launch writes is read, and before anything is written.
-
-    OVERLAP: this launch may begin while the one before it ends ("programmatic dependent launch" in the CUDA
-    C++ programming guide), which hides how long it takes to start. So may the next one, as soon as all
-    programs of this one are under way; it waits here until they are through, and with them all before.
-    """
-    if OVERLAP:
-        gdc_launch_dependents()
-        gdc_wait()
 
 
 @triton.jit
@@ -95,6 +81,17 @@ def finished(sums):
         return sums
     waited = tl.inline_asm_elementwise("", "=f,0", [sums[-1]], dtype=tl.float32, is_pure=True, pack=1)
     return sums[:-1] + (waited,)
+
+
+@triton.jit
+def settled(x):
+    """x of half precision as it is, in the layout that it has: its way to the tensor cores begins here.
+
+    Otherwise Triton moves that way up to the loads, and takes every term of a sum there instead of the sum.
+    """
+    if _INTERPRETED or x.dtype == tl.float32:
+        return x
+    return tl.inline_asm_elementwise("", "=r,0", [x], dtype=x.dtype, is_pure=False, pack=2)
 
 
 @triton.jit
@@ -242,15 +239,13 @@ def depthwise_sums(
     width,
     K: tl.constexpr,
     N: tl.constexpr,
-    STRIDE: tl.constexpr,
-    GELU: tl.constexpr,
     ROWS: tl.constexpr,
     COLS: tl.constexpr,
     BN: tl.constexpr,
     BK: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    """accs + f(depthwise(x)) @ w at ROWS pixels below each other, f being GELU or nothing.
+    """accs + GELU(depthwise(x)) @ w at ROWS pixels below each other.
 
     The depthwise result stays in registers and serves COLS blocks of columns next to each other, since three
     of 64 need fewer registers than one of 256.
@@ -259,11 +254,11 @@ def depthwise_sums(
     for k0 in range(0, K, BK):
         k = k0 + tl.arange(0, BK)
         lefts = depthwise_tiles(
-            x, dw, bias, image, row, column, valid, k, height, width, K, K, STRIDE, ROWS, K % BK != 0
+            x, dw, bias, image, row, column, valid, k, height, width, K, K, 1, ROWS, K % BK != 0
         )
         sums = ()
         for o in tl.static_range(ROWS):
-            left = gelu(lefts[o], dtype) if GELU else narrow(lefts[o], dtype)
+            left = gelu(lefts[o], dtype)
             for j in tl.static_range(COLS):
                 right = weight_tile(w, k, n + j * BN, K, N, BK, BN)
                 sums = sums + (dot(left, right, accs[o * COLS + j], PRECISION),)
@@ -307,39 +302,6 @@ def resized_tile(
     nearer = nn * three_quarters + nf * quarter
     farther = fn * three_quarters + ff * quarter
     return gelu(nearer * three_quarters + farther * quarter, dtype)
-
-
-@triton.jit
-def resized_sums(
-    accs,  # COLS of (BM, BN)
-    x,  # (pixels, K)
-    w,
-    image,
-    row,
-    column,
-    valid,
-    n,
-    height,  # of x
-    width,
-    K: tl.constexpr,
-    N: tl.constexpr,
-    COLS: tl.constexpr,
-    BN: tl.constexpr,
-    BK: tl.constexpr,
-    PRECISION: tl.constexpr,
-):
-    """accs + GELU(bilinear 2x of x) @ w; the left factor stays in registers, see depthwise_sums."""
-    for k0 in range(0, K, BK):
-        k = k0 + tl.arange(0, BK)
-        left = resized_tile(
-            x, image, row, column, valid, k, height, width, K, K % BK != 0, w.dtype.element_ty
-        )
-        sums = ()
-        for j in tl.static_range(COLS):
-            right = weight_tile(w, k, n + j * BN, K, N, BK, BN)
-            sums = sums + (dot(left, right, accs[j], PRECISION),)
-        accs = finished(sums)
-    return accs
 
 
 @triton.jit

@@ -30,6 +30,13 @@ from effv2_kernels.triton.launch import Launch, Tile
 _log = logging.getLogger(__name__)
 _SHIPPED = Path(__file__).with_name("tuned")
 
+# GPUs with the chip of another one, for which tiles are shipped: their memory is another or their clock.
+_SAME_CHIP = {
+    "nvidia-h200": "nvidia-h100-80gb-hbm3",
+    "nvidia-h100-pcie": "nvidia-h100-80gb-hbm3",
+    "nvidia-h100-nvl": "nvidia-h100-80gb-hbm3",
+}
+
 
 class TileTable:
     """The tiles that were measured on one kind of GPU; may be used from several threads.
@@ -42,11 +49,15 @@ class TileTable:
         self.path = _folder() / f"{kind}-{effv2_kernels.__version__}-triton-{triton.__version__}.json"
         self._lock = threading.Lock()
         self._tiles = {**_read(_SHIPPED / f"{kind}.json"), **_read(self.path)}
+        self._same_chip = _read(_SHIPPED / f"{_SAME_CHIP[kind]}.json") if kind in _SAME_CHIP else {}
 
     def find(self, launch: Launch) -> Tile | None:
         """The tile measured for a launch, None if there is none or it is no candidate any more."""
-        named = self._tiles.get(launch.key)
-        return next((tile for tile in launch.tiles if str(tile) == named), None)
+        return self.measured(launch) or _candidate(launch, self._same_chip)
+
+    def measured(self, launch: Launch) -> Tile | None:
+        """As ``find``, but on a GPU of this very kind."""
+        return _candidate(launch, self._tiles)
 
     def add(self, chosen: dict[str, Tile]) -> None:
         """Remember the tiles of launches, by their key, here and on disk."""
@@ -63,6 +74,11 @@ class TileTable:
                     self.path,
                     error,
                 )
+
+
+def _candidate(launch: Launch, tiles: dict[str, str]) -> Tile | None:
+    named = tiles.get(launch.key)
+    return next((tile for tile in launch.tiles if str(tile) == named), None)
 
 
 _tables: dict[str, TileTable] = {}
@@ -96,7 +112,7 @@ def measure(launches: Sequence[Launch], table: TileTable, progress: Progress) ->
 
     Raises UnavailableError where memory does not suffice; what was measured before is kept.
     """
-    open_launches = {launch.key: launch for launch in launches if table.find(launch) is None}
+    open_launches = {launch.key: launch for launch in launches if table.measured(launch) is None}
     chosen: dict[str, Tile] = {}
     found: dict[str, dict[str, float]] = {}
     progress("compiling", 0.0)

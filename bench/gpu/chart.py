@@ -1,0 +1,86 @@
+"""Draw what run_all.py measured, and put its table into the README.
+
+python bench/gpu/chart.py bench/results/h100.json [--svg docs/speed_gpu.svg] [--readme README.md]
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+from bench import drawing
+from bench.gpu.results import read
+from bench.gpu.targets import BATCHES, VARIANTS, speed_key
+
+MARKS = ("<!-- gpu:begin -->", "<!-- gpu:end -->")
+RIVALS = {"eager": "PyTorch eager", "eager graph": "eager in a CUDA graph", "compile": "torch.compile"}
+COLOURS = dict(zip(RIVALS.values(), (drawing.GREY, drawing.SKY, drawing.ORANGE), strict=True))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("json", type=Path, help="gpu.json of run_all.py")
+    parser.add_argument("--svg", default="docs/speed_gpu.svg", type=Path)
+    parser.add_argument("--readme", type=Path, help="file whose table, between its two marks, is replaced")
+    args = parser.parse_args()
+    data = read(args.json)
+    if data is None or not figures(data):
+        raise SystemExit(f"{args.json} holds no figures of bench/gpu/run_all.py.")
+    draw(data, args.svg)
+    if args.readme is not None:
+        drawing.put_between(args.readme, MARKS, table(data))
+
+
+def figures(data: dict[str, Any]) -> list[dict[str, Any]]:
+    """The rows of "speed" that are right, by batch and size."""
+    keys = [speed_key(variant, batch) for batch in sorted(BATCHES) for variant in VARIANTS]
+    found = [data["speed"][key] for key in keys if key in data["speed"]]
+    return [row for row in found if "ms" in row and not row.get("failure")]
+
+
+def draw(data: dict[str, Any], path: Path) -> None:
+    """One panel for each batch, one group of bars for each model, one bar for each rival."""
+    rows = figures(data)
+    batches = sorted({row["batch"] for row in rows})
+    rivals = [rival for rival in RIVALS if any(rival in row["faster_than"] for row in rows)]
+    figure, axes = drawing.panels(len(batches))
+    for batch, panel in zip(batches, axes, strict=True):
+        shown = [row for row in rows if row["batch"] == batch]
+        heights = {RIVALS[rival]: [row["faster_than"].get(rival) for row in shown] for rival in rivals}
+        drawing.bars(panel, [row["variant"].upper() for row in shown], heights, COLOURS)
+        panel.set_title(f"batch {batch}", fontsize=10)
+        panel.set_yscale("log")
+    axes[0].set_ylabel("times faster than")
+    drawing.save(figure, axes[0], f"224x224, fp16, {data['environment']['device']}", path)
+
+
+def table(data: dict[str, Any]) -> str:
+    """What stands in the README."""
+    rows = figures(data)
+    rivals = [rival for rival in RIVALS if any(rival in row["faster_than"] for row in rows)]
+    header = ["times faster than", *(RIVALS[rival] for rival in rivals)]
+    header += ["our ms", "images/s", "GB/s", "TFLOP/s", "of ceiling"]
+    lines = [" | ".join(["", *header, ""]).strip(), "| --- |" + " ---: |" * (len(header) - 1)]
+    for row in rows:
+        ms, achieved = row["ms"]["effv2"], row["achieved"]
+        cells = [f"{row['variant'].upper()}, batch {row['batch']}"]
+        cells += [f"{row['faster_than'][r]:.2f}x" if r in row["faster_than"] else "-" for r in rivals]
+        cells += [f"{ms:.3f}", f"{1e3 * row['batch'] / ms:,.0f}"]
+        cells += [f"{achieved['bytes_per_second'] / 1e9:.0f}", f"{achieved['flop_per_second'] / 1e12:.1f}"]
+        lines.append(" | ".join(["", *cells, f"{achieved['share_of_ceiling']:.0%}", ""]).strip())
+    of, ceilings = data["environment"], rows[-1]["achieved"]["ceilings"]
+    return (
+        "![How many times faster than each rival on a GPU](docs/speed_gpu.svg)\n\n"
+        + "\n".join(lines)
+        + f"\n\nMeasured on an {of['device']}, 224x224, fp16, random weights; ceilings of the same run: "
+        f"{ceilings['bytes'] / 1e9:.0f} GB/s, {ceilings['flops'] / 1e12:.0f} TFLOP/s; "
+        f"torch {of['torch']}, triton {of['triton']}."
+    )
+
+
+if __name__ == "__main__":
+    main()
