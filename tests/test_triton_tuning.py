@@ -14,6 +14,8 @@ pytest.importorskip("triton")
 import triton
 
 import effv2_kernels
+from bench.gpu import parity
+from bench.gpu.targets import BATCHES
 from effv2_kernels import shapes, tune
 from effv2_kernels.errors import ModelError, UnavailableError
 from effv2_kernels.triton import device, tuning
@@ -110,6 +112,13 @@ def test_another_size_is_another_choice(launches):
     assert table.find(block.by_pixels(FeatureMap(2, 5, 7, 24, torch.float16), "ieee")[0]) is not None
 
 
+def test_another_batch_is_another_choice_for_every_kernel():
+    """Also for those that learn of it by the number of their programs alone."""
+    for shape in shapes.family_shapes().values():
+        one, two = (list(parity.launches_of(shape, "fp16", [batch])) for batch in (1, 2))
+        assert not {launch.key for launch in one} & {launch.key for launch in two}, str(shape)
+
+
 def test_what_another_process_measured_is_not_lost(launches):
     ours, theirs = tuning.TileTable(GPU), tuning.TileTable(GPU)
     tuning.measure(launches[:1], theirs, silent)
@@ -128,6 +137,20 @@ def test_shipped_tiles_give_way_to_measured_ones(launches, tmp_path, monkeypatch
     tuning.TileTable(GPU).add({launches[0].key: launches[0].tiles[2]})
     table = tuning.TileTable(GPU)
     assert [launch.tiles.index(table.find(launch)) for launch in launches] == [2, 3]
+
+
+def test_every_shipped_tile_is_a_candidate_of_a_launch():
+    """Who changes a kernel or its candidates measures again, or takes its tiles out."""
+    files = list(tuning._SHIPPED.glob("*.json"))
+    assert files
+    found = {
+        launch.key: {str(tile) for tile in launch.tiles}
+        for shape in shapes.family_shapes().values()
+        for launch in parity.launches_of(shape, "fp16", BATCHES)
+    }
+    for file in files:
+        for key, tile in json.loads(file.read_text()).items():
+            assert tile in found.get(key, ()), f"{file.name}: {tile} of {key}"
 
 
 def test_a_gpu_with_the_same_chip_begins_with_its_tiles(launches, tmp_path, monkeypatch, no_gpu):

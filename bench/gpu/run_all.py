@@ -6,14 +6,16 @@ Needs Python, PyTorch 2.10 or newer with its Triton, a C compiler (which Triton 
 no installation, no network, and the compiled CPU module for the CPU's figures alone. Takes at most --seconds,
 6 minutes by default, and prints a short table last.
 
-torch.compile(mode="max-autotune") takes minutes for each model and batch. The most important comes first:
-parity of the first model in fp16, its speed beside torch.compile at one image and the largest batch, the rest
-of parity, all figures before and after tuning, the rest of those beside torch.compile, and the CPU engine on
-one to all cores. Kernels that ``kernels.py`` compiled elsewhere are used with --kernels.
+The most important comes first: parity of the first model in fp16, its speed at one image and the largest
+batch, the rest of parity, all figures before and after tuning; then the same beside
+torch.compile(mode="max-autotune"), which takes minutes for each model and batch (S0 at one image more than
+three on an H100 with 16 cores), and the CPU engine on one to all cores.
+Kernels that ``kernels.py`` compiled elsewhere are used with --kernels.
 
 OUT/gpu.json is written after every step, and a further call with the same --out goes on where this one ended;
-what is not done yet is named. Tiles that were measured are in OUT/tiles. A result worth keeping is copied to
-bench/results/<gpu>.json.
+what is not done yet is named. Tiles that were measured are in OUT/tiles, what torch.compile has compiled and
+measured in OUT/inductor. A result worth keeping is copied to bench/results/<gpu>.json, its tiles to
+effv2_kernels/triton/tuned/<gpu>.json, and ``chart.py`` puts it into the README.
 
 Exit code: 0 what was measured is right (targets may be missed, and steps left), 1 something is wrong,
 2 nothing can be measured here or the options are bad.

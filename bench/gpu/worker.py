@@ -98,7 +98,7 @@ class Work:
         from bench.gpu import parity
 
         groups = parity.groups(self.wanted.variants, self.device) if self.wanted.parity_seconds > 0 else []
-        rivals = list(self.pairs) if self.wanted.compile else []
+        rivals = list(dict.fromkeys([*self._first(), *self.pairs])) if self.wanted.compile else []
         self.results.data["wanted"] = {
             "parity": [check.key for group in groups for check in group.checks],
             "speed": list(self.pairs),
@@ -109,17 +109,16 @@ class Work:
         self.results.save()
         spent = self._seconds(self.check, groups[:_FIRST_GROUPS], self.clock.part(self.wanted.parity_seconds))
         tuning = 0.0
-        for key in self._first(rivals):
+        for key in self._first():
             tuning += self._seconds(self.tune, key, self.clock.part(self.wanted.tune_seconds - tuning))
-            self.measure(key, rival=True)
+            self.measure(key, rival=False)
         self.check(groups[_FIRST_GROUPS:], self.clock.part(self.wanted.parity_seconds - spent))
         clock = self.clock.part(self.wanted.tune_seconds - tuning)
         for key in self.pairs:
             self.tune(key, clock)
-        # What has a figure gets a better one together with the rival's.
         for key in self.pairs:
-            if key not in rivals or "ms" not in self.results.data["speed"].get(key, {}):
-                self.measure(key, rival=False)
+            self.measure(key, rival=False)
+        # One of these can take longer than all of the others together.
         for key in rivals:
             self.measure(key, rival=True)
         for key, figure in self._cpu_figures().items():
@@ -127,9 +126,9 @@ class Work:
         for key in self.pairs:
             self.measure(key, rival=False)
 
-    def _first(self, rivals: list[str]) -> list[str]:
-        """Of the pairs that are compared with torch.compile, one image and the largest batch of one model."""
-        same = [key for key in rivals if self.pairs[key][0] == self.wanted.variants[0]]
+    def _first(self) -> list[str]:
+        """The most important pairs: one model with the most important batch and with the largest."""
+        same = [key for key in self.pairs if self.pairs[key][0] == self.wanted.variants[0]]
         return list(dict.fromkeys([*same[:1], *sorted(same, key=lambda key: -self.pairs[key][1])[:1]]))
 
     def _cpu_figures(self) -> dict[str, tuple[str, int, int]]:
@@ -339,6 +338,8 @@ def main(arguments: list[str]) -> int:
     # are neither used nor changed.
     code = code_of(Path(effv2_kernels.__file__).parent)[:12]
     os.environ["EFFV2_CACHE_DIR"] = str(Path(wanted.out).resolve() / "tiles" / code)
+    # What torch.compile has compiled and measured when the time is over is there for the next call.
+    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(Path(wanted.out).resolve() / "inductor"))
 
     if wanted.kernels is not None:
         from bench.gpu import kernels

@@ -287,18 +287,23 @@ class Attention(Packed):
         self.heads, self.key_dim, self.value_dim = block.heads, block.key_dim, block.value_dim
 
     def plan(self, x: FeatureMap, precision: str) -> list[Launch]:
-        strided = self.dw is not None and self.dw_bias is not None
-        launches = [strided_depthwise(x, self.dw, self.dw_bias)] if strided else []
-        source = launches[-1].output if strided else x
+        launches: list[Launch] = []
+        source = x
+        if self.dw is not None and self.dw_bias is not None:
+            launches.append(strided_depthwise(x, self.dw, self.dw_bias))
+            source = launches[-1].output
         launches.append(pointwise_product(source, self.qkv, self.qkv_bias, precision))
-        launches += self._talking_heads(launches[-1].output, precision, gelu=not strided)
-        if strided:
+        launches += self._talking_heads(launches[-1].output, precision, gelu=self.dw is None)
+        if self.dw is not None:
             launches.append(_resize(launches[-1].output, x))
         u = launches[-1].output
         return [*launches, pointwise_product(u, self.proj, self.proj_bias, precision, residual=x)]
 
     def _talking_heads(self, qkv: FeatureMap, precision: str, *, gelu: bool) -> list[Launch]:
-        u = qkv.like(self.heads * self.value_dim)
+        # What is resized is not rounded before; to the 8 bits of bfloat16 that would be one time too many.
+        precise = qkv.dtype == torch.bfloat16 and not gelu
+        dtype = torch.float32 if precise else qkv.dtype
+        u = FeatureMap(qkv.images, qkv.height, qkv.width, self.heads * self.value_dim, dtype)
         tokens = qkv.height * qkv.width
         # Rows of P_h are filled up to whole tiles, so that they can be read 16 bytes at once.
         keys = min(round_up_to_power(tokens), _MANY_KEYS)
@@ -348,7 +353,7 @@ class Attention(Packed):
 
 
 def _resize(u: FeatureMap, x: FeatureMap) -> Launch:
-    """GELU(bilinear 2x of u), cropped to the size of x."""
+    """GELU(bilinear 2x of u), cropped to the size of x, in the dtype of x."""
     y = x.like(u.channels)
     return Launch(
         resize,

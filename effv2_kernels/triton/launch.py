@@ -112,9 +112,11 @@ class Launch:
 
     @property
     def key(self) -> str:
-        """What a choice of tile depends on: kernel, dtypes, constants and sizes."""
-        parts = [self.name]
+        """What a choice of tile depends on: kernel, images, dtypes, constants and sizes."""
+        parts = [self.name, f"images={self.output.images}"]  # of which some kernels are told nothing
         for name, value in self.arguments.items():
+            if name == "images":
+                continue
             is_buffer = isinstance(value, (Tensor, FeatureMap))
             parts.append(f"{name}={str(value.dtype).removeprefix('torch.') if is_buffer else value}")
         return " ".join([*parts, *(f"{name}={value}" for name, value in self.constants.items())])
@@ -141,9 +143,9 @@ def blocks_of(count: int, size: int) -> int:
 
 
 def split_precision(precision: str) -> str:
-    """The precision of the small products inside attention kernels.
+    """The precision of the products inside ``downsample_attention``.
 
-    On ordinary units ("ieee") eight heads' products do not fit in registers. Split into three products of
-    tf32 parts each, on tensor cores, they do, and lose only terms below 2^-22 of a product.
+    On ordinary units ("ieee") they would take more registers than there are. Split into three products of tf32
+    parts each, on tensor cores, they fit, and lose only terms below 2^-22 of a product.
     """
     return "tf32x3" if precision == "ieee" else precision
