@@ -239,23 +239,26 @@ def test_wide_is_chosen_by_size():
 
 
 @pytest.mark.parametrize(
-    "shape",
+    ("shape", "kernel", "largest"),
     [
-        shapes.attention(16, 17, 17, table=(9, 9)),
-        shapes.attention_downsample(16, 24, 17, 17, table=(9, 9)),
+        (shapes.attention(16, 17, 17, table=(9, 9)), "mixed_softmax", "y"),
+        (shapes.attention_downsample(16, 24, 17, 17, table=(9, 9)), "downsample_attention", "bias"),
     ],
     ids=str,
 )
-def test_a_large_bias_is_wide(shape, monkeypatch):
-    """That of each query and key can be the largest tensor of all."""
+def test_what_there_is_for_each_query_and_key_is_wide(shape, kernel, largest, monkeypatch):
+    """It can be the largest tensor of all."""
     packed = pack(shapes.random_block(shape, seeded(1)), torch.float16, "cpu")
-    bias, _ = packed.bias.of(17, 17)
     x = FeatureMap(1, 17, 17, 16, torch.float16)
-    for limit, wide in ((bias.numel(), True), (bias.numel() + 1, False)):
+
+    def launch():
+        return {launch.name: launch for launch in packed.plan(x, "ieee")}[kernel]
+
+    value = launch().arguments[largest]
+    elements = value.reach if isinstance(value, FeatureMap) else value.numel()
+    for limit, wide in ((elements, True), (elements + 1, False)):
         monkeypatch.setattr(launch_module, "WIDE_ELEMENTS", limit)
-        kernels = {launch.name: launch for launch in packed.plan(x, "ieee")}
-        found = kernels.get("mixed_softmax") or kernels["downsample_attention"]
-        assert found.constants["WIDE"] is wide
+        assert launch().constants["WIDE"] is wide
 
 
 def test_stem_reads_any_strides(generator):

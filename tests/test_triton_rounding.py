@@ -14,7 +14,6 @@ from test_triton_kernels import check
 
 from effv2_kernels import shapes
 from effv2_kernels.triton import attention, tiles
-from effv2_kernels.triton.launch import tile
 
 # What L has where it is widest, on smaller maps; the quick ones first.
 WIDEST = [
@@ -43,7 +42,7 @@ def test_widest_blocks(shape, dtype, like_a_gpu):
 
 
 def test_two_passes_over_the_keys(like_a_gpu, monkeypatch):
-    monkeypatch.setattr(attention, "_tiles", lambda *_: [tile(4, 1, BQ=16, BKEYS=16, OUT_HEADS=2)])
+    monkeypatch.setattr(attention, "_MANY_KEYS", 16)
     check(shapes.attention(192, 7, 7), torch.float32, batch=1)
 
 

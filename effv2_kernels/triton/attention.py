@@ -98,7 +98,7 @@ def mixed_softmax(
     qkv,  # (images, tokens, 2 * HEADS * KEY + HEADS * VALUE)
     mix1,  # (HEADS, HEADS) float32, times log2(e)
     bias,  # float32, times log2(e); see mixed_logits
-    shares,  # out: (images, HEADS, tokens, pitches * PITCH), P_h, zero for keys beyond the last
+    y,  # out: (images, HEADS, tokens, pitches * PITCH), P_h, zero for keys beyond the last
     tokens,
     width,
     pitches,
@@ -125,8 +125,8 @@ def mixed_softmax(
         query = query.to(tl.int64)
         tokens = tokens.to(tl.int64)  # and with it what is counted up to it
     source = qkv + image * tokens * ROW
-    rows = shares + ((image * HEADS + head) * tokens + query)[:, None] * (pitches * PITCH)
-    dtype: tl.constexpr = shares.dtype.element_ty
+    rows = y + ((image * HEADS + head) * tokens + query)[:, None] * (pitches * PITCH)
+    dtype: tl.constexpr = y.dtype.element_ty
     keys = tl.arange(0, BKEYS)
     if ONE_TILE:
         logits = mixed_logits(
@@ -322,7 +322,7 @@ class Attention(Packed):
         softmax = Launch(
             mixed_softmax,
             {
-                "qkv": qkv, "mix1": self.mix1, "bias": bias, "shares": shares,
+                "qkv": qkv, "mix1": self.mix1, "bias": bias, "y": shares,
                 "tokens": tokens, "width": qkv.width, "pitches": pitches,
             },
             sizes

@@ -145,7 +145,7 @@ def blocks_of(count: int, size: int) -> int:
 def split_precision(precision: str) -> str:
     """The precision of the products inside ``downsample_attention``.
 
-    On ordinary units ("ieee") they would take more registers than there are. Split into three products of tf32
-    parts each, on tensor cores, they fit, and lose only terms below 2^-22 of a product.
+    On ordinary units ("ieee") they would take more registers than there are. Split into three products of
+    tf32 parts each, on tensor cores, they fit, and lose only terms below 2^-22 of a product.
     """
     return "tf32x3" if precision == "ieee" else precision
