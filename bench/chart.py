@@ -13,7 +13,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from bench import drawing
+from bench import drawing, readme
 from effv2_kernels.benchmarking import Comparison, read, report
 from effv2_kernels.benchmarking.targets import short
 
@@ -35,7 +35,7 @@ def main() -> None:
     found = [comparison for path in args.json for comparison in read(path)]
     draw(found, Path(args.svg))
     if args.readme is not None:
-        drawing.put_between(Path(args.readme), MARKS, table(found))
+        readme.put_between(Path(args.readme), MARKS, table(found))
 
 
 def draw(found: Sequence[Comparison], path: Path) -> None:

@@ -1,8 +1,7 @@
-"""What the charts of measured speed share: grouped bars, and a README's text between two marks."""
+"""What the charts of measured speed share: panels of grouped bars, and colours."""
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -50,13 +49,3 @@ def save(figure: Figure, panel: Axes, title: str, path: Path) -> None:
     figure.suptitle(title, fontsize=10)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, facecolor="white", metadata={"Date": None})
-
-
-def put_between(path: Path, marks: tuple[str, str], body: str) -> None:
-    """Replace what stands between two marks of a file, which stay. Exits where they are not there."""
-    text = path.read_text(encoding="utf-8")
-    begin, end = marks
-    pattern = re.compile(f"{re.escape(begin)}.*?{re.escape(end)}", re.DOTALL)
-    if not pattern.search(text):
-        raise SystemExit(f"{path} has no {begin} ... {end} to fill.")
-    path.write_text(pattern.sub(lambda match: f"{begin}\n{body}\n{end}", text), encoding="utf-8")

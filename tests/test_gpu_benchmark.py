@@ -18,7 +18,7 @@ from models import Spec
 
 pytest.importorskip("triton")
 
-from bench.gpu import parity, speed, targets, timing
+from bench.gpu import parity, scaling, speed, targets, timing
 from effv2_kernels import optimize, reference, shapes
 from effv2_kernels.reference import Architecture
 from effv2_kernels.triton import plan
@@ -375,3 +375,24 @@ def test_tuning_stops_when_the_time_is_over(monkeypatch):
     # Done is done, even at the last moment.
     left = iter([True] * 10 + [False])
     assert speed.tune("s0", 1, CPU, lambda: next(left)) == {"product x": {"BM=16": 0.1}}
+
+
+def test_the_cpu_of_that_machine(monkeypatch):
+    """From one thread to as many as there are cores; what is wrong is no figure."""
+    monkeypatch.setattr(scaling, "cores", lambda: 4)
+    assert list(scaling.figures()) == [
+        f"{variant} {batch} {threads}"
+        for batch in (1, 16)
+        for variant in ("s0", "l")
+        for threads in (1, 2, 4)
+    ]
+    monkeypatch.setattr(scaling, "SIZE", (64, 64))
+    before = torch.get_num_threads()
+    row = scaling.measure("s0", 2, 2, seconds=0)
+    assert torch.get_num_threads() == before
+    assert set(row["ms"]) == {"effv2", "eager"}
+    assert 0 < row["difference_from_eager"] < scaling.DIFFERENCE
+    assert "failure" not in row
+    json.dumps(row, allow_nan=False)
+    monkeypatch.setattr(scaling, "DIFFERENCE", 0.0)
+    assert "differs from eager by" in scaling.measure("s0", 2, 2, seconds=0)["failure"]

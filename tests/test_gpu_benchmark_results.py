@@ -4,7 +4,8 @@ import math
 
 import pytest
 
-from bench.gpu import targets
+from bench import readme
+from bench.gpu import chart, targets
 from bench.gpu.report import missing, report, wrong
 from bench.gpu.results import SECTIONS, Results, blame, fingerprint, read
 
@@ -102,7 +103,7 @@ def test_sources_are_told_apart(tmp_path):
     assert fingerprint(tmp_path) == seen[-1]
 
 
-def figure(ms, faster, **more):
+def figure(ms, faster, variant, batch, **more):
     times = {"effv2": ms} | {name: ms * ratio for name, ratio in faster.items()}
     achieved = {
         "bytes_per_second": 1e12 / ms,
@@ -110,7 +111,8 @@ def figure(ms, faster, **more):
         "share_of_ceiling": 0.25 / ms,
         "ceilings": {"bytes": 4e12, "flops": 8e14},
     }
-    return {"ms": times, "faster_than": faster, "achieved": achieved, "refused": {}, "tuned": True} | more
+    row = {"ms": times, "faster_than": faster, "achieved": achieved, "refused": {}, "tuned": True}
+    return row | {"variant": variant, "batch": batch} | more
 
 
 def scaled(threads, ms):
@@ -130,12 +132,12 @@ def measured():
         "environment": environment(),
         "parity": {str(i): [row] for i, row in enumerate(rows)},
         "speed": {
-            "s0 1": figure(0.19, faster | {"compile": 2.5}),
-            "s1 1": figure(0.30, faster | {"compile": 1.9}),
-            "s2 1": figure(0.50, faster),
-            "l 1": figure(0.90, faster, refused={"compile": "RuntimeError: no"}),
-            "s0 32": figure(1.0, faster | {"compile": 9.0}, failure="differs from eager by 0.5"),
-            "s0 8": figure(0.40, faster | {"compile": 1.7}),
+            "s0 1": figure(0.19, faster | {"compile": 2.5}, "s0", 1),
+            "s1 1": figure(0.30, faster | {"compile": 1.9}, "s1", 1),
+            "s2 1": figure(0.50, faster, "s2", 1),
+            "l 1": figure(0.90, faster, "l", 1, refused={"compile": "RuntimeError: no"}),
+            "s0 32": figure(1.0, faster | {"compile": 9.0}, "s0", 32, failure="differs from eager by 0.5"),
+            "s0 8": figure(0.40, faster | {"compile": 1.7}, "s0", 8),
         },
         "tuned": {},
         "untuned": {"s0 1": 0.25, "s1 1": "OutOfMemoryError: CUDA out of memory"},
@@ -195,6 +197,30 @@ def test_the_table():
         "S0         1        2  2.00     2.00x       6.00x",
     ]
     assert "WRONG cpu of l 1 1: UnavailableError: no compiled module" in text
+
+
+def test_the_table_of_the_readme(tmp_path):
+    """The right figures alone, in the order of batches; what was not measured is a dash."""
+    file = tmp_path / "README.md"
+    file.write_text("before\n<!-- gpu:begin -->\nold\n<!-- gpu:end -->\nafter\n")
+    readme.put_between(file, chart.MARKS, chart.table(measured()))
+    lines = file.read_text().splitlines()
+    assert (lines[0], lines[-1]) == ("before", "after")
+    assert "old" not in lines
+    assert lines[4:11] == [
+        "| times faster than | PyTorch eager | eager in a CUDA graph | torch.compile | our ms | images/s "
+        "| GB/s | TFLOP/s | of ceiling |",
+        "| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
+        "| S0, batch 1 | 12.00x | 3.00x | 2.50x | 0.190 | 5,263 | 5263 | 5.3 | 132% |",
+        "| S1, batch 1 | 12.00x | 3.00x | 1.90x | 0.300 | 3,333 | 3333 | 3.3 | 83% |",
+        "| S2, batch 1 | 12.00x | 3.00x | - | 0.500 | 2,000 | 2000 | 2.0 | 50% |",
+        "| L, batch 1 | 12.00x | 3.00x | - | 0.900 | 1,111 | 1111 | 1.1 | 28% |",
+        "| S0, batch 8 | 12.00x | 3.00x | 1.70x | 0.400 | 20,000 | 2500 | 2.5 | 62% |",
+    ]
+    assert "NVIDIA Test 9000, 224x224, fp16" in lines[-3]
+    (tmp_path / "other.md").write_text("no marks")
+    with pytest.raises(SystemExit, match="has no <!-- gpu:begin -->"):
+        readme.put_between(tmp_path / "other.md", chart.MARKS, "new")
 
 
 def test_nothing_is_judged_that_was_not_measured():

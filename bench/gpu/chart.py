@@ -12,13 +12,12 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from bench import drawing
+from bench import readme
 from bench.gpu.results import read
 from bench.gpu.targets import BATCHES, VARIANTS, speed_key
 
 MARKS = ("<!-- gpu:begin -->", "<!-- gpu:end -->")
 RIVALS = {"eager": "PyTorch eager", "eager graph": "eager in a CUDA graph", "compile": "torch.compile"}
-COLOURS = dict(zip(RIVALS.values(), (drawing.GREY, drawing.SKY, drawing.ORANGE), strict=True))
 
 
 def main() -> None:
@@ -32,7 +31,7 @@ def main() -> None:
         raise SystemExit(f"{args.json} holds no figures of bench/gpu/run_all.py.")
     draw(data, args.svg)
     if args.readme is not None:
-        drawing.put_between(args.readme, MARKS, table(data))
+        readme.put_between(args.readme, MARKS, table(data))
 
 
 def figures(data: dict[str, Any]) -> list[dict[str, Any]]:
@@ -44,6 +43,9 @@ def figures(data: dict[str, Any]) -> list[dict[str, Any]]:
 
 def draw(data: dict[str, Any], path: Path) -> None:
     """One panel for each batch, one group of bars for each model, one bar for each rival."""
+    from bench import drawing  # a table needs no matplotlib
+
+    colours = dict(zip(RIVALS.values(), (drawing.GREY, drawing.SKY, drawing.ORANGE), strict=True))
     rows = figures(data)
     batches = sorted({row["batch"] for row in rows})
     rivals = [rival for rival in RIVALS if any(rival in row["faster_than"] for row in rows)]
@@ -51,7 +53,7 @@ def draw(data: dict[str, Any], path: Path) -> None:
     for batch, panel in zip(batches, axes, strict=True):
         shown = [row for row in rows if row["batch"] == batch]
         heights = {RIVALS[rival]: [row["faster_than"].get(rival) for row in shown] for rival in rivals}
-        drawing.bars(panel, [row["variant"].upper() for row in shown], heights, COLOURS)
+        drawing.bars(panel, [row["variant"].upper() for row in shown], heights, colours)
         panel.set_title(f"batch {batch}", fontsize=10)
         panel.set_yscale("log")
     axes[0].set_ylabel("times faster than")
