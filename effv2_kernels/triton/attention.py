@@ -38,9 +38,9 @@ from effv2_kernels.triton.tiles import (
 # One program that keeps all heads in registers shares S_g and P_g between them, but their tiles lie across
 # warps: it exchanged them through shared memory 120 to 400 times, and took 12.8 us for one image and 380 us
 # for 256 (an H100, 49 tokens, 8 heads). Here a program makes one head, its rows within a warp each: it makes
-# S_g of all heads again, which tensor cores hardly notice, and P_g goes through memory: 2 bytes per head, query
-# and key, which at 224x224 the level-2 cache holds. Factors of log2(e) are folded into T1 and the bias on the
-# host, so exp is exp2.
+# S_g of all heads again, which tensor cores hardly notice, and P_g goes through memory: 2 bytes per head,
+# query and key, which at 224x224 the level-2 cache holds. Factors of log2(e) are folded into T1 and the bias
+# on the host, so exp is exp2.
 
 # From so many programs of 16 queries on, they are made larger: eight for each multiprocessor of an H100.
 _MANY_PROGRAMS = 8 * 132
