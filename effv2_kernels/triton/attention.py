@@ -25,6 +25,7 @@ from effv2_kernels.triton.tiles import (
     gelu,
     narrow,
     pixel_tile,
+    query_tile,
     resized_tile,
     settled,
 )
@@ -115,15 +116,8 @@ def mixed_softmax(
     BQ: tl.constexpr,
     BKEYS: tl.constexpr,
 ):
-    tiles = tl.cdiv(tokens, BQ)
-    program = tl.program_id(0)
-    head = program % HEADS
-    image = program // (HEADS * tiles)
-    query = (program // HEADS % tiles) * BQ + tl.arange(0, BQ)
-    query_ok = query < tokens
+    head, image, query, query_ok = query_tile(tokens, HEADS, BQ, WIDE)
     if WIDE:
-        image = image.to(tl.int64)
-        query = query.to(tl.int64)
         tokens = tokens.to(tl.int64)  # and with it what is counted up to it
     source = qkv + image * tokens * ROW
     rows = y + ((image * HEADS + head) * tokens + query)[:, None] * (pitches * PITCH)
@@ -182,15 +176,8 @@ def mixed_values(
     BKEYS: tl.constexpr,
 ):
     ROW: tl.constexpr = 2 * HEADS * KEY + HEADS * VALUE
-    tiles = tl.cdiv(tokens, BQ)
-    program = tl.program_id(0)
-    head = program % HEADS
-    image = program // (HEADS * tiles)
-    query = (program // HEADS % tiles) * BQ + tl.arange(0, BQ)
-    query_ok = query < tokens
+    head, image, query, query_ok = query_tile(tokens, HEADS, BQ, WIDE)
     if WIDE:
-        image = image.to(tl.int64)
-        query = query.to(tl.int64)
         tokens = tokens.to(tl.int64)  # and with it what is counted up to it
     source = qkv + image * tokens * ROW
     plane = tokens * (pitches * PITCH)

@@ -36,6 +36,7 @@ from effv2_kernels.triton.tiles import (
     narrow,
     pixel_tile,
     pointwise_sum,
+    query_tile,
 )
 
 LOG2_E = tl.constexpr(1.4426950408889634)
@@ -67,15 +68,8 @@ def downsample_attention(
 ):
     """One head of one tile of queries; one pass over the keys with an online softmax, since no heads mix."""
     ROW: tl.constexpr = HEADS * KEY + HEADS * VALUE
-    tiles = tl.cdiv(queries, BQ)
-    program = tl.program_id(0)
-    head = program % HEADS
-    image = program // (HEADS * tiles)
-    query = program // HEADS % tiles * BQ + tl.arange(0, BQ)
-    query_ok = query < queries
+    head, image, query, query_ok = query_tile(queries, HEADS, BQ, WIDE)
     if WIDE:
-        image = image.to(tl.int64)
-        query = query.to(tl.int64)
         tokens = tokens.to(tl.int64)  # and with it what is counted up to it
     source = kv + image * tokens * ROW
     row = query // query_width

@@ -137,6 +137,22 @@ def pixel_tile(first, count, height, width, BM: tl.constexpr, WIDE: tl.constexpr
 
 
 @triton.jit
+def query_tile(queries, HEADS: tl.constexpr, BQ: tl.constexpr, WIDE: tl.constexpr):
+    """What a program of an attention makes: BQ queries of one head of one image, heads next to each other.
+
+    Returns (head, image, query (BQ,), valid (BQ,)). WIDE: addresses need 64 bits.
+    """
+    tiles = tl.cdiv(queries, BQ)
+    program = tl.program_id(0)
+    image = program // (HEADS * tiles)
+    query = program // HEADS % tiles * BQ + tl.arange(0, BQ)
+    if WIDE:
+        image = image.to(tl.int64)
+        query = query.to(tl.int64)
+    return program % HEADS, image, query, query < queries
+
+
+@triton.jit
 def weight_tile(w, k, n, K: tl.constexpr, N: tl.constexpr, BK: tl.constexpr, BN: tl.constexpr):
     """Rows k (BK,) and columns n (BN,) of w (K, N), zero outside."""
     at = w + k[:, None] * N + n[None, :]
