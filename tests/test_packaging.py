@@ -175,8 +175,11 @@ def test_wheel_holds_what_is_needed_and_nothing_else(wheel):
     assert len(modules) == 1, modules
     assert {"effv2_kernels/py.typed", "effv2_kernels/_native.pyi"} <= packaged
     expected = {p.relative_to(ROOT).as_posix() for p in (ROOT / "effv2_kernels").rglob("*.py")}
-    expected |= {p.relative_to(ROOT).as_posix() for p in (ROOT / "effv2_kernels").rglob("*.safetensors")}
-    assert any(name.endswith(".safetensors") for name in expected)
+    data = ("*.safetensors", "triton/tuned/*.json")
+    expected |= {
+        p.relative_to(ROOT).as_posix() for kind in data for p in (ROOT / "effv2_kernels").rglob(kind)
+    }
+    assert {Path(name).suffix for name in expected} == {".py", ".safetensors", ".json"}
     assert packaged == expected | set(modules) | {"effv2_kernels/py.typed", "effv2_kernels/_native.pyi"}
     others = {name.split("/")[0] for name in set(names) - packaged}
     assert others == {f"effv2_kernels-{effv2_kernels.__version__}.dist-info"}
