@@ -41,6 +41,11 @@ def figures(data: dict[str, Any]) -> list[dict[str, Any]]:
     return [row for row in found if "ms" in row and not row.get("failure")]
 
 
+def rivals_of(rows: list[dict[str, Any]]) -> list[str]:
+    """Those that were measured beside any of the rows."""
+    return [rival for rival in RIVALS if any(rival in row["faster_than"] for row in rows)]
+
+
 def draw(data: dict[str, Any], path: Path) -> None:
     """One panel for each batch, one group of bars for each model, one bar for each rival."""
     from bench import drawing  # a table needs no matplotlib
@@ -48,7 +53,7 @@ def draw(data: dict[str, Any], path: Path) -> None:
     colours = dict(zip(RIVALS.values(), (drawing.GREY, drawing.SKY, drawing.ORANGE), strict=True))
     rows = figures(data)
     batches = sorted({row["batch"] for row in rows})
-    rivals = [rival for rival in RIVALS if any(rival in row["faster_than"] for row in rows)]
+    rivals = rivals_of(rows)
     figure, axes = drawing.panels(len(batches))
     for batch, panel in zip(batches, axes, strict=True):
         shown = [row for row in rows if row["batch"] == batch]
@@ -63,7 +68,7 @@ def draw(data: dict[str, Any], path: Path) -> None:
 def table(data: dict[str, Any]) -> str:
     """What stands in the README."""
     rows = figures(data)
-    rivals = [rival for rival in RIVALS if any(rival in row["faster_than"] for row in rows)]
+    rivals = rivals_of(rows)
     header = ["times faster than", *(RIVALS[rival] for rival in rivals)]
     header += ["our ms", "images/s", "GB/s", "TFLOP/s", "of ceiling"]
     lines = [" | ".join(["", *header, ""]).strip(), "| --- |" + " ---: |" * (len(header) - 1)]

@@ -20,7 +20,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from bench.gpu.targets import BATCHES, VARIANTS
+from bench.gpu.targets import BATCHES, VARIANTS, batches, models
 
 # Of all that Triton keeps of a kernel, what it needs to launch it.
 _KEPT = (".cubin", ".json")
@@ -103,12 +103,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("path", type=Path, help="file to write, .tar.xz")
     parser.add_argument("--capability", type=int, default=90, help="of the GPU; default: 90")
-    parser.add_argument("--models", default=",".join(VARIANTS), help="default: all")
-    parser.add_argument("--batches", default=",".join(map(str, BATCHES)), help="default: all")
+    parser.add_argument("--models", type=models, default=VARIANTS, help="default: all")
+    parser.add_argument("--batches", type=batches, default=BATCHES, help="default: all")
     args = parser.parse_args(arguments)
+    # Beside the file, for the next time, since all of a cache is kept.
+    os.environ.setdefault("TRITON_CACHE_DIR", f"{args.path}.cache")
     import triton
 
-    compile_all(args.models.split(","), [int(part) for part in args.batches.split(",")], args.capability)
+    compile_all(args.models, args.batches, args.capability)
     count = keep(Path(triton.knobs.cache.dir), args.path)
     print(f"{count} kernels in {args.path}, {args.path.stat().st_size / 1e6:.1f} MB")
     return 0

@@ -38,7 +38,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from bench.gpu.report import report, wrong
 from bench.gpu.results import blame, forget, read, steps_done
-from bench.gpu.targets import BATCHES, VARIANTS
+from bench.gpu.targets import BATCHES, VARIANTS, batches, models
 from bench.gpu.worker import DONE, RESTART, UNAVAILABLE, Wanted
 
 WORKER = Path(__file__).with_name("worker.py")
@@ -174,10 +174,10 @@ def parse(arguments: list[str] | None) -> Wanted:
         default=default.tune_seconds,
         help=f"and for tuning ahead; 0 leaves all tuning out; default: {default.tune_seconds:g}",
     )
-    parser.add_argument("--models", type=_models, default=VARIANTS, help=f"default: {','.join(VARIANTS)}")
+    parser.add_argument("--models", type=models, default=VARIANTS, help=f"default: {','.join(VARIANTS)}")
     parser.add_argument(
         "--batches",
-        type=_batches,
+        type=batches,
         default=BATCHES,
         help=f"most important first; default: {','.join(map(str, BATCHES))}",
     )
@@ -198,26 +198,6 @@ def parse(arguments: list[str] | None) -> Wanted:
         args.kernels,
         args.commit,
     )
-
-
-def _models(text: str) -> tuple[str, ...]:
-    names = tuple(dict.fromkeys(text.lower().split(",")))
-    unknown = [name for name in names if name not in VARIANTS]
-    if unknown:
-        raise argparse.ArgumentTypeError(f"unknown model {unknown[0]!r}; known: {', '.join(VARIANTS)}")
-    return names
-
-
-def _batches(text: str) -> tuple[int, ...]:
-    try:
-        batches = tuple(dict.fromkeys(int(part) for part in text.split(",")))
-    except ValueError:
-        batches = ()
-    if not batches or min(batches) < 1:
-        raise argparse.ArgumentTypeError(
-            f"expected positive numbers of images such as 1,32, but got {text!r}"
-        )
-    return batches
 
 
 def _seconds(text: str) -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 from collections.abc import Mapping
 from typing import Any
 
@@ -22,6 +23,28 @@ MILLISECONDS = {("s0", 1): 0.20}
 def speed_key(variant: str, batch: int) -> str:
     """The key of a figure in gpu.json: "s0 1"."""
     return f"{variant} {batch}"
+
+
+def models(text: str) -> tuple[str, ...]:
+    """Those of an option such as s0,l; the type of an argument."""
+    names = tuple(dict.fromkeys(text.lower().split(",")))
+    unknown = [name for name in names if name not in VARIANTS]
+    if unknown:
+        raise argparse.ArgumentTypeError(f"unknown model {unknown[0]!r}; known: {', '.join(VARIANTS)}")
+    return names
+
+
+def batches(text: str) -> tuple[int, ...]:
+    """Those of an option such as 1,32; the type of an argument."""
+    try:
+        found = tuple(dict.fromkeys(int(part) for part in text.split(",")))
+    except ValueError:
+        found = ()
+    if not found or min(found) < 1:
+        raise argparse.ArgumentTypeError(
+            f"expected positive numbers of images such as 1,32, but got {text!r}"
+        )
+    return found
 
 
 def judged(speed: Mapping[str, Any]) -> list[dict[str, Any]]:

@@ -35,7 +35,7 @@ _LEAST = 5.0
 _LEAST_WITH_RIVAL = 60.0
 # Groups of parity checks that come before any figure.
 _FIRST_GROUPS = 1
-# Seconds of timing for one figure, for one that is taken again, and for one of the CPU.
+# Seconds of timing for one figure, for one before its tiles are measured, and for one of the CPU.
 _TIMING = 1.0
 _GLANCE = 0.4
 _CPU_TIMING = 1.0
