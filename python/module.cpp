@@ -18,21 +18,26 @@ namespace {
 
 using FloatArray = py::array_t<float, py::array::c_style>;
 
-const effv2::Isa& isa_named(const std::string& name) {
-  const effv2::Isa* isa = effv2::find_isa(name.c_str());
-  if (!isa) throw effv2::Error("unknown ISA '" + name + "'");
-  if (!isa->available()) throw effv2::Error("this processor or operating system cannot run '" + name + "'");
-  return *isa;
+const effv2::Target& target_named(const std::string& isa, const std::string& format) {
+  if (!effv2::knows_isa(isa.c_str())) throw effv2::Error("unknown ISA '" + isa + "'");
+  if (!effv2::can_run_isa(isa.c_str())) {
+    throw effv2::Error("this processor or operating system cannot run '" + isa + "'");
+  }
+  const effv2::Target* target = effv2::find_target(isa.c_str(), format.c_str());
+  if (!target) throw effv2::Error("'" + isa + "' has no " + format);
+  return *target;
 }
 
-std::vector<std::string> isa_names(bool only_available) {
-  int count = 0;
-  const effv2::Isa* table = effv2::isa_table(&count);
-  std::vector<std::string> names;
-  for (int i = 0; i < count; ++i) {
-    if (!only_available || table[i].available()) names.emplace_back(table[i].name);
+// Each name once, in the order of the table.
+template <class Wanted>
+std::vector<std::string> names(const char* effv2::Target::*name, Wanted wanted) {
+  std::vector<std::string> found;
+  for (const effv2::Target& target : effv2::targets()) {
+    if (wanted(target) && !std::count(found.begin(), found.end(), target.*name)) {
+      found.emplace_back(target.*name);
+    }
   }
-  return names;
+  return found;
 }
 
 effv2::Tensor tensor_of(const std::string& name, const py::handle& value) {
@@ -47,8 +52,11 @@ void add(effv2::Network& network, const std::string& kind, const py::dict& tenso
     const auto key = name.cast<std::string>();
     fields.tensors[key] = tensor_of(key, value);
   }
-  for (const auto& [name, value] : options)
-    fields.options[name.cast<std::string>()] = value.cast<std::int64_t>();
+  for (const auto& [name, value] : options) {
+    fields.options[name.cast<std::string>()] = py::isinstance<py::str>(value)
+                                                   ? effv2::activation_option(value.cast<std::string>())
+                                                   : value.cast<std::int64_t>();
+  }
   effv2::add_block(network, kind, fields);
 }
 
@@ -93,7 +101,7 @@ std::vector<double> run(const effv2::Network& network, std::uintptr_t input, con
   if (!input || std::count(outputs.begin(), outputs.end(), 0)) {
     throw effv2::Error("the input or an output has no memory: its address is 0");
   }
-  const effv2::Images images{reinterpret_cast<const float*>(input),
+  const effv2::Images images{reinterpret_cast<const void*>(input),
                              static_cast<int>(shape[0]),
                              static_cast<int>(shape[1]),
                              static_cast<int>(shape[2]),
@@ -102,8 +110,8 @@ std::vector<double> run(const effv2::Network& network, std::uintptr_t input, con
                              strides[1],
                              strides[2],
                              strides[3]};
-  std::vector<float*> addresses;
-  for (const std::uintptr_t address : outputs) addresses.push_back(reinterpret_cast<float*>(address));
+  std::vector<void*> addresses;
+  for (const std::uintptr_t address : outputs) addresses.push_back(reinterpret_cast<void*>(address));
   std::vector<double> seconds(timed ? static_cast<std::size_t>(network.size()) : 0);
   {
     const py::gil_scoped_release released;
@@ -133,13 +141,21 @@ PYBIND11_MODULE(_native, m) {
   m.doc() = "The compiled engine of effv2_kernels.";
   py::register_exception<effv2::Error>(m, "NativeError");
 
-  m.def("isas", [] { return isa_names(false); });
-  m.def("available_isas", [] { return isa_names(true); });
+  m.def("isas", [] { return names(&effv2::Target::isa, [](const auto&) { return true; }); });
+  m.def("available_isas", [] {
+    return names(&effv2::Target::isa, [](const effv2::Target& target) { return target.available(); });
+  });
+  m.def(
+      "formats",
+      [](const std::string& isa) {
+        return names(&effv2::Target::format, [&](const effv2::Target& target) { return target.isa == isa; });
+      },
+      py::arg("isa"));
   m.def("default_isa", [] {
     char error[256] = "no ISA is available";
-    const effv2::Isa* isa = effv2::default_isa(error);
+    const char* isa = effv2::default_isa(error);
     if (!isa) throw effv2::Error(error);
-    return std::string(isa->name);
+    return std::string(isa);
   });
   m.def("cpu_name", [] {
     char name[64];
@@ -152,20 +168,20 @@ PYBIND11_MODULE(_native, m) {
   m.def(
       "measure_peak",
       [](const std::string& isa, int threads, double milliseconds) {
-        const effv2::Isa& chosen = isa_named(isa);
+        const effv2::Target& chosen = target_named(isa, "fp32");
         const py::gil_scoped_release released;
         return effv2::measure_peak(chosen, threads, milliseconds);
       },
       py::arg("isa"), py::arg("threads"), py::arg("milliseconds"));
 
   py::class_<effv2::Network>(m, "Network")
-      .def(py::init([](const std::string& isa, std::int64_t weight_bytes) {
-             return std::make_unique<effv2::Network>(&isa_named(isa), weight_bytes);
+      .def(py::init([](const std::string& isa, std::int64_t weight_bytes, const std::string& format) {
+             return std::make_unique<effv2::Network>(&target_named(isa, format), weight_bytes);
            }),
-           py::arg("isa"), py::arg("weight_bytes") = 0)
+           py::arg("isa"), py::arg("weight_bytes") = 0, py::arg("format") = "fp32")
       .def("add", add, py::arg("kind"), py::arg("tensors"), py::arg("options"))
       .def("add_feature", add_feature, py::arg("scale") = py::none(), py::arg("shift") = py::none())
-      .def_property_readonly("isa", [](const effv2::Network& n) { return std::string(n.isa().name); })
+      .def_property_readonly("isa", [](const effv2::Network& n) { return std::string(n.target().isa); })
       .def_property_readonly("in_channels", &effv2::Network::in_channels)
       .def_property_readonly("packed_bytes", &effv2::Network::packed_bytes)
       .def(

@@ -7,87 +7,101 @@
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
+#include <vector>
 
 namespace effv2 {
 
 #define EFFV2_DECLARE_FACTORY(kind, Spec) Block* make_##kind(const Spec&);
 #define EFFV2_ENTER_FACTORY(kind, Spec) made.kind = make_##kind;
-// Declares what csrc/cpu/blocks and peak.cpp define for an ISA, and its row of the table.
-#define EFFV2_DECLARE_ISA(isa)                    \
-  namespace isa {                                 \
-  EFFV2_BLOCKS(EFFV2_DECLARE_FACTORY)             \
-  double peak_loop(long);                         \
-  static constexpr Isa row(bool (*available)()) { \
-    Isa made{};                                   \
-    made.name = #isa;                             \
-    made.available = available;                   \
-    made.peak_loop = peak_loop;                   \
-    EFFV2_BLOCKS(EFFV2_ENTER_FACTORY)             \
-    return made;                                  \
-  }                                               \
+// What csrc/cpu defines for a target, and its row of the table.
+#define EFFV2_TARGET_ROW(the_isa, the_format)                                              \
+  namespace the_isa##_##the_format {                                                       \
+  EFFV2_BLOCKS(EFFV2_DECLARE_FACTORY)                                                      \
+  extern const int kValueBytes;                                                            \
+  void scale_and_shift(const void*, const float*, const float*, std::int64_t, int, void*); \
+  void copy_rows(const MapView&, Map, int, int, void*);                                    \
+  double peak_loop(long);                                                                  \
+  static Target row() {                                                                    \
+    Target made{};                                                                         \
+    made.isa = #the_isa;                                                                   \
+    made.format = #the_format;                                                             \
+    made.value_bytes = kValueBytes;                                                        \
+    made.available = has_##the_isa;                                                        \
+    made.scale_and_shift = scale_and_shift;                                                \
+    made.copy_rows = copy_rows;                                                            \
+    made.peak_loop = peak_loop;                                                            \
+    EFFV2_BLOCKS(EFFV2_ENTER_FACTORY)                                                      \
+    return made;                                                                           \
+  }                                                                                        \
   }
 
-#ifdef EFFV2_WITH_AVX512
-EFFV2_DECLARE_ISA(avx512)
+#if defined(__x86_64__)
 // The compiler's run-time checks include the operating system's part (XCR0).
-static bool has_avx512() {
+[[maybe_unused]] static bool has_avx512() {
   return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
          __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
 }
+[[maybe_unused]] static bool has_avx2() {
+  return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+}
+// For tests: AVX-512's code on a processor without it.
+[[maybe_unused]] static bool has_avx512_emulated() { return has_avx2(); }
 #endif
-#ifdef EFFV2_WITH_AVX2
-EFFV2_DECLARE_ISA(avx2)
-static bool has_avx2() { return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"); }
-#endif
-#ifdef EFFV2_WITH_AVX512_EMULATED  // for tests: AVX-512's code on a processor without it
-EFFV2_DECLARE_ISA(avx512_emulated)
-#endif
-EFFV2_DECLARE_ISA(scalar)
-static bool always() { return true; }
+static bool has_scalar() { return true; }
 
-static constexpr Isa kIsas[] = {
-#ifdef EFFV2_WITH_AVX512
-    avx512::row(has_avx512),
-#endif
-#ifdef EFFV2_WITH_AVX2
-    avx2::row(has_avx2),
-#endif
-#ifdef EFFV2_WITH_AVX512_EMULATED
-    avx512_emulated::row(has_avx2),
-#endif
-    scalar::row(always),
-};
+// The build lists the targets of an engine, best ISA first: X(isa, format).
+#define X EFFV2_TARGET_ROW
+#include "targets.inc"
+#undef X
 
-const Isa* isa_table(int* count) {
-  *count = static_cast<int>(sizeof kIsas / sizeof kIsas[0]);
-  return kIsas;
+const std::vector<Target>& targets() {
+#define X(the_isa, the_format) the_isa##_##the_format::row(),
+  static const std::vector<Target> table{
+#include "targets.inc"
+  };
+#undef X
+  return table;
 }
 
-const Isa* find_isa(const char* name) {
-  for (const Isa& isa : kIsas) {
-    if (std::strcmp(isa.name, name) == 0) return &isa;
+const Target* find_target(const char* isa, const char* format) {
+  for (const Target& target : targets()) {
+    if (std::strcmp(target.isa, isa) == 0 && std::strcmp(target.format, format) == 0) return &target;
   }
   return nullptr;
 }
 
-const Isa* default_isa(char* error) {
+static bool isa_is(const char* isa, bool (*what)(const Target&)) {
+  for (const Target& target : targets()) {
+    if (std::strcmp(target.isa, isa) == 0) return what(target);
+  }
+  return false;
+}
+bool knows_isa(const char* isa) {
+  return isa_is(isa, [](const Target&) { return true; });
+}
+bool can_run_isa(const char* isa) {
+  return isa_is(isa, [](const Target& target) { return target.available(); });
+}
+
+const char* default_isa(char* error) {
   const char* forced = std::getenv("EFFV2_FORCE_ISA");
   if (forced && *forced) {
-    const Isa* isa = find_isa(forced);
-    if (!isa) {
+    if (!knows_isa(forced)) {
       std::snprintf(error, 256, "EFFV2_FORCE_ISA names the unknown ISA '%.64s'", forced);
       return nullptr;
     }
-    if (!isa->available()) {
+    if (!can_run_isa(forced)) {
       std::snprintf(error, 256,
                     "EFFV2_FORCE_ISA asks for '%.64s', which this processor or operating system lacks",
                     forced);
       return nullptr;
     }
-    return isa;
+    for (const Target& target : targets()) {
+      if (std::strcmp(target.isa, forced) == 0) return target.isa;
+    }
   }
-  for (const Isa& isa : kIsas) {
-    if (isa.available()) return &isa;
+  for (const Target& target : targets()) {
+    if (target.available()) return target.isa;
   }
   return nullptr;
 }

@@ -1,7 +1,7 @@
 // The most multiply-adds the processor can do: every accumulator register busy, no memory touched.
-#include "cpu/simd/simd.h"
+#include "cpu/target.h"
 
-namespace effv2::EFFV2_ISA {
+namespace effv2::EFFV2_TARGET {
 
 // Returns the multiply-adds done (per lane and accumulator, `steps` times).
 double peak_loop(long steps) {
@@ -24,4 +24,4 @@ double peak_loop(long steps) {
   return static_cast<double>(steps) * kAccumulators * kLanes;
 }
 
-}  // namespace effv2::EFFV2_ISA
+}  // namespace effv2::EFFV2_TARGET

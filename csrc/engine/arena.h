@@ -19,11 +19,11 @@ class Arena {
   Arena& operator=(const Arena&) = delete;
   ~Arena();
   // Aligned to 64 bytes; not set to anything. Throws std::bad_alloc.
-  float* take(std::int64_t floats);
+  std::byte* take(std::int64_t bytes);
 
  private:
   std::vector<void*> pieces_;
-  char* next_ = nullptr;
+  std::byte* next_ = nullptr;
   std::size_t left_ = 0;
 };
 

@@ -1,4 +1,4 @@
-// What every block of the network offers to the engine, whatever ISA it was compiled for.
+// What every block of the network offers to the engine, whatever target it was compiled for.
 #pragma once
 
 #include <cstddef>
@@ -9,31 +9,32 @@
 
 namespace effv2 {
 
-// Size of a feature map. In memory it is dense NHWC: (height, width, channels) floats per image.
+// Size of a feature map. In memory it is dense NHWC: (height, width, channels) values per image, each of as
+// many bytes as the target's format stores.
 struct Map {
   int height;
   int width;
   int channels;
   std::int64_t pixels() const { return static_cast<std::int64_t>(height) * width; }
-  std::int64_t floats() const { return pixels() * channels; }
+  std::int64_t values() const { return pixels() * channels; }
 };
 
-// A map in memory; strides in floats. Only the stem reads maps that are not dense.
+// A map in memory; strides in values. Only a first block reads maps that are not dense.
 struct MapView {
-  const float* data;
+  const void* data;
   std::int64_t channel_stride;
   std::int64_t row_stride;
   std::int64_t pixel_stride;
 };
 
-inline MapView dense(const float* data, Map m) {
+inline MapView dense(const void* data, Map m) {
   return {data, 1, static_cast<std::int64_t>(m.width) * m.channels, m.channels};
 }
 
-// Memory that a block may use while it runs, in floats: one part for the team, one per thread.
+// Memory that a block may use while it runs: one part for the team, one per thread.
 struct Scratch {
-  float* shared;
-  float* own;
+  void* shared;
+  void* own;
 };
 
 // Messages of blocks that an input does not fit are plain text: they reach the user.
@@ -45,16 +46,16 @@ class Block {
   // Whether run() takes maps of any strides; all others need dense ones.
   virtual bool takes_strides() const { return false; }
   virtual std::int64_t multiply_adds(Map in) const = 0;
-  // Packed weights in bytes.
+  // Packed weights.
   virtual std::int64_t packed_bytes() const = 0;
-  // What depends on the resolution alone and is computed once per resolution, in floats.
-  virtual std::int64_t prepared_floats(Map) const { return 0; }
-  virtual void prepare(Map, float*) const {}
-  virtual std::int64_t shared_floats(Map in) const = 0;
-  virtual std::int64_t own_floats(Map in) const = 0;
+  // What depends on the resolution alone and is computed once per resolution.
+  virtual std::int64_t prepared_bytes(Map) const { return 0; }
+  virtual void prepare(Map, void*) const {}
+  virtual std::int64_t shared_bytes(Map) const { return 0; }
+  virtual std::int64_t own_bytes(Map) const { return 0; }
   // Called by every thread of the team with the same arguments but its own Team and Scratch::own.
   // y must not overlap x. The caller synchronises the team between blocks.
-  virtual void run(const MapView& x, float* y, Map in, const float* prepared, const Scratch& scratch,
+  virtual void run(const MapView& x, void* y, Map in, const void* prepared, const Scratch& scratch,
                    const Team& team) const = 0;
 };
 

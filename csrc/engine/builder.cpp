@@ -21,7 +21,7 @@ void add(Network& network, const char* kind, const Fields& fields, Block* (*fact
 
 void add_block(Network& network, const std::string& kind, const Fields& fields) {
 #define EFFV2_ADD(name, Spec) \
-  if (kind == #name) return add<Spec>(network, #name, fields, network.isa().name);
+  if (kind == #name) return add<Spec>(network, #name, fields, network.target().name);
   EFFV2_BLOCKS(EFFV2_ADD)
 #undef EFFV2_ADD
   throw Error("unknown kind of block '" + kind + "'");

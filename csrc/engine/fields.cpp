@@ -9,6 +9,7 @@ namespace effv2 {
 namespace {
 
 constexpr std::int64_t kLargest = 1 << 20;
+constexpr int kLargestKernel = 7;
 
 std::string text(const std::vector<std::int64_t>& shape) {
   std::string s = "(";
@@ -18,6 +19,15 @@ std::string text(const std::vector<std::int64_t>& shape) {
 
 }  // namespace
 
+bool FieldReader::given(bool, std::initializer_list<const char*> layers) const {
+  for (const char* layer : layers) {
+    for (const char* part : {"weight", "bias"}) {
+      if (fields_.tensors.count(field_of(layer, part))) return true;
+    }
+  }
+  return false;
+}
+
 void FieldReader::size(int& value, const char* name, std::size_t axis) const {
   const Tensor& t = named(name);
   if (axis >= t.shape.size())
@@ -25,6 +35,20 @@ void FieldReader::size(int& value, const char* name, std::size_t axis) const {
   if (t.shape[axis] < 1 || t.shape[axis] > kLargest)
     fail(std::string(name) + " has the shape " + text(t.shape));
   value = static_cast<int>(t.shape[axis]);
+}
+
+void FieldReader::kernel(int& value, const char* name, std::size_t axis) const {
+  size(value, name, axis);
+  if (value % 2 == 0 || value > kLargestKernel) {
+    fail(std::string(name) + " has the shape " + text(named(name).shape) + ", and windows are of 1, 3, 5 or 7");
+  }
+}
+
+void FieldReader::activation(Activation& value, Activation fallback) const {
+  constexpr std::int64_t kCount = sizeof kActivationNames / sizeof *kActivationNames;
+  const int index = option("activation", static_cast<std::int64_t>(fallback));
+  if (index >= kCount) fail("the option activation is out of range");
+  value = static_cast<Activation>(index);
 }
 
 void FieldReader::choice(int& value, const char* name, std::initializer_list<int> values) const {
@@ -91,6 +115,16 @@ const Tensor& FieldReader::named(const std::string& name) const {
   const auto found = fields_.tensors.find(name);
   if (found == fields_.tensors.end()) fail("the tensor " + name + " is missing");
   return found->second;
+}
+
+std::int64_t activation_option(const std::string& name) {
+  std::string known;
+  std::int64_t index = 0;
+  for (const char* one : kActivationNames) {
+    if (name == one) return index;
+    known += (index++ ? ", " : "") + std::string(one);
+  }
+  throw Error("unknown activation '" + name + "'; known: " + known);
 }
 
 void FieldReader::fail(const std::string& why) const { throw Error(kind_ + ": " + why); }

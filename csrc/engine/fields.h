@@ -27,7 +27,10 @@ class FieldReader {
  public:
   FieldReader(std::string kind, const Fields& fields) : kind_(std::move(kind)), fields_(fields) {}
 
+  bool given(bool, std::initializer_list<const char*> layers) const;
   void size(int& value, const char* name, std::size_t axis) const;
+  void kernel(int& value, const char* name, std::size_t axis) const;
+  void activation(Activation& value, Activation fallback) const;
   void choice(int& value, const char* name, std::initializer_list<int> values) const;
   void heads(int& count, int& key_dim, int& value_dim) const;
   int product(int heads, int each) const;
@@ -44,6 +47,9 @@ class FieldReader {
   std::string kind_;
   const Fields& fields_;
 };
+
+// The activation of a name, as options have it: an index into kActivationNames. Throws Error for another name.
+std::int64_t activation_option(const std::string& name);
 
 // How a layer's tensors are called: "fc1" has fc1_weight; "" has weight.
 inline std::string field_of(const std::string& layer, const char* part) {

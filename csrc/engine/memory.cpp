@@ -30,23 +30,23 @@ Arena::Arena() {
 #endif
 }
 
-float* Arena::take(std::int64_t floats) {
-  const std::size_t bytes = static_cast<std::size_t>(aligned_floats(floats)) * sizeof(float);
-  if (bytes > left_) {
-    const std::size_t size = bytes < kPiece ? kPiece : (bytes + kLargePage - 1) / kLargePage * kLargePage;
+std::byte* Arena::take(std::int64_t bytes) {
+  const std::size_t wanted = static_cast<std::size_t>(aligned_bytes(bytes));
+  if (wanted > left_) {
+    const std::size_t size = wanted < kPiece ? kPiece : (wanted + kLargePage - 1) / kLargePage * kLargePage;
     pieces_.reserve(pieces_.size() + 1);
     void* piece = ::operator new(size, std::align_val_t{kLargePage});
     pieces_.push_back(piece);
 #ifdef MADV_HUGEPAGE
     madvise(piece, size, MADV_HUGEPAGE);  // a wish: without it the pages are small
 #endif
-    next_ = static_cast<char*>(piece);
+    next_ = static_cast<std::byte*>(piece);
     left_ = size;
   }
-  char* taken = next_;
-  next_ += bytes;
-  left_ -= bytes;
-  return reinterpret_cast<float*>(taken);
+  std::byte* taken = next_;
+  next_ += wanted;
+  left_ -= wanted;
+  return taken;
 }
 
 Arena::~Arena() {
@@ -56,21 +56,21 @@ Arena::~Arena() {
 ArenaScope::ArenaScope(Arena* arena) : outer_(current) { current = arena; }
 ArenaScope::~ArenaScope() { current = outer_; }
 
-Buffer::Buffer(std::int64_t floats) : floats_(aligned_floats(floats)), own_(!current) {
-  if (floats_ == 0) return;
-  const std::size_t bytes = static_cast<std::size_t>(floats_) * sizeof(float);
-  data_ = own_ ? static_cast<float*>(::operator new(bytes, std::align_val_t{64})) : current->take(floats_);
-  std::memset(data_, 0, bytes);
+Buffer::Buffer(std::int64_t bytes) : bytes_(aligned_bytes(bytes)), own_(!current) {
+  if (bytes_ == 0) return;
+  const std::size_t size = static_cast<std::size_t>(bytes_);
+  data_ = own_ ? static_cast<std::byte*>(::operator new(size, std::align_val_t{64})) : current->take(bytes_);
+  std::memset(data_, 0, size);
 }
 
-Buffer::Buffer(Buffer&& other) noexcept : data_(other.data_), floats_(other.floats_), own_(other.own_) {
+Buffer::Buffer(Buffer&& other) noexcept : data_(other.data_), bytes_(other.bytes_), own_(other.own_) {
   other.data_ = nullptr;
-  other.floats_ = 0;
+  other.bytes_ = 0;
 }
 
 Buffer& Buffer::operator=(Buffer&& other) noexcept {
   std::swap(data_, other.data_);
-  std::swap(floats_, other.floats_);
+  std::swap(bytes_, other.bytes_);
   std::swap(own_, other.own_);
   return *this;
 }

@@ -24,14 +24,14 @@ struct Network::Plan {
   std::vector<Map> inputs, outputs;  // of every block
   std::vector<std::int64_t> prepared_at;
   Buffer prepared;
-  std::int64_t map_floats = 0;  // the largest map between two blocks
-  std::int64_t shared_floats = 0, own_floats = 0;
-  // From this block on weights outweigh the maps, none of which has more than late_map_floats.
+  std::int64_t map_bytes = 0;  // the largest map between two blocks
+  std::int64_t shared_bytes = 0, own_bytes = 0;
+  // From this block on weights outweigh the maps, none of which has more than late_map_bytes.
   std::size_t late = 0;
-  std::int64_t late_map_floats = 0;
+  std::int64_t late_map_bytes = 0;
 
-  std::int64_t arena_floats(int group) const {
-    return 2 * map_floats + shared_floats + own_floats + (group > 1 ? 2 * group * late_map_floats : 0);
+  std::int64_t arena_bytes(int group) const {
+    return 2 * map_bytes + shared_bytes + own_bytes + (group > 1 ? 2 * group * late_map_bytes : 0);
   }
 };
 
@@ -47,14 +47,14 @@ struct Network::Context {
 struct Network::Walk {
   int image;
   MapView x;
-  float* maps[2];  // for the next output, in turn
+  std::byte* maps[2];  // for the next output, in turn
   int spare = 0;
   std::size_t feature = 0;
 };
 
 struct Network::Run {
   const Images& images;
-  float* const* outputs;
+  void* const* outputs;
   const Plan& plan;
   Context& context;
   int group;           // images that a thread takes at a time
@@ -64,8 +64,8 @@ struct Network::Run {
   std::atomic<int> next{0};
 };
 
-Network::Network(const Isa* isa, std::int64_t weight_bytes)
-    : isa_(isa), arena_(weight_bytes < kArenaBytes ? nullptr : std::make_unique<Arena>()) {}
+Network::Network(const Target* target, std::int64_t weight_bytes)
+    : target_(target), arena_(weight_bytes < kArenaBytes ? nullptr : std::make_unique<Arena>()) {}
 Network::~Network() = default;
 
 void Network::add(std::unique_ptr<Block> block, int in_channels) {
@@ -85,8 +85,8 @@ void Network::add_feature(const float* scale, const float* shift, int channels) 
     throw Error("the output of block " + std::to_string(feature.block) + " is returned already");
   }
   if (scale) {
-    feature.scale = Buffer(channels);
-    feature.shift = Buffer(channels);
+    feature.scale = Array<float>(channels);
+    feature.shift = Array<float>(channels);
     std::memcpy(feature.scale.data(), scale, static_cast<std::size_t>(channels) * sizeof(float));
     std::memcpy(feature.shift.data(), shift, static_cast<std::size_t>(channels) * sizeof(float));
   }
@@ -134,24 +134,24 @@ std::shared_ptr<const Network::Plan> Network::plan(int height, int width) const 
   plan->width = width;
   plan->outputs = maps(height, width);
   Map map{height, width, in_channels_};
-  plan->map_floats = aligned_floats(map.floats());  // a strided input of a single block is made dense there
-  if (!blocks_.empty() && blocks_.front()->takes_strides()) plan->map_floats = 0;
+  plan->map_bytes = aligned_bytes(bytes_of(map));  // a strided input of a single block is made dense there
+  if (!blocks_.empty() && blocks_.front()->takes_strides()) plan->map_bytes = 0;
   std::int64_t prepared = 0;
   for (std::size_t i = 0; i < blocks_.size(); ++i) {
     plan->inputs.push_back(map);
     plan->prepared_at.push_back(prepared);
-    prepared += aligned_floats(blocks_[i]->prepared_floats(map));
-    plan->shared_floats = std::max(plan->shared_floats, aligned_floats(blocks_[i]->shared_floats(map)));
-    plan->own_floats = std::max(plan->own_floats, aligned_floats(blocks_[i]->own_floats(map)));
+    prepared += aligned_bytes(blocks_[i]->prepared_bytes(map));
+    plan->shared_bytes = std::max(plan->shared_bytes, aligned_bytes(blocks_[i]->shared_bytes(map)));
+    plan->own_bytes = std::max(plan->own_bytes, aligned_bytes(blocks_[i]->own_bytes(map)));
     map = plan->outputs[i];
-    plan->map_floats = std::max(plan->map_floats, aligned_floats(map.floats()));
+    plan->map_bytes = std::max(plan->map_bytes, aligned_bytes(bytes_of(map)));
   }
   plan->prepared = Buffer(prepared);
   for (plan->late = blocks_.size(); plan->late > 0; --plan->late) {
     // A block reads one map and writes another.
-    const std::int64_t floats = aligned_floats(plan->outputs[plan->late - 1].floats());
-    if (blocks_[plan->late - 1]->packed_bytes() < 2 * floats * std::int64_t{sizeof(float)}) break;
-    plan->late_map_floats = std::max(plan->late_map_floats, floats);
+    const std::int64_t bytes = aligned_bytes(bytes_of(plan->outputs[plan->late - 1]));
+    if (blocks_[plan->late - 1]->packed_bytes() < 2 * bytes) break;
+    plan->late_map_bytes = std::max(plan->late_map_bytes, bytes);
   }
   for (std::size_t i = 0; i < blocks_.size(); ++i) {
     blocks_[i]->prepare(plan->inputs[i], plan->prepared.data() + plan->prepared_at[i]);
@@ -177,12 +177,12 @@ std::unique_ptr<Network::Context> Network::take_context(int height, int width, i
   auto context = std::make_unique<Context>();
   context->plan = plan(height, width);
   context->group = group;
-  for (int i = 0; i < threads; ++i) context->arenas.emplace_back(context->plan->arena_floats(group));
+  for (int i = 0; i < threads; ++i) context->arenas.emplace_back(context->plan->arena_bytes(group));
   context->barriers = std::vector<Barrier>(static_cast<std::size_t>(threads));
   return context;
 }
 
-void Network::run(const Images& images, float* const* outputs, int threads, double* seconds, int stop) const {
+void Network::run(const Images& images, void* const* outputs, int threads, double* seconds, int stop) const {
   threads = std::max(1, std::min(threads, usable_cpus()));
   // Small enough that every thread gets several groups.
   const int group = std::max(1, std::min(kGroup, images.count / (2 * threads)));
@@ -230,8 +230,8 @@ void Network::work(Run& run, int rank, int size) const {
   const int count = run.images.count;
   double* seconds = run.seconds ? run.seconds + static_cast<std::size_t>(rank) * blocks_.size() : nullptr;
   const Plan& plan = run.plan;
-  const auto own = [&](float* arena) { return arena + 2 * plan.map_floats + plan.shared_floats; };
-  float* arena = run.context.arenas[static_cast<std::size_t>(rank)].data();
+  const auto own = [&](std::byte* arena) { return arena + 2 * plan.map_bytes + plan.shared_bytes; };
+  std::byte* arena = run.context.arenas[static_cast<std::size_t>(rank)].data();
 
   const int alone = size == 1 ? count : count / size * size;
   for (int image; (image = run.next.fetch_add(run.group, std::memory_order_relaxed)) < alone;) {
@@ -245,32 +245,32 @@ void Network::work(Run& run, int rank, int size) const {
   while (members = split(size, team, left), rank >= members.end) ++team;
   Barrier& barrier = run.context.barriers[static_cast<std::size_t>(team)];
   barrier.set_size(members.end - members.begin);
-  float* leader = run.context.arenas[static_cast<std::size_t>(members.begin)].data();
+  std::byte* leader = run.context.arenas[static_cast<std::size_t>(members.begin)].data();
   const Team me{rank - members.begin, members.end - members.begin, &barrier};
   // The leader's arena becomes common property: it must have finished its own images.
   me.sync();
-  const Scratch scratch{leader + 2 * plan.map_floats, own(arena)};
+  const Scratch scratch{leader + 2 * plan.map_bytes, own(arena)};
   Walk walk = enter(run, alone + team, leader, me);
   for (std::size_t i = 0; i < run.blocks; ++i) step(run, i, walk, scratch, me, seconds);
 }
 
 // One image after the other through the early blocks, whose maps are large; then block after block, so that
 // weights that fit into no near cache are read once for the whole group.
-void Network::run_group(const Run& run, Range images, float* arena, float* own, double* seconds) const {
+void Network::run_group(const Run& run, Range images, std::byte* arena, std::byte* own, double* seconds) const {
   const Plan& plan = run.plan;
-  const Scratch scratch{arena + 2 * plan.map_floats, own};
-  float* late_maps = own + plan.own_floats;
+  const Scratch scratch{arena + 2 * plan.map_bytes, own};
+  std::byte* late_maps = own + plan.own_bytes;
   const bool grouped = images.end - images.begin > 1;
   const std::size_t late = grouped ? std::min(plan.late, run.blocks) : run.blocks;
   Walk walks[kGroup];
-  for (int image = images.begin; image < images.end; ++image, late_maps += 2 * plan.late_map_floats) {
+  for (int image = images.begin; image < images.end; ++image, late_maps += 2 * plan.late_map_bytes) {
     Walk& walk = walks[image - images.begin];
     walk = enter(run, image, arena, {});
     for (std::size_t i = 0; i <= late && i < run.blocks; ++i) {
       if (i == late) {
         // From here on the image needs maps of its own.
         walk.maps[0] = late_maps;
-        walk.maps[1] = late_maps + plan.late_map_floats;
+        walk.maps[1] = late_maps + plan.late_map_bytes;
       }
       step(run, i, walk, scratch, {}, seconds);
     }
@@ -281,27 +281,21 @@ void Network::run_group(const Run& run, Range images, float* arena, float* own, 
 }
 
 // An image at the network's door; made dense where the first block needs that.
-Network::Walk Network::enter(const Run& run, int image, float* arena, const Team& team) const {
+Network::Walk Network::enter(const Run& run, int image, std::byte* arena, const Team& team) const {
   const Images& images = run.images;
   Walk walk{image,
-            {images.data + image * images.image_stride, images.channel_stride, images.row_stride,
-             images.pixel_stride},
-            {arena, arena + run.plan.map_floats}};
+            {static_cast<const std::byte*>(images.data) + image * images.image_stride * target_->value_bytes,
+             images.channel_stride, images.row_stride, images.pixel_stride},
+            {arena, arena + run.plan.map_bytes}};
   const MapView& x = walk.x;
   const Map input = run.plan.inputs.front();
   const MapView as_dense = dense(x.data, input);
   const bool is_dense =
       x.channel_stride == 1 && x.pixel_stride == as_dense.pixel_stride && x.row_stride == as_dense.row_stride;
   if (is_dense || blocks_.front()->takes_strides()) return walk;
-  float* copy = walk.maps[walk.spare];
+  std::byte* copy = walk.maps[walk.spare];
   const Range rows = team.share(input.height);
-  for (int row = rows.begin; row < rows.end; ++row) {
-    for (int column = 0; column < input.width; ++column) {
-      const float* pixel = x.data + row * x.row_stride + column * x.pixel_stride;
-      float* to = copy + (std::int64_t{row} * input.width + column) * input.channels;
-      for (int c = 0; c < input.channels; ++c) to[c] = pixel[c * x.channel_stride];
-    }
-  }
+  target_->copy_rows(x, input, rows.begin, rows.end, copy);
   team.sync();
   walk.x = dense(copy, input);
   walk.spare ^= 1;
@@ -314,26 +308,26 @@ void Network::step(const Run& run, std::size_t i, Walk& walk, const Scratch& scr
   const Plan& plan = run.plan;
   const auto start = std::chrono::steady_clock::now();
   const Map out = plan.outputs[i];
-  float* y = walk.maps[walk.spare];
+  std::byte* y = walk.maps[walk.spare];
   const Feature* wanted =
       run.features && walk.feature < features_.size() && features_[walk.feature].block == static_cast<int>(i)
           ? &features_[walk.feature]
           : nullptr;
-  float* returned = nullptr;
-  if (wanted) returned = run.outputs[walk.feature++] + walk.image * out.floats();
-  if (!run.features && i + 1 == run.blocks) returned = run.outputs[0] + walk.image * out.floats();
+  const auto output = [&](std::size_t feature) {
+    return static_cast<std::byte*>(run.outputs[feature]) + walk.image * bytes_of(out);
+  };
+  std::byte* returned = nullptr;
+  if (wanted) returned = output(walk.feature++);
+  if (!run.features && i + 1 == run.blocks) returned = output(0);
   const bool direct = returned && !(wanted && wanted->scale.data());
   if (direct) y = returned;
   blocks_[i]->run(walk.x, y, plan.inputs[i], plan.prepared.data() + plan.prepared_at[i], scratch, team);
   team.sync();
   if (returned && !direct) {
     const Range pixels = team.share(static_cast<int>(out.pixels()));
-    for (std::int64_t p = pixels.begin; p < pixels.end; ++p) {
-      for (int c = 0; c < out.channels; ++c) {
-        const std::int64_t at = p * out.channels + c;
-        returned[at] = y[at] * wanted->scale.data()[c] + wanted->shift.data()[c];
-      }
-    }
+    const std::int64_t first = pixels.begin * std::int64_t{out.channels} * target_->value_bytes;
+    target_->scale_and_shift(y + first, wanted->scale.data(), wanted->shift.data(), pixels.end - pixels.begin,
+                             out.channels, returned + first);
   }
   walk.x = dense(y, out);
   // A map that was returned directly leaves both buffers free.

@@ -8,7 +8,7 @@
 
 #include "engine/arena.h"
 #include "engine/block.h"
-#include "engine/isa.h"
+#include "engine/target.h"
 
 namespace effv2 {
 
@@ -18,9 +18,9 @@ class Error : public std::runtime_error {
   using std::runtime_error::runtime_error;
 };
 
-// A batch of images, strides in floats.
+// A batch of images, strides in values.
 struct Images {
-  const float* data;
+  const void* data;
   int count, channels, height, width;
   std::int64_t image_stride, channel_stride, row_stride, pixel_stride;
 };
@@ -29,10 +29,10 @@ class Network {
  public:
   // weight_bytes: about how much there will be. A large network's weights are made in an arena of large
   // pages.
-  explicit Network(const Isa* isa, std::int64_t weight_bytes = 0);
+  explicit Network(const Target* target, std::int64_t weight_bytes = 0);
   ~Network();
 
-  const Isa& isa() const { return *isa_; }
+  const Target& target() const { return *target_; }
   // What its blocks' weights are to be made in, or null: each in memory of its own.
   Arena* arena() { return arena_.get(); }
   // Takes the block over. in_channels is what it reads.
@@ -50,31 +50,32 @@ class Network {
   std::vector<Map> maps(int height, int width) const;
   std::vector<std::int64_t> multiply_adds(int height, int width) const;
 
-  // outputs: one address per feature, or one for the last block's output if there are none; dense NHWC,
-  // one image after the other. seconds, if not null, receives the time of every block summed over the
+  // Images and outputs are in the target's format. outputs: one address per feature, or one for the last block's
+  // output if there are none; dense NHWC, one image after the other. seconds, if not null, receives the time of every block summed over the
   // images of the busiest thread. stop: run so many blocks only and return what the last of them makes; 0 is
   // the whole network. May be called from several threads at once.
-  void run(const Images& images, float* const* outputs, int threads, double* seconds, int stop = 0) const;
+  void run(const Images& images, void* const* outputs, int threads, double* seconds, int stop = 0) const;
 
  private:
   struct Feature {
     int block;
-    Buffer scale, shift;
+    Array<float> scale, shift;
   };
   struct Plan;
   struct Context;
   struct Run;
   struct Walk;
 
+  std::int64_t bytes_of(Map map) const { return map.values() * target_->value_bytes; }
   std::shared_ptr<const Plan> plan(int height, int width) const;
   std::unique_ptr<Context> take_context(int height, int width, int threads, int group) const;
   void work(Run& run, int rank, int size) const;
-  void run_group(const Run& run, Range images, float* arena, float* own, double* seconds) const;
-  Walk enter(const Run& run, int image, float* arena, const Team& team) const;
+  void run_group(const Run& run, Range images, std::byte* arena, std::byte* own, double* seconds) const;
+  Walk enter(const Run& run, int image, std::byte* arena, const Team& team) const;
   void step(const Run& run, std::size_t block, Walk& walk, const Scratch& scratch, const Team& team,
             double* seconds) const;
 
-  const Isa* isa_;
+  const Target* target_;
   int in_channels_ = 0, out_channels_ = 0;
   std::unique_ptr<Arena> arena_;  // outlives the blocks
   std::vector<std::unique_ptr<Block>> blocks_;

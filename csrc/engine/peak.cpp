@@ -9,7 +9,7 @@ namespace effv2 {
 namespace {
 
 struct Measurement {
-  const Isa& isa;
+  const Target& target;
   double seconds;
   std::atomic<double> gflops{0};
 };
@@ -17,11 +17,11 @@ struct Measurement {
 void measure(void* argument, int, int) {
   Measurement& m = *static_cast<Measurement*>(argument);
   using Clock = std::chrono::steady_clock;
-  m.isa.peak_loop(1 << 14);
+  m.target.peak_loop(1 << 14);
   const auto start = Clock::now();
   double multiply_adds = 0, elapsed = 0;
   while (elapsed < m.seconds) {
-    multiply_adds += m.isa.peak_loop(1 << 14);
+    multiply_adds += m.target.peak_loop(1 << 14);
     elapsed = std::chrono::duration<double>(Clock::now() - start).count();
   }
   const double mine = 2 * multiply_adds / elapsed * 1e-9;
@@ -31,8 +31,8 @@ void measure(void* argument, int, int) {
 
 }  // namespace
 
-double measure_peak(const Isa& isa, int threads, double milliseconds) {
-  Measurement m{isa, milliseconds * 1e-3, {}};
+double measure_peak(const Target& target, int threads, double milliseconds) {
+  Measurement m{target, milliseconds * 1e-3, {}};
   run_on_threads(threads, measure, &m);
   return m.gflops.load();
 }

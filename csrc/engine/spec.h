@@ -4,12 +4,14 @@
 // visit() lists the fields of a block, once for all who need them: the builder reads them from named tensors
 // and checks every shape, tests make random ones. A visitor offers
 //
+//   given(value, {layer, ...})            whether there are layers that may be left out, all or none of them
 //   size(value, tensor, axis)             a size of the block: that of this axis of that tensor
+//   kernel(value, tensor, axis)           likewise, of a window: 1, 3, 5 or 7
 //   choice(value, name, {first, ...})     an option, the first value unless given
+//   activation(value, fallback)           the option of that name
 //   heads(count, key_dim, value_dim)      the options of an attention
 //   product(heads, each)                  channels of all heads together
-//   layer(layer, name, outputs, {inner})  name_weight (outputs, inner ...) and name_bias (outputs,); without
-//   a
+//   layer(layer, name, outputs, {inner})  name_weight (outputs, inner ...) and name_bias (outputs,); without a
 //                                         name, weight and bias
 //   tensor(values, name, {shape})
 //   distances(bias, heads, query_stride)  an attention's bias by distance, and whether it is resized
@@ -17,12 +19,16 @@
 
 namespace effv2 {
 
+enum class Activation { none, gelu, relu, relu6, silu, hardswish };
+inline constexpr const char* kActivationNames[] = {"none", "gelu", "relu", "relu6", "silu", "hardswish"};
+
 // A layer with a bias for each output: 1x1, 3x3 or depthwise, as the block says.
 struct Layer {
   const float *weight, *bias;
 };
 
-// bias[heads][rows][cols] by distance on the grid of keys it was made for.
+// bias[heads][rows][cols] by distance on the grid of keys it was made for; without a table there is none, and
+// any grid fits.
 struct AttentionBiasSpec {
   const float* table;
   int heads, rows, cols;
@@ -33,6 +39,7 @@ struct AttentionBiasSpec {
 struct StemSpec {
   int in_channels, mid_channels, out_channels;
   Layer conv1, conv2;
+  Activation activation;
 
   template <class Visitor>
   void visit(Visitor& v) {
@@ -41,57 +48,85 @@ struct StemSpec {
     v.size(out_channels, "conv2_weight", 0);
     v.layer(conv1, "conv1", mid_channels, {in_channels, 3, 3});
     v.layer(conv2, "conv2", out_channels, {mid_channels, 3, 3});
+    v.activation(activation, Activation::gelu);
   }
 };
 
+// A bottleneck 1x1 - depthwise - 1x1.
 struct FfnSpec {
-  int in_channels, hidden;
-  Layer fc1, dw, fc2;
+  bool expands;
+  int in_channels, hidden, out_channels, kernel, stride, residual;
+  Layer fc1;  // only if it expands; else hidden is in_channels
+  Layer dw, fc2;
+  Activation activation;  // behind fc1 and behind dw
 
   template <class Visitor>
   void visit(Visitor& v) {
-    v.size(in_channels, "fc1_weight", 1);
-    v.size(hidden, "fc1_weight", 0);
-    v.layer(fc1, "fc1", hidden, {in_channels});
-    v.layer(dw, "dw", hidden, {3, 3});
-    v.layer(fc2, "fc2", in_channels, {hidden});
+    expands = v.given(expands, {"fc1"});
+    v.size(in_channels, expands ? "fc1_weight" : "dw_weight", expands ? 1 : 0);
+    v.size(hidden, expands ? "fc1_weight" : "dw_weight", 0);
+    v.kernel(kernel, "dw_weight", 1);
+    v.choice(stride, "stride", {1, 2});
+    v.choice(residual, "residual", {1, 0});
+    v.activation(activation, Activation::gelu);
+    // What is added must have the size of what it is added to.
+    if (residual) v.choice(stride, "stride", {1});
+    if (residual) {
+      out_channels = in_channels;
+    } else {
+      v.size(out_channels, "fc2_weight", 0);
+    }
+    if (expands) v.layer(fc1, "fc1", hidden, {in_channels});
+    v.layer(dw, "dw", hidden, {kernel, kernel});
+    v.layer(fc2, "fc2", out_channels, {hidden});
   }
 };
 
 struct AttentionSpec {
   int in_channels, heads, key_dim, value_dim, stride;
   Layer dw;  // only if stride == 2
-  Layer qkv, local;
-  const float* mix1_weight;
+  Layer qkv;
+  bool has_local, has_mixing, has_bias;
+  Layer local;               // may be left out
+  const float* mix1_weight;  // talking heads, which may be left out
   Layer mix2;
-  AttentionBiasSpec bias;
+  AttentionBiasSpec bias;  // may be left out
   Layer proj;
+  Activation activation;  // in front of proj
 
   template <class Visitor>
   void visit(Visitor& v) {
     v.size(in_channels, "qkv_weight", 1);
     v.heads(heads, key_dim, value_dim);
     v.choice(stride, "stride", {1, 2});
+    v.activation(activation, Activation::gelu);
     const int keys = v.product(heads, key_dim), values = v.product(heads, value_dim);
     if (stride == 2) v.layer(dw, "dw", in_channels, {3, 3});
     v.layer(qkv, "qkv", 2 * keys + values, {in_channels});
-    v.layer(local, "local", values, {3, 3});
-    v.tensor(mix1_weight, "mix1_weight", {heads, heads});
-    v.layer(mix2, "mix2", heads, {heads});
-    v.distances(bias, heads, 1);
+    has_local = v.given(has_local, {"local"});
+    if (has_local) v.layer(local, "local", values, {3, 3});
+    has_mixing = v.given(has_mixing, {"mix1", "mix2"});
+    if (has_mixing) v.tensor(mix1_weight, "mix1_weight", {heads, heads});
+    if (has_mixing) v.layer(mix2, "mix2", heads, {heads});
+    has_bias = v.given(has_bias, {""});
+    if (has_bias) v.distances(bias, heads, 1);
     v.layer(proj, "proj", in_channels, {values});
   }
 };
 
-struct ConvDownsampleSpec {
-  int in_channels, out_channels;
+struct ConvSpec {
+  int in_channels, out_channels, kernel, stride;
   Layer conv;
+  Activation activation;
 
   template <class Visitor>
   void visit(Visitor& v) {
     v.size(in_channels, "weight", 1);
     v.size(out_channels, "weight", 0);
-    v.layer(conv, "", out_channels, {in_channels, 3, 3});
+    v.kernel(kernel, "weight", 2);
+    v.choice(stride, "stride", {1, 2});
+    v.activation(activation, Activation::none);
+    v.layer(conv, "", out_channels, {in_channels, kernel, kernel});
   }
 };
 
@@ -100,12 +135,14 @@ struct AttentionDownsampleSpec {
   Layer dw, q, kv, local;
   AttentionBiasSpec bias;
   Layer proj, conv;
+  Activation activation;  // in front of proj
 
   template <class Visitor>
   void visit(Visitor& v) {
     v.size(in_channels, "conv_weight", 1);
     v.size(out_channels, "conv_weight", 0);
     v.heads(heads, key_dim, value_dim);
+    v.activation(activation, Activation::gelu);
     const int keys = v.product(heads, key_dim), values = v.product(heads, value_dim);
     v.layer(dw, "dw", in_channels, {3, 3});
     v.layer(q, "q", keys, {in_channels});
@@ -134,7 +171,7 @@ struct HeadSpec {
   X(stem, StemSpec)                                \
   X(ffn, FfnSpec)                                  \
   X(attention, AttentionSpec)                      \
-  X(conv_downsample, ConvDownsampleSpec)           \
+  X(conv, ConvSpec)                                \
   X(attention_downsample, AttentionDownsampleSpec) \
   X(head, HeadSpec)
 

@@ -10,7 +10,7 @@
 
 #include "cpu/simd/simd.h"
 
-namespace effv2::EFFV2_ISA {
+namespace effv2::EFFV2_TARGET {
 namespace {
 
 using tests::Mismatch;
@@ -123,7 +123,7 @@ class Cases {
 
   // With the instruction a multiply-add rounds once; without, twice.
   static float fused(float x, float y, float z) {
-    return std::strcmp(EFFV2_TEXT(EFFV2_ISA), "scalar") == 0 ? x * y + z : std::fma(x, y, z);
+    return std::strcmp(EFFV2_TEXT(EFFV2_TARGET), "scalar") == 0 ? x * y + z : std::fma(x, y, z);
   }
 
   void powers() {
@@ -208,4 +208,4 @@ class Cases {
 
 void check_simd(std::uint64_t seed, const Mismatch& mismatch) { Cases(seed, mismatch).run(); }
 
-}  // namespace effv2::EFFV2_ISA
+}  // namespace effv2::EFFV2_TARGET

@@ -1,51 +1,44 @@
-// Attention: talking-head attention, at half the resolution where the stride is 2.
+// Attention, at half the resolution where the stride is 2; its heads may talk to each other.
 //
 //   z = dw(x) or x;  q, k, v = qkv(z);  P = softmax(mix1 . (q k^T) + bias);
-//   u = (mix2 . P + mix2_bias) v + local(v);  u = enlarged 2x if strided;  y = x + proj(GELU(u))
+//   u = (mix2 . P + mix2_bias) v + local(v);  u = enlarged 2x if strided;  y = x + proj(f(u)), f an activation
 //
-// A block of a few queries sees all keys and all heads at once, so the softmax is exact in one pass and
-// its memory grows with the number of keys, not with its square; at 7 x 7 it stays in the L1 cache.
+// mix1 and mix2, bias and local may be left out. A block of a few queries sees all keys and all heads at once, so
+// the softmax is exact in one pass and its memory grows with the number of keys, not with its square; at 7 x 7 it
+// stays in the L1 cache.
 #include <cstring>
 
 #include "cpu/tiles/attend.h"
 #include "cpu/tiles/resize.h"
+#include "cpu/tiles/scratch.h"
+#include "cpu/tiles/typed_block.h"
 
-namespace effv2::EFFV2_ISA {
+namespace effv2::EFFV2_TARGET {
 namespace {
 
-constexpr int kQueryBlock = kTileRows < 12 ? 12 : kTileRows;
 // Pixels of the enlarged map per pass of proj.
 constexpr int kEnlargedPixels = 56;
 
-class Attention final : public Block {
+class Attention final : public TypedBlock {
  public:
   explicit Attention(const AttentionSpec& s)
       : channels_(s.in_channels),
         stride_(s.stride),
+        has_local_(s.has_local),
+        has_mixing_(s.has_mixing),
+        activation_(s.activation),
         heads_{s.heads, s.key_dim, s.value_dim},
-        query_panels_(panels_of(heads_.key_channels())),
-        qkv_((2 * query_panels_ + heads_.value_panels()) * kPanel, channels_, channels_),
-        local_(pack_local(heads_, s.local.weight, s.local.bias)),
-        mix1_(std::int64_t{s.heads} * s.heads),
-        mix2_(std::int64_t{s.heads} * (s.heads + 1)),
+        qkv_((2 * heads_.key_channel_panels() + heads_.value_panels()) * kPanel, channels_),
         bias_(s.bias),
-        proj_(pack_projection(heads_, s.proj.weight, s.proj.bias, channels_)) {
-    if (stride_ == 2) dw_ = pack_depthwise(s.dw.weight, s.dw.bias, channels_);
-    const int key_channels = heads_.key_channels();
-    for (int c = 0; c < 2 * key_channels; ++c) {
-      const int to = c < key_channels ? c : query_panels_ * kPanel + c - key_channels;
-      for (int k = 0; k < channels_; ++k) qkv_.at(to, k) = s.qkv.weight[std::int64_t{c} * channels_ + k];
-      qkv_.bias()[to] = s.qkv.bias[c];
-    }
-    place_values(heads_, s.qkv.weight + std::int64_t{2} * key_channels * channels_,
-                 s.qkv.bias + 2 * key_channels, channels_, 2 * query_panels_, qkv_);
-    for (int h = 0; h < s.heads; ++h) {
-      for (int g = 0; g < s.heads; ++g) {
-        mix1_.data()[h * s.heads + g] = kLog2E * s.mix1_weight[h * s.heads + g];
-        mix2_.data()[h * (s.heads + 1) + g] = s.mix2.weight[h * s.heads + g];
-      }
-      mix2_.data()[h * (s.heads + 1) + s.heads] = s.mix2.bias[h];
-    }
+        proj_(pack_projection(heads_, s.proj, channels_, s.activation)) {
+    if (stride_ == 2) dw_ = Depthwise(s.dw.weight, s.dw.bias, channels_, 3, 2);
+    if (has_local_) local_ = pack_local(heads_, s.local, 1, activation_);
+    if (has_mixing_) pack_mixing(s);
+    // The softmax is of powers of two.
+    const int keys = heads_.key_channels(), pitch = heads_.query_pitch();
+    place_rows(s.qkv, keys, channels_, has_mixing_ ? 1 : kLog2E, 0, qkv_);
+    place_rows(rows_from(s.qkv, keys, channels_), keys, channels_, 1, pitch, qkv_);
+    place_values(heads_, rows_from(s.qkv, 2 * keys, channels_), channels_, activation_, 2 * pitch, qkv_);
   }
 
   bool output(Map in, Map* out, char* error) const override {
@@ -54,223 +47,249 @@ class Attention final : public Block {
   }
 
   std::int64_t multiply_adds(Map in) const override {
-    const std::int64_t n = tokens(in).cells(), keys = heads_.key_channels();
-    const std::int64_t values = std::int64_t{heads_.count} * heads_.value_dim;
-    const std::int64_t depthwise = (stride_ == 2 ? channels_ * 9 : 0) + values * 9;
-    return n * (depthwise + (2 * keys + values) * channels_) +
-           n * n * (keys + values + 2 * heads_.count * heads_.count) + in.pixels() * values * channels_;
+    const std::int64_t n = tokens(in).cells(), keys = heads_.key_channels(), values = heads_.value_channels();
+    const std::int64_t depthwise = (stride_ == 2 ? channels_ * 9 : 0) + (has_local_ ? values * 9 : 0);
+    const std::int64_t mixing = has_mixing_ ? 2 * heads_.count * heads_.count : 0;
+    return n * (depthwise + (2 * keys + values) * channels_) + n * n * (keys + values + mixing) +
+           in.pixels() * values * channels_;
   }
 
   std::int64_t packed_bytes() const override {
-    return qkv_.bytes() + proj_.bytes() + bias_.bytes() +
-           (dw_.floats() + local_.floats() + mix1_.floats() + mix2_.floats()) * 4;
+    return dw_.bytes() + qkv_.bytes() + local_.bytes() + mix1_.bytes() + mix2_.bytes() + bias_.bytes() +
+           proj_.bytes();
   }
 
-  std::int64_t prepared_floats(Map in) const override { return bias_.prepared_floats(tokens(in)); }
-  void prepare(Map in, float* prepared) const override { bias_.prepare(tokens(in), prepared); }
-
-  std::int64_t shared_floats(Map in) const override {
-    const Layout at(*this, in);
-    return at.end;
+  std::int64_t prepared_bytes(Map in) const override { return bias_.prepared_bytes(tokens(in), kQueryBlock); }
+  void prepare(Map in, void* prepared) const override {
+    bias_.prepare(tokens(in), kQueryBlock, static_cast<float*>(prepared));
   }
-  std::int64_t own_floats(Map in) const override {
-    const Grid grid = tokens(in);
-    const std::int64_t attend = plane_floats(grid) + mix_floats() + bias_.scratch_floats(grid, kQueryBlock);
-    const std::int64_t key_panel = std::int64_t{grid.cells()} * kPanel;
-    const std::int64_t enlarged = stride_ == 2 ? enlarged_rows(in) * in.width * value_floats(1) : 0;
-    std::int64_t most = attend > key_panel ? attend : key_panel;
-    return most > enlarged ? most : enlarged;
+  std::int64_t shared_bytes(Map in) const override {
+    return counted([&](Carver& c) { shared(c, in); });
   }
-
-  void run(const MapView& x, float* y, Map in, const float* prepared, const Scratch& scratch,
-           const Team& team) const override {
-    const Layout at(*this, in);
-    const Grid grid = tokens(in);
-    const float* z = x.data;
-    if (stride_ == 2) {
-      strided_depthwise(x.data, in, dw_, scratch.shared + at.z, team);
-      team.sync();
-      z = scratch.shared + at.z;
-    }
-    project_qkv(z, grid, at, scratch, team);
-    team.sync();
-    attend(grid, prepared, at, scratch, team);
-    team.sync();
-    const float* u = scratch.shared + at.u;
-    if (stride_ == 2) {
-      project_enlarged(u, grid, x.data, y, in, scratch.own, team);
-    } else {
-      const int pixels = grid.cells();
-      share_panels(team, proj_.shares(), pixels, [&](PanelPart part) {
-        project(panel_rows(u, pixels, part.first), part.row_begin, part.row_end, part.panel, x.data, y);
-      });
-    }
+  std::int64_t own_bytes(Map in) const override {
+    std::int64_t most = counted([&](Carver& c) { projecting(c, in); });
+    const std::int64_t attend = counted([&](Carver& c) { attending(c, in); });
+    const std::int64_t enlarge = stride_ == 2 ? counted([&](Carver& c) { enlarged(c, in); }) : 0;
+    if (attend > most) most = attend;
+    return enlarge > most ? enlarge : most;
   }
 
  private:
-  // Where the team's shared maps lie.
-  struct Layout {
-    Layout(const Attention& a, Map in) {
-      const std::int64_t n = a.tokens(in).cells();
-      z = 0;
-      queries = z + (a.stride_ == 2 ? aligned_floats(n * a.channels_) : 0);
-      keys = queries + aligned_floats(n * a.heads_.key_channels());
-      values = keys + aligned_floats(a.heads_.keys_floats(static_cast<int>(n)));
-      u = values + a.value_floats(n);
-      end = u + a.value_floats(n);
-    }
-    std::int64_t z, queries, keys, values, u, end;
+  // The team's maps.
+  struct Shared {
+    Operand *z, *queries, *keys, *values, *u;
   };
+  Shared shared(Carver& c, Map in) const {
+    const std::int64_t n = tokens(in).cells();
+    return {c.take<Operand>(stride_ == 2 ? n * channels_ : 0), c.take<Operand>(n * heads_.query_pitch()),
+            c.take<Operand>(heads_.keys_values(static_cast<int>(n))), c.take<Operand>(heads_.value_map(n)),
+            c.take<Operand>(heads_.value_map(n))};
+  }
+  // What a thread needs to project: x for products to read, and a panel of keys.
+  struct Projecting {
+    Operand *x, *keys;
+  };
+  Projecting projecting(Carver& c, Map in) const {
+    return {c.take<Operand>(stride_ == 1 ? converted(in.values()) : 0),
+            c.take<Operand>(std::int64_t{tokens(in).cells()} * kPanel)};
+  }
+  // For a block of queries: a plane of probabilities for each head and one of ones, which mix2's bias is multiplied
+  // with, and a column of panels of them; or a plane alone.
+  struct Attending {
+    Operand *planes, *mixing;
+    AttentionBias::Own bias;
+  };
+  Attending attending(Carver& c, Map in) const {
+    const Grid grid = tokens(in);
+    const int planes = has_mixing_ ? heads_.count + 1 : 1;
+    return {c.take<Operand>(std::int64_t{planes} * kQueryBlock * AttentionBias::padded_keys(grid)),
+            c.take<Operand>(std::int64_t{planes} * kPanel), bias_.own(c, grid, kQueryBlock)};
+  }
+  // Rows of the enlarged map, in panels.
+  Operand* enlarged(Carver& c, Map in) const {
+    return c.take<Operand>(heads_.value_map(std::int64_t{enlarged_rows(in)} * in.width));
+  }
 
   Grid tokens(Map in) const {
     return {(in.height + stride_ - 1) / stride_, (in.width + stride_ - 1) / stride_};
   }
-  std::int64_t value_floats(std::int64_t pixels) const { return pixels * heads_.value_panels() * kPanel; }
-  // One plane per head and one of ones, which mix2's bias is multiplied with.
-  std::int64_t plane_floats(Grid grid) const {
-    return std::int64_t{heads_.count + 1} * kQueryBlock * AttentionBias::padded_keys(grid);
-  }
-  std::int64_t mix_floats() const { return std::int64_t{heads_.count + 1} * kPanel; }
   static int enlarged_rows(Map in) {
     const int rows = kEnlargedPixels / in.width;
     return rows < 1 ? 1 : rows;
   }
-
-  void project_qkv(const float* z, Grid grid, const Layout& at, const Scratch& scratch,
-                   const Team& team) const {
-    const int n = grid.cells();
-    const Range mine = team.share(qkv_.panels());
-    const Next to_proj = proj_.ahead(stride_ == 1 ? first_panel(team, proj_.shares(), n) : 0);
-    for (int p = mine.begin; p < mine.end; ++p) {
-      const Rows rows = plain_rows(z, channels_, channels_, p == mine.begin);
-      const int first = p % query_panels_ * kPanel;
-      const int columns = heads_.key_channels() - first < kPanel ? heads_.key_channels() - first : kPanel;
-      Result r{scratch.own, kPanel, qkv_.panel_bias(p)};
-      if (p < query_panels_) {
-        r.out = scratch.shared + at.queries + first;
-        r.out_stride = heads_.key_channels();
-        r.columns = columns;
-      } else if (p >= 2 * query_panels_) {
-        r.out = scratch.shared + at.values + value_panel(p - 2 * query_panels_, n);
-      }
-      const bool more = p + 1 < mine.end;
-      if (p >= 2 * query_panels_) prefetch_taps(depthwise_panel(local_, p - 2 * query_panels_));
-      gemm(rows, 0, n, qkv_.panel(p), channels_, r, more ? qkv_.ahead(p + 1) : to_proj);
-      if (p >= 2 * query_panels_) {
-        const int value = p - 2 * query_panels_;
-        depthwise_map<1>(r.out, grid.rows, grid.cols, kPanel, depthwise_panel(local_, value),
-                         scratch.shared + at.u + value_panel(value, n), kPanel, kPanel);
-      } else if (p >= query_panels_) {
-        pack_keys(heads_, r.out, n, first, columns, scratch.shared + at.keys);
-      }
-    }
-  }
-
   static std::int64_t value_panel(int p, int n) { return std::int64_t{p} * n * kPanel; }
 
-  void attend(Grid grid, const float* prepared, const Layout& at, const Scratch& scratch,
+  void pack_mixing(const AttentionSpec& s) {
+    const int count = heads_.count;
+    mix1_ = Array<Operand>(std::int64_t{count} * count);
+    mix2_ = Array<Operand>(std::int64_t{count} * (count + 1));
+    for (int h = 0; h < count; ++h) {
+      for (int g = 0; g < count; ++g) {
+        mix1_.data()[h * count + g] = kLog2E * s.mix1_weight[h * count + g];
+        mix2_.data()[h * (count + 1) + g] = s.mix2.weight[h * count + g];
+      }
+      mix2_.data()[h * (count + 1) + count] = s.mix2.bias[h];
+    }
+  }
+
+  void run(const Input& x, Stored* y, Map in, const float* prepared, const Scratch& scratch,
+           const Team& team) const override {
+    Carver shared_part(scratch.shared);
+    const Shared shared = this->shared(shared_part, in);
+    const Grid grid = tokens(in);
+    {
+      Carver own_part(scratch.own);
+      const Projecting own = projecting(own_part, in);
+      const Operand* z = shared.z;
+      if (stride_ == 2) {
+        dw_.share(team, x.data, in, shared.z);
+        team.sync();
+      } else {
+        z = operands(x.data, in.values(), own.x);
+      }
+      project_qkv(z, grid, shared, own, team);
+    }
+    team.sync();
+    attend(in, prepared, shared, scratch, team);
+    team.sync();
+    if (stride_ == 2) {
+      Carver own_part(scratch.own);
+      project_enlarged(shared.u, x.data, y, in, enlarged(own_part, in), team);
+    } else {
+      proj_.share(team, panel_rows(shared.u, grid.cells(), true), grid.cells(),
+                  Into<Stored>{y, channels_, kPanel, x.data}, {});
+    }
+  }
+
+  void project_qkv(const Operand* z, Grid grid, const Shared& shared, const Projecting& own,
+                   const Team& team) const {
+    const int n = grid.cells(), key_panels = heads_.key_channel_panels();
+    const Map size{grid.rows, grid.cols, kPanel};
+    const Range mine = team.share(qkv_.panels());
+    const Next to_proj = proj_.ahead(stride_ == 1 ? proj_.first_of_share(team, n) : 0);
+    for (int p = mine.begin; p < mine.end; ++p) {
+      const Rows rows = plain_rows(z, channels_, channels_, p == mine.begin);
+      const Next next = p + 1 < mine.end ? qkv_.ahead(p + 1) : to_proj;
+      if (p < key_panels) {
+        qkv_.run(p, rows, {0, n}, Into<Operand>{shared.queries, heads_.query_pitch()}, next);
+      } else if (p < 2 * key_panels) {
+        qkv_.run(p, rows, {0, n}, Into<Operand>{own.keys, kPanel, 0}, next);
+        pack_keys(heads_, own.keys, n, p - key_panels, shared.keys);
+      } else {
+        const int value = p - 2 * key_panels;
+        Operand* const map = shared.values + value_panel(value, n);
+        if (has_local_) local_.prefetch_panel(value);
+        qkv_.run(p, rows, {0, n}, Into<Operand>{map, kPanel, 0}, next);
+        if (!has_local_) continue;
+        local_.run_map(value, map, size, kPanel, {0, grid.rows}, shared.u + value_panel(value, n), kPanel,
+                       kPanel);
+      }
+    }
+  }
+
+  void attend(Map in, const float* prepared, const Shared& shared, const Scratch& scratch,
               const Team& team) const {
-    const int n = grid.cells(), pitch = AttentionBias::padded_keys(grid);
-    const Range mine = team.share(n);
-    const int blocks = (mine.end - mine.begin + kQueryBlock - 1) / kQueryBlock;
-    for (int b = 0; b < blocks; ++b) {
-      const Range part = split(mine.end - mine.begin, b, blocks);
-      attend_block(mine.begin + part.begin, mine.begin + part.end, grid, n, pitch, prepared, at, scratch);
-    }
+    const Grid grid = tokens(in);
+    const int keys = grid.cells();
+    Carver carver(scratch.own);
+    const Attending own = attending(carver, in);
+    // A map that is enlarged first is activated behind that.
+    const Activation activation = stride_ == 1 ? activation_ : Activation::none;
+    for_query_blocks(team, keys, [&](int q0, int q1) {
+      const Attended block{shared.queries + std::int64_t{q0} * heads_.query_pitch(),
+                           q1 - q0,
+                           shared.keys,
+                           shared.values,
+                           keys,
+                           shared.u + std::int64_t{q0} * kPanel,
+                           keys,
+                           has_local_};
+      const AttentionBias::Block bias = bias_.block(grid, q0, q1, prepared, own.bias);
+      if (has_mixing_) {
+        attend_mixed(block, bias, own, activation);
+      } else {
+        attend_heads(heads_, block, bias, own.planes, activation);
+      }
+    });
   }
 
-  void attend_block(int q0, int q1, Grid grid, int keys, int pitch, const float* prepared, const Layout& at,
-                    const Scratch& scratch) const {
-    const int n = q1 - q0;
-    const std::int64_t plane = std::int64_t{n} * pitch;
-    float* planes = scratch.own;
-    float* mixing = planes + plane_floats(grid);
-    const AttentionBias::Block bias = bias_.block(grid, q0, q1, prepared, mixing + mix_floats());
-
-    const float* queries = scratch.shared + at.queries + std::int64_t{q0} * heads_.key_channels();
-    for (int h = 0; h < heads_.count; ++h) {
-      logits(heads_, h, queries, n, scratch.shared + at.keys, keys, planes + h * plane, nullptr);
+  void attend_mixed(const Attended& a, const AttentionBias::Block& bias, const Attending& own,
+                    Activation activation) const {
+    const int count = heads_.count, pitch = a.pitch();
+    const std::int64_t plane = std::int64_t{a.query_count} * pitch;
+    for (int h = 0; h < count; ++h) logits(heads_, h, a, own.planes + h * plane, nullptr);
+    mix(mix1_, count, own, plane, &bias);
+    for (std::int64_t row = 0; row < std::int64_t{count} * a.query_count; ++row) {
+      softmax_row(own.planes + row * pitch, pitch);
     }
-    mix(mix1_, heads_.count, planes, plane, mixing, bias.data, bias.head_stride);
-    for (std::int64_t row = 0; row < std::int64_t{heads_.count} * n; ++row) {
-      softmax_row(planes + row * pitch, pitch);
-    }
-    for (std::int64_t i = 0; i < plane; i += kLanes) store(planes + heads_.count * plane + i, set1(1.0f));
-    mix(mix2_, heads_.count + 1, planes, plane, mixing, nullptr, 0);
-
-    float* u = scratch.shared + at.u + std::int64_t{q0} * kPanel;
-    for (int h = 0; h < heads_.count; ++h) {
-      weigh_values(heads_, h, planes + h * plane, pitch, n, scratch.shared + at.values, keys, u, keys,
-                   stride_ == 1);
-    }
+    for (std::int64_t i = 0; i < plane; i += kLanes) store(own.planes + count * plane + i, set1(1.0f));
+    mix(mix2_, count + 1, own, plane, nullptr);
+    for (int h = 0; h < count; ++h) weigh_values(heads_, h, a, own.planes + h * plane, activation);
   }
 
-  // planes[h] = sum_g weights[h, g] planes[g] (+ bias[h]), in place, so that they stay in the near cache; a
-  // plane is n queries x padded keys. A tile reads all planes before it writes; what needs several tiles
-  // reads a copy.
-  void mix(const Buffer& weights, int inputs, float* planes, std::int64_t plane, float* copy,
-           const float* bias, std::int64_t bias_stride) const {
+  // planes[h] = sum_g weights[h, g] planes[g] (+ bias[h]), in place, so that they stay in the near cache. A tile
+  // reads all planes before it writes; what needs several tiles reads a copy.
+  void mix(const Array<Operand>& weights, int inputs, const Attending& own, std::int64_t plane,
+           const AttentionBias::Block* bias) const {
     const Rows rows = plain_rows(weights.data(), inputs, inputs);
     for (std::int64_t column = 0; column < plane; column += kPanel) {
-      Result r{planes + column, plane};
+      Result<Operand> r{own.planes + column, plane};
       if (plane - column < kPanel) r.columns = static_cast<int>(plane - column);
       if (bias) {
-        r.residual = bias + column;
-        r.residual_stride = bias_stride;
+        r.residual = bias->data + column;
+        r.residual_stride = bias->head_stride;
       }
-      Panel in{planes + column, plane};
+      Panel<Operand> in{own.planes + column, plane};
       if (heads_.count > kTileRows) {
         for (int g = 0; g < inputs; ++g) {
-          std::memcpy(copy + g * kPanel, in.below(g).data, r.columns * sizeof(float));
+          std::memcpy(own.mixing + g * kPanel, in.below(g).data, r.columns * sizeof(Operand));
         }
-        in = {copy};
+        in = {own.mixing};
       }
       gemm(rows, 0, heads_.count, in, inputs, r);
     }
   }
 
-  void project_enlarged(const float* u, Grid grid, const float* x, float* y, Map in, float* own,
+  void project_enlarged(const Operand* u, const Stored* x, Stored* y, Map in, Operand* own,
                         const Team& team) const {
+    const Grid grid = tokens(in);
     const int n = grid.cells(), step = enlarged_rows(in);
+    const Clamp clamp = clamp_of(activation_);
     const Range mine = team.share(in.height);
     for (int top = mine.begin; top < mine.end; top += step) {
       const int bottom = mine.end - top < step ? mine.end : top + step;
       const int pixels = (bottom - top) * in.width;
       for (int p = 0; p < heads_.value_panels(); ++p) {
-        const float* map = u + value_panel(p, n);
+        const Operand* map = u + value_panel(p, n);
+        Operand* const panel = own + std::int64_t{p} * pixels * kPanel;
         for (int row = top; row < bottom; ++row) {
           const Blend blend = blend_at(row, grid.rows);
           enlarge_row(map + std::int64_t{blend.a} * grid.cols * kPanel,
                       map + std::int64_t{blend.b} * grid.cols * kPanel, blend.t, grid.cols,
-                      own + (std::int64_t{p} * pixels + (row - top) * in.width) * kPanel, in.width);
+                      panel + std::int64_t{row - top} * in.width * kPanel, in.width);
         }
-        gelu(own + std::int64_t{p} * pixels * kPanel, std::int64_t{pixels} * kPanel);
+        if (clamp.any) apply(panel, std::int64_t{pixels} * kPanel, clamp);
+        activate(activation_, panel, std::int64_t{pixels} * kPanel);
       }
       const std::int64_t offset = std::int64_t{top} * in.width * channels_;
-      for (int p = 0; p < proj_.panels(); ++p) {
-        project(panel_rows(own, pixels), 0, pixels, p, x + offset, y + offset);
-      }
+      proj_.run(panel_rows(own, pixels), {0, pixels}, Into<Stored>{y + offset, channels_, kPanel, x + offset},
+                {});
     }
   }
 
-  // y = x + proj(u) for rows [begin, end) and output panel p.
-  void project(const Rows& u, int begin, int end, int p, const float* x, float* y) const {
-    const std::int64_t column = std::int64_t{p} * kPanel;
-    Result r{y + column, channels_, proj_.panel_bias(p), x + column, channels_, proj_.columns(p)};
-    gemm(u, begin, end, proj_.panel(p), proj_.depth(), r, proj_.ahead(p + 1));
-  }
-
   int channels_, stride_;
+  bool has_local_, has_mixing_;
+  Activation activation_;
   Heads heads_;
-  int query_panels_;
-  PackedMatrix qkv_;
-  Buffer dw_, local_, mix1_, mix2_;
+  Product qkv_;
+  Depthwise dw_, local_;
+  Array<Operand> mix1_, mix2_;
   AttentionBias bias_;
-  PackedMatrix proj_;
+  Product proj_;
 };
 
 }  // namespace
 
 Block* make_attention(const AttentionSpec& spec) { return new Attention(spec); }
 
-}  // namespace effv2::EFFV2_ISA
+}  // namespace effv2::EFFV2_TARGET

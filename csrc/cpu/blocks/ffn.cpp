@@ -1,22 +1,22 @@
-// FFN: y = x + fc2(GELU(dw(GELU(fc1(x))))), dw 3x3 depthwise.
+// FFN, a bottleneck: y = [x +] fc2(f(dw(f(fc1(x))))), dw depthwise with stride 1 or 2, f an activation; fc1 may be
+// left out.
 //
 // The hidden activation exists only as slices that stay in the cache: a band of rows times a chunk of
-// channels. One panel of channels at a time goes through fc1 + GELU into a small private map, from
-// there through dw + GELU into the chunk, and the chunk is multiplied by its part of fc2 at once.
+// channels. One panel of channels at a time goes through fc1 + f into a small private map, from there through
+// dw + f into the chunk, and the chunk is multiplied by its part of fc2 at once.
 //
-// Large maps: each thread has rows of its own and walks them band by band; the last two rows of fc1's
-// output are kept, so that the next band does not compute them again. Small maps: the whole map is
-// one band, and the threads meet once per chunk. Where the rows divide evenly among them, each keeps to
-// its own and shows the others only the edges; elsewhere they divide the panels.
+// Large maps: each thread has rows of its own and walks them band by band; the last rows of fc1's output are
+// kept, so that the next band does not compute them again. Small maps: the whole map is one band, and the
+// threads meet once per chunk. Where the rows divide evenly among them, each keeps to its own and shows the
+// others only the edges; elsewhere they divide the panels.
 #include <cstring>
 
 #include "cpu/tiles/depthwise.h"
-#include "cpu/tiles/gelu.h"
-#include "cpu/tiles/gemm.h"
-#include "cpu/tiles/pack.h"
-#include "engine/spec.h"
+#include "cpu/tiles/product.h"
+#include "cpu/tiles/scratch.h"
+#include "cpu/tiles/typed_block.h"
 
-namespace effv2::EFFV2_ISA {
+namespace effv2::EFFV2_TARGET {
 namespace {
 
 // A map of at most this many pixels is one band: 16 x 16 pixels x one panel is 16 KB on AVX2.
@@ -24,6 +24,7 @@ constexpr int kWholePixels = 256;
 // Pixels of fc1's output per panel in a band: they should stay in the L1 cache.
 constexpr int kBandPixels = 336;
 constexpr int kMostBandRows = 32;
+constexpr int kMostHiddenRows = (kMostBandRows - 1) * 2 + Depthwise::kLargestKernel;
 // Rows of a small map that are worth a thread of their own. Also: how many of them make an edge, half of
 // which belong to either side.
 constexpr int kEdgeRows = 4;
@@ -32,242 +33,316 @@ constexpr int kChunk = kDepthBlock;
 constexpr int kChunkPanels = kChunk / kPanel;
 // A map that is one band has larger chunks, as long as they stay in the L2 cache: threads meet once per
 // chunk.
-constexpr int kSharedChunkFloats = 1 << 16;
+constexpr int kSharedChunkValues = 1 << 16;
 
-class Ffn final : public Block {
+class Ffn final : public TypedBlock {
  public:
   explicit Ffn(const FfnSpec& s)
-      : channels_(s.in_channels),
+      : expands_(s.expands),
+        residual_(s.residual),
+        in_(s.in_channels),
         hidden_(s.hidden),
+        out_(s.out_channels),
         panels_(panels_of(hidden_)),
-        fc1_(s.fc1.weight, s.fc1.bias, hidden_, channels_, channels_, {kBeforeGelu, kBeforeGelu}),
-        dw_(pack_depthwise(s.dw.weight, s.dw.bias, hidden_, {kBetweenGelus, kBeforeGelu})),
-        fc2_(s.fc2.weight, s.fc2.bias, channels_, hidden_, panels_ * kPanel, {kAfterGelu, 1}, Tail::joined) {}
+        activation_(s.activation),
+        dw_(s.dw.weight, s.dw.bias, hidden_, s.kernel, s.stride,
+            {expands_ ? after(s.activation) * before(s.activation) : before(s.activation),
+             before(s.activation)}),
+        fc2_(s.fc2.weight, s.fc2.bias, out_, hidden_, panels_ * kPanel, {after(s.activation), 1},
+             Tail::joined) {
+    if (expands_) {
+      const Scale scale{before(activation_), before(activation_)};
+      fc1_ = Product(s.fc1.weight, s.fc1.bias, hidden_, in_, in_, scale, Tail::separate);
+      fc1_.set_clamp(clamp_of(activation_));
+    }
+    dw_.set_clamp(clamp_of(activation_));
+  }
 
   bool output(Map in, Map* out, char*) const override {
-    *out = in;
+    *out = size_of_output(in);
     return true;
   }
   std::int64_t multiply_adds(Map in) const override {
-    return in.pixels() * hidden_ * (2 * static_cast<std::int64_t>(channels_) + 9);
+    const std::int64_t behind = dw_.kernel() * dw_.kernel() + out_;
+    return hidden_ * ((expands_ ? in.pixels() * in_ : 0) + size_of_output(in).pixels() * behind);
   }
-  std::int64_t packed_bytes() const override { return fc1_.bytes() + fc2_.bytes() + dw_.floats() * 4; }
+  std::int64_t packed_bytes() const override { return fc1_.bytes() + fc2_.bytes() + dw_.bytes(); }
 
-  std::int64_t shared_floats(Map in) const override {
-    if (!whole(in)) return 0;
-    // Two chunks in turn; or two sets of edges, which are never more rows than the map has.
-    const int buffers = panels_ > chunk_panels(in) ? 2 : 1;
-    return buffers * in.pixels() * kPanel * chunk_panels(in);
+  std::int64_t shared_bytes(Map in) const override {
+    return whole(in) ? counted([&](Carver& c) { shared(c, in); }) : 0;
   }
-  std::int64_t own_floats(Map in) const override {
-    if (whole(in)) return in.pixels() * kPanel * (1 + std::int64_t{chunk_panels(in)});
-    return band_floats(in) + carry_floats(in) +
-           in.width * band_rows(in) * kPanel * std::int64_t{chunk_panels(in)};
-  }
-
-  void run(const MapView& x, float* y, Map in, const float*, const Scratch& scratch,
-           const Team& team) const override {
-    if (whole(in) && team.size > 1 && divides_evenly(in, team.size)) {
-      run_rows(x.data, y, in, scratch, team);
-    } else if (whole(in)) {
-      run_whole(x.data, y, in, scratch, team);
-    } else {
-      run_banded(x.data, y, in, scratch.own, team.share(in.height));
-    }
+  std::int64_t own_bytes(Map in) const override {
+    return whole(in) ? counted([&](Carver& c) { own(c, in); }) : counted([&](Carver& c) { band(c, in); });
   }
 
  private:
+  // What threads share of a map that is one band.
+  struct Shared {
+    Operand* chunks[2];  // in turn; or two sets of edges, which are never more rows than the map has
+    Operand* sums;       // parts of fc2's, where the output cannot hold them
+  };
+  Shared shared(Carver& c, Map in) const {
+    const std::int64_t chunk = in.pixels() * kPanel * chunk_panels(in);
+    Shared s{};
+    s.chunks[0] = c.take<Operand>(chunk);
+    s.chunks[1] = chunks(in) > 1 ? c.take<Operand>(chunk) : s.chunks[0];
+    s.sums = c.take<Operand>(chunks(in) > 1 ? converted(size_of_output(in).values()) : 0);
+    return s;
+  }
+  // What a thread has of its own then: a panel of the hidden map, and the chunk of its own rows.
+  struct Own {
+    Operand *x, *hidden, *chunk, *sums;
+  };
+  Own own(Carver& c, Map in) const {
+    return {c.take<Operand>(converted(in.values())), c.take<Operand>(in.pixels() * kPanel),
+            c.take<Operand>(in.pixels() * kPanel * chunk_panels(in)),
+            c.take<Operand>(converted(size_of_output(in).values()))};
+  }
+  // What it needs to walk a large map: rows of x and of a panel of the hidden map, those kept of every panel, the
+  // chunk, and parts of fc2's sums.
+  struct Band {
+    Operand *x, *hidden, *kept, *chunk, *sums;
+  };
+  Band band(Carver& c, Map in) const {
+    const int rows = band_rows(in);
+    const std::int64_t hidden = std::int64_t{in.width} * dw_.reach(rows);
+    const std::int64_t pixels = std::int64_t{size_of_output(in).width} * rows;
+    return {c.take<Operand>(converted(hidden * in_)), c.take<Operand>(hidden * kPanel),
+            c.take<Operand>(std::int64_t{in.width} * kept_rows() * kPanel * panels_),
+            c.take<Operand>(pixels * kPanel * chunk_panels(in)), c.take<Operand>(converted(pixels * out_))};
+  }
+
+  Map size_of_output(Map in) const { return {dw_.outputs(in.height), dw_.outputs(in.width), out_}; }
   static bool whole(Map in) { return in.pixels() <= kWholePixels; }
-  static bool divides_evenly(Map in, int threads) {
+  bool divides_evenly(Map in, int threads) const {
     const int rows = in.height / threads;
-    return rows * threads == in.height && rows >= kEdgeRows && rows <= kMostBandRows;
+    return dw_.kernel() == 3 && dw_.stride() == 1 && rows * threads == in.height && rows >= kEdgeRows &&
+           rows <= kMostBandRows;
   }
   int chunk_panels(Map in) const {
-    const int chunks = whole(in) ? static_cast<int>(kSharedChunkFloats / in.pixels() / kChunk) : 1;
-    const int most = chunks > 1 ? chunks * kChunkPanels : kChunkPanels;
+    const int whole_chunks = whole(in) ? static_cast<int>(kSharedChunkValues / in.pixels() / kChunk) : 1;
+    const int most = whole_chunks > 1 ? whole_chunks * kChunkPanels : kChunkPanels;
     return panels_ < most ? panels_ : most;
   }
-  static int band_rows(Map in) {
-    const int rows = kBandPixels / in.width - 2;
+  int chunks(Map in) const { return (panels_ + chunk_panels(in) - 1) / chunk_panels(in); }
+  int band_rows(Map in) const {
+    const int rows = (kBandPixels / in.width - dw_.kernel()) / dw_.stride() + 1;
     return rows < 1 ? 1 : rows > kMostBandRows ? kMostBandRows : rows;
   }
-  std::int64_t band_floats(Map in) const { return std::int64_t{in.width} * (band_rows(in) + 2) * kPanel; }
-  std::int64_t carry_floats(Map in) const { return std::int64_t{in.width} * 2 * kPanel * panels_; }
+  // Of the hidden map: those that one band and the next one need.
+  int kept_rows() const { return dw_.kernel() > dw_.stride() ? dw_.kernel() - dw_.stride() : 0; }
 
-  void run_whole(const float* x, float* y, Map in, const Scratch& scratch, const Team& team) const {
-    const int pixels = static_cast<int>(in.pixels());
-    const std::int64_t panel_floats = std::int64_t{pixels} * kPanel;
-    float* hidden = scratch.own;
-    const int most = chunk_panels(in);
+  void run(const Input& x, Stored* y, Map in, const float*, const Scratch& scratch,
+           const Team& team) const override {
+    Carver shared_part(scratch.shared), own_part(scratch.own);
+    if (whole(in) && team.size > 1 && divides_evenly(in, team.size)) {
+      run_rows(x.data, y, in, shared(shared_part, in), own(own_part, in), team);
+    } else if (whole(in)) {
+      run_whole(x.data, y, in, shared(shared_part, in), own(own_part, in), team);
+    } else {
+      run_banded(x.data, y, in, band(own_part, in), team.share(size_of_output(in).height));
+    }
+  }
+
+  void run_whole(const Stored* x, Stored* y, Map in, const Shared& shared, const Own& own,
+                 const Team& team) const {
+    const Map out = size_of_output(in);
+    const int pixels = static_cast<int>(out.pixels()), most = chunk_panels(in);
+    const std::int64_t panel_values = std::int64_t{pixels} * kPanel;
+    const Operand* const inputs = operands(x, in.values(), own.x);
+    // Divide what is larger: pixels, or output panels (then the threads also share the weights).
+    const bool share_pixels = pixels > out_;
     int turn = 0;
     for (int begin = 0; begin < panels_; begin += most, turn ^= 1) {
       const int count = panels_ - begin < most ? panels_ - begin : most;
-      // Two buffers in turn: nobody overwrites a chunk before everybody has passed the next meeting.
-      float* chunk = scratch.shared + turn * panel_floats * most;
+      const Depth part{begin * kPanel, count * kPanel};
+      // In turn: nobody overwrites a chunk before everybody has passed the next meeting.
+      Operand* const chunk = shared.chunks[turn];
       const Range mine = team.share(count);
       // Small maps pass once over weights that no near cache holds: what comes next is fetched ahead.
-      const bool share_pixels = pixels > channels_;
-      const int output = share_pixels ? 0 : first_panel(team, fc2_.shares(), pixels);
-      const Next to_fc2 = fc2_.ahead(output, begin * kPanel, count * kPanel);
+      const Next to_fc2 = fc2_.ahead(share_pixels ? 0 : fc2_.first_of_share(team, pixels), part);
       const int left = panels_ - begin - count;
       const Next to_fc1 =
           left ? fc1_.ahead(begin + count + team.share(left < most ? left : most).begin) : Next{};
       for (int i = mine.begin; i < mine.end; ++i) {
         const int p = begin + i;
-        expand(x, in, 0, in.height, p, hidden, begin == 0 && i == mine.begin,
+        expand(inputs, static_cast<int>(in.pixels()), p, own.hidden, begin == 0 && i == mine.begin,
                i + 1 < mine.end ? fc1_.ahead(p + 1) : to_fc2);
-        depthwise_map<1>(hidden, in.height, in.width, kPanel, depthwise_panel(dw_, p),
-                         chunk + i * panel_floats, kPanel, kPanel);
-        gelu(chunk + i * panel_floats, panel_floats);
+        Operand* const to = chunk + i * panel_values;
+        dw_.run_map(p, own.hidden, in, kPanel, {0, out.height}, to, kPanel, kPanel);
+        activate(activation_, to, panel_values);
       }
       team.sync();
-      // Divide what is larger: pixels, or output panels (then the threads also share the weights).
-      if (share_pixels) {
-        const Range rows = team.share(pixels);
-        project(chunk, pixels, rows, {0, fc2_.panels()}, begin, count, x, y, true, to_fc1);
-      } else {
-        share_panels(team, fc2_.shares(), pixels, [&](PanelPart part) {
-          const int p = part.panel;
-          const Next next = part.last ? to_fc1 : fc2_.ahead(p + 1, begin * kPanel, count * kPanel);
-          project(chunk, pixels, {part.row_begin, part.row_end}, {p, p + 1}, begin, count, x, y, part.first,
-                  next);
-        });
-      }
+      const Rows rows = panel_rows(chunk, pixels, true);
+      project(part, x, y, staged(y, shared.sums), [&](const auto& into) {
+        if (share_pixels) {
+          fc2_.run(rows, team.share(pixels), into, to_fc1, part);
+        } else {
+          fc2_.share(team, rows, pixels, into, to_fc1, part);
+        }
+      });
     }
   }
 
   // Each thread makes its own rows of the hidden map. The dw of its first and last row needs one row more,
   // from the neighbour: the four rows around every border are copied to an edge that both sides see.
-  void run_rows(const float* x, float* y, Map in, const Scratch& scratch, const Team& team) const {
+  void run_rows(const Stored* x, Stored* y, Map in, const Shared& shared, const Own& own,
+                const Team& team) const {
     const std::int64_t pitch = std::int64_t{in.width} * kPanel;
     const Range mine = team.share(in.height);
     const int rows = mine.end - mine.begin, pixels = rows * in.width, most = chunk_panels(in);
+    const std::int64_t first = std::int64_t{mine.begin} * in.width;
     const bool above = team.rank > 0, below = team.rank + 1 < team.size;
-    const std::int64_t offset = std::int64_t{mine.begin} * in.width * channels_;
-    float* hidden = scratch.own;
-    float* chunk = hidden + in.pixels() * kPanel;
+    const Operand* const inputs = operands(x + first * in_, std::int64_t{pixels} * in_, own.x);
     int turn = 0;
     for (int begin = 0; begin < panels_; begin += most, turn ^= 1) {
       const int count = panels_ - begin < most ? panels_ - begin : most;
-      // Two sets of edges in turn: nobody overwrites one before everybody has passed the next meeting.
+      const Depth part{begin * kPanel, count * kPanel};
+      // In turn: nobody overwrites a set of edges before everybody has passed the next meeting.
       const auto edge = [&](int border, int i) {
-        return scratch.shared +
-               ((std::int64_t{turn} * (team.size - 1) + border) * most + i) * kEdgeRows * pitch;
+        return shared.chunks[turn] + (std::int64_t{border} * most + i) * kEdgeRows * pitch;
       };
-      const auto convolve = [&](const float* const* window, int i, int row, int rows_out) {
-        float* out = chunk + std::int64_t{i} * rows * pitch + row * pitch;
-        depthwise<1>({window, kPanel, in.width}, depthwise_panel(dw_, begin + i), out, kPanel, in.width,
-                     rows_out, kPanel);
-        gelu(out, rows_out * pitch);
+      const auto convolve = [&](const Operand* const* window, int i, int row, int rows_out) {
+        Operand* const to = own.chunk + (std::int64_t{i} * rows + row) * pitch;
+        dw_.run(begin + i, InputRows<Operand>{window, kPanel, in.width}, {to, kPanel, in.width, rows_out}, kPanel);
+        activate(activation_, to, rows_out * pitch);
       };
       for (int i = 0; i < count; ++i) {
         const int p = begin + i;
-        expand(x, in, mine.begin, mine.end, p, hidden, false,
-               i + 1 < count ? fc1_.ahead(p + 1) : fc2_.ahead(0, begin * kPanel, count * kPanel));
-        constexpr int kHalf = kEdgeRows / 2;
-        if (above) std::memcpy(edge(team.rank - 1, i) + kHalf * pitch, hidden, kHalf * pitch * sizeof(float));
-        if (below) {
-          std::memcpy(edge(team.rank, i), hidden + (rows - kHalf) * pitch, kHalf * pitch * sizeof(float));
-        }
-        const float* window[kMostBandRows + 2];
+        expand(inputs, pixels, p, own.hidden, false, i + 1 < count ? fc1_.ahead(p + 1) : fc2_.ahead(0, part));
+        show_edges(own.hidden, rows * pitch, pitch, above ? edge(team.rank - 1, i) : nullptr,
+                   below ? edge(team.rank, i) : nullptr);
+        const Operand* window[kMostBandRows + 2];
         for (int row = -1; row <= rows; ++row) {
-          window[row + 1] = row >= 0 && row < rows ? hidden + row * pitch : nullptr;
+          window[row + 1] = row >= 0 && row < rows ? own.hidden + row * pitch : nullptr;
         }
         convolve(window + above, i, above, rows - above - below);
       }
       team.sync();
       for (int i = 0; i < count; ++i) {
-        const auto finish_row = [&](const float* first, int row) {
-          const float* const window[] = {first, first + pitch, first + 2 * pitch};
+        const auto finish_row = [&](const Operand* top, int row) {
+          const Operand* const window[] = {top, top + pitch, top + 2 * pitch};
           convolve(window, i, row, 1);
         };
         if (above) finish_row(edge(team.rank - 1, i) + pitch, 0);
         if (below) finish_row(edge(team.rank, i), rows - 1);
       }
-      project(chunk, pixels, {0, pixels}, {0, fc2_.panels()}, begin, count, x + offset, y + offset, false,
-              fc1_.ahead(begin + count));
+      project(part, x + first * in_, y + first * out_, staged(y + first * out_, own.sums),
+              [&](const auto& into) {
+                fc2_.run(panel_rows(own.chunk, pixels), {0, pixels}, into, fc1_.ahead(begin + count), part);
+              });
     }
   }
 
-  void run_banded(const float* x, float* y, Map in, float* own, Range rows) const {
-    const std::int64_t pitch = std::int64_t{in.width} * kPanel;
-    float* band = own;
-    float* carry = band + band_floats(in);
-    float* chunk = carry + carry_floats(in);
+  // Copies the first and last rows of a thread's hidden map to where its neighbours see them.
+  static void show_edges(const Operand* hidden, std::int64_t values, std::int64_t pitch, Operand* above,
+                         Operand* below) {
+    const std::int64_t half = kEdgeRows / 2 * pitch;
+    if (above) std::memcpy(above + half, hidden, half * sizeof(Operand));
+    if (below) std::memcpy(below, hidden + values - half, half * sizeof(Operand));
+  }
+
+  void run_banded(const Stored* x, Stored* y, Map in, const Band& own, Range rows) const {
+    const Map out = size_of_output(in);
     const int step = band_rows(in);
     for (int top = rows.begin; top < rows.end; top += step) {
       const int bottom = rows.end - top < step ? rows.end : top + step;
-      const int pixels = (bottom - top) * in.width;
-      const std::int64_t first_pixel = std::int64_t{top} * in.width;
-      // fc1's rows top - 1 ... bottom are needed, as far as they exist; the first two may be carried.
-      const bool carried = top > rows.begin;
-      const int band_begin = carried || top == 0 ? (carried ? top + 1 : 0) : top - 1;
-      const int band_end = bottom < in.height ? bottom + 1 : in.height;
+      const int pixels = (bottom - top) * out.width;
+      const std::int64_t first_pixel = std::int64_t{top} * out.width;
+      const HiddenRows hidden(*this, in, rows, top, bottom);
+      const std::int64_t new_values = std::int64_t{hidden.end - hidden.begin} * in.width * in_;
+      const Operand* const inputs =
+          operands(x + std::int64_t{hidden.begin} * in.width * in_, new_values, own.x);
       for (int begin = 0; begin < panels_; begin += kChunkPanels) {
         const int count = panels_ - begin < kChunkPanels ? panels_ - begin : kChunkPanels;
         for (int i = 0; i < count; ++i) {
-          const int p = begin + i;
-          float* kept = carry + 2 * pitch * p;  // rows top - 1 and top
-          const auto hidden_row = [&](int row) -> const float* {
-            if (row < 0 || row >= in.height) return nullptr;
-            return row >= band_begin ? band + (row - band_begin) * pitch : kept + (row - (top - 1)) * pitch;
-          };
-          expand(x, in, band_begin, band_end, p, band, false, {});
-          const float* window[kMostBandRows + 2];
-          for (int row = top - 1; row <= bottom; ++row) window[row - (top - 1)] = hidden_row(row);
-          depthwise<1>({window, kPanel, in.width}, depthwise_panel(dw_, p),
-                       chunk + std::int64_t{i} * pixels * kPanel, kPanel, in.width, bottom - top, kPanel);
-          gelu(chunk + std::int64_t{i} * pixels * kPanel, std::int64_t{pixels} * kPanel);
-          if (bottom < rows.end) {
-            // hidden_row(bottom - 1) may itself be carried when a band is one row high.
-            std::memmove(kept, hidden_row(bottom - 1), pitch * sizeof(float));
-            std::memcpy(kept + pitch, hidden_row(bottom), pitch * sizeof(float));
-          }
+          Operand* const to = own.chunk + std::int64_t{i} * pixels * kPanel;
+          expand(inputs, (hidden.end - hidden.begin) * in.width, begin + i, own.hidden, false, {});
+          convolve_band(in, own, hidden, begin + i, {to, kPanel, out.width, bottom - top});
+          activate(activation_, to, std::int64_t{pixels} * kPanel);
         }
-        project(chunk, pixels, {0, pixels}, {0, fc2_.panels()}, begin, count, x + first_pixel * channels_,
-                y + first_pixel * channels_, false, {});
+        const Depth part{begin * kPanel, count * kPanel};
+        Stored* const to = y + first_pixel * out_;
+        project(part, x + first_pixel * in_, to, staged(to, own.sums), [&](const auto& into) {
+          fc2_.run(panel_rows(own.chunk, pixels), {0, pixels}, into, {}, part);
+        });
       }
     }
   }
 
-  // hidden = GELU(fc1(x)) for rows [begin, end) and panel p; next: weights to fetch ahead.
-  void expand(const float* x, Map in, int begin, int end, int p, float* hidden, bool fresh, Next next) const {
-    prefetch_taps(depthwise_panel(dw_, p));
-    const Rows rows = plain_rows(x + std::int64_t{begin} * in.width * channels_, channels_, channels_, fresh);
-    const int pixels = (end - begin) * in.width;
-    gemm(rows, 0, pixels, fc1_.panel(p), channels_, {hidden, kPanel, fc1_.panel_bias(p)}, next);
-    gelu(hidden, std::int64_t{pixels} * kPanel);
-  }
+  // The rows of the hidden map that output rows [top, bottom) need: first ... , as far as they exist. Those before
+  // `begin` are kept from the band before.
+  struct HiddenRows {
+    HiddenRows(const Ffn& f, Map in, Range all, int top, int bottom)
+        : first(top * f.dw_.stride() - f.dw_.padding()),
+          next_first(bottom * f.dw_.stride() - f.dw_.padding()),
+          last_band(bottom == all.end) {
+      begin = top > all.begin ? first + f.kept_rows() : first;
+      end = first + f.dw_.reach(bottom - top);
+      if (begin < 0) begin = 0;
+      if (end > in.height) end = in.height;
+      if (begin > end) begin = end;
+    }
+    int first, next_first;
+    bool last_band;
+    int begin, end;
+  };
 
-  // Adds a chunk's part of fc2 (hidden panels begin ... begin + count) to y; the last one adds x too.
-  // then: weights to fetch ahead during the last panel.
-  void project(const float* chunk, int pixels, Range rows, Range panels, int begin, int count, const float* x,
-               float* y, bool fresh, Next then) const {
-    const bool last = begin + count == panels_;
-    for (int p = panels.begin; p < panels.end; ++p) {
-      const std::int64_t column = std::int64_t{p} * kPanel;
-      Result r{y + column, channels_, nullptr};
-      r.columns = fc2_.columns(p);
-      r.accumulate = begin > 0;
-      if (last) {
-        r.bias = fc2_.panel_bias(p);
-        r.residual = x + column;
-        r.residual_stride = channels_;
-      }
-      const Next next = p + 1 < panels.end ? fc2_.ahead(p + 1, begin * kPanel, count * kPanel) : then;
-      const Rows a = panel_rows(chunk, pixels, fresh && p == panels.begin);
-      gemm(a, rows.begin, rows.end, fc2_.panel(p).below(begin * kPanel), count * kPanel, r, next);
+  // The depthwise convolution of a band; what the next one needs is kept.
+  void convolve_band(Map in, const Band& own, const HiddenRows& hidden, int p, const OutputRows& to) const {
+    const std::int64_t pitch = std::int64_t{in.width} * kPanel;
+    Operand* const kept = own.kept + p * kept_rows() * pitch;
+    const auto row_at = [&](int row) -> const Operand* {
+      if (row < 0 || row >= in.height) return nullptr;
+      return row >= hidden.begin ? own.hidden + (row - hidden.begin) * pitch : kept + (row - hidden.first) * pitch;
+    };
+    const Operand* window[kMostHiddenRows];
+    for (int i = 0; i < dw_.reach(to.count); ++i) window[i] = row_at(hidden.first + i);
+    dw_.run(p, InputRows<Operand>{window, kPanel, in.width}, to, kPanel);
+    if (hidden.last_band) return;
+    for (int i = 0; i < kept_rows(); ++i) {
+      // It may itself be one that was kept, where a band is low.
+      const Operand* const row = row_at(hidden.next_first + i);
+      if (row) std::memmove(kept + i * pitch, row, pitch * sizeof(Operand));
     }
   }
 
-  int channels_, hidden_, panels_;
-  PackedMatrix fc1_;
-  Buffer dw_;
-  PackedMatrix fc2_;
+  // hidden = f(fc1(x)) of panel p for some pixels, or x itself; next: weights to fetch ahead.
+  void expand(const Operand* x, int pixels, int p, Operand* hidden, bool fresh, Next next) const {
+    dw_.prefetch_panel(p);
+    if (expands_) {
+      fc1_.run(p, plain_rows(x, in_, in_, fresh), {0, pixels}, Into<Operand>{hidden, kPanel, 0}, next);
+      activate(activation_, hidden, std::int64_t{pixels} * kPanel);
+      return;
+    }
+    const int first = p * kPanel, channels = in_ - first < kPanel ? in_ - first : kPanel;
+    for (int i = 0; i < pixels; ++i, x += in_, hidden += kPanel) {
+      std::memcpy(hidden, x + first, channels * sizeof(Operand));
+      std::memset(hidden + channels, 0, (kPanel - channels) * sizeof(Operand));
+    }
+  }
+
+  // Has run(into) add a chunk's part of fc2 to sums; the last part makes y, and adds x.
+  template <class Run>
+  void project(Depth part, const Stored* x, Stored* y, Operand* sums, Run run) const {
+    const Operand* const earlier = part.first ? sums : nullptr;
+    if (part.first + part.count == fc2_.depth()) {
+      run(Into<Stored>{y, out_, kPanel, residual_ ? x : nullptr, earlier});
+    } else {
+      run(Into<Operand>{sums, out_, kPanel, nullptr, earlier});
+    }
+  }
+
+  bool expands_, residual_;
+  int in_, hidden_, out_, panels_;
+  Activation activation_;
+  Product fc1_;
+  Depthwise dw_;
+  Product fc2_;
 };
 
 }  // namespace
 
 Block* make_ffn(const FfnSpec& spec) { return new Ffn(spec); }
 
-}  // namespace effv2::EFFV2_ISA
+}  // namespace effv2::EFFV2_TARGET

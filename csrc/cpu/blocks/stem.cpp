@@ -1,105 +1,109 @@
-// Stem: y = GELU(conv2(GELU(conv1(x)))), both 3x3 with stride 2.
+// Stem: y = f(conv2(f(conv1(x)))), both 3x3 with stride 2, f an activation.
 //
 // A few output rows at a time: the rows of the first convolution that they need stay in the cache.
 #include <cstring>
 
-#include "cpu/tiles/conv3x3.h"
-#include "cpu/tiles/gelu.h"
-#include "cpu/tiles/pack.h"
-#include "engine/spec.h"
+#include "cpu/tiles/activation.h"
+#include "cpu/tiles/conv.h"
 
-namespace effv2::EFFV2_ISA {
+namespace effv2::EFFV2_TARGET {
 namespace {
 
 constexpr int kGroup = 4;  // output rows per pass
 
-int halved(int n) { return (n + 1) / 2; }
-
-class Stem final : public Block {
+class Stem final : public TypedBlock {
  public:
   explicit Stem(const StemSpec& s)
-      : in_(s.in_channels),
-        mid_(s.mid_channels),
-        out_(s.out_channels),
-        conv1_(pack_conv3x3(s.conv1.weight, s.conv1.bias, mid_, in_, {kBeforeGelu, kBeforeGelu})),
-        conv2_(pack_conv3x3(s.conv2.weight, s.conv2.bias, out_, mid_, {kBetweenGelus, kBeforeGelu})) {}
+      : activation_(s.activation),
+        conv1_(s.conv1.weight, s.conv1.bias, s.mid_channels, s.in_channels, 3, 2,
+               {before(s.activation), before(s.activation)}),
+        conv2_(s.conv2.weight, s.conv2.bias, s.out_channels, s.mid_channels, 3, 2,
+               {after(s.activation) * before(s.activation), before(s.activation)}) {
+    conv1_.set_clamp(clamp_of(activation_));
+    conv2_.set_clamp(clamp_of(activation_));
+  }
 
   bool output(Map in, Map* out, char*) const override {
-    *out = {halved(halved(in.height)), halved(halved(in.width)), out_};
+    *out = conv2_.output(conv1_.output(in));
     return true;
   }
-
   bool takes_strides() const override { return true; }
-
   std::int64_t multiply_adds(Map in) const override {
-    const std::int64_t mid_pixels = static_cast<std::int64_t>(halved(in.height)) * halved(in.width);
-    const std::int64_t out_pixels =
-        static_cast<std::int64_t>(halved(halved(in.height))) * halved(halved(in.width));
-    return mid_pixels * mid_ * in_ * 9 + out_pixels * out_ * mid_ * 9;
+    return conv1_.multiply_adds(in) + conv2_.multiply_adds(conv1_.output(in));
   }
-
   std::int64_t packed_bytes() const override { return conv1_.bytes() + conv2_.bytes(); }
-  std::int64_t shared_floats(Map) const override { return 0; }
-  std::int64_t own_floats(Map in) const override { return strip_floats(in) + mid_floats(in); }
-
-  void run(const MapView& x, float* y, Map in, const float*, const Scratch& scratch,
-           const Team& team) const override {
-    const int mid_height = halved(in.height), mid_width = halved(in.width);
-    const int height = halved(mid_height), width = halved(mid_width);
-    const std::int64_t mid_pitch = padded_pitch(mid_width, mid_);
-    float* strip = scratch.own;
-    float* mid = strip + strip_floats(in);
-
-    const Range rows = team.share(height);
-    for (int row = rows.begin; row < rows.end; row += kGroup) {
-      const int group = rows.end - row < kGroup ? rows.end - row : kGroup;
-      // mid holds rows 2 * row - 1 ... 2 * (row + group) - 1; the first is the last of the group before.
-      const int first = 2 * row - 1, last = 2 * (row + group) - 1;
-      const bool carried = row > rows.begin;
-      if (carried) std::memcpy(mid, mid + 2 * kGroup * mid_pitch, mid_pitch * sizeof(float));
-      mid_rows(x, in, carried ? first + 1 : first, last + 1, strip, mid + (carried ? mid_pitch : 0));
-      for (int i = 0; i < group; ++i) {
-        conv3x3_row(mid + 2 * i * mid_pitch, mid_width, mid_, conv2_,
-                    y + static_cast<std::int64_t>(row + i) * width * out_, width);
-        gelu<true>(y + static_cast<std::int64_t>(row + i) * width * out_,
-                   static_cast<std::int64_t>(width) * out_);
-      }
-    }
+  std::int64_t own_bytes(Map in) const override {
+    return counted([&](Carver& c) { own(c, in); });
   }
 
  private:
-  // Rows [begin, end) of the first convolution, padded by a zero pixel at both ends; rows outside the
-  // map are zero.
-  void mid_rows(const MapView& x, Map in, int begin, int end, float* strip, float* out) const {
-    const int height = halved(in.height), width = halved(in.width);
-    const std::int64_t in_pitch = padded_pitch(in.width, in_), pitch = padded_pitch(width, mid_);
-    const int inside_begin = begin < 0 ? 0 : begin, inside_end = end > height ? height : end;
-    pad_rows(x, in.height, in.width, in_, 2 * inside_begin - 1, 2 * inside_end, strip);
-    for (int r = begin; r < end; ++r, out += pitch) {
-      if (r < 0 || r >= height) {
-        std::memset(out, 0, pitch * sizeof(float));
-        continue;
+  // What a thread needs for a group of rows: those of the image and of the first convolution, with their
+  // margins, and a row of results.
+  struct Own {
+    Operand *strip, *mid, *results;
+  };
+  Own own(Carver& c, Map in) const {
+    const Map mid = conv1_.output(in), out = conv2_.output(mid);
+    return {c.take<Operand>((4 * kGroup + 3) * conv1_.pitch(in.width)),
+            c.take<Operand>((2 * kGroup + 1) * conv2_.pitch(mid.width)),
+            c.take<Operand>(converted(std::int64_t{out.width} * out.channels))};
+  }
+
+  void run(const Input& x, Stored* y, Map in, const float*, const Scratch& scratch,
+           const Team& team) const override {
+    const Map mid = conv1_.output(in), out = conv2_.output(mid);
+    const std::int64_t mid_pitch = conv2_.pitch(mid.width);
+    const std::int64_t row_values = std::int64_t{out.width} * out.channels;
+    Carver carver(scratch.own);
+    const Own own = this->own(carver, in);
+
+    const Range rows = team.share(out.height);
+    for (int row = rows.begin; row < rows.end; row += kGroup) {
+      const int group = rows.end - row < kGroup ? rows.end - row : kGroup;
+      // mid holds the rows that the group needs; the first is the last of the group before.
+      Range needed = conv2_.reach(row, row + group);
+      Operand* fill = own.mid;
+      if (row > rows.begin) {
+        std::memcpy(own.mid, own.mid + 2 * kGroup * mid_pitch, mid_pitch * sizeof(Operand));
+        ++needed.begin;
+        fill += mid_pitch;
       }
-      std::memset(out, 0, mid_ * sizeof(float));
-      std::memset(out + pitch - mid_, 0, mid_ * sizeof(float));
-      conv3x3_row(strip + 2 * (r - inside_begin) * in_pitch, in.width, in_, conv1_, out + mid_, width);
-      gelu(out + mid_, static_cast<std::int64_t>(width) * mid_);
+      mid_rows(x, in, needed, own.strip, fill);
+      for (int i = 0; i < group; ++i) {
+        Stored* const to = y + (row + i) * row_values;
+        Operand* const results = staged(to, own.results);
+        conv2_.run_row(own.mid + 2 * i * mid_pitch, mid.width, results, out.width);
+        activate<true>(activation_, results, row_values);
+        commit(results, row_values, to);
+      }
     }
   }
 
-  std::int64_t strip_floats(Map in) const {
-    return aligned_floats((4 * kGroup + 3) * padded_pitch(in.width, in_));
-  }
-  std::int64_t mid_floats(Map in) const {
-    return aligned_floats((2 * kGroup + 1) * padded_pitch(halved(in.width), mid_));
+  // Rows of the first convolution, padded by a zero pixel at both ends; rows outside of the map are zero.
+  void mid_rows(const Input& x, Map in, Range rows, Operand* strip, Operand* out) const {
+    const Map mid = conv1_.output(in);
+    const std::int64_t in_pitch = conv1_.pitch(in.width), pitch = conv2_.pitch(mid.width);
+    const Range inside{rows.begin < 0 ? 0 : rows.begin, rows.end > mid.height ? mid.height : rows.end};
+    conv1_.pad_rows(x, in, conv1_.reach(inside.begin, inside.end), strip);
+    for (int r = rows.begin; r < rows.end; ++r, out += pitch) {
+      if (r < 0 || r >= mid.height) {
+        std::memset(out, 0, pitch * sizeof(Operand));
+        continue;
+      }
+      const int margin = mid.channels;
+      std::memset(out, 0, margin * sizeof(Operand));
+      std::memset(out + pitch - margin, 0, margin * sizeof(Operand));
+      conv1_.run_row(strip + 2 * (r - inside.begin) * in_pitch, in.width, out + margin, mid.width);
+      activate(activation_, out + margin, static_cast<std::int64_t>(mid.width) * margin);
+    }
   }
 
-  int in_, mid_, out_;
-  PackedMatrix conv1_, conv2_;
+  Activation activation_;
+  Conv conv1_, conv2_;
 };
 
 }  // namespace
 
 Block* make_stem(const StemSpec& spec) { return new Stem(spec); }
 
-}  // namespace effv2::EFFV2_ISA
+}  // namespace effv2::EFFV2_TARGET

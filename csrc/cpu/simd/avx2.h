@@ -3,14 +3,10 @@
 
 #include "cpu/simd/x86.h"
 
-namespace effv2::EFFV2_ISA {
+namespace effv2::EFFV2_TARGET {
 
 using Vec = __m256;
 inline constexpr int kLanes = 8;
-// 6 x 2 accumulators, 2 weight vectors and 1 broadcast fill 15 of the 16 registers.
-inline constexpr int kTileRows = 6;
-inline constexpr int kTileVectors = 2;
-inline constexpr int kWideTileRows = 4;  // of a tile one vector wider
 inline constexpr int kGeluVectors = 2;   // more do not fit into the registers
 inline constexpr int kTogether = 3;      // pixels of a depthwise convolution, beside its nine weights
 
@@ -33,6 +29,7 @@ inline void store_n(float* p, Vec v, int count) { _mm256_maskstore_ps(p, lane_ma
 inline Vec add(Vec a, Vec b) { return _mm256_add_ps(a, b); }
 inline Vec sub(Vec a, Vec b) { return _mm256_sub_ps(a, b); }
 inline Vec mul(Vec a, Vec b) { return _mm256_mul_ps(a, b); }
+inline Vec div(Vec a, Vec b) { return _mm256_div_ps(a, b); }
 inline Vec fma(Vec a, Vec b, Vec c) { return _mm256_fmadd_ps(a, b, c); }
 inline Vec fnma(Vec a, Vec b, Vec c) { return _mm256_fnmadd_ps(a, b, c); }  // c - a * b
 // Where an operand is NaN, both return b.
@@ -50,4 +47,4 @@ inline Vec zero_below(Vec v, Vec x, Vec limit) {
   return _mm256_andnot_ps(_mm256_cmp_ps(x, limit, _CMP_LT_OQ), v);
 }
 
-}  // namespace effv2::EFFV2_ISA
+}  // namespace effv2::EFFV2_TARGET

@@ -3,15 +3,10 @@
 
 #include "cpu/simd/x86.h"
 
-namespace effv2::EFFV2_ISA {
+namespace effv2::EFFV2_TARGET {
 
 using Vec = __m512;
 inline constexpr int kLanes = 16;
-// 14 x 2 accumulators, 2 weight vectors and 1 broadcast fill 31 of the 32 registers; the widths of maps of
-// 224-pixel images are multiples of 14 or 7.
-inline constexpr int kTileRows = 14;
-inline constexpr int kTileVectors = 2;
-inline constexpr int kWideTileRows = 8;  // of a tile one vector wider
 inline constexpr int kGeluVectors = 4;
 inline constexpr int kTogether = 7;  // pixels of a depthwise convolution, beside its nine weights
 
@@ -37,6 +32,7 @@ inline void store_n(float* p, Vec v, int count) { _mm512_mask_storeu_ps(p, lane_
 inline Vec add(Vec a, Vec b) { return _mm512_add_ps(a, b); }
 inline Vec sub(Vec a, Vec b) { return _mm512_sub_ps(a, b); }
 inline Vec mul(Vec a, Vec b) { return _mm512_mul_ps(a, b); }
+inline Vec div(Vec a, Vec b) { return _mm512_div_ps(a, b); }
 inline Vec fma(Vec a, Vec b, Vec c) { return _mm512_fmadd_ps(a, b, c); }
 inline Vec fnma(Vec a, Vec b, Vec c) { return _mm512_fnmadd_ps(a, b, c); }  // c - a * b
 // Where an operand is NaN, both return b.
@@ -74,4 +70,4 @@ inline float reduce_max(Vec v) {
   return reduce_max(_mm256_max_ps(_mm512_castps512_ps256(v), _mm512_extractf32x8_ps(v, 1)));
 }
 
-}  // namespace effv2::EFFV2_ISA
+}  // namespace effv2::EFFV2_TARGET

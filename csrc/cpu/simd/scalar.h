@@ -4,15 +4,12 @@
 #include <cstdint>
 #include <cstring>
 
-namespace effv2::EFFV2_ISA {
+namespace effv2::EFFV2_TARGET {
 
 inline constexpr int kLanes = 4;
 struct Vec {
   float lane[kLanes];
 };
-inline constexpr int kTileRows = 4;
-inline constexpr int kTileVectors = 2;
-inline constexpr int kWideTileRows = 2;  // of a tile one vector wider
 inline constexpr int kGeluVectors = 1;
 inline constexpr int kTogether = 1;  // pixels of a depthwise convolution, beside its nine weights
 
@@ -51,6 +48,9 @@ inline Vec sub(Vec a, Vec b) {
 }
 inline Vec mul(Vec a, Vec b) {
   return per_lane([&](int i) { return a.lane[i] * b.lane[i]; });
+}
+inline Vec div(Vec a, Vec b) {
+  return per_lane([&](int i) { return a.lane[i] / b.lane[i]; });
 }
 // Two roundings: a correctly rounded fma without the instruction is a library call.
 inline Vec fma(Vec a, Vec b, Vec c) {
@@ -96,4 +96,4 @@ inline float reduce_max(Vec v) {
   return m;
 }
 
-}  // namespace effv2::EFFV2_ISA
+}  // namespace effv2::EFFV2_TARGET

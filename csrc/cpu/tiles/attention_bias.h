@@ -3,19 +3,19 @@
 // It is stored by distance on the grid of keys, mirrored along the columns, so that the bias of one
 // query against a row of keys is a run in memory: entry (h, dr, cols - 1 + dc) for dc of either sign.
 // Like all logits it is multiplied by log2(e). Small bias matrices are gathered once per resolution; larger
-// ones block by block of queries.
+// ones block by block of queries. Without a table the bias is 0, on any grid; what is left of it is the padding.
 #pragma once
 
 #include <cmath>
 #include <cstdio>
 #include <cstring>
 
-#include "cpu/simd/simd.h"
+#include "cpu/tiles/scratch.h"
 #include "cpu/tiles/softmax.h"
 #include "engine/block.h"
 #include "engine/spec.h"
 
-namespace effv2::EFFV2_ISA {
+namespace effv2::EFFV2_TARGET {
 
 struct Grid {
   int rows;
@@ -29,8 +29,10 @@ class AttentionBias {
       : heads_(s.heads),
         made_for_{s.rows, s.cols},
         query_stride_(s.query_stride),
+        exists_(s.table),
         resize_(s.resize),
-        mirrored_(std::int64_t{s.heads} * s.rows * mirror_pitch()) {
+        mirrored_(exists_ ? std::int64_t{s.heads} * s.rows * mirror_pitch() : 0) {
+    if (!exists_) return;
     for (std::int64_t line = 0; line < std::int64_t{s.heads} * s.rows; ++line) {
       for (int dc = 1 - s.cols; dc < s.cols; ++dc) {
         mirrored_.data()[line * mirror_pitch() + s.cols - 1 + dc] =
@@ -40,14 +42,14 @@ class AttentionBias {
   }
 
   bool fits(Grid keys, char* error) const {
-    if (resize_ || (keys.rows == made_for_.rows && keys.cols == made_for_.cols)) return true;
+    if (resize_ || !exists_ || (keys.rows == made_for_.rows && keys.cols == made_for_.cols)) return true;
     std::snprintf(error, 256,
                   "the attention bias is made for a grid of %d x %d, but this input gives %d x %d",
                   made_for_.rows, made_for_.cols, keys.rows, keys.cols);
     return false;
   }
 
-  std::int64_t bytes() const { return mirrored_.floats() * 4; }
+  std::int64_t bytes() const { return mirrored_.bytes(); }
   static int padded_keys(Grid keys) { return round_up(keys.cells(), kLanes); }
 
   Grid queries_of(Grid keys) const {
@@ -56,19 +58,26 @@ class AttentionBias {
   // Whether the whole matrix is gathered in advance.
   bool gathered(Grid keys) const { return gathered_floats(keys) <= kGatherLimit; }
 
-  std::int64_t prepared_floats(Grid keys) const {
-    if (gathered(keys)) return gathered_floats(keys);
-    return resize_ ? std::int64_t{kTapFloats} * keys.cells() : 0;
+  // block: the most queries that are asked for together.
+  std::int64_t prepared_bytes(Grid keys, int block) const {
+    return prepared_floats(keys, block) * std::int64_t{sizeof(float)};
   }
-  void prepare(Grid keys, float* prepared) const {
+  void prepare(Grid keys, int block, float* prepared) const {
+    if (!exists_) {
+      for (int q = 0; q < block; ++q, prepared += padded_keys(keys)) {
+        std::memset(prepared, 0, keys.cells() * sizeof(float));
+        pad(keys, prepared);
+      }
+      return;
+    }
     if (!gathered(keys)) {
       if (resize_) key_taps(keys, prepared);
       return;
     }
-    Buffer taps, line;
+    Array<float> taps, line;
     if (resize_) {
-      taps = Buffer(std::int64_t{kTapFloats} * keys.cells());
-      line = Buffer(line_floats());
+      taps = Array<float>(std::int64_t{kTapFloats} * keys.cells());
+      line = Array<float>(line_floats());
       key_taps(keys, taps.data());
     }
     const int queries = queries_of(keys).cells(), pitch = padded_keys(keys);
@@ -84,20 +93,24 @@ class AttentionBias {
     const float* data;
     std::int64_t head_stride;
   };
-  std::int64_t scratch_floats(Grid keys, int block) const {
-    if (gathered(keys)) return 0;
-    return aligned_floats(std::int64_t{heads_} * block * padded_keys(keys)) + line_floats();
+  // What a thread needs for block(): rows of so many queries, and room for a row at a time.
+  struct Own {
+    float *rows, *line;
+  };
+  Own own(Carver& c, Grid keys, int block) const {
+    if (!exists_ || gathered(keys)) return {};
+    return {c.take<float>(std::int64_t{heads_} * block * padded_keys(keys)), c.take<float>(line_floats())};
   }
-  Block block(Grid keys, int q0, int q1, const float* prepared, float* scratch) const {
+  Block block(Grid keys, int q0, int q1, const float* prepared, const Own& own) const {
     const std::int64_t pitch = padded_keys(keys);
+    if (!exists_) return {prepared, 0};
     if (gathered(keys)) return {prepared + q0 * pitch, queries_of(keys).cells() * pitch};
     const std::int64_t head_stride = (q1 - q0) * pitch;
-    float* line = scratch + aligned_floats(heads_ * head_stride);
     for (int h = 0; h < heads_; ++h) {
       for (int q = q0; q < q1; ++q)
-        row(keys, h, q, prepared, line, scratch + h * head_stride + (q - q0) * pitch);
+        row(keys, h, q, prepared, own.line, own.rows + h * head_stride + (q - q0) * pitch);
     }
-    return {scratch, head_stride};
+    return {own.rows, head_stride};
   }
 
  private:
@@ -105,7 +118,12 @@ class AttentionBias {
   static constexpr int kTapFloats = 5;  // index of the first of four inputs, then their weights
 
   int mirror_pitch() const { return 2 * made_for_.cols - 1; }
-  std::int64_t line_floats() const { return resize_ ? aligned_floats(2 * made_for_.cells()) : 0; }
+  std::int64_t line_floats() const { return resize_ ? 2 * made_for_.cells() : 0; }
+  std::int64_t prepared_floats(Grid keys, int block) const {
+    if (!exists_) return std::int64_t{block} * padded_keys(keys);
+    if (gathered(keys)) return gathered_floats(keys);
+    return resize_ ? std::int64_t{kTapFloats} * keys.cells() : 0;
+  }
   std::int64_t gathered_floats(Grid keys) const {
     return std::int64_t{heads_} * queries_of(keys).cells() * padded_keys(keys);
   }
@@ -116,6 +134,10 @@ class AttentionBias {
     } else {
       resized(keys, head, query, taps, line, out);
     }
+    pad(keys, out);
+  }
+  // Behind the keys that exist.
+  static void pad(Grid keys, float* out) {
     for (int k = keys.cells(); k < padded_keys(keys); ++k) out[k] = -INFINITY;
   }
 
@@ -175,8 +197,8 @@ class AttentionBias {
   int heads_;
   Grid made_for_;
   int query_stride_;
-  bool resize_;
-  Buffer mirrored_;
+  bool exists_, resize_;
+  Array<float> mirrored_;
 };
 
-}  // namespace effv2::EFFV2_ISA
+}  // namespace effv2::EFFV2_TARGET

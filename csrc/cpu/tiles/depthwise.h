@@ -1,21 +1,16 @@
-// 3x3 depthwise convolution with padding 1.
+// Depthwise convolution: a window of one channel at a time, with padding so that its middle is on the map.
 //
-// Weights are packed [panel][10][kPanel]: nine taps, row by row, then the bias.
+// Weights are packed [panel][taps][kPanel]: kernel x kernel taps, row by row, then the bias. Taps and sums are in
+// float.
 #pragma once
 
 #include <cstdint>
 #include <type_traits>
 
-#include "cpu/simd/simd.h"
+#include "cpu/tiles/product.h"
+#include "engine/block.h"
 
-namespace effv2::EFFV2_ISA {
-
-inline constexpr int kDepthwiseTaps = 10;
-
-// Fetches a panel's weights before they are needed.
-inline void prefetch_taps(const float* taps) {
-  for (int i = 0; i < kDepthwiseTaps * kPanel; i += kCacheLine) prefetch(taps + i);
-}
+namespace effv2::EFFV2_TARGET {
 
 // Which of the three rows of a window exist: bit r for row r.
 template <unsigned Rows>
@@ -23,28 +18,40 @@ struct RowMask {
   static constexpr unsigned kRows = Rows;
 };
 
-// Rows of an input map, top to bottom. Row y lies at row(y), its pixel x at row(y) + x * pixel_stride;
-// the first row (-1) and the last (count) of the range that row() accepts may be null: outside the map.
+// Rows of an input map, top to bottom, as far as windows reach; those outside of the map are null. Pixel x of
+// row y lies at rows[y] + x * pixel_stride.
+template <class In>
 struct InputRows {
-  const float* const* rows;  // rows[0] is row -1
+  const In* const* rows;  // the first one is the top of the first window
   std::int64_t pixel_stride;
   int width;
 };
 
-// Output rows [0, count) of one vector of channels; row y is centred on input row y * Stride. The nine
-// taps stay in registers for all rows.
-template <int Stride, bool Whole>
-EFFV2_INLINE void depthwise_vector(const InputRows& in, int channel, const float* taps, float* out,
-                                   std::int64_t out_pixel_stride, std::int64_t out_row_stride, int out_width,
-                                   int count, int channels) {
+// Output rows, one behind the other.
+struct OutputRows {
+  Operand* data;
+  std::int64_t pixel_stride;
+  int width;
+  int count;
+  std::int64_t row_stride() const { return pixel_stride * width; }
+};
+
+// One vector of channels, 3x3; the window of output row y begins at rows[y * Stride]. The nine taps stay in
+// registers for all rows. channels: how many exist, where not Whole.
+template <int Stride, bool Whole, bool Clamped, class In>
+EFFV2_INLINE void depthwise_vector(const InputRows<In>& in, int channel, const float* taps, Clamp clamp,
+                                   const OutputRows& to, int channels) {
+  const int out_width = to.width;
+  const std::int64_t out_pixel_stride = to.pixel_stride;
+  Operand* out = to.data + channel;
   Vec w[9];
 #pragma GCC unroll 9
-  for (int i = 0; i < 9; ++i) w[i] = load(taps + i * kPanel);
-  const Vec bias = load(taps + 9 * kPanel);
+  for (int i = 0; i < 9; ++i) w[i] = load(taps + channel + i * kPanel);
+  const Vec bias = load(taps + channel + 9 * kPanel);
   const std::int64_t step = in.pixel_stride;
 
-  for (int y = 0; y < count; ++y, out += out_row_stride) {
-    const float* const* rows = in.rows + y * Stride;
+  for (int y = 0; y < to.count; ++y, out += to.row_stride()) {
+    const In* const* rows = in.rows + y * Stride;
     const auto pixels = [&](auto mask) {
       constexpr unsigned kRows = decltype(mask)::kRows;
       const auto pixel = [&](int x, bool left, bool right) {
@@ -52,7 +59,7 @@ EFFV2_INLINE void depthwise_vector(const InputRows& in, int channel, const float
 #pragma GCC unroll 3
         for (int row = 0; row < 3; ++row) {
           if (!((kRows >> row) & 1u)) continue;
-          const float* p = rows[row] + channel + static_cast<std::int64_t>(x) * Stride * step;
+          const In* p = rows[row] + channel + static_cast<std::int64_t>(x) * Stride * step;
           const auto at = [&](std::int64_t offset) {
             return Whole ? load(p + offset) : load_n(p + offset, channels);
           };
@@ -60,6 +67,7 @@ EFFV2_INLINE void depthwise_vector(const InputRows& in, int channel, const float
           sum = fma(at(0), w[row * 3 + 1], sum);
           if (right) sum = fma(at(step), w[row * 3 + 2], sum);
         }
+        if (Clamped) sum = clamp(sum);
         if (Whole) {
           store(out + x * out_pixel_stride, sum);
         } else {
@@ -76,7 +84,7 @@ EFFV2_INLINE void depthwise_vector(const InputRows& in, int channel, const float
 #pragma GCC unroll 3
         for (int row = 0; row < 3; ++row) {
           if (!((kRows >> row) & 1u)) continue;
-          const float* p = rows[row] + channel + static_cast<std::int64_t>(x) * step;
+          const In* p = rows[row] + channel + static_cast<std::int64_t>(x) * step;
 #pragma GCC unroll 16
           for (int j = kFirst; j < kEnd; ++j) {
             Vec value = load(p + j * step);
@@ -89,7 +97,9 @@ EFFV2_INLINE void depthwise_vector(const InputRows& in, int channel, const float
           }
         }
 #pragma GCC unroll 8
-        for (int i = 0; i < kTogether; ++i) store(out + (x + i) * out_pixel_stride, sum[i]);
+        for (int i = 0; i < kTogether; ++i) {
+          store(out + (x + i) * out_pixel_stride, Clamped ? clamp(sum[i]) : sum[i]);
+        }
       };
       constexpr std::true_type kYes;
       constexpr std::false_type kNo;
@@ -119,39 +129,141 @@ EFFV2_INLINE void depthwise_vector(const InputRows& in, int channel, const float
   }
 }
 
-// `count` output rows of one panel; channels: how many of the panel's channels exist in memory.
-template <int Stride>
-inline void depthwise(const InputRows& in, const float* taps, float* out, std::int64_t out_pixel_stride,
-                      int out_width, int count, int channels) {
-  const std::int64_t out_row_stride = out_pixel_stride * out_width;
-  for (int c = 0; c < channels; c += kLanes) {
-    if (channels - c >= kLanes) {
-      depthwise_vector<Stride, true>(in, c, taps + c, out + c, out_pixel_stride, out_row_stride, out_width,
-                                     count, kLanes);
+// One vector of channels, a window of any size: taps come from the cache.
+template <bool Whole, class In>
+EFFV2_INLINE void wide_depthwise_vector(const InputRows<In>& in, int kernel, int stride, int channel,
+                                        const float* taps, Clamp clamp, const OutputRows& to, int channels) {
+  Operand* out = to.data + channel;
+  const Vec bias = load(taps + channel + kernel * kernel * kPanel);
+  for (int y = 0; y < to.count; ++y, out += to.row_stride()) {
+    for (int x = 0; x < to.width; ++x) {
+      const int left = x * stride - kernel / 2;
+      const int begin = left < 0 ? -left : 0, end = left + kernel > in.width ? in.width - left : kernel;
+      Vec sum = bias;
+      for (int row = 0; row < kernel; ++row) {
+        const In* const map_row = in.rows[y * stride + row];
+        if (!map_row) continue;
+        const In* p = map_row + channel + (left + begin) * in.pixel_stride;
+        for (int tap = begin; tap < end; ++tap, p += in.pixel_stride) {
+          sum = fma(Whole ? load(p) : load_n(p, channels),
+                    load(taps + channel + (row * kernel + tap) * kPanel), sum);
+        }
+      }
+      if (clamp.any) sum = clamp(sum);
+      if (Whole) {
+        store(out + x * to.pixel_stride, sum);
+      } else {
+        store_n(out + x * to.pixel_stride, sum, channels);
+      }
+    }
+  }
+}
+
+// The packed weights of a depthwise convolution, and its rows.
+class Depthwise {
+ public:
+  static constexpr int kLargestKernel = 7;
+
+  Depthwise() = default;
+  // channels: with those that only fill panels up.
+  Depthwise(int channels, int kernel, int stride)
+      : kernel_(kernel),
+        stride_(stride),
+        taps_(static_cast<std::int64_t>(panels_of(channels)) * panel_floats()) {}
+  // weight: (channels, kernel, kernel).
+  Depthwise(const float* weight, const float* bias, int channels, int kernel, int stride, Scale scale = {})
+      : Depthwise(channels, kernel, stride) {
+    for (int c = 0; c < channels; ++c) set(c, weight + c * kernel * kernel, bias[c], scale);
+  }
+
+  void set(int channel, const float* weight, float bias, Scale scale) {
+    float* to = taps_.data() + static_cast<std::int64_t>(channel / kPanel) * panel_floats() + channel % kPanel;
+    for (int tap = 0; tap < kernel_ * kernel_; ++tap) to[tap * kPanel] = scaled(weight[tap], scale.weight);
+    to[kernel_ * kernel_ * kPanel] = scaled(bias, scale.bias);
+  }
+  void set_clamp(Clamp clamp) { clamp_ = clamp; }
+
+  int kernel() const { return kernel_; }
+  int stride() const { return stride_; }
+  int padding() const { return kernel_ / 2; }
+  int outputs(int inputs) const { return (inputs + stride_ - 1) / stride_; }
+  // Rows of input that `rows` rows of output need.
+  int reach(int rows) const { return (rows - 1) * stride_ + kernel_; }
+  std::int64_t bytes() const { return taps_.bytes(); }
+
+  void prefetch_panel(int p) const { prefetch_bytes(panel(p), panel_floats() * std::int64_t{sizeof(float)}); }
+
+  // Output rows of panel p; channels: how many of the panel's exist in memory.
+  template <class In>
+  void run(int p, const InputRows<In>& in, const OutputRows& out, int channels) const {
+    if (kernel_ != 3) {
+      vectors(channels, [&](auto whole, int c, int left) {
+        wide_depthwise_vector<decltype(whole)::value>(in, kernel_, stride_, c, panel(p), clamp_, out, left);
+      });
+    } else if (clamp_.any) {
+      stride_ == 1 ? run3x3<1, true>(p, in, out, channels) : run3x3<2, true>(p, in, out, channels);
     } else {
-      depthwise_vector<Stride, false>(in, c, taps + c, out + c, out_pixel_stride, out_row_stride, out_width,
-                                      count, channels - c);
+      stride_ == 1 ? run3x3<1, false>(p, in, out, channels) : run3x3<2, false>(p, in, out, channels);
     }
   }
-}
 
-// All output rows of one panel of a map that lies whole in memory.
-template <int Stride>
-void depthwise_map(const float* map, int height, int width, std::int64_t pixel_stride, const float* taps,
-                   float* out, std::int64_t out_pixel_stride, int channels) {
-  // A few rows at a time: the list of rows lives on the stack.
-  constexpr int kGroup = 16;
-  const int out_height = (height + Stride - 1) / Stride, out_width = (width + Stride - 1) / Stride;
-  for (int begin = 0; begin < out_height; begin += kGroup) {
-    const int count = out_height - begin < kGroup ? out_height - begin : kGroup;
-    const float* rows[kGroup * Stride + 2];
-    for (int i = 0; i < (count - 1) * Stride + 3; ++i) {
-      const int y = begin * Stride + i - 1;
-      rows[i] = y >= 0 && y < height ? map + y * pixel_stride * width : nullptr;
+  // The same for rows [begin, end) of the output of a map that lies whole in memory; out: of the first of them.
+  template <class In>
+  void run_map(int p, const In* map, Map size, std::int64_t pixel_stride, Range rows, Operand* out,
+               std::int64_t out_pixel_stride, int channels) const {
+    // A few rows at a time: the list of rows lives on the stack.
+    constexpr int kGroup = 16;
+    const int out_width = outputs(size.width);
+    for (int begin = rows.begin; begin < rows.end; begin += kGroup) {
+      const int count = rows.end - begin < kGroup ? rows.end - begin : kGroup;
+      const In* window[(kGroup - 1) * 2 + kLargestKernel];
+      for (int i = 0; i < reach(count); ++i) {
+        const int y = begin * stride_ + i - padding();
+        window[i] = y >= 0 && y < size.height ? map + y * pixel_stride * size.width : nullptr;
+      }
+      const OutputRows to{out + (begin - rows.begin) * out_pixel_stride * out_width, out_pixel_stride, out_width,
+                          count};
+      run(p, InputRows<In>{window, pixel_stride, size.width}, to, channels);
     }
-    depthwise<Stride>({rows, pixel_stride, width}, taps, out + begin * out_pixel_stride * out_width,
-                      out_pixel_stride, out_width, count, channels);
   }
-}
 
-}  // namespace effv2::EFFV2_ISA
+  // All channels of a dense map into another one, shared out by rows: who wrote the rows of the map has most of
+  // them at hand.
+  template <class In>
+  void share(const Team& team, const In* x, Map in, Operand* out) const {
+    const Range mine = team.share(outputs(in.height));
+    const std::int64_t first_row = std::int64_t{mine.begin} * outputs(in.width) * in.channels;
+    for (int p = 0; p < panels_of(in.channels); ++p) {
+      const int first = p * kPanel, left = in.channels - first;
+      run_map(p, x + first, in, in.channels, mine, out + first_row + first, in.channels,
+              left < kPanel ? left : kPanel);
+    }
+  }
+
+ private:
+  // f(whole, first channel, channels that exist) for each vector of a panel.
+  template <class Function>
+  static void vectors(int channels, Function f) {
+    for (int c = 0; c < channels; c += kLanes) {
+      if (channels - c >= kLanes) {
+        f(std::true_type{}, c, kLanes);
+      } else {
+        f(std::false_type{}, c, channels - c);
+      }
+    }
+  }
+  template <int Stride, bool Clamped, class In>
+  void run3x3(int p, const InputRows<In>& in, const OutputRows& out, int channels) const {
+    vectors(channels, [&](auto whole, int c, int left) {
+      depthwise_vector<Stride, decltype(whole)::value, Clamped>(in, c, panel(p), clamp_, out, left);
+    });
+  }
+  std::int64_t panel_floats() const { return std::int64_t{kernel_ * kernel_ + 1} * kPanel; }
+  const float* panel(int p) const { return taps_.data() + p * panel_floats(); }
+
+  int kernel_ = 3, stride_ = 1;
+  Array<float> taps_;
+  Clamp clamp_;
+};
+
+}  // namespace effv2::EFFV2_TARGET

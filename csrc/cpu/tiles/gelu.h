@@ -10,13 +10,15 @@
 
 #include <cstdint>
 
+#include "cpu/target.h"
+
 #ifdef EFFV2_TABLE_LOOKUP
 #include "cpu/tiles/gelu_table.h"
 #else
 #include "cpu/tiles/gelu_root.h"
 #endif
 
-namespace effv2::EFFV2_ISA {
+namespace effv2::EFFV2_TARGET {
 
 inline constexpr double kAfterGelu = 0.5 / kBeforeGelu;
 inline constexpr double kBetweenGelus = kAfterGelu * kBeforeGelu;
@@ -46,4 +48,4 @@ inline void gelu(float* p, std::int64_t floats) {
   }
 }
 
-}  // namespace effv2::EFFV2_ISA
+}  // namespace effv2::EFFV2_TARGET

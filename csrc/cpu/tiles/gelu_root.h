@@ -6,9 +6,9 @@
 // No table, no division, no exponential. s = 5 / 32 makes the polynomial's leading coefficient 1.
 #pragma once
 
-#include "cpu/simd/simd.h"
+#include "cpu/target.h"
 
-namespace effv2::EFFV2_ISA {
+namespace effv2::EFFV2_TARGET {
 
 inline constexpr double kBeforeGelu = 5.0 / 32;
 
@@ -47,4 +47,4 @@ EFFV2_INLINE void gelu_values(const float* p, Vec (&values)[Count]) {
   }
 }
 
-}  // namespace effv2::EFFV2_ISA
+}  // namespace effv2::EFFV2_TARGET

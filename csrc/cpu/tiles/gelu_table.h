@@ -6,9 +6,9 @@
 // Fewer multiply-adds than the root needs, which leaves those units to others, and half its error.
 #pragma once
 
-#include "cpu/simd/simd.h"
+#include "cpu/target.h"
 
-namespace effv2::EFFV2_ISA {
+namespace effv2::EFFV2_TARGET {
 
 inline constexpr double kBeforeGelu = 5;
 
@@ -77,4 +77,4 @@ EFFV2_INLINE void gelu_values(const float* p, Vec (&values)[Count]) {
   }
 }
 
-}  // namespace effv2::EFFV2_ISA
+}  // namespace effv2::EFFV2_TARGET

@@ -1,72 +1,95 @@
-// Matrix product of rows of activations with packed weights: out[m, n] = sum_k a[m, k] * b[k, n].
+// Matrix product of rows of activations with a panel of columns: out[m, n] = sum_k a[m, k] * b[k, n].
 //
-// A register tile holds kTileRows x kTileVectors sums; one row of b is loaded per step of k and every
-// element of a is broadcast. K is cut into pieces of kDepthBlock: each piece is summed from zero and
-// the pieces are added in order, which bounds the rounding error and keeps a piece of b in the L1
-// cache. A sum therefore depends on K alone, never on how rows and columns are divided among tiles or
-// threads; that is what makes results bitwise reproducible.
+// A register tile holds kTileRows x kTileVectors sums; the format's multiply() adds one step of the depth to
+// them. The depth is cut into pieces of kDepthBlock: each piece is summed from zero and the pieces are added in
+// order, which bounds the rounding error and keeps a piece of b in the L1 cache. A sum therefore depends on
+// the depth alone, never on how rows and columns are divided among tiles or threads; that is what makes results
+// bitwise reproducible.
 #pragma once
 
 #include <cstdint>
 
-#include "cpu/simd/simd.h"
+#include "cpu/target.h"
 
-namespace effv2::EFFV2_ISA {
+namespace effv2::EFFV2_TARGET {
 
 inline constexpr int kDepthBlock = 256;
 
 // The left operand. Element (m, k) lies at
-//   data + m * row_stride + (k / block) * block_stride + k % block      (all in floats).
-// Plain rows of K floats have block == K; rows gathered from 3x3 windows or panels have shorter blocks.
+//   data + m * row_stride + (k / block) * block_stride + k % block      (all in values).
+// Plain rows of K values have block == K; rows gathered from windows or panels have shorter blocks.
 struct Rows {
-  const float* data;
+  const Operand* data;
   std::int64_t row_stride;
   int block;
   std::int64_t block_stride;
   bool fresh = false;  // just written, by other threads as well: fetched from their caches a tile ahead
 };
 
-inline Rows plain_rows(const float* data, std::int64_t row_stride, int depth, bool fresh = false) {
+inline Rows plain_rows(const Operand* data, std::int64_t row_stride, int depth, bool fresh = false) {
   return {data, row_stride, depth, 0, fresh};
 }
 // A map stored in panels, [panel][pixel][kPanel]: the rows are pixels.
-inline Rows panel_rows(const float* data, std::int64_t pixels, bool fresh = false) {
+inline Rows panel_rows(const Operand* data, std::int64_t pixels, bool fresh = false) {
   return {data, kPanel, kPanel, pixels * kPanel, fresh};
 }
 
-// The right operand: columns that are computed together. Row k lies at data + k * stride. Packed weights have
-// kPanel columns, or kWidePanel: see PackedMatrix.
+// The right operand: columns that are computed together, packed weights (Stored) or a map of the block's
+// (Operand). Row k lies at data + k * stride. Packed weights have kPanel columns, or kWidePanel: see Product.
+template <class Right>
 struct Panel {
-  const float* data;
+  const Right* data;
   std::int64_t stride = kPanel;
 
   Panel below(std::int64_t rows) const { return {data + rows * stride, stride}; }
 };
 
-// Where a tile goes: row m of the result at out + m * out_stride; then, once the sum is complete,
-// + bias (one value per column, in whole panels) and + residual. Either pointer may be null.
-struct Result {
-  float* out;
-  std::int64_t out_stride;
-  const float* bias = nullptr;
-  const float* residual = nullptr;
-  std::int64_t residual_stride = 0;
-  int columns = kPanel;     // columns to store
-  bool accumulate = false;  // add to what is in out: an earlier part of the same sum
+// What sums are held to at last: an activation that is no more than that.
+struct Clamp {
+  bool any = false;
+  float low = 0;
+  float high = 0;
+
+  Vec operator()(Vec v) const { return min(set1(high), max(set1(low), v)); }  // a NaN stays
 };
 
-// Adds what belongs to a tile of sums and stores it. Whole: all of its columns exist.
-template <int RowCount, int Vectors, bool Whole>
-EFFV2_INLINE void finish(Vec (&sum)[RowCount][Vectors], const Result& r, int m, bool first, bool last) {
+// Where a tile goes: row m of the result at out + m * out_stride. Once the sum is complete: + bias (one value
+// per column, in whole panels), the clamp, + residual. Any pointer but out may be null.
+template <class Out>
+struct Result {
+  Out* out;
+  std::int64_t out_stride;
+  const float* bias = nullptr;
+  const Out* residual = nullptr;
+  std::int64_t residual_stride = 0;
+  int columns = kPanel;          // columns to store
+  const Operand* sum = nullptr;  // an earlier part of the same sum
+  std::int64_t sum_stride = 0;
+  Clamp clamp = {};
+
+  // The same from row m on.
+  Result below(std::int64_t m) const {
+    Result r = *this;
+    r.out += m * out_stride;
+    if (residual) r.residual += m * residual_stride;
+    if (sum) r.sum += m * sum_stride;
+    return r;
+  }
+};
+
+// Adds what belongs to a tile of sums and stores it. Whole: all of its columns exist. last: the sum is
+// complete.
+template <int RowCount, int Vectors, bool Whole, class Out>
+EFFV2_INLINE void finish(Vec (&sum)[RowCount][Vectors], const Result<Out>& r, int m, bool last) {
   const int tail = r.columns - (Vectors - 1) * kLanes;  // columns of the last vector
-  const auto get = [&](const float* p, int v) {
+  const auto get = [&](const auto* p, int v) {
     return Whole || v + 1 < Vectors ? load(p + v * kLanes) : load_n(p + v * kLanes, tail);
   };
-  if (!first) {
+  if (r.sum) {
 #pragma GCC unroll 16
     for (int i = 0; i < RowCount; ++i) {
 #pragma GCC unroll 4
-      for (int v = 0; v < Vectors; ++v) sum[i][v] = add(sum[i][v], get(r.out + (m + i) * r.out_stride, v));
+      for (int v = 0; v < Vectors; ++v) sum[i][v] = add(sum[i][v], get(r.sum + (m + i) * r.sum_stride, v));
     }
   }
   if (last && r.bias) {
@@ -74,6 +97,13 @@ EFFV2_INLINE void finish(Vec (&sum)[RowCount][Vectors], const Result& r, int m, 
     for (int i = 0; i < RowCount; ++i) {
 #pragma GCC unroll 4
       for (int v = 0; v < Vectors; ++v) sum[i][v] = add(sum[i][v], load(r.bias + v * kLanes));
+    }
+  }
+  if (last && r.clamp.any) {
+#pragma GCC unroll 16
+    for (int i = 0; i < RowCount; ++i) {
+#pragma GCC unroll 4
+      for (int v = 0; v < Vectors; ++v) sum[i][v] = r.clamp(sum[i][v]);
     }
   }
   if (last && r.residual) {
@@ -89,7 +119,7 @@ EFFV2_INLINE void finish(Vec (&sum)[RowCount][Vectors], const Result& r, int m, 
   for (int i = 0; i < RowCount; ++i) {
 #pragma GCC unroll 4
     for (int v = 0; v < Vectors; ++v) {
-      float* out = r.out + (m + i) * r.out_stride + v * kLanes;
+      Out* out = r.out + (m + i) * r.out_stride + v * kLanes;
       if (Whole || v + 1 < Vectors) {
         store(out, sum[i][v]);
       } else {
@@ -100,31 +130,33 @@ EFFV2_INLINE void finish(Vec (&sum)[RowCount][Vectors], const Result& r, int m, 
 }
 
 constexpr int kRun = 16;  // steps of k between two prefetches
+static_assert(kRun % kDepthGroup == 0 && kDepthBlock % kRun == 0, "steps of a product divide its pieces");
 
-// Weights that are used after those at hand: the start of what the next product reads.
+// Memory that is used after what is at hand: the start of what the next product reads.
 struct Next {
-  const float* data = nullptr;
-  std::int64_t floats = 0;
+  const void* data = nullptr;
+  std::int64_t bytes = 0;
 };
 
 // Weights are fetched one piece of a panel ahead of their use.
-inline Next ahead_of(Panel b, int depth) {
-  return {b.data, (depth < kDepthBlock ? depth : kDepthBlock) * b.stride};
+template <class Right>
+inline Next ahead_of(Panel<Right> b, int depth) {
+  return {b.data, (depth < kDepthBlock ? depth : kDepthBlock) * b.stride * std::int64_t{sizeof(Right)}};
 }
 
 // Memory fetched little by little while other weights are in use: the rest of this panel, then the start of
 // the next one.
 struct Ahead {
-  const float* begin;
-  const float* end;
+  const char* begin;
+  const char* end;
   Next next;
   int lines;  // per kRun steps
 
   void fetch() {
     if (begin >= end) {
       if (!next.data) return;
-      begin = next.data;
-      end = next.data + next.floats;
+      begin = static_cast<const char*>(next.data);
+      end = begin + next.bytes;
       next.data = nullptr;
     }
     for (int i = 0; i < lines; ++i, begin += kCacheLine) prefetch(begin);
@@ -132,19 +164,18 @@ struct Ahead {
 };
 
 // `tiles` tiles of RowCount rows from row m on, k from begin to end.
-template <int RowCount, int Vectors>
-__attribute__((noinline)) void run_tiles(const Rows& a, int m, int tiles, Panel b, int begin, int end,
-                                         const Result& result, bool last, Ahead& ahead) {
-  const Result r = result;
+template <int RowCount, int Vectors, class Right, class Out>
+__attribute__((noinline)) void run_tiles(const Rows& a, int m, int tiles, Panel<Right> b, int begin, int end,
+                                         const Result<Out>& result, bool last, Ahead& ahead) {
+  const Result<Out> r = result;
   Ahead soon = ahead;
   const std::int64_t stride = a.row_stride;
   const bool whole = r.columns >= Vectors * kLanes;
-  const bool first = begin == 0 && !r.accumulate;
   const int first_block = begin ? begin / a.block : 0;
   const int first_offset = begin - first_block * a.block;
-  const float* const start = a.data + first_block * a.block_stride + first_offset;
-  const float* const first_row_of_b = b.below(begin).data;
-  const std::int64_t b_stride = b.stride;
+  const Operand* const start = a.data + first_block * a.block_stride + first_offset;
+  const Right* const first_row_of_b = b.below(begin).data;
+  const std::int64_t b_stride = b.stride * kDepthGroup;
 
   for (; tiles > 0; --tiles, m += RowCount) {
     Vec sum[RowCount][Vectors];
@@ -153,8 +184,8 @@ __attribute__((noinline)) void run_tiles(const Rows& a, int m, int tiles, Panel 
 #pragma GCC unroll 4
       for (int v = 0; v < Vectors; ++v) sum[i][v] = zero();
     }
-    const float* b_row = first_row_of_b;
-    const float* p = start + m * stride;
+    const Right* b_row = first_row_of_b;
+    const Operand* p = start + m * stride;
     int block_left = a.block - first_offset;
     for (int left = end - begin; left > 0;) {
       int run = left < kRun ? left : kRun;
@@ -166,16 +197,8 @@ __attribute__((noinline)) void run_tiles(const Rows& a, int m, int tiles, Panel 
 #pragma GCC unroll 16
         for (int i = 0; i < RowCount; ++i) prefetch(p + (RowCount + i) * stride);
       }
-      for (int k = 0; k < run; ++k, ++p, b_row += b_stride) {
-        Vec weights[Vectors];
-#pragma GCC unroll 4
-        for (int v = 0; v < Vectors; ++v) weights[v] = load(b_row + v * kLanes);
-#pragma GCC unroll 16
-        for (int i = 0; i < RowCount; ++i) {
-          const Vec x = broadcast(p + i * stride);
-#pragma GCC unroll 4
-          for (int v = 0; v < Vectors; ++v) sum[i][v] = fma(x, weights[v], sum[i][v]);
-        }
+      for (int k = 0; k < run; k += kDepthGroup, p += kDepthGroup, b_row += b_stride) {
+        multiply(p, stride, b_row, sum);
       }
       if (block_left == 0) {
         p += a.block_stride - a.block;
@@ -183,17 +206,17 @@ __attribute__((noinline)) void run_tiles(const Rows& a, int m, int tiles, Panel 
       }
     }
     if (whole) {
-      finish<RowCount, Vectors, true>(sum, r, m, first, last);
+      finish<RowCount, Vectors, true>(sum, r, m, last);
     } else {
-      finish<RowCount, Vectors, false>(sum, r, m, first, last);
+      finish<RowCount, Vectors, false>(sum, r, m, last);
     }
   }
   ahead = soon;
 }
 
-template <int Vectors, int RowCount>
-EFFV2_INLINE void tiles_of(int row_count, const Rows& a, int m, int tiles, Panel b, int begin, int end,
-                           const Result& r, bool last, Ahead& ahead) {
+template <int Vectors, int RowCount, class Right, class Out>
+EFFV2_INLINE void tiles_of(int row_count, const Rows& a, int m, int tiles, Panel<Right> b, int begin, int end,
+                           const Result<Out>& r, bool last, Ahead& ahead) {
   if constexpr (RowCount > 0) {
     if (row_count == RowCount) {
       run_tiles<RowCount, Vectors>(a, m, tiles, b, begin, end, r, last, ahead);
@@ -203,31 +226,74 @@ EFFV2_INLINE void tiles_of(int row_count, const Rows& a, int m, int tiles, Panel
   }
 }
 
+// A tile whose result cannot hold parts of a sum: they wait beside it.
+template <int Vectors, int MostRows, class Right, class Out>
+inline void rounded_tile(int row_count, const Rows& a, int m, Panel<Right> b, int depth, const Result<Out>& r,
+                         Ahead& ahead) {
+  alignas(64) Operand held[MostRows * Vectors * kLanes];
+  const Rows rows{a.data + m * a.row_stride, a.row_stride, a.block, a.block_stride, a.fresh};
+  const Result<Out> whole = r.below(m);
+  Result<Operand> part{held, Vectors * kLanes};
+  part.columns = Vectors * kLanes;
+  part.sum = whole.sum;
+  part.sum_stride = whole.sum_stride;
+  if (part.sum) part.columns = r.columns;
+  int begin = 0;
+  for (; depth - begin > kDepthBlock; begin += kDepthBlock) {
+    tiles_of<Vectors, MostRows>(row_count, rows, 0, 1, b, begin, begin + kDepthBlock, part, false, ahead);
+    part.sum = held;
+    part.sum_stride = part.out_stride;
+  }
+  Result<Out> rest = whole;
+  if (begin) {
+    rest.sum = held;
+    rest.sum_stride = part.out_stride;
+  }
+  tiles_of<Vectors, MostRows>(row_count, rows, 0, 1, b, begin, depth, rest, true, ahead);
+}
+
 // The rows are divided evenly, so that no tile is left with too few rows to hide the latency of a
 // multiply-add: 49 rows make 4 tiles of 6 and 5 of 5, not 8 of 6 and 1 of 1.
-template <int Vectors, int MostRows>
-inline void gemm_of(const Rows& a, int m0, int m1, Panel b, int depth, const Result& r, Next next) {
+template <int Vectors, int MostRows, class Right, class Out>
+inline void gemm_of(const Rows& a, int m0, int m1, Panel<Right> b, int depth, const Result<Out>& r,
+                    Next next) {
   const int rows = m1 - m0;
   const int tiles = (rows + MostRows - 1) / MostRows;
   if (tiles == 0) return;
   const int small = rows / tiles, larger = rows - small * tiles;  // `larger` tiles have one row more
   const int split = m0 + larger * (small + 1);
   // Whoever came before has fetched the first piece of b.
-  const Panel rest = b.below(depth < kDepthBlock ? depth : kDepthBlock);
-  const float* const b_end = b.below(depth).data;
+  const auto* const b_rest = reinterpret_cast<const char*>(b.below(depth < kDepthBlock ? depth : kDepthBlock).data);
+  const auto* const b_end = reinterpret_cast<const char*>(b.below(depth).data);
   const std::int64_t runs = std::int64_t{tiles} * ((depth + kRun - 1) / kRun) * kCacheLine;
-  const std::int64_t lines = (b_end - rest.data + next.floats + runs - 1) / runs;
-  Ahead ahead{rest.data, b_end, next, static_cast<int>(lines)};
+  const std::int64_t lines = (b_end - b_rest + next.bytes + runs - 1) / runs;
+  Ahead ahead{b_rest, b_end, next, static_cast<int>(lines)};
+  if constexpr (!std::is_same_v<Out, Operand>) {
+    if (depth > kDepthBlock) {
+      for (int m = m0; m < split; m += small + 1) {
+        rounded_tile<Vectors, MostRows>(small + 1, a, m, b, depth, r, ahead);
+      }
+      for (int m = split; m < m1; m += small) rounded_tile<Vectors, MostRows>(small, a, m, b, depth, r, ahead);
+      return;
+    }
+  }
+  Result<Out> part = r;
   for (int begin = 0; begin < depth; begin += kDepthBlock) {
     const int end = depth - begin > kDepthBlock ? begin + kDepthBlock : depth;
     const bool last = end == depth;
-    if (larger) tiles_of<Vectors, MostRows>(small + 1, a, m0, larger, b, begin, end, r, last, ahead);
-    tiles_of<Vectors, MostRows>(small, a, split, tiles - larger, b, begin, end, r, last, ahead);
+    if (larger) tiles_of<Vectors, MostRows>(small + 1, a, m0, larger, b, begin, end, part, last, ahead);
+    tiles_of<Vectors, MostRows>(small, a, split, tiles - larger, b, begin, end, part, last, ahead);
+    if constexpr (std::is_same_v<Out, Operand>) {
+      part.sum = r.out;
+      part.sum_stride = r.out_stride;
+    }
   }
 }
 
 // Rows [m0, m1) times the columns of one panel; depth: rows of b.
-inline void gemm(const Rows& a, int m0, int m1, Panel b, int depth, const Result& r, Next next = {}) {
+template <class Right, class Out>
+inline void gemm(const Rows& a, int m0, int m1, Panel<Right> b, int depth, const Result<Out>& r,
+                 Next next = {}) {
   if (r.columns > kPanel) {
     gemm_of<kTileVectors + 1, kWideTileRows>(a, m0, m1, b, depth, r, next);
   } else if (r.columns > kLanes) {
@@ -237,4 +303,4 @@ inline void gemm(const Rows& a, int m0, int m1, Panel b, int depth, const Result
   }
 }
 
-}  // namespace effv2::EFFV2_ISA
+}  // namespace effv2::EFFV2_TARGET

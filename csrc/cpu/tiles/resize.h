@@ -1,9 +1,9 @@
 // Bilinear enlargement by 2, align_corners=False.
 #pragma once
 
-#include "cpu/simd/simd.h"
+#include "cpu/target.h"
 
-namespace effv2::EFFV2_ISA {
+namespace effv2::EFFV2_TARGET {
 
 // Output position i reads inputs a and b with weights 1 - t and t. The second input is read (with
 // weight 0) at the edges as well, as PyTorch does, so that infinities spread in the same way.
@@ -21,7 +21,7 @@ inline Blend blend_at(int i, int inputs) {
 
 // One output row of one panel: row_a and row_b are the two input rows, [width][kPanel], blended with
 // weights 1 - t and t; out: [out_width][kPanel] with out_width 2 * width, or one less.
-inline void enlarge_row(const float* row_a, const float* row_b, float t, int width, float* out,
+inline void enlarge_row(const Operand* row_a, const Operand* row_b, float t, int width, Operand* out,
                         int out_width) {
   const Vec down = set1(t), up = set1(1.0f - t), near = set1(0.75f), far = set1(0.25f);
   for (int v = 0; v < kPanel; v += kLanes) {
@@ -43,4 +43,4 @@ inline void enlarge_row(const float* row_a, const float* row_b, float t, int wid
   }
 }
 
-}  // namespace effv2::EFFV2_ISA
+}  // namespace effv2::EFFV2_TARGET

@@ -1,9 +1,9 @@
 // Softmax of a row in place, in base 2, and the exponential it needs.
 #pragma once
 
-#include "cpu/simd/simd.h"
+#include "cpu/target.h"
 
-namespace effv2::EFFV2_ISA {
+namespace effv2::EFFV2_TARGET {
 
 // Logits come multiplied by log2(e), which is folded into the weights, so that the softmax needs only
 // powers of two.
@@ -42,4 +42,4 @@ EFFV2_INLINE void softmax_row(float* row, int count) {
   for (int i = 0; i < count; i += kLanes) store(row + i, mul(load(row + i), scale));
 }
 
-}  // namespace effv2::EFFV2_ISA
+}  // namespace effv2::EFFV2_TARGET

@@ -1,0 +1,14 @@
+// fp32: what is stored, multiplied and summed is float. Included by targets behind their vectors.
+#pragma once
+
+namespace effv2::EFFV2_TARGET {
+
+using Stored = float;
+using Operand = float;
+
+inline constexpr int kDepthGroup = 1;
+inline constexpr int packed_column(int column) { return column; }
+
+}  // namespace effv2::EFFV2_TARGET
+
+#include "cpu/formats/broadcast.h"

@@ -1,0 +1,11 @@
+// The tile of formats that multiply floats on AVX2.
+#pragma once
+
+namespace effv2::EFFV2_TARGET {
+
+// 6 x 2 accumulators, 2 weight vectors and 1 broadcast fill 15 of the 16 registers.
+inline constexpr int kTileRows = 6;
+inline constexpr int kTileVectors = 2;
+inline constexpr int kWideTileRows = 4;
+
+}  // namespace effv2::EFFV2_TARGET
