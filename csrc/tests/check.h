@@ -47,6 +47,7 @@ void note(const std::string& what);
 std::uint64_t test_seed();
 
 // Those that this processor and operating system can run.
-std::vector<const Isa*> available_isas();
+std::vector<const Target*> available_targets();
+std::vector<const Target*> fp32_targets();
 
 }  // namespace effv2::tests

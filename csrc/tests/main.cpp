@@ -6,6 +6,7 @@
 // than kTimeLimit seconds ends the program: it hangs.
 #include <unistd.h>
 
+#include <algorithm>
 #include <atomic>
 #include <chrono>
 #include <csignal>
@@ -148,14 +149,19 @@ void note(const std::string& what) {
 
 std::uint64_t test_seed() { return mixed(run_seed, running); }
 
-std::vector<const Isa*> available_isas() {
-  int count = 0;
-  const Isa* table = isa_table(&count);
-  std::vector<const Isa*> isas;
-  for (int i = 0; i < count; ++i) {
-    if (table[i].available()) isas.push_back(&table[i]);
+std::vector<const Target*> available_targets() {
+  std::vector<const Target*> available;
+  for (const Target& target : targets()) {
+    if (target.available()) available.push_back(&target);
   }
-  return isas;
+  return available;
+}
+
+std::vector<const Target*> fp32_targets() {
+  std::vector<const Target*> found = available_targets();
+  const auto other = [](const Target* target) { return std::strcmp(target->format, "fp32") != 0; };
+  found.erase(std::remove_if(found.begin(), found.end(), other), found.end());
+  return found;
 }
 
 }  // namespace effv2::tests

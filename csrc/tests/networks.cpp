@@ -2,8 +2,8 @@
 
 namespace effv2::tests {
 
-std::unique_ptr<Network> NetworkSample::build(const Isa& isa, std::int64_t weight_bytes) const {
-  auto network = std::make_unique<Network>(&isa, weight_bytes);
+std::unique_ptr<Network> NetworkSample::build(const Target& target, std::int64_t weight_bytes) const {
+  auto network = std::make_unique<Network>(&target, weight_bytes);
   std::size_t next = 0;
   for (std::size_t i = 0; i < blocks.size(); ++i) {
     add_block(*network, blocks[i].kind, blocks[i].fields());
@@ -46,9 +46,9 @@ NetworkSample small_network(Random& random, int height, int width, bool resize_b
   NetworkSample network;
   network.blocks = {stem_sample(random, 3, 8, 16),
                     ffn_sample(random, 16, 44),
-                    conv_downsample_sample(random, 16, 24),
+                    conv_sample(random, 16, 24, {3, 2}),
                     ffn_sample(random, 24, 72),
-                    conv_downsample_sample(random, 24, 40),
+                    conv_sample(random, 24, 40, {3, 2}),
                     attention_sample(random, 40, {3, 8, 12}, 2, table(5)),
                     ffn_sample(random, 40, 132),
                     attention_downsample_sample(random, 40, 56, {3, 8, 12}, table(4)),
@@ -60,9 +60,9 @@ NetworkSample small_network(Random& random, int height, int width, bool resize_b
   return network;
 }
 
-Strides nchw(Map size) { return {size.floats(), size.pixels(), size.width, 1}; }
+Strides nchw(Map size) { return {size.values(), size.pixels(), size.width, 1}; }
 
-Strides nhwc(Map size) { return {size.floats(), 1, std::int64_t{size.width} * size.channels, size.channels}; }
+Strides nhwc(Map size) { return {size.values(), 1, std::int64_t{size.width} * size.channels, size.channels}; }
 
 Batch batch_of(const std::vector<float>& values, int count, Map size, const Strides& s) {
   const std::int64_t extent = (count - 1) * s.image + (size.channels - 1) * s.channel +
@@ -88,10 +88,10 @@ Outputs run_network(const NetworkSample& sample, const Network& network, const I
   const std::vector<Map> maps = network.maps(images.height, images.width);
   std::vector<Guarded> memory;
   for (const FeatureSample& feature : sample.features) {
-    memory.emplace_back(images.count * maps[static_cast<std::size_t>(feature.block)].floats());
+    memory.emplace_back(images.count * maps[static_cast<std::size_t>(feature.block)].values());
   }
-  if (memory.empty()) memory.emplace_back(images.count * maps.back().floats());
-  std::vector<float*> addresses;
+  if (memory.empty()) memory.emplace_back(images.count * maps.back().values());
+  std::vector<void*> addresses;
   for (const Guarded& output : memory) addresses.push_back(output.data());
   network.run(images, addresses.data(), threads, nullptr);
   Outputs outputs;

@@ -20,7 +20,7 @@ struct NetworkSample {
   std::vector<Sample> blocks;
   std::vector<FeatureSample> features;
 
-  std::unique_ptr<Network> build(const Isa& isa, std::int64_t weight_bytes = 0) const;
+  std::unique_ptr<Network> build(const Target& target, std::int64_t weight_bytes = 0) const;
   // Of one image, every output.
   std::vector<Exact> reference(const Exact& image) const;
 };

@@ -11,8 +11,26 @@ int ceil_div(int n, int by) { return (n + by - 1) / by; }
 
 double gelu(double x) { return 0.5 * x * std::erfc(-x / std::sqrt(2.0)); }
 
-Exact gelu(Exact x) {
-  for (double& value : x.values) value = gelu(value);
+double activated(Activation a, double x) {
+  switch (a) {
+    case Activation::gelu:
+      return gelu(x);
+    case Activation::relu:
+      return std::max(x, 0.0);
+    case Activation::relu6:
+      return std::clamp(x, 0.0, 6.0);
+    case Activation::silu:
+      return x / (1 + std::exp(-x));
+    case Activation::hardswish:
+      return x * std::clamp(x + 3, 0.0, 6.0) / 6;
+    case Activation::none:
+      break;
+  }
+  return x;
+}
+
+Exact activated(Activation a, Exact x) {
+  for (double& value : x.values) value = activated(a, value);
   return x;
 }
 
@@ -38,29 +56,31 @@ Exact linear(const Exact& x, const float* weight, const float* bias, int out) {
   return y;
 }
 
-// Calls f(tap, row, column) for the taps of a 3x3 window that lie inside the map.
+// Calls f(tap, row, column) for the taps of a window, centred on the map by its padding, that lie inside of it.
 template <class Function>
-void for_window(Map map, int row, int column, int stride, Function f) {
-  for (int i = 0; i < 3; ++i) {
-    for (int j = 0; j < 3; ++j) {
-      const int y = row * stride + i - 1, x = column * stride + j - 1;
-      if (y >= 0 && y < map.height && x >= 0 && x < map.width) f(3 * i + j, y, x);
+void for_window(Map map, int kernel, int row, int column, int stride, Function f) {
+  for (int i = 0; i < kernel; ++i) {
+    for (int j = 0; j < kernel; ++j) {
+      const int y = row * stride + i - kernel / 2, x = column * stride + j - kernel / 2;
+      if (y >= 0 && y < map.height && x >= 0 && x < map.width) f(kernel * i + j, y, x);
     }
   }
 }
 
-// Full 3x3 convolution, padding 1, stride 2; weight: (out, in, 3, 3).
-Exact conv3x3(const Exact& x, const float* weight, const float* bias, int out) {
+// Full convolution; weight: (out, in, kernel, kernel).
+Exact conv(const Exact& x, const float* weight, const float* bias, int out, int kernel, int stride) {
   const int in = x.size.channels;
-  Exact y({ceil_div(x.size.height, 2), ceil_div(x.size.width, 2), out});
+  const std::size_t taps = static_cast<std::size_t>(kernel) * kernel;
+  Exact y({ceil_div(x.size.height, stride), ceil_div(x.size.width, stride), out});
   for (int row = 0; row < y.size.height; ++row) {
     for (int column = 0; column < y.size.width; ++column) {
       for (int n = 0; n < out; ++n) y.at(row, column, n) = bias[n];
-      for_window(x.size, row, column, 2, [&](int tap, int from_row, int from_column) {
+      for_window(x.size, kernel, row, column, stride, [&](int tap, int from_row, int from_column) {
         for (int n = 0; n < out; ++n) {
           double sum = 0;
           for (int k = 0; k < in; ++k) {
-            sum += x.at(from_row, from_column, k) * weight[(static_cast<std::size_t>(n) * in + k) * 9 + tap];
+            sum += x.at(from_row, from_column, k) *
+                   weight[(static_cast<std::size_t>(n) * in + k) * taps + tap];
           }
           y.at(row, column, n) += sum;
         }
@@ -70,15 +90,15 @@ Exact conv3x3(const Exact& x, const float* weight, const float* bias, int out) {
   return y;
 }
 
-// 3x3 depthwise convolution, padding 1; weight: (channels, 3, 3).
-Exact depthwise(const Exact& x, const float* weight, const float* bias, int stride) {
+// Depthwise convolution; weight: (channels, kernel, kernel).
+Exact depthwise(const Exact& x, const float* weight, const float* bias, int stride, int kernel = 3) {
   Exact y({ceil_div(x.size.height, stride), ceil_div(x.size.width, stride), x.size.channels});
   for (int row = 0; row < y.size.height; ++row) {
     for (int column = 0; column < y.size.width; ++column) {
       for (int c = 0; c < x.size.channels; ++c) y.at(row, column, c) = bias[c];
-      for_window(x.size, row, column, stride, [&](int tap, int from_row, int from_column) {
+      for_window(x.size, kernel, row, column, stride, [&](int tap, int from_row, int from_column) {
         for (int c = 0; c < x.size.channels; ++c) {
-          y.at(row, column, c) += x.at(from_row, from_column, c) * weight[c * 9 + tap];
+          y.at(row, column, c) += x.at(from_row, from_column, c) * weight[c * kernel * kernel + tap];
         }
       });
     }
@@ -215,14 +235,16 @@ Exact slice(const Exact& x, int first, int count) {
 }  // namespace
 
 Exact reference(const StemSpec& s, const Exact& x) {
-  const Exact mid = gelu(conv3x3(x, s.conv1.weight, s.conv1.bias, s.mid_channels));
-  return gelu(conv3x3(mid, s.conv2.weight, s.conv2.bias, s.out_channels));
+  const Exact mid = activated(s.activation, conv(x, s.conv1.weight, s.conv1.bias, s.mid_channels, 3, 2));
+  return activated(s.activation, conv(mid, s.conv2.weight, s.conv2.bias, s.out_channels, 3, 2));
 }
 
 Exact reference(const FfnSpec& s, const Exact& x) {
-  const Exact hidden = gelu(linear(x, s.fc1.weight, s.fc1.bias, s.hidden));
-  return add(
-      linear(gelu(depthwise(hidden, s.dw.weight, s.dw.bias, 1)), s.fc2.weight, s.fc2.bias, s.in_channels), x);
+  const Exact hidden =
+      s.expands ? activated(s.activation, linear(x, s.fc1.weight, s.fc1.bias, s.hidden)) : x;
+  const Exact behind = activated(s.activation, depthwise(hidden, s.dw.weight, s.dw.bias, s.stride, s.kernel));
+  const Exact y = linear(behind, s.fc2.weight, s.fc2.bias, s.out_channels);
+  return s.residual ? add(y, x) : y;
 }
 
 Exact reference(const AttentionSpec& s, const Exact& x) {
@@ -237,24 +259,32 @@ Exact reference(const AttentionSpec& s, const Exact& x) {
                                             channels_of(qkv, keys + h * s.key_dim, s.key_dim)));
   }
   for (int h = 0; h < s.heads; ++h) {
-    probabilities.push_back(bias_of(s.bias, h, z.size.height, z.size.width));
-    for (int g = 0; g < s.heads; ++g) add_scaled(probabilities[h], s.mix1_weight[h * s.heads + g], logits[g]);
+    probabilities.push_back(s.has_bias ? bias_of(s.bias, h, z.size.height, z.size.width) : Matrix(n, n));
+    for (int g = 0; g < s.heads; ++g) {
+      const double weight = s.has_mixing ? s.mix1_weight[h * s.heads + g] : g == h;
+      add_scaled(probabilities[h], weight, logits[g]);
+    }
     softmax_rows(probabilities[h]);
   }
 
-  Exact u = depthwise(slice(qkv, 2 * keys, values), s.local.weight, s.local.bias, 1);
+  const Exact v = slice(qkv, 2 * keys, values);
+  Exact u = s.has_local ? depthwise(v, s.local.weight, s.local.bias, 1) : Exact(v.size);
   for (int h = 0; h < s.heads; ++h) {
     Matrix mixed(n, n);
-    std::fill(mixed.values.begin(), mixed.values.end(), s.mix2.bias[h]);
-    for (int g = 0; g < s.heads; ++g) add_scaled(mixed, s.mix2.weight[h * s.heads + g], probabilities[g]);
+    if (s.has_mixing) std::fill(mixed.values.begin(), mixed.values.end(), s.mix2.bias[h]);
+    for (int g = 0; g < s.heads; ++g) {
+      const double weight = s.has_mixing ? s.mix2.weight[h * s.heads + g] : g == h;
+      add_scaled(mixed, weight, probabilities[g]);
+    }
     add_weighted_values(mixed, channels_of(qkv, 2 * keys + h * s.value_dim, s.value_dim), h * s.value_dim, u);
   }
   if (s.stride == 2) u = enlarge(u, x.size.height, x.size.width);
-  return add(linear(gelu(u), s.proj.weight, s.proj.bias, s.in_channels), x);
+  return add(linear(activated(s.activation, u), s.proj.weight, s.proj.bias, s.in_channels), x);
 }
 
-Exact reference(const ConvDownsampleSpec& s, const Exact& x) {
-  return conv3x3(x, s.conv.weight, s.conv.bias, s.out_channels);
+Exact reference(const ConvSpec& s, const Exact& x) {
+  return activated(s.activation,
+                   conv(x, s.conv.weight, s.conv.bias, s.out_channels, s.kernel, s.stride));
 }
 
 Exact reference(const AttentionDownsampleSpec& s, const Exact& x) {
@@ -271,8 +301,8 @@ Exact reference(const AttentionDownsampleSpec& s, const Exact& x) {
     softmax_rows(p);
     add_weighted_values(p, channels_of(kv, keys + h * s.value_dim, s.value_dim), h * s.value_dim, u);
   }
-  return add(linear(gelu(u), s.proj.weight, s.proj.bias, s.out_channels),
-             conv3x3(x, s.conv.weight, s.conv.bias, s.out_channels));
+  return add(linear(activated(s.activation, u), s.proj.weight, s.proj.bias, s.out_channels),
+             conv(x, s.conv.weight, s.conv.bias, s.out_channels, 3, 2));
 }
 
 Exact reference(const HeadSpec& s, const Exact& x) {

@@ -14,7 +14,7 @@ struct Exact {
   Map size;
   std::vector<double> values;
 
-  explicit Exact(Map map) : size(map), values(static_cast<std::size_t>(map.floats())) {}
+  explicit Exact(Map map) : size(map), values(static_cast<std::size_t>(map.values())) {}
   double& at(int y, int x, int c) {
     return values[(static_cast<std::size_t>(y) * size.width + x) * size.channels + c];
   }
@@ -24,7 +24,7 @@ struct Exact {
 Exact reference(const StemSpec& spec, const Exact& x);
 Exact reference(const FfnSpec& spec, const Exact& x);
 Exact reference(const AttentionSpec& spec, const Exact& x);
-Exact reference(const ConvDownsampleSpec& spec, const Exact& x);
+Exact reference(const ConvSpec& spec, const Exact& x);
 Exact reference(const AttentionDownsampleSpec& spec, const Exact& x);
 Exact reference(const HeadSpec& spec, const Exact& x);
 

@@ -2,6 +2,7 @@
 
 #include <cmath>
 #include <cstdio>
+#include <cstring>
 #include <thread>
 
 namespace effv2::tests {
@@ -15,30 +16,67 @@ std::string number(double value) {
   return text;
 }
 
+bool in_halves(const Target& target) { return target.value_bytes == 2; }
+
+// To the nearest bf16, ties to even.
+std::uint16_t half_of(float value) {
+  const std::uint32_t bits = bits_of(value);
+  if (std::isnan(value)) return 0x7fc0;
+  return static_cast<std::uint16_t>((bits + 0x7fff + (bits >> 16 & 1)) >> 16);
+}
+float of_half(std::uint16_t half) {
+  const std::uint32_t bits = std::uint32_t{half} << 16;
+  float value;
+  std::memcpy(&value, &bits, sizeof value);
+  return value;
+}
+
+void put(const Target& target, Guarded& memory, std::int64_t at, float value) {
+  if (!in_halves(target)) {
+    memory.data()[at] = value;
+    return;
+  }
+  const std::uint16_t half = half_of(value);
+  std::memcpy(reinterpret_cast<char*>(memory.data()) + 2 * at, &half, 2);
+}
+
+// Memory for so many values, NaN in any format until it is written.
+Guarded room_for(const Target& target, std::int64_t values) {
+  Guarded memory((values * target.value_bytes + 3) / 4);
+  if (in_halves(target)) {
+    for (std::int64_t i = 0; i < values; ++i) put(target, memory, i, std::nanf(""));
+  }
+  return memory;
+}
+
 // A map with the given distances between rows, pixels and channels, and an offset of its first element.
-Strided strided(const std::vector<float>& x, Map size, std::int64_t row, std::int64_t pixel,
-                std::int64_t channel, std::int64_t offset = 0) {
+Strided strided(const Target& target, const std::vector<float>& x, Map size, std::int64_t row,
+                std::int64_t pixel, std::int64_t channel, std::int64_t offset = 0) {
   const std::int64_t extent =
       offset + (size.height - 1) * row + (size.width - 1) * pixel + (size.channels - 1) * channel + 1;
-  Strided map{Guarded(extent), {}};
-  map.view = {map.memory.data() + offset, channel, row, pixel};
+  Strided map{room_for(target, extent), {}};
+  const char* const data = reinterpret_cast<const char*>(map.memory.data());
+  map.view = {data + offset * target.value_bytes, channel, row, pixel};
   const float* from = x.data();
   for (int y = 0; y < size.height; ++y) {
     for (int column = 0; column < size.width; ++column) {
       for (int c = 0; c < size.channels; ++c) {
-        map.memory.data()[offset + y * row + column * pixel + c * channel] = *from++;
+        put(target, map.memory, offset + y * row + column * pixel + c * channel, *from++);
       }
     }
   }
   return map;
 }
 
+// Bytes as whole floats.
+std::int64_t floats(std::int64_t bytes) { return (bytes + 3) / 4; }
+
 // A block and all the memory that its run needs, no more than promised.
 class Workplace {
  public:
   Workplace(const Block& block, Map in, int most_threads)
-      : block_(block), in_(in), prepared_(block.prepared_floats(in)), shared_(block.shared_floats(in)) {
-    for (int i = 0; i < most_threads; ++i) own_.emplace_back(block.own_floats(in));
+      : block_(block), in_(in), prepared_(floats(block.prepared_bytes(in))), shared_(floats(block.shared_bytes(in))) {
+    for (int i = 0; i < most_threads; ++i) own_.emplace_back(floats(block.own_bytes(in)));
     block.prepare(in, prepared_.data());
     prepared_.check("prepared data");
   }
@@ -90,11 +128,12 @@ bool same_bits(const std::vector<float>& a, const std::vector<float>& b) {
 
 std::vector<float> content(const Guarded& memory) { return {memory.data(), memory.data() + memory.floats()}; }
 
-void check_isa(const Isa& isa, const Sample& sample, Map in, const std::vector<float>& x,
+void check_target(const Target& target, const Sample& sample, Map in, const std::vector<float>& x,
                const Exact& expected, double bound) {
   const std::string what =
-      sample.name + " on " + std::to_string(in.height) + "x" + std::to_string(in.width) + ", " + isa.name;
-  const std::unique_ptr<Block> block = sample.build(isa);
+      sample.name + " on " + std::to_string(in.height) + "x" + std::to_string(in.width) + ", " + target.isa + " " +
+      target.format;
+  const std::unique_ptr<Block> block = sample.build(target);
   Map out{};
   char error[256] = "";
   if (!block->output(in, &out, error)) return fail(__FILE__, __LINE__, what + ": refused: " + error);
@@ -105,16 +144,16 @@ void check_isa(const Isa& isa, const Sample& sample, Map in, const std::vector<f
   std::int64_t parameters = 0;
   for (const auto& [name, weight] : sample.tensors)
     parameters += static_cast<std::int64_t>(weight.values.size());
-  CHECK_THAT(block->packed_bytes() >= 4 * parameters, what + ": fewer bytes than parameters");
+  CHECK_THAT(block->packed_bytes() >= target.value_bytes * parameters, what + ": fewer bytes than parameters");
 
   Workplace place(*block, in, 5);
   const std::vector<float> prepared = place.prepared();
-  const Strided input = dense_map(x, in);
+  const Strided input = dense_map(target, x, in);
   const std::vector<float> input_before = content(input.memory);
   std::vector<float> first_result;
   for (const int threads : kTeams) {
     const std::string run = what + ", " + std::to_string(threads) + " threads";
-    Guarded y(out.floats()), again(out.floats());
+    Guarded y = room_for(target, out.values()), again = room_for(target, out.values());
     if (threads == 1) {
       place.poison_scratch();
     } else {
@@ -124,18 +163,20 @@ void check_isa(const Isa& isa, const Sample& sample, Map in, const std::vector<f
     place.check_memory(run);
     y.check(run + ": output");
     again.check(run + ": output");
-    CHECK_THAT(y.unwritten() == 0, run + ": " + std::to_string(y.unwritten()) + " outputs were not written");
+    // In halves what is not written is NaN, and far from everything.
+    const std::int64_t unwritten = in_halves(target) ? 0 : y.unwritten();
+    CHECK_THAT(unwritten == 0, run + ": " + std::to_string(unwritten) + " outputs were not written");
     CHECK_THAT(y.same_bits(again), run + ": a second run gives other bits");
     if (threads == 1) {
-      check_close(y.data(), expected, bound, run);
+      check_close(loaded(target, y, out.values()).data(), expected, bound, run);
       first_result = content(y);
     } else {
       CHECK_THAT(same_bits(content(y), first_result), run + ": other bits than one thread gives");
     }
   }
   if (block->takes_strides()) {
-    for (const Strided& map : strided_maps(x, in)) {
-      Guarded y(out.floats()), again(out.floats());
+    for (const Strided& map : strided_maps(target, x, in)) {
+      Guarded y = room_for(target, out.values()), again = room_for(target, out.values());
       place.run_twice(map.view, y, again, 2);
       CHECK_THAT(same_bits(content(y), first_result), what + ": other bits for a strided input");
     }
@@ -146,10 +187,31 @@ void check_isa(const Isa& isa, const Sample& sample, Map in, const std::vector<f
 
 }  // namespace
 
+Guarded stored(const Target& target, const std::vector<float>& values) {
+  Guarded memory = room_for(target, static_cast<std::int64_t>(values.size()));
+  for (std::size_t i = 0; i < values.size(); ++i) put(target, memory, static_cast<std::int64_t>(i), values[i]);
+  return memory;
+}
+
+std::vector<float> loaded(const Target& target, const Guarded& memory, std::int64_t count) {
+  if (!in_halves(target)) return {memory.data(), memory.data() + count};
+  std::vector<float> values;
+  for (std::int64_t i = 0; i < count; ++i) {
+    std::uint16_t half;
+    std::memcpy(&half, reinterpret_cast<const char*>(memory.data()) + 2 * i, 2);
+    values.push_back(of_half(half));
+  }
+  return values;
+}
+
+std::vector<float> rounded(const Target& target, const std::vector<float>& values) {
+  return loaded(target, stored(target, values), static_cast<std::int64_t>(values.size()));
+}
+
 void check_close(const float* actual, const Exact& expected, double bound, const std::string& what) {
   double square = 0, total = 0, worst = -1;
   std::int64_t at = 0;
-  for (std::int64_t i = 0; i < expected.size.floats(); ++i) {
+  for (std::int64_t i = 0; i < expected.size.values(); ++i) {
     const double value = expected.values[static_cast<std::size_t>(i)],
                  difference = std::fabs(actual[i] - value);
     square += difference * difference;
@@ -171,31 +233,44 @@ void check_close(const float* actual, const Exact& expected, double bound, const
            number(expected.values[static_cast<std::size_t>(at)]));
 }
 
-Strided dense_map(const std::vector<float>& x, Map size) {
-  return strided(x, size, std::int64_t{size.width} * size.channels, size.channels, 1);
+Strided dense_map(const Target& target, const std::vector<float>& x, Map size) {
+  return strided(target, x, size, std::int64_t{size.width} * size.channels, size.channels, 1);
 }
 
-std::vector<Strided> strided_maps(const std::vector<float>& x, Map size) {
+std::vector<Strided> strided_maps(const Target& target, const std::vector<float>& x, Map size) {
   const std::int64_t height = size.height, width = size.width, channels = size.channels;
+  const auto with = [&](std::int64_t row, std::int64_t pixel, std::int64_t channel, std::int64_t offset = 0) {
+    return strided(target, x, size, row, pixel, channel, offset);
+  };
   std::vector<Strided> maps;
-  maps.push_back(strided(x, size, width, 1, height * width));
-  maps.push_back(strided(x, size, 1, height, height * width));
-  maps.push_back(strided(x, size, (width + 5) * channels, channels, 1, (width + 7) * channels));
-  maps.push_back(strided(x, size, width + 3, 1, (height + 2) * (width + 3), width + 5));
-  maps.push_back(strided(x, size, 4 * width * channels, 2 * channels, 2, 1));
+  maps.push_back(with(width, 1, height * width));
+  maps.push_back(with(1, height, height * width));
+  maps.push_back(with((width + 5) * channels, channels, 1, (width + 7) * channels));
+  maps.push_back(with(width + 3, 1, (height + 2) * (width + 3), width + 5));
+  maps.push_back(with(4 * width * channels, 2 * channels, 2, 1));
   return maps;
 }
 
 void check_block(const Sample& sample, Map in, const std::vector<float>& x, double bound) {
-  Exact exact(in);
-  exact.values.assign(x.begin(), x.end());
-  const Exact expected = sample.reference(exact);
-  for (const Isa* isa : available_isas()) check_isa(*isa, sample, in, x, expected, bound);
+  const auto expected_of = [&](const std::vector<float>& values) {
+    Exact exact(in);
+    exact.values.assign(values.begin(), values.end());
+    return sample.reference(exact);
+  };
+  const Exact expected = expected_of(x);
+  for (const Target* target : available_targets()) {
+    if (in_halves(*target)) {
+      const std::vector<float> kept = rounded(*target, x);
+      check_target(*target, sample, in, kept, expected_of(kept), kHalfBlockBound);
+    } else {
+      check_target(*target, sample, in, x, expected, bound);
+    }
+  }
 }
 
 void check_block(const Sample& sample, int height, int width, Random& random, double bound) {
   const Map in{height, width, sample.in_channels};
-  check_block(sample, in, random.normal(in.floats()), bound);
+  check_block(sample, in, random.normal(in.values()), bound);
 }
 
 }  // namespace effv2::tests

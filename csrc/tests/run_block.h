@@ -9,9 +9,17 @@
 
 namespace effv2::tests {
 
-// Relative L2 over the output against double precision.
+// Relative L2 over the output against double precision: in fp32, and where values are stored in halves.
 inline constexpr double kBlockBound = 5e-7;
 inline constexpr double kNetworkBound = 1e-6;
+inline constexpr double kHalfBlockBound = 5e-3;
+inline constexpr double kHalfNetworkBound = 2e-2;
+
+// Floats in the target's format, and back.
+Guarded stored(const Target& target, const std::vector<float>& values);
+std::vector<float> loaded(const Target& target, const Guarded& memory, std::int64_t count);
+// The values that the format keeps of these.
+std::vector<float> rounded(const Target& target, const std::vector<float>& values);
 
 // Fails the test, printing the worst element, where the relative L2 distance exceeds the bound. With
 // bound 0 every element must be equal.
@@ -22,12 +30,12 @@ struct Strided {
   Guarded memory;
   MapView view;
 };
-Strided dense_map(const std::vector<float>& x, Map size);
+Strided dense_map(const Target& target, const std::vector<float>& x, Map size);
 // NCHW, transposed, a window of a larger map, every second pixel and channel.
-std::vector<Strided> strided_maps(const std::vector<float>& x, Map size);
+std::vector<Strided> strided_maps(const Target& target, const std::vector<float>& x, Map size);
 
-// Runs the block on every available ISA, with teams of 1, 2, 3 and 5 threads, twice in a row:
-// - the output is within `bound` of the reference, and the same bits for every team and input layout;
+// Runs the block on every available target, with teams of 1, 2, 3 and 5 threads, twice in a row:
+// - the output is within `bound` of the reference (in fp32), and the same bits for every team and input layout;
 // - every output is written, and nothing outside of the outputs and of the scratch that was promised;
 // - scratch may hold anything before; input and prepared data are only read.
 void check_block(const Sample& sample, Map in, const std::vector<float>& x, double bound = kBlockBound);

@@ -14,7 +14,12 @@ class Maker {
  public:
   Maker(Random& random, Sample& sample) : random_(random), sample_(sample) {}
 
+  bool given(bool value, std::initializer_list<const char*>) { return value; }
   void size(int&, const char*, std::size_t) {}
+  void kernel(int&, const char*, std::size_t) {}
+  void activation(Activation& value, Activation) {
+    sample_.options["activation"] = static_cast<std::int64_t>(value);
+  }
   void choice(int& value, const char* name, std::initializer_list<int>) { sample_.options[name] = value; }
   void heads(int& count, int& key_dim, int& value_dim) {
     sample_.options["heads"] = count;
@@ -72,7 +77,7 @@ auto with_spec(const Sample& sample, Function f) {
   if (sample.kind == #name) {   \
     Spec spec{};                \
     spec.visit(reader);         \
-    return f(spec, &Isa::name); \
+    return f(spec, &Target::name); \
   }
   EFFV2_BLOCKS(EFFV2_CALL)
 #undef EFFV2_CALL
@@ -127,9 +132,9 @@ std::vector<float> Random::integers(std::int64_t count, int low, int high) {
   return values;
 }
 
-std::unique_ptr<Block> Sample::build(const Isa& isa) const {
+std::unique_ptr<Block> Sample::build(const Target& target) const {
   return with_spec(
-      *this, [&](const auto& spec, auto factory) { return std::unique_ptr<Block>((isa.*factory)(spec)); });
+      *this, [&](const auto& spec, auto factory) { return std::unique_ptr<Block>((target.*factory)(spec)); });
 }
 
 Exact Sample::reference(const Exact& x) const {
@@ -163,37 +168,67 @@ Sample stem_sample(Random& random, int in, int mid, int out) {
   spec.in_channels = in;
   spec.mid_channels = mid;
   spec.out_channels = out;
+  spec.activation = Activation::gelu;
   return sample_of(random, spec, std::to_string(in) + "-" + std::to_string(mid) + "-" + std::to_string(out));
 }
 
 Sample ffn_sample(Random& random, int channels, int hidden) {
-  FfnSpec spec{};
-  spec.in_channels = channels;
-  spec.hidden = hidden;
-  return sample_of(random, spec, std::to_string(channels) + "-" + std::to_string(hidden));
+  return bottleneck_sample(random, channels, hidden, channels, {true, 3, 1, true, Activation::gelu});
 }
 
-Sample attention_sample(Random& random, int channels, HeadSizes sizes, int stride, BiasTable bias) {
+Sample bottleneck_sample(Random& random, int channels, int hidden, int out, const Bottleneck& options) {
+  FfnSpec spec{};
+  spec.expands = options.expands;
+  spec.in_channels = channels;
+  spec.hidden = options.expands ? hidden : channels;
+  spec.out_channels = out;
+  spec.kernel = options.kernel;
+  spec.stride = options.stride;
+  spec.residual = options.residual;
+  spec.activation = options.activation;
+  std::string sizes = std::to_string(channels) + "-" + std::to_string(spec.hidden) + "-" + std::to_string(out);
+  sizes += ", window of " + std::to_string(options.kernel) + ", stride " + std::to_string(options.stride) +
+           (options.expands ? "" : ", without expansion") + (options.residual ? ", residual" : "") + ", " +
+           kActivationNames[static_cast<int>(options.activation)];
+  return sample_of(random, spec, sizes);
+}
+
+Sample attention_sample(Random& random, int channels, HeadSizes sizes, int stride, BiasTable bias,
+                        const AttentionParts& parts) {
   AttentionSpec spec = with_heads<AttentionSpec>(sizes, bias);
   spec.in_channels = channels;
   spec.stride = stride;
-  Sample sample = sample_of(
-      random, spec,
-      std::to_string(channels) + ", " + text(sizes) + ", stride " + std::to_string(stride) + text(bias));
+  spec.has_mixing = parts.mixing;
+  spec.has_bias = parts.bias;
+  spec.has_local = parts.local;
+  spec.activation = parts.activation;
+  const std::string left_out = std::string(parts.mixing ? "" : ", no talking heads") +
+                               (parts.bias ? "" : ", no bias") + (parts.local ? "" : ", no local branch");
+  Sample sample = sample_of(random, spec,
+                            std::to_string(channels) + ", " + text(sizes) + ", stride " +
+                                std::to_string(stride) + text(bias) + left_out + ", " +
+                                kActivationNames[static_cast<int>(parts.activation)]);
   scale_queries(sample, "qkv", sizes);
-  sample.enlarge("mix2_bias", 0.07f);  // multiplies the sum of the values over all keys
+  if (parts.mixing) sample.enlarge("mix2_bias", 0.07f);  // multiplies the sum of the values over all keys
   return sample;
 }
 
-Sample conv_downsample_sample(Random& random, int in, int out) {
-  ConvDownsampleSpec spec{};
+Sample conv_sample(Random& random, int in, int out, const Window& window) {
+  ConvSpec spec{};
   spec.in_channels = in;
   spec.out_channels = out;
-  return sample_of(random, spec, std::to_string(in) + "-" + std::to_string(out));
+  spec.kernel = window.kernel;
+  spec.stride = window.stride;
+  spec.activation = window.activation;
+  return sample_of(random, spec,
+                   std::to_string(in) + "-" + std::to_string(out) + ", window of " +
+                       std::to_string(window.kernel) + ", stride " + std::to_string(window.stride) + ", " +
+                       kActivationNames[static_cast<int>(window.activation)]);
 }
 
 Sample attention_downsample_sample(Random& random, int in, int out, HeadSizes sizes, BiasTable bias) {
   AttentionDownsampleSpec spec = with_heads<AttentionDownsampleSpec>(sizes, bias);
+  spec.activation = Activation::gelu;
   spec.in_channels = in;
   spec.out_channels = out;
   Sample sample = sample_of(random, spec,

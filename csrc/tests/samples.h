@@ -39,7 +39,7 @@ struct Sample {
   std::map<std::string, Weight> tensors;  // by the field names of effv2_kernels/blocks.py
   std::map<std::string, std::int64_t> options;
 
-  std::unique_ptr<Block> build(const Isa& isa) const;
+  std::unique_ptr<Block> build(const Target& target) const;
   Exact reference(const Exact& x) const;
   // Points into tensors.
   Fields fields() const;
@@ -59,12 +59,32 @@ struct HeadSizes {
   int heads, key_dim, value_dim;
 };
 
+struct Window {
+  int kernel, stride;
+  Activation activation = Activation::none;
+};
+
+// Of an FFN; hidden is the number of channels where it does not expand.
+struct Bottleneck {
+  bool expands = true;
+  int kernel = 3, stride = 1;
+  bool residual = false;
+  Activation activation = Activation::relu6;
+};
+
+struct AttentionParts {
+  bool mixing = true, bias = true, local = true;
+  Activation activation = Activation::gelu;
+};
+
 // Weights keep activations of order 1 and the branch as large as the residual, so that the relative error
 // shows mistakes in either.
 Sample stem_sample(Random& random, int in, int mid, int out);
 Sample ffn_sample(Random& random, int channels, int hidden);
-Sample attention_sample(Random& random, int channels, HeadSizes sizes, int stride, BiasTable bias);
-Sample conv_downsample_sample(Random& random, int in, int out);
+Sample bottleneck_sample(Random& random, int channels, int hidden, int out, const Bottleneck& options);
+Sample attention_sample(Random& random, int channels, HeadSizes sizes, int stride, BiasTable bias,
+                        const AttentionParts& parts = {});
+Sample conv_sample(Random& random, int in, int out, const Window& window);
 Sample attention_downsample_sample(Random& random, int in, int out, HeadSizes sizes, BiasTable bias);
 Sample head_sample(Random& random, int channels, int classes);
 

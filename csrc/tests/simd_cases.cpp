@@ -1,4 +1,4 @@
-// Every operation of a simd header against its definition, lane by lane. Compiled once per ISA.
+// Every operation of a target's vectors against its definition, lane by lane. Compiled once per target.
 #include "simd_cases.h"
 
 #include <cmath>
@@ -8,7 +8,8 @@
 #include <random>
 #include <string>
 
-#include "cpu/simd/simd.h"
+#include "cpu/tiles/activation.h"
+#include "cpu/tiles/scratch.h"
 
 namespace effv2::EFFV2_TARGET {
 namespace {
@@ -81,6 +82,8 @@ class Cases {
       tables();
     }
     memory();
+    formats();
+    activations();
   }
 
  private:
@@ -111,6 +114,7 @@ class Cases {
     check("add", add(a, b), [](float x, float y, float) { return x + y; });
     check("sub", sub(a, b), [](float x, float y, float) { return x - y; });
     check("mul", mul(a, b), [](float x, float y, float) { return x * y; });
+    check("div", div(a, b), [](float x, float y, float) { return x / y; });
     check("fma", fma(a, b, c), fused);
     check("fnma", fnma(a, b, c), [](float x, float y, float z) { return fused(-x, y, z); });
     check("max", max(a, b), [](float x, float y, float) { return x > y ? x : y; });
@@ -123,7 +127,7 @@ class Cases {
 
   // With the instruction a multiply-add rounds once; without, twice.
   static float fused(float x, float y, float z) {
-    return std::strcmp(EFFV2_TEXT(EFFV2_TARGET), "scalar") == 0 ? x * y + z : std::fma(x, y, z);
+    return std::strncmp(EFFV2_TEXT(EFFV2_TARGET), "scalar", 6) == 0 ? x * y + z : std::fma(x, y, z);
   }
 
   void powers() {
@@ -197,6 +201,86 @@ class Cases {
     }
     alignas(64) char line[64] = {};
     prefetch(line);
+  }
+
+  // What is stored is the nearest value of the format, in whole vectors and in parts of one, and comes back as it
+  // is; and packed columns lie where a product looks for them.
+  void formats() {
+    Lanes found;
+    values_.fill(a_.of);
+    Stored all[kMost];
+    store(all, a_.vector());
+    store(found.of, load(all));
+    for (int i = 0; i < kLanes; ++i) {
+      const float expected = static_cast<float>(static_cast<Stored>(a_.of[i]));
+      if (!same(found.of[i], expected)) report("store and load", found.of[i], expected, a_.of[i], 0, 0);
+    }
+    for (int count = 1; count <= kLanes; ++count) {
+      Stored some[kMost + 2];
+      for (Stored& value : some) value = static_cast<Stored>(7.5f);
+      store_n(some + 1, a_.vector(), count);
+      store(found.of, load_n(some + 1, count));
+      for (int i = -1; i <= kLanes; ++i) {
+        const bool inside = i >= 0 && i < count;
+        const float expected = inside ? static_cast<float>(all[i]) : 7.5f, stored = static_cast<float>(some[i + 1]);
+        if (!same(stored, expected)) report("store_n as stored", stored, expected, 0, 0, 0);
+        if (i < 0 || i == kLanes) continue;
+        const float read = inside ? expected : 0.0f;
+        if (!same(found.of[i], read)) report("load_n of stored", found.of[i], read, 0, 0, 0);
+      }
+    }
+    columns();
+  }
+  void columns() {
+    Stored packed[kWidePanel];
+    for (int c = 0; c < kWidePanel; ++c) packed[packed_column(c)] = static_cast<Stored>(static_cast<float>(c));
+    Vec wide[kTileVectors + 1], narrow[kTileVectors], one[1];
+    load_columns(packed, wide);
+    load_columns(packed, narrow);
+    load_columns(packed, one);
+    const auto check_columns = [&](const Vec* vectors, int count) {
+      for (int v = 0; v < count; ++v) {
+        Lanes found;
+        store(found.of, vectors[v]);
+        for (int i = 0; i < kLanes; ++i) {
+          const float expected = static_cast<float>(v * kLanes + i);
+          if (found.of[i] != expected) report("load_columns", found.of[i], expected, 0, 0, 0);
+        }
+      }
+    };
+    check_columns(wide, kTileVectors + 1);
+    check_columns(narrow, kTileVectors);
+    check_columns(one, 1);
+  }
+
+  // Against double precision, over the range that matters and at its ends.
+  void activations() {
+    for (const Activation a : {Activation::silu, Activation::hardswish, Activation::relu, Activation::relu6}) {
+      for (int round = 0; round < 200; ++round) {
+        Lanes x;
+        for (float& value : x.of) value = 4 * values_.finite();
+        if (round == 0) x.of[0] = kInf, x.of[1] = -kInf, x.of[2] = kNaN, x.of[3] = -90.0f;
+        alignas(64) float y[kMost];
+        std::memcpy(y, x.of, sizeof y);
+        const Clamp clamp = clamp_of(a);
+        if (clamp.any) apply(y, kLanes + 1, clamp);
+        activate(a, y, kLanes + 1);
+        for (int i = 0; i < kLanes + 1; ++i) {
+          const double expected = exact(a, x.of[i]);
+          // The exponent of SiLU is rounded to float, which counts as much as it is large.
+          const double allowed = (5e-7 + 1.2e-7 * std::fabs(x.of[i])) * std::fabs(expected) + 1e-9;
+          const bool near = std::isnan(expected) ? std::isnan(y[i])
+                                                 : y[i] == expected || std::fabs(y[i] - expected) <= allowed;
+          if (!near) report(kActivationNames[static_cast<int>(a)], y[i], static_cast<float>(expected), x.of[i], 0, 0);
+        }
+      }
+    }
+  }
+  static double exact(Activation a, double x) {
+    if (a == Activation::silu) return x / (1 + std::exp(-x));
+    if (a == Activation::hardswish) return x * (x + 3 > 6 ? 6 : x + 3 < 0 ? 0 : x + 3) / 6;
+    if (a == Activation::relu6 && x > 6) return 6;
+    return x < 0 ? 0 : x;
   }
 
   Values values_;

@@ -46,6 +46,32 @@ TEST(attention, heads) {
   }
 }
 
+// Without talking heads, bias or local branch, and with other activations.
+TEST(attention, parts_left_out) {
+  Random random;
+  constexpr Activation kAll[] = {Activation::gelu, Activation::none, Activation::relu6, Activation::hardswish};
+  for (int parts = 0; parts < 8; ++parts) {
+    const AttentionParts kept{(parts & 1) != 0, (parts & 2) != 0, (parts & 4) != 0, kAll[parts % 4]};
+    for (const int stride : {1, 2}) {
+      for (const Size& map : {Size{1, 1}, {5, 6}, {9, 7}}) {
+        const BiasTable table{tokens(map.height, stride), tokens(map.width, stride)};
+        check_block(attention_sample(random, 24, {3, 8, 20}, stride, table, kept), map.height, map.width, random);
+      }
+    }
+  }
+}
+
+// Where there is no bias, any grid fits.
+TEST(attention, no_bias_fits_any_grid) {
+  Random random;
+  for (const Target* target : available_targets()) {
+    const auto block = attention_sample(random, 8, {2, 4, 8}, 1, {1, 1}, {true, false, true}).build(*target);
+    Map out{};
+    char error[256] = "";
+    CHECK(block->output({7, 9, 8}, &out, error) && block->output({12, 5, 8}, &out, error));
+  }
+}
+
 TEST(attention, widths) {
   Random random;
   for (const int channels : {8, 13, 40, 72, 104, 264}) {
@@ -125,15 +151,15 @@ TEST(attention, exact_on_uniform_probabilities) {
     std::fill(projection.begin(), projection.end(), 0.0f);
     for (int c = 0; c < in.channels; ++c)
       projection[static_cast<std::size_t>(c * values + (5 * c + 7) % values)] = 5;
-    check_block(sample, in, random.integers(in.floats(), -1, 1), 0);
+    check_block(sample, in, random.integers(in.values(), -1, 1), 0);
   }
 }
 
 TEST(attention, refuses_a_map_that_the_bias_does_not_fit) {
   Random random;
-  for (const Isa* isa : available_isas()) {
-    const auto plain = for_map(random, 8, {2, 4, 8}, 1, {7, 9}).build(*isa);
-    const auto strided = for_map(random, 8, {2, 4, 8}, 2, {7, 9}).build(*isa);
+  for (const Target* target : fp32_targets()) {
+    const auto plain = for_map(random, 8, {2, 4, 8}, 1, {7, 9}).build(*target);
+    const auto strided = for_map(random, 8, {2, 4, 8}, 2, {7, 9}).build(*target);
     Map out{};
     char error[256] = "";
     CHECK(plain->output({7, 9, 8}, &out, error));

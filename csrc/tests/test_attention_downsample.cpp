@@ -93,13 +93,13 @@ TEST(attention_downsample, exact_on_uniform_probabilities) {
   // Values are at most 66, and what attention and local convolution make of them at most 1,300.
   sample.set_integers("local_bias", random, 2000, 2100);
   sample.set_integers("proj_weight", random, -1, 1, 5);
-  check_block(sample, in, random.integers(in.floats(), -2, 2), 0);
+  check_block(sample, in, random.integers(in.values(), -2, 2), 0);
 }
 
 TEST(attention_downsample, refuses_a_map_that_the_bias_does_not_fit) {
   Random random;
-  for (const Isa* isa : available_isas()) {
-    const auto block = attention_downsample_sample(random, 8, 16, {2, 4, 8}, {7, 9}).build(*isa);
+  for (const Target* target : fp32_targets()) {
+    const auto block = attention_downsample_sample(random, 8, 16, {2, 4, 8}, {7, 9}).build(*target);
     Map out{};
     char error[256] = "";
     CHECK(block->output({7, 9, 8}, &out, error));

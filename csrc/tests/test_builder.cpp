@@ -13,7 +13,11 @@ std::vector<Sample> one_of_each(Random& random) {
           ffn_sample(random, 16, 24),
           attention_sample(random, 16, {2, 4, 6}, 1, {2, 3}),
           attention_sample(random, 16, {2, 4, 6}, 2, {2, 3, true}),
-          conv_downsample_sample(random, 16, 24),
+          conv_sample(random, 16, 24, {3, 2}),
+          conv_sample(random, 16, 24, {5, 1, Activation::silu}),
+          bottleneck_sample(random, 16, 24, 32, {true, 5, 2, false}),
+          bottleneck_sample(random, 16, 0, 32, {false, 3, 1, false}),
+          attention_sample(random, 16, {2, 4, 6}, 1, {2, 3}, {false, false, false}),
           attention_downsample_sample(random, 16, 24, {2, 4, 6}, {2, 3}),
           head_sample(random, 16, 10)};
 }
@@ -22,7 +26,7 @@ std::vector<Sample> one_of_each(Random& random) {
 // network must stay as it was.
 std::string refusal(const std::string& kind, const Fields& fields, const std::string& what,
                     Network* network = nullptr) {
-  Network empty(available_isas().front());
+  Network empty(fp32_targets().front());
   if (!network) network = &empty;
   const int size = network->size(), channels = network->out_channels();
   std::string message;
@@ -43,7 +47,8 @@ bool stands_alone(const Sample& sample, const std::string& name, const std::vect
   const std::vector<std::int64_t>& given = sample.tensors.at(name).shape;
   if (shape.size() != given.size() || shape[0] != given[0]) return false;
   if (name == "bias") return shape.size() == 3;
-  const bool only_reader = name == "conv1_weight" || name == "weight";
+  const bool only_reader = name == "conv1_weight" || name == "weight" ||
+                           (name == "fc1_weight" && sample.options.at("residual") == 0);
   return only_reader && std::equal(shape.begin() + 2, shape.end(), given.begin() + 2);
 }
 
@@ -55,9 +60,9 @@ bool mentions(const std::string& message, const std::string& part) {
 
 TEST(builder, takes_what_is_complete) {
   Random random;
-  for (const Isa* isa : available_isas()) {
+  for (const Target* target : fp32_targets()) {
     for (const Sample& sample : one_of_each(random)) {
-      Network network(isa);
+      Network network(target);
       CHECK(network.out_channels() == 0 && network.size() == 0);
       add_block(network, sample.kind, sample.fields());
       CHECK(network.in_channels() == sample.in_channels && network.out_channels() > 0 && network.size() == 1);
@@ -68,17 +73,17 @@ TEST(builder, takes_what_is_complete) {
 TEST(builder, copies_the_fields) {
   Random random;
   const Map size{2, 3, 16};
-  const std::vector<float> x = random.normal(size.floats());
-  for (const Isa* isa : available_isas()) {
+  const std::vector<float> x = random.normal(size.values());
+  for (const Target* target : fp32_targets()) {
     for (const Sample& sample : one_of_each(random)) {
       if (sample.in_channels != size.channels) continue;
       NetworkSample twice{{sample}, {}};
-      const std::unique_ptr<Network> network = twice.build(*isa), kept = twice.build(*isa);
+      const std::unique_ptr<Network> network = twice.build(*target), kept = twice.build(*target);
       for (auto& [name, weight] : twice.blocks[0].tensors) weight = {weight.shape, {}};  // freed
       const Batch batch = batch_of(x, 1, size, nhwc(size));
       const NetworkSample original{{sample}, {}};
       CHECK(same_bits(run_network(original, *network, batch.images, 1, sample.name),
-                      run_network(original, *original.build(*isa), batch.images, 1, sample.name)));
+                      run_network(original, *original.build(*target), batch.images, 1, sample.name)));
     }
   }
 }
@@ -87,6 +92,7 @@ TEST(builder, missing_tensors) {
   Random random;
   for (const Sample& sample : one_of_each(random)) {
     for (const auto& [name, weight] : sample.tensors) {
+      if (sample.kind == "attention" && name == "bias") continue;  // it may be left out
       Fields fields = sample.fields();
       fields.tensors.erase(name);
       const std::string message = refusal(sample.kind, fields, sample.name + " without " + name);
@@ -160,13 +166,16 @@ TEST(builder, options) {
                                          (std::int64_t{1} << 32) + value,
                                          std::numeric_limits<std::int64_t>::min()};
       if (name == "stride") wrong = {0, -1, 3, (std::int64_t{1} << 32) + 1};
+      if (name == "residual") wrong = {-1, 2, (std::int64_t{1} << 32) + 1};
+      if (name == "activation") wrong = {-1, 6, (std::int64_t{1} << 32) + 1};
       for (const std::int64_t w : wrong) {
         Sample changed = sample;
         changed.options[name] = w;
         const std::string what = sample.name + ", " + name + "=" + std::to_string(w);
         CHECK(mentions(refusal(sample.kind, changed.fields(), what), sample.kind));
       }
-      if (name == "stride") continue;  // 1 unless given
+      // These have a value of their own unless given.
+      if (name == "stride" || name == "residual" || name == "activation") continue;
       Sample changed = sample;
       changed.options.erase(name);
       const std::string message = refusal(sample.kind, changed.fields(), sample.name + " without " + name);
@@ -196,11 +205,41 @@ TEST(builder, stride_two_needs_its_convolution) {
   CHECK(mentions(refusal("attention", sample.fields(), "stride 2 without dw"), "dw_weight"));
 }
 
+TEST(builder, windows) {
+  Random random;
+  for (const int kernel : {2, 4, 9}) {
+    const Sample conv = conv_sample(random, 8, 16, {kernel, 1});
+    CHECK(mentions(refusal("conv", conv.fields(), conv.name), "1, 3, 5 or 7"));
+    const Sample ffn = bottleneck_sample(random, 8, 16, 8, {true, kernel, 1});
+    CHECK(mentions(refusal("ffn", ffn.fields(), ffn.name), "1, 3, 5 or 7"));
+  }
+}
+
+TEST(builder, a_residual_needs_its_size) {
+  Random random;
+  Sample sample = bottleneck_sample(random, 8, 16, 8, {true, 3, 2, false});
+  sample.options["residual"] = 1;
+  CHECK(mentions(refusal("ffn", sample.fields(), "a strided residual"), "stride"));
+  sample = bottleneck_sample(random, 8, 16, 12, {true, 3, 1, false});
+  sample.options["residual"] = 1;
+  CHECK(mentions(refusal("ffn", sample.fields(), "a residual of other channels"), "fc2_weight"));
+}
+
+TEST(builder, talking_heads_are_whole) {
+  Random random;
+  const Sample sample = attention_sample(random, 16, {2, 4, 6}, 1, {2, 3});
+  for (const char* left : {"mix1_weight", "mix2_weight", "mix2_bias"}) {
+    Fields fields = sample.fields();
+    fields.tensors.erase(left);
+    CHECK(mentions(refusal("attention", fields, left), left));
+  }
+}
+
 TEST(builder, channels_must_agree) {
   Random random;
-  for (const Isa* isa : available_isas()) {
-    Network network(isa);
-    add_block(network, "conv_downsample", conv_downsample_sample(random, 8, 24).fields());
+  for (const Target* target : fp32_targets()) {
+    Network network(target);
+    add_block(network, "conv", conv_sample(random, 8, 24, {3, 2}).fields());
     for (const Sample& sample : one_of_each(random)) {
       const std::string message =
           refusal(sample.kind, sample.fields(), sample.name + " behind 24 channels", &network);

@@ -11,7 +11,7 @@ namespace effv2::tests {
 namespace {
 
 // The choice with EFFV2_FORCE_ISA set to `name` (null: not set), which is put back afterwards.
-const Isa* chosen_with(const char* name, char* error) {
+std::string chosen_with(const char* name, char* error) {
   const char* before = std::getenv("EFFV2_FORCE_ISA");
   const std::string kept = before ? before : "";
   if (name) {
@@ -19,63 +19,64 @@ const Isa* chosen_with(const char* name, char* error) {
   } else {
     unsetenv("EFFV2_FORCE_ISA");
   }
-  const Isa* isa = default_isa(error);
+  const char* isa = default_isa(error);
   if (before) {
     setenv("EFFV2_FORCE_ISA", kept.c_str(), 1);
   } else {
     unsetenv("EFFV2_FORCE_ISA");
   }
-  return isa;
+  return isa ? isa : "";
 }
 
 }  // namespace
 
 TEST(dispatch, table) {
-  int count = 0;
-  const Isa* table = isa_table(&count);
-  CHECK(count >= 1);
-  for (int i = 0; i < count; ++i) {
-    CHECK_THAT(find_isa(table[i].name) == &table[i], table[i].name);
-    CHECK(table[i].peak_loop);
-#define EFFV2_CHECK_FACTORY(kind, Spec) CHECK(table[i].kind);
+  CHECK(!targets().empty());
+  for (const Target& target : targets()) {
+    const std::string name = std::string(target.isa) + " " + target.format;
+    CHECK_THAT(find_target(target.isa, target.format) == &target, name);
+    CHECK_THAT(knows_isa(target.isa) && can_run_isa(target.isa) == target.available(), name);
+    CHECK_THAT(target.value_bytes == (std::strcmp(target.format, "bf16") == 0 ? 2 : 4), name);
+    CHECK(target.peak_loop && target.scale_and_shift && target.copy_rows);
+#define EFFV2_CHECK_FACTORY(kind, Spec) CHECK(target.kind);
     EFFV2_BLOCKS(EFFV2_CHECK_FACTORY)
 #undef EFFV2_CHECK_FACTORY
   }
-  const Isa* scalar = find_isa("scalar");
-  CHECK_THAT(scalar == &table[count - 1], "scalar must be there, and the last choice");
+  const Target* scalar = find_target("scalar", "fp32");
+  CHECK_THAT(scalar == &targets().back(), "scalar must be there, and the last choice");
   CHECK(scalar && scalar->available());
-  for (const char* unknown : {"", "avx", "AVX2", "avx512f", "scalar ", "neon2"})
-    CHECK_THAT(!find_isa(unknown), unknown);
+  CHECK_THAT(!find_target("scalar", "bf16"), "scalar code would be too slow to convert");
+  for (const char* unknown : {"", "avx", "AVX2", "avx512f", "scalar ", "neon2"}) {
+    CHECK_THAT(!knows_isa(unknown) && !find_target(unknown, "fp32"), unknown);
+  }
+  for (const char* unknown : {"", "fp16", "FP32", "bf16 "}) CHECK_THAT(!find_target("scalar", unknown), unknown);
 }
 
 TEST(dispatch, available_isas_are_those_of_the_processor) {
 #if defined(__x86_64__)
-  const Isa* avx2 = find_isa("avx2");
-  const Isa* avx512 = find_isa("avx512");
-  CHECK(avx2 && avx2->available() == (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")));
-  CHECK(avx512 && (!avx512->available() || __builtin_cpu_supports("avx512f")));
+  CHECK(can_run_isa("avx2") == (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")));
+  CHECK(!can_run_isa("avx512") || __builtin_cpu_supports("avx512f"));
 #endif
   std::string names;
-  for (const Isa* isa : available_isas()) names += std::string(names.empty() ? "" : ", ") + isa->name;
+  for (const Target* target : available_targets()) {
+    names += std::string(names.empty() ? "" : ", ") + target->isa + " " + target->format;
+  }
   note("tested here: " + names);
 }
 
 TEST(dispatch, choice) {
   char error[256] = "";
-  CHECK(chosen_with(nullptr, error) == available_isas().front());
-  CHECK(chosen_with("", error) == available_isas().front());
+  CHECK(chosen_with(nullptr, error) == fp32_targets().front()->isa);
+  CHECK(chosen_with("", error) == fp32_targets().front()->isa);
   CHECK(error[0] == '\0');
-
-  int count = 0;
-  const Isa* table = isa_table(&count);
-  for (int i = 0; i < count; ++i) {
+  for (const Target& target : targets()) {
     error[0] = '\0';
-    const Isa* isa = chosen_with(table[i].name, error);
-    if (table[i].available()) {
-      CHECK_THAT(isa == &table[i], table[i].name);
+    const std::string isa = chosen_with(target.isa, error);
+    if (target.available()) {
+      CHECK_THAT(isa == target.isa, target.isa);
     } else {
-      CHECK(isa == nullptr);
-      CHECK_THAT(std::strstr(error, table[i].name) != nullptr, error);
+      CHECK(isa.empty());
+      CHECK_THAT(std::strstr(error, target.isa) != nullptr, error);
     }
   }
 }
@@ -84,19 +85,19 @@ TEST(dispatch, unknown_names_are_refused) {
   for (const std::string& name : {std::string("avx1024"), std::string("AVX2"), std::string(1000, 'x')}) {
     char error[256];
     std::memset(error, 1, sizeof error);
-    CHECK(chosen_with(name.c_str(), error) == nullptr);
+    CHECK(chosen_with(name.c_str(), error).empty());
     CHECK_THAT(std::memchr(error, '\0', sizeof error) != nullptr, "the message has no end");
     CHECK(std::strstr(error, "EFFV2_FORCE_ISA") && std::strstr(error, name.substr(0, 60).c_str()));
   }
 }
 
 TEST(dispatch, peak) {
-  for (const Isa* isa : available_isas()) {
-    const double once = isa->peak_loop(100), twice = isa->peak_loop(200);
+  for (const Target* target : fp32_targets()) {
+    const double once = target->peak_loop(100), twice = target->peak_loop(200);
     CHECK(once > 0 && twice == 2 * once);
     for (const int threads : {1, 2}) {
-      const double gflops = measure_peak(*isa, threads, 5);
-      CHECK_THAT(std::isfinite(gflops) && gflops > 0, isa->name);
+      const double gflops = measure_peak(*target, threads, 5);
+      CHECK_THAT(std::isfinite(gflops) && gflops > 0, target->isa);
     }
   }
 }

@@ -1,4 +1,4 @@
-// FFN: 1x1, GELU, depthwise 3x3, GELU, 1x1, residual.
+// FFN: 1x1, an activation, depthwise, the activation, 1x1, residual; most of it optional.
 #include <algorithm>
 
 #include "run_block.h"
@@ -62,6 +62,39 @@ TEST(ffn, many_channels) {
   check_block(ffn_sample(random, 384, 520), 2, 3, random);
 }
 
+// With and without expansion and residual, windows, strides and activations; whole maps and bands of rows.
+TEST(ffn, bottlenecks) {
+  Random random;
+  constexpr Activation kAll[] = {Activation::relu6, Activation::none, Activation::relu,
+                                 Activation::silu,  Activation::gelu, Activation::hardswish};
+  constexpr Size kMaps[] = {{1, 1}, {2, 3}, {7, 7}, {14, 14}, {9, 13}, {19, 23}, {3, 350}, {33, 9}};
+  int next = 0;
+  for (const bool expands : {true, false}) {
+    for (const int kernel : {3, 5, 7, 1}) {
+      for (const int stride : {1, 2}) {
+        for (const Size& map : kMaps) {
+          const bool residual = stride == 1 && next % 2;
+          const int channels = 8 + next % 3 * 12;
+          const Bottleneck options{expands, kernel, stride, residual, kAll[next++ % 6]};
+          check_block(bottleneck_sample(random, channels, 45, residual ? channels : 20, options), map.height,
+                      map.width, random);
+        }
+      }
+    }
+  }
+}
+
+// Sums of several parts, in maps of every kind, where the output is not in floats as well.
+TEST(ffn, wide_bottlenecks) {
+  Random random;
+  for (const int stride : {1, 2}) {
+    for (const Size& map : {Size{5, 7}, {12, 12}, {8, 3}, {20, 21}}) {
+      check_block(bottleneck_sample(random, 40, 600, 72, {true, 3, stride, false}), map.height, map.width, random);
+      check_block(bottleneck_sample(random, 300, 0, 56, {false, 3, stride, false}), map.height, map.width, random);
+    }
+  }
+}
+
 // Without biases all activations have the size of the input: far below and far above 1.
 TEST(ffn, the_whole_range_of_gelu) {
   Random random;
@@ -72,7 +105,7 @@ TEST(ffn, the_whole_range_of_gelu) {
       std::fill(values.begin(), values.end(), 0.0f);
     }
     const Map in{7, 6, 32};
-    std::vector<float> x = random.normal(in.floats());
+    std::vector<float> x = random.normal(in.values());
     for (float& value : x) value *= scale;
     check_block(sample, in, x);
   }
@@ -93,7 +126,7 @@ TEST(ffn, exact_on_integers) {
       sample.set_integers("fc2_weight", random, -1, 1, 5);
       sample.set_integers("fc2_bias", random, -9, 9);
       const Map in{map.height, map.width, 24};
-      check_block(sample, in, random.integers(in.floats(), -4, 4), 0);
+      check_block(sample, in, random.integers(in.values(), -4, 4), 0);
     }
   }
 }

@@ -35,7 +35,7 @@ TEST(head, exact_on_integers) {
     sample.set_integers("weight", random, -9, 9);
     sample.set_integers("bias", random, -99, 99);
     const Map in{4, 8, 88};
-    check_block(sample, in, random.integers(in.floats(), -99, 99), 0);
+    check_block(sample, in, random.integers(in.values(), -99, 99), 0);
   }
 }
 

@@ -11,15 +11,15 @@ namespace {
 
 constexpr Map kImage{70, 51, 3};  // odd somewhere at every stage: 18x13, 9x7, 5x4, 3x2
 
-std::string named(const Isa& isa, int count, int threads) {
-  return std::string(isa.name) + ", " + std::to_string(count) + " images, " + std::to_string(threads) +
+std::string named(const Target& target, int count, int threads) {
+  return std::string(target.isa) + ", " + std::to_string(count) + " images, " + std::to_string(threads) +
          " threads";
 }
 
 Exact exact_image(const std::vector<float>& values, int image, Map size) {
   Exact exact(size);
-  const auto begin = values.begin() + image * size.floats();
-  exact.values.assign(begin, begin + size.floats());
+  const auto begin = values.begin() + image * size.values();
+  exact.values.assign(begin, begin + size.values());
   return exact;
 }
 
@@ -34,25 +34,25 @@ void check_outputs(const Outputs& outputs, const std::vector<Exact>& expected, c
 // Every output of every image is right, and the same bits for any batch, place in it, threads and layout.
 void check_network(const NetworkSample& sample, Map size, Random& random) {
   constexpr int kImages = 9;
-  const std::vector<float> values = random.normal(kImages * size.floats());
+  const std::vector<float> values = random.normal(kImages * size.values());
   std::vector<std::vector<Exact>> expected;
   for (int n = 0; n < kImages; ++n) expected.push_back(sample.reference(exact_image(values, n, size)));
-  for (const Isa* isa : available_isas()) {
-    const std::unique_ptr<Network> network = sample.build(*isa);
+  for (const Target* target : fp32_targets()) {
+    const std::unique_ptr<Network> network = sample.build(*target);
     const Batch all = batch_of(values, kImages, size, nchw(size));
-    const Outputs first = run_network(sample, *network, all.images, 1, named(*isa, kImages, 1));
+    const Outputs first = run_network(sample, *network, all.images, 1, named(*target, kImages, 1));
     for (int n = 0; n < kImages; ++n) {
       check_outputs(image_of(first, n, kImages), expected[static_cast<std::size_t>(n)],
-                    named(*isa, kImages, 1) + ", image " + std::to_string(n));
+                    named(*target, kImages, 1) + ", image " + std::to_string(n));
     }
     for (const int count : {1, 2, 3, kImages}) {
       const Batch some = batch_of(values, count, size, nhwc(size));
       for (const int threads : {-1, 1, 2, 3, 8}) {
         const Outputs outputs =
-            run_network(sample, *network, some.images, threads, named(*isa, count, threads));
+            run_network(sample, *network, some.images, threads, named(*target, count, threads));
         for (int n = 0; n < count; ++n) {
           CHECK_THAT(same_bits(image_of(outputs, n, count), image_of(first, n, kImages)),
-                     named(*isa, count, threads) + ": other bits in image " + std::to_string(n));
+                     named(*target, count, threads) + ": other bits in image " + std::to_string(n));
         }
       }
     }
@@ -70,13 +70,13 @@ TEST(network, logits) {
 TEST(network, weights_in_an_arena) {
   Random random;
   const NetworkSample sample = small_network(random, kImage.height, kImage.width);
-  const Batch batch = batch_of(random.normal(2 * kImage.floats()), 2, kImage, nchw(kImage));
-  for (const Isa* isa : available_isas()) {
-    const std::unique_ptr<Network> small = sample.build(*isa), large = sample.build(*isa, 1 << 30);
+  const Batch batch = batch_of(random.normal(2 * kImage.values()), 2, kImage, nchw(kImage));
+  for (const Target* target : fp32_targets()) {
+    const std::unique_ptr<Network> small = sample.build(*target), large = sample.build(*target, 1 << 30);
     CHECK(!small->arena() && large->arena());
-    CHECK_THAT(same_bits(run_network(sample, *small, batch.images, 2, isa->name),
-                         run_network(sample, *large, batch.images, 2, isa->name)),
-               std::string(isa->name) + ": other bits in an arena");
+    CHECK_THAT(same_bits(run_network(sample, *small, batch.images, 2, target->isa),
+                         run_network(sample, *large, batch.images, 2, target->isa)),
+               std::string(target->isa) + ": other bits in an arena");
   }
 }
 
@@ -85,7 +85,7 @@ TEST(network, arena_gives_separate_memory) {
   Arena arena;
   std::vector<std::pair<float*, std::int64_t>> taken;
   for (const std::int64_t floats : {1, 100, 1 << 20, 1 << 24, 17, (1 << 24) + 5, 3}) {
-    taken.emplace_back(arena.take(floats), floats);
+    taken.emplace_back(reinterpret_cast<float*>(arena.take(4 * floats)), floats);
     CHECK(reinterpret_cast<std::uintptr_t>(taken.back().first) % 64 == 0);
     taken.back().first[0] = taken.back().first[floats - 1] = static_cast<float>(taken.size());
   }
@@ -118,7 +118,7 @@ TEST(network, features) {
 
 TEST(network, one_feature_per_block) {
   Random random;
-  Network network(available_isas().front());
+  Network network(fp32_targets().front());
   const auto refused = [&] {
     try {
       network.add_feature(nullptr, nullptr, 24);
@@ -147,16 +147,16 @@ TEST(network, layouts) {
                              {(h + 3) * (w + 5) * c, 1, (w + 5) * c, c},
                              {12 * h * w * c, 6 * h * w, 6 * w, 3}};  // every second row, third column
   const NetworkSample whole = small_network(random, kImage.height, kImage.width);
-  const std::vector<float> values = random.normal(3 * kImage.floats());
-  for (const Isa* isa : available_isas()) {
-    const std::unique_ptr<Network> network = whole.build(*isa);
+  const std::vector<float> values = random.normal(3 * kImage.values());
+  for (const Target* target : fp32_targets()) {
+    const std::unique_ptr<Network> network = whole.build(*target);
     Outputs first;
     for (const Strides& strides : layouts) {
       const Batch batch = batch_of(values, 3, kImage, strides);
       for (const int threads : {1, 2, 3}) {
-        const Outputs outputs = run_network(whole, *network, batch.images, threads, named(*isa, 3, threads));
+        const Outputs outputs = run_network(whole, *network, batch.images, threads, named(*target, 3, threads));
         if (first.empty()) first = outputs;
-        CHECK_THAT(same_bits(outputs, first), named(*isa, 3, threads) + ": other bits for another layout");
+        CHECK_THAT(same_bits(outputs, first), named(*target, 3, threads) + ": other bits for another layout");
       }
     }
   }
@@ -170,7 +170,7 @@ TEST(network, single_blocks_take_any_layout) {
   const Strides layouts[] = {
       nhwc(size), nchw(size), {1, 3 * h * w, 3 * w, 3}, {(h + 3) * (w + 5) * c, 1, (w + 5) * c, c}};
   const Sample samples[] = {ffn_sample(random, 24, 72),
-                            conv_downsample_sample(random, 24, 40),
+                            conv_sample(random, 24, 40, {3, 2}),
                             attention_sample(random, 24, {3, 8, 12}, 1, {6, 5}),
                             attention_sample(random, 24, {3, 8, 12}, 2, {3, 3}),
                             attention_downsample_sample(random, 24, 40, {3, 8, 12}, {6, 5}),
@@ -178,13 +178,13 @@ TEST(network, single_blocks_take_any_layout) {
   for (const Sample& block : samples) {
     NetworkSample sample{{block}, {}};
     check_network(sample, size, random);
-    const std::vector<float> values = random.normal(3 * size.floats());
-    for (const Isa* isa : available_isas()) {
-      const std::unique_ptr<Network> network = sample.build(*isa);
+    const std::vector<float> values = random.normal(3 * size.values());
+    for (const Target* target : fp32_targets()) {
+      const std::unique_ptr<Network> network = sample.build(*target);
       Outputs first;
       for (const Strides& strides : layouts) {
         const Batch batch = batch_of(values, 3, size, strides);
-        const std::string what = block.name + ", " + named(*isa, 3, 2);
+        const std::string what = block.name + ", " + named(*target, 3, 2);
         const Outputs outputs = run_network(sample, *network, batch.images, 2, what);
         if (first.empty()) first = outputs;
         CHECK_THAT(same_bits(outputs, first), what + ": other bits for another layout");
@@ -204,11 +204,11 @@ TEST(network, expanded_images) {
     for (int x = 0; x < 40; ++x) values.insert(values.end(), 3, row[static_cast<std::size_t>(x)]);
   }
   const std::vector<Exact> expected = sample.reference(exact_image(values, 0, size));
-  for (const Isa* isa : available_isas()) {
-    const std::unique_ptr<Network> network = sample.build(*isa);
+  for (const Target* target : fp32_targets()) {
+    const std::unique_ptr<Network> network = sample.build(*target);
     const Images images{row.data(), 3, 3, 33, 40, 0, 0, 0, 1};
-    const Outputs outputs = run_network(sample, *network, images, 2, isa->name);
-    for (int n = 0; n < 3; ++n) check_outputs(image_of(outputs, n, 3), expected, isa->name);
+    const Outputs outputs = run_network(sample, *network, images, 2, target->isa);
+    for (int n = 0; n < 3; ++n) check_outputs(image_of(outputs, n, 3), expected, target->isa);
   }
 }
 
@@ -216,7 +216,7 @@ TEST(network, expanded_images) {
 TEST(network, many_resolutions) {
   Random random;
   const NetworkSample sample = small_network(random, 0, 0, true);
-  const std::unique_ptr<Network> network = sample.build(*available_isas().front());
+  const std::unique_ptr<Network> network = sample.build(*fp32_targets().front());
   struct Case {
     Batch batch;
     Outputs outputs;
@@ -224,7 +224,7 @@ TEST(network, many_resolutions) {
   std::vector<Case> cases;
   for (int i = 0; i < 20; ++i) {
     const Map size{1 + 7 * i % 53, 1 + 11 * i % 61, 3};
-    const std::vector<float> values = random.normal(2 * size.floats());
+    const std::vector<float> values = random.normal(2 * size.values());
     Batch batch = batch_of(values, 2, size, nchw(size));
     const std::string what = std::to_string(size.height) + "x" + std::to_string(size.width);
     Outputs outputs = run_network(sample, *network, batch.images, 1 + i % 3, what);
@@ -243,27 +243,69 @@ TEST(network, what_is_not_finite_stays_in_its_image) {
   Random random;
   const NetworkSample sample = small_network(random, 33, 40);
   const Map size{33, 40, 3};
-  const std::vector<float> values = random.normal(5 * size.floats());
-  for (const Isa* isa : available_isas()) {
-    const std::unique_ptr<Network> network = sample.build(*isa);
+  const std::vector<float> values = random.normal(5 * size.values());
+  for (const Target* target : fp32_targets()) {
+    const std::unique_ptr<Network> network = sample.build(*target);
     const Batch clean = batch_of(values, 5, size, nchw(size));
-    const Outputs expected = run_network(sample, *network, clean.images, 1, isa->name);
+    const Outputs expected = run_network(sample, *network, clean.images, 1, target->isa);
     for (const float bad :
          {std::numeric_limits<float>::quiet_NaN(), std::numeric_limits<float>::infinity()}) {
       for (const int place : {0, 2, 4}) {
         const Batch batch = batch_of(values, 5, size, nchw(size));
-        batch.memory.data()[place * size.floats() + random.bits() % size.floats()] = bad;
+        batch.memory.data()[place * size.values() + random.bits() % size.values()] = bad;
         // Afterwards the same memory serves clean images again.
-        const Outputs outputs = run_network(sample, *network, batch.images, 2, isa->name);
-        CHECK_THAT(same_bits(run_network(sample, *network, clean.images, 2, isa->name), expected), isa->name);
+        const Outputs outputs = run_network(sample, *network, batch.images, 2, target->isa);
+        CHECK_THAT(same_bits(run_network(sample, *network, clean.images, 2, target->isa), expected), target->isa);
         for (int n = 0; n < 5; ++n) {
           if (n == place) {
             const Outputs logits = image_of(outputs, n, 5);
-            for (const float logit : logits[0]) CHECK_THAT(!std::isfinite(logit), isa->name);
+            for (const float logit : logits[0]) CHECK_THAT(!std::isfinite(logit), target->isa);
           } else {
-            CHECK_THAT(same_bits(image_of(outputs, n, 5), image_of(expected, n, 5)), isa->name);
+            CHECK_THAT(same_bits(image_of(outputs, n, 5), image_of(expected, n, 5)), target->isa);
           }
         }
+      }
+    }
+  }
+}
+
+// Stored in halves, a whole network stays near the reference, and its bits depend on neither threads nor batch.
+TEST(network, in_halves) {
+  Random random;
+  NetworkSample sample = small_network(random, kImage.height, kImage.width);
+  sample.features = {{1, {}, {}}, {4, random.normal(40), random.normal(40)}};
+  for (const Target* target : available_targets()) {
+    if (target->value_bytes != 2) continue;
+    const std::unique_ptr<Network> network = sample.build(*target);
+    const std::vector<float> values = rounded(*target, random.normal(3 * kImage.values()));
+    const std::vector<Map> maps = network->maps(kImage.height, kImage.width);
+    const Guarded memory = stored(*target, values);
+    const auto run = [&](int first, int count, int threads) {
+      const Strides s = nhwc(kImage);
+      const Images images{reinterpret_cast<const char*>(memory.data()) + 2 * first * s.image,
+                          count, kImage.channels, kImage.height, kImage.width, s.image, s.channel, s.row, s.pixel};
+      Outputs outputs;
+      std::vector<Guarded> room;
+      std::vector<void*> addresses;
+      for (const FeatureSample& f : sample.features) {
+        room.emplace_back(count * maps[static_cast<std::size_t>(f.block)].values() / 2 + 1);
+      }
+      for (Guarded& r : room) addresses.push_back(r.data());
+      network->run(images, addresses.data(), threads, nullptr);
+      for (std::size_t i = 0; i < room.size(); ++i) {
+        const Map map = maps[static_cast<std::size_t>(sample.features[i].block)];
+        outputs.push_back(loaded(*target, room[i], count * map.values()));
+      }
+      return outputs;
+    };
+    const Outputs all = run(0, 3, 1);
+    for (const int threads : {2, 3, 5}) CHECK(same_bits(run(0, 3, threads), all));
+    for (int n = 0; n < 3; ++n) {
+      CHECK(same_bits(run(n, 1, 3), image_of(all, n, 3)));
+      const std::vector<Exact> expected = sample.reference(exact_image(values, n, kImage));
+      const Outputs one = image_of(all, n, 3);
+      for (std::size_t i = 0; i < one.size(); ++i) {
+        check_close(one[i].data(), expected[i], kHalfNetworkBound, std::string(target->isa) + " in halves");
       }
     }
   }
@@ -272,19 +314,19 @@ TEST(network, what_is_not_finite_stays_in_its_image) {
 TEST(network, times_of_blocks) {
   Random random;
   const NetworkSample sample = small_network(random, 70, 51);
-  const std::vector<float> values = random.normal(3 * kImage.floats());
+  const std::vector<float> values = random.normal(3 * kImage.values());
   const Batch batch = batch_of(values, 3, kImage, nchw(kImage));
-  for (const Isa* isa : available_isas()) {
-    const std::unique_ptr<Network> network = sample.build(*isa);
-    const Outputs expected = run_network(sample, *network, batch.images, 1, isa->name);
+  for (const Target* target : fp32_targets()) {
+    const std::unique_ptr<Network> network = sample.build(*target);
+    const Outputs expected = run_network(sample, *network, batch.images, 1, target->isa);
     for (const int threads : {1, 2}) {
       Guarded logits(3 * 10), seconds_memory(2 * static_cast<std::int64_t>(sample.blocks.size()));
       std::vector<double> seconds(sample.blocks.size(), -1);
-      float* address = logits.data();
+      void* address = logits.data();
       const auto start = std::chrono::steady_clock::now();
       network->run(batch.images, &address, threads, seconds.data());
       const double elapsed = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
-      for (const double s : seconds) CHECK_THAT(s > 0 && s <= elapsed, isa->name);
+      for (const double s : seconds) CHECK_THAT(s > 0 && s <= elapsed, target->isa);
       CHECK(same_bits({{logits.data(), logits.data() + 30}}, expected));
     }
   }
@@ -293,7 +335,7 @@ TEST(network, times_of_blocks) {
 TEST(network, shapes) {
   Random random;
   const NetworkSample sample = small_network(random, 70, 51);
-  const std::unique_ptr<Network> network = sample.build(*available_isas().front());
+  const std::unique_ptr<Network> network = sample.build(*fp32_targets().front());
   CHECK(network->in_channels() == 3 && network->out_channels() == 10);
   CHECK(network->size() == static_cast<int>(sample.blocks.size()) && network->outputs() == 1);
   constexpr Map kExpected[] = {{18, 13, 16}, {18, 13, 16}, {9, 7, 24}, {9, 7, 24}, {5, 4, 40}, {5, 4, 40},

@@ -7,39 +7,24 @@
 #include "run_block.h"
 #include "simd_cases.h"
 
-#define EFFV2_DECLARE_CASES(isa)                                        \
-  namespace effv2::isa {                                                \
+#define X(the_isa, the_format)                                          \
+  namespace effv2::the_isa##_##the_format {                             \
   void check_simd(std::uint64_t seed, const tests::Mismatch& mismatch); \
   }
-EFFV2_DECLARE_CASES(scalar)
-#ifdef EFFV2_WITH_AVX2
-EFFV2_DECLARE_CASES(avx2)
-#endif
-#ifdef EFFV2_WITH_AVX512
-EFFV2_DECLARE_CASES(avx512)
-#endif
-#ifdef EFFV2_WITH_AVX512_EMULATED
-EFFV2_DECLARE_CASES(avx512_emulated)
-#endif
+#include "targets.inc"
+#undef X
 
 namespace effv2::tests {
 namespace {
 
 struct Cases {
-  const char* isa;
+  const char *isa, *format;
   void (*check)(std::uint64_t, const Mismatch&);
 };
 constexpr Cases kCases[] = {
-    {"scalar", scalar::check_simd},
-#ifdef EFFV2_WITH_AVX2
-    {"avx2", avx2::check_simd},
-#endif
-#ifdef EFFV2_WITH_AVX512
-    {"avx512", avx512::check_simd},
-#endif
-#ifdef EFFV2_WITH_AVX512_EMULATED
-    {"avx512_emulated", avx512_emulated::check_simd},
-#endif
+#define X(the_isa, the_format) {#the_isa, #the_format, the_isa##_##the_format::check_simd},
+#include "targets.inc"
+#undef X
 };
 
 // With a NaN equal to a NaN.
@@ -60,20 +45,21 @@ bool same_values(const Outputs& a, const Outputs& b) {
 
 TEST(simd, definitions) {
   std::size_t checked = 0;
-  for (const Isa* isa : available_isas()) {
+  for (const Target* target : available_targets()) {
     for (const Cases& cases : kCases) {
-      if (std::strcmp(cases.isa, isa->name) != 0) continue;
+      if (find_target(cases.isa, cases.format) != target) continue;
       ++checked;
-      cases.check(test_seed(),
-                  [&](const std::string& what) { CHECK_THAT(false, isa->name + (": " + what)); });
+      cases.check(test_seed(), [&](const std::string& what) {
+        CHECK_THAT(false, std::string(target->isa) + " " + target->format + ": " + what);
+      });
     }
   }
-  CHECK(checked == available_isas().size());
+  CHECK(checked == available_targets().size());
 }
 
 // The emulated instructions give the bits of the real ones, where the processor has both.
 TEST(simd, emulated_as_real) {
-  const Isa *real = find_isa("avx512"), *emulated = find_isa("avx512_emulated");
+  const Target *real = find_target("avx512", "fp32"), *emulated = find_target("avx512_emulated", "fp32");
   if (!real || !emulated || !real->available() || !emulated->available()) {
     note("not compared: this needs AVX-512 and its emulation");
     return;
@@ -81,12 +67,12 @@ TEST(simd, emulated_as_real) {
   Random random;
   const Map size{70, 51, 3};
   const NetworkSample sample = small_network(random, size.height, size.width);
-  std::vector<float> values = random.normal(4 * size.floats());
-  values[static_cast<std::size_t>(size.floats())] = std::numeric_limits<float>::quiet_NaN();
-  values[static_cast<std::size_t>(2 * size.floats())] = std::numeric_limits<float>::infinity();
+  std::vector<float> values = random.normal(4 * size.values());
+  values[static_cast<std::size_t>(size.values())] = std::numeric_limits<float>::quiet_NaN();
+  values[static_cast<std::size_t>(2 * size.values())] = std::numeric_limits<float>::infinity();
   const Batch batch = batch_of(values, 4, size, nchw(size));
-  CHECK(same_values(run_network(sample, *sample.build(*real), batch.images, 2, real->name),
-                    run_network(sample, *sample.build(*emulated), batch.images, 2, emulated->name)));
+  CHECK(same_values(run_network(sample, *sample.build(*real), batch.images, 2, real->isa),
+                    run_network(sample, *sample.build(*emulated), batch.images, 2, emulated->isa)));
 }
 
 }  // namespace effv2::tests

@@ -44,7 +44,7 @@ TEST(stem, exact_on_integers) {
     sample.set_integers("conv2_weight", random, -1, 1);
     sample.set_integers("conv2_bias", random, 50000, 50100);  // 72 products of at most 516
     const Map in{map.height, map.width, 3};
-    check_block(sample, in, random.integers(in.floats(), -4, 4), 0);
+    check_block(sample, in, random.integers(in.values(), -4, 4), 0);
   }
 }
 

@@ -82,10 +82,10 @@ struct Job {
   }
 };
 
-Job make_job(Random& random, const Isa& isa, Map size, int images) {
+Job make_job(Random& random, const Target& target, Map size, int images) {
   NetworkSample sample = small_network(random, size.height, size.width);
-  std::unique_ptr<Network> network = sample.build(isa);
-  Batch batch = batch_of(random.normal(images * size.floats()), images, size, nchw(size));
+  std::unique_ptr<Network> network = sample.build(target);
+  Batch batch = batch_of(random.normal(images * size.values()), images, size, nchw(size));
   Outputs expected = run_network(sample, *network, batch.images, 1, "the first call");
   return {std::move(sample), std::move(network), std::move(batch), std::move(expected)};
 }
@@ -202,17 +202,17 @@ TEST(threads, large_teams) {
   Random random;
   const Map size{37, 29, 3};
   const NetworkSample sample = small_network(random, size.height, size.width);
-  const std::vector<float> values = random.normal(3 * size.floats());
-  for (const Isa* isa : available_isas()) {
-    const std::unique_ptr<Network> network = sample.build(*isa);
+  const std::vector<float> values = random.normal(3 * size.values());
+  for (const Target* target : fp32_targets()) {
+    const std::unique_ptr<Network> network = sample.build(*target);
     for (const int count : {1, 3}) {
       const Batch batch = batch_of(values, count, size, nchw(size));
-      const Outputs expected = run_network(sample, *network, batch.images, 1, isa->name);
+      const Outputs expected = run_network(sample, *network, batch.images, 1, target->isa);
       pretend_cpus(32);
       for (const int threads : {4, 7, 16, 32}) {
         CHECK(usable_cpus() == 32 && check_call(threads) == threads);
-        CHECK_THAT(same_bits(run_network(sample, *network, batch.images, threads, isa->name), expected),
-                   std::string(isa->name) + ": other bits with " + std::to_string(threads) + " threads");
+        CHECK_THAT(same_bits(run_network(sample, *network, batch.images, threads, target->isa), expected),
+                   std::string(target->isa) + ": other bits with " + std::to_string(threads) + " threads");
       }
       pretend_cpus(0);
     }
@@ -279,7 +279,7 @@ TEST(threads, no_more_threads) {
 
 TEST(threads, callers_on_one_network) {
   Random random;
-  const Job job = make_job(random, *available_isas().front(), {40, 51, 3}, 3);
+  const Job job = make_job(random, *fp32_targets().front(), {40, 51, 3}, 3);
   at_once(4, [&](int caller) {
     for (int i = 0; i < 4 * kRepeat; ++i) CHECK(job.right(1 + (caller + i) % 4));
   });
@@ -288,8 +288,8 @@ TEST(threads, callers_on_one_network) {
 TEST(threads, callers_on_several_networks) {
   Random random;
   std::vector<Job> jobs;
-  for (const Isa* isa : available_isas()) jobs.push_back(make_job(random, *isa, {40, 51, 3}, 2));
-  jobs.push_back(make_job(random, *available_isas().back(), {17, 90, 3}, 1));
+  for (const Target* target : fp32_targets()) jobs.push_back(make_job(random, *target, {40, 51, 3}, 2));
+  jobs.push_back(make_job(random, *fp32_targets().back(), {17, 90, 3}, 1));
   at_once(5, [&](int caller) {
     for (int i = 0; i < 3 * kRepeat; ++i) {
       const Job& job = jobs[static_cast<std::size_t>(caller + i) % jobs.size()];
@@ -302,7 +302,7 @@ TEST(threads, callers_on_several_networks) {
 TEST(threads, first_calls_at_once) {
   Random random;
   const NetworkSample sample = small_network(random, 0, 0, true);
-  const std::unique_ptr<Network> network = sample.build(*available_isas().front());
+  const std::unique_ptr<Network> network = sample.build(*fp32_targets().front());
   const std::vector<float> values = random.normal(64 * 64 * 3);
   constexpr int kCallers = 6;
   std::vector<Outputs> outputs(kCallers);
@@ -322,7 +322,7 @@ TEST(threads, first_calls_at_once) {
 // A child has none of its parent's threads, and starts its own. The parent goes on as before.
 TEST(threads, fork_between_calls) {
   Random random;
-  const Job job = make_job(random, *available_isas().front(), {40, 51, 3}, 3);
+  const Job job = make_job(random, *fp32_targets().front(), {40, 51, 3}, 3);
   CHECK(job.right(2));
   // This sanitizer ends a child that starts threads.
   const int threads = kThreadSanitizer ? 1 : 2;
@@ -338,7 +338,7 @@ TEST(threads, fork_between_calls) {
 // fork() in the middle of other threads' calls: no lock may stay taken in the child.
 TEST(threads, fork_during_calls) {
   Random random;
-  const Job job = make_job(random, *available_isas().front(), {40, 51, 3}, 3);
+  const Job job = make_job(random, *fp32_targets().front(), {40, 51, 3}, 3);
   const int threads = kThreadSanitizer ? 1 : 2;
   std::atomic<bool> stop{false};
   std::vector<std::thread> callers;
@@ -357,7 +357,7 @@ TEST(threads, fork_during_calls) {
 // A child may have children.
 TEST(threads, fork_in_a_child) {
   Random random;
-  const Job job = make_job(random, *available_isas().front(), {40, 51, 3}, 1);
+  const Job job = make_job(random, *fp32_targets().front(), {40, 51, 3}, 1);
   const int threads = kThreadSanitizer ? 1 : 2;
   CHECK(job.right(2));
   check_in_child("fork", [&] {

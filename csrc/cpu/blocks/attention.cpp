@@ -173,13 +173,13 @@ class Attention final : public TypedBlock {
       if (p < key_panels) {
         qkv_.run(p, rows, {0, n}, Into<Operand>{shared.queries, heads_.query_pitch()}, next);
       } else if (p < 2 * key_panels) {
-        qkv_.run(p, rows, {0, n}, Into<Operand>{own.keys, kPanel, 0}, next);
+        qkv_.run(p, rows, {0, n}, into_panel(own.keys), next);
         pack_keys(heads_, own.keys, n, p - key_panels, shared.keys);
       } else {
         const int value = p - 2 * key_panels;
         Operand* const map = shared.values + value_panel(value, n);
         if (has_local_) local_.prefetch_panel(value);
-        qkv_.run(p, rows, {0, n}, Into<Operand>{map, kPanel, 0}, next);
+        qkv_.run(p, rows, {0, n}, into_panel(map), next);
         if (!has_local_) continue;
         local_.run_map(value, map, size, kPanel, {0, grid.rows}, shared.u + value_panel(value, n), kPanel,
                        kPanel);

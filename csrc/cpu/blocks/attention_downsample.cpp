@@ -132,13 +132,13 @@ class AttentionDownsample final : public TypedBlock {
       const Next next = p + 1 < mine.end ? kv_.ahead(p + 1) : to_conv;
       const int value = p - heads_.key_channel_panels();
       if (value < 0) {
-        kv_.run(p, rows, {0, keys}, Into<Operand>{own.keys, kPanel, 0}, next);
+        kv_.run(p, rows, {0, keys}, into_panel(own.keys), next);
         pack_keys(heads_, own.keys, keys, p, shared.keys);
         continue;
       }
       Operand* const map = shared.values + std::int64_t{value} * keys * kPanel;
       local_.prefetch_panel(value);
-      kv_.run(p, rows, {0, keys}, Into<Operand>{map, kPanel, 0}, next);
+      kv_.run(p, rows, {0, keys}, into_panel(map), next);
       local_.run_map(value, map, in, kPanel, {0, local_.outputs(in.height)},
                      shared.u + std::int64_t{value} * queries * kPanel, kPanel, kPanel);
     }

@@ -311,7 +311,7 @@ class Ffn final : public TypedBlock {
   void expand(const Operand* x, int pixels, int p, Operand* hidden, bool fresh, Next next) const {
     dw_.prefetch_panel(p);
     if (expands_) {
-      fc1_.run(p, plain_rows(x, in_, in_, fresh), {0, pixels}, Into<Operand>{hidden, kPanel, 0}, next);
+      fc1_.run(p, plain_rows(x, in_, in_, fresh), {0, pixels}, into_panel(hidden), next);
       activate(activation_, hidden, std::int64_t{pixels} * kPanel);
       return;
     }

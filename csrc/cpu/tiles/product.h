@@ -30,7 +30,11 @@ struct Into {
   std::int64_t panel_stride = kPanel;
   const Out* residual = nullptr;
   const Operand* sum = nullptr;
+  bool whole_panels = false;  // stored with the columns that only fill the last one up
 };
+
+// A panel of a map in panels, whichever it is.
+inline Into<Operand> into_panel(Operand* panel) { return {panel, kPanel, 0, nullptr, nullptr, true}; }
 
 // A part of the depth of a product, which is complete where it ends with the matrix.
 struct Depth {
@@ -103,7 +107,7 @@ class Product {
   void run(int p, const Rows& a, Range rows, const Into<Out>& into, Next next, Depth part) const {
     const std::int64_t column = p * into.panel_stride;
     Result<Out> r{into.out + column, into.row_stride};
-    r.columns = columns(p);
+    r.columns = into.whole_panels ? kPanel : columns(p);
     if (into.sum) {
       r.sum = into.sum + column;
       r.sum_stride = into.row_stride;
