@@ -6,18 +6,19 @@ layer scale and every constant factor are already folded in (in float64), so eac
 the equation in its docstring. Feature maps are written (N, C, H, W); ``conv`` has padding
 ``kernel // 2`` everywhere; ``GELU`` is the exact x * Phi(x).
 
-A class declares its block, once: from its fields and the names of their sizes follow the checks of shapes,
-the op's schema, random blocks for tests, and what is stored (``effv2_kernels.declaration``). What C++ expects
-(``csrc/engine/spec.h``) is held against it by a test.
+A class declares its block, once: from its layers, tensors and options, and the names of their sizes, follow
+the checks of shapes, the op's schema, random blocks for tests, and what is stored
+(``effv2_kernels.declaration``). What C++ expects (``csrc/engine/spec.h``) is held against it by a test.
 """
 
 # Annotations are objects here, and not text that would have to be evaluated when they are read.
-from dataclasses import dataclass, fields
-from typing import Annotated, ClassVar
+from dataclasses import dataclass
+from typing import Annotated, Any, ClassVar
 
 from torch import Tensor
 
-from effv2_kernels.declaration import Shape
+from effv2_kernels.declaration import Layer as Layer  # what blocks are made of, by the name blocks.Layer
+from effv2_kernels.declaration import Shape, arguments
 
 
 @dataclass(frozen=True, eq=False)
@@ -28,15 +29,17 @@ class Block:
     # Rows and columns of the input for one of the output; None where the output is (N, out).
     step: ClassVar[int | None] = 1
 
+    def values(self) -> dict[str, Any]:
+        """All tensors and options by name, as ``declaration.assemble`` takes them; None where absent."""
+        return {a.name: a.of(self) for a in arguments(type(self))}
+
     def tensors(self) -> dict[str, Tensor]:
-        """The folded weights by field name, in the order of declaration; absent ones are left out."""
-        values = {f.name: getattr(self, f.name) for f in fields(self)}
-        return {name: value for name, value in values.items() if isinstance(value, Tensor)}
+        """The folded weights by name, in the order of declaration; absent ones are left out."""
+        return {name: value for name, value in self.values().items() if isinstance(value, Tensor)}
 
     def options(self) -> dict[str, int]:
-        """The integers and booleans that describe the block, by field name."""
-        values = {f.name: getattr(self, f.name) for f in fields(self)}
-        return {name: int(value) for name, value in values.items() if isinstance(value, (bool, int))}
+        """The integers and booleans that describe the block, by name."""
+        return {a.name: int(a.of(self)) for a in arguments(type(self)) if a.shape is None}
 
     def grid(self) -> tuple[tuple[int, int], int] | None:
         """Rows and columns of keys that an attention bias is made for, and the pixels from one to the next.
@@ -52,10 +55,8 @@ class Stem(Block):
 
     kind: ClassVar[str] = "stem"
     step: ClassVar[int | None] = 4
-    conv1_weight: Annotated[Tensor, Shape("mid", "in", 3, 3)]
-    conv1_bias: Annotated[Tensor, Shape("mid")]
-    conv2_weight: Annotated[Tensor, Shape("out", "mid", 3, 3)]
-    conv2_bias: Annotated[Tensor, Shape("out")]
+    conv1: Annotated[Layer, Shape("mid", "in", 3, 3)]
+    conv2: Annotated[Layer, Shape("out", "mid", 3, 3)]
 
 
 @dataclass(frozen=True, eq=False)
@@ -63,12 +64,9 @@ class FFN(Block):
     """y = x + fc2(GELU(dw(GELU(fc1(x))))); dw is 3x3 depthwise, layer scale is folded into fc2."""
 
     kind: ClassVar[str] = "ffn"
-    fc1_weight: Annotated[Tensor, Shape("hidden", "in")]
-    fc1_bias: Annotated[Tensor, Shape("hidden")]
-    dw_weight: Annotated[Tensor, Shape("hidden", 3, 3)]
-    dw_bias: Annotated[Tensor, Shape("hidden")]
-    fc2_weight: Annotated[Tensor, Shape("in", "hidden")]
-    fc2_bias: Annotated[Tensor, Shape("in")]
+    fc1: Annotated[Layer, Shape("hidden", "in")]
+    dw: Annotated[Layer, Shape("hidden", 3, 3)]
+    fc2: Annotated[Layer, Shape("in", "hidden")]
 
 
 @dataclass(frozen=True, eq=False)
@@ -76,26 +74,22 @@ class Attention(Block):
     """Talking-head attention over all positions, at half the resolution where ``stride`` is 2.
 
     z = dw(x) with stride 2, or x;  q, k, v = rows of qkv(z), split in this order, heads outermost;
-    P = softmax_keys(mix1 . (q k^T) + bias[|row_i - row_j|, |col_i - col_j|]);
-    u = (mix2 . P + mix2_bias) v + local(v);  u = bilinear 2x (align_corners=False) if strided;
+    P = softmax_keys(mix1_weight . (q k^T) + bias[|row_i - row_j|, |col_i - col_j|]);
+    u = mix2(P) v + local(v);  u = bilinear 2x (align_corners=False) if strided;
     y = x + proj(GELU(u)).
 
     Folded: the scale 1/sqrt(key_dim) into q; talking head 1 and its bias into ``bias``; layer scale
-    into proj. ``mix*`` act on the head axis: (mix . A)[h] = sum_g mix[h, g] A[g].
+    into proj. Mixes act on the head axis: (mix . A)[h] = sum_g mix[h, g] A[g].
     The 2x map is cropped to the size of x, so that odd sizes work as well.
     """
 
     kind: ClassVar[str] = "attention"
-    qkv_weight: Annotated[Tensor, Shape("qkv", "in")]
-    qkv_bias: Annotated[Tensor, Shape("qkv")]
-    local_weight: Annotated[Tensor, Shape("values", 3, 3)]
-    local_bias: Annotated[Tensor, Shape("values")]
+    qkv: Annotated[Layer, Shape("qkv", "in")]
+    local: Annotated[Layer, Shape("values", 3, 3)]
     mix1_weight: Annotated[Tensor, Shape("heads", "heads")]
     bias: Annotated[Tensor, Shape("heads", "rows", "cols")]  # by distance on a grid of keys
-    mix2_weight: Annotated[Tensor, Shape("heads", "heads")]
-    mix2_bias: Annotated[Tensor, Shape("heads")]
-    proj_weight: Annotated[Tensor, Shape("in", "values")]
-    proj_bias: Annotated[Tensor, Shape("in")]
+    mix2: Annotated[Layer, Shape("heads", "heads")]
+    proj: Annotated[Layer, Shape("in", "values")]
     heads: int
     key_dim: int
     value_dim: int  # of one head
@@ -104,8 +98,7 @@ class Attention(Block):
     # that grid is resized bicubically (align_corners=False) to the grid at hand, as the official
     # detection and segmentation backbones do.
     resize_bias: bool = False
-    dw_weight: Annotated[Tensor | None, Shape("in", 3, 3, only_if=("stride", 2))] = None
-    dw_bias: Annotated[Tensor | None, Shape("in", only_if=("stride", 2))] = None
+    dw: Annotated[Layer | None, Shape("in", 3, 3, only_if=("stride", 2))] = None
 
     def grid(self) -> tuple[tuple[int, int], int] | None:
         rows, cols = self.bias.shape[1:]
@@ -118,8 +111,7 @@ class ConvDownsample(Block):
 
     kind: ClassVar[str] = "conv_downsample"
     step: ClassVar[int | None] = 2
-    weight: Annotated[Tensor, Shape("out", "in", 3, 3)]
-    bias: Annotated[Tensor, Shape("out")]
+    conv: Annotated[Layer, Shape("out", "in", 3, 3, name="")]
 
 
 @dataclass(frozen=True, eq=False)
@@ -134,19 +126,13 @@ class AttentionDownsample(Block):
 
     kind: ClassVar[str] = "attention_downsample"
     step: ClassVar[int | None] = 2
-    dw_weight: Annotated[Tensor, Shape("in", 3, 3)]
-    dw_bias: Annotated[Tensor, Shape("in")]
-    q_weight: Annotated[Tensor, Shape("keys", "in")]
-    q_bias: Annotated[Tensor, Shape("keys")]
-    kv_weight: Annotated[Tensor, Shape("kv", "in")]
-    kv_bias: Annotated[Tensor, Shape("kv")]
-    local_weight: Annotated[Tensor, Shape("values", 3, 3)]
-    local_bias: Annotated[Tensor, Shape("values")]
+    dw: Annotated[Layer, Shape("in", 3, 3)]
+    q: Annotated[Layer, Shape("keys", "in")]
+    kv: Annotated[Layer, Shape("kv", "in")]
+    local: Annotated[Layer, Shape("values", 3, 3)]
     bias: Annotated[Tensor, Shape("heads", "rows", "cols")]  # by distance on a grid of keys
-    proj_weight: Annotated[Tensor, Shape("out", "values")]
-    proj_bias: Annotated[Tensor, Shape("out")]
-    conv_weight: Annotated[Tensor, Shape("out", "in", 3, 3)]
-    conv_bias: Annotated[Tensor, Shape("out")]
+    proj: Annotated[Layer, Shape("out", "values")]
+    conv: Annotated[Layer, Shape("out", "in", 3, 3)]
     heads: int
     key_dim: int
     value_dim: int
@@ -159,12 +145,11 @@ class AttentionDownsample(Block):
 
 @dataclass(frozen=True, eq=False)
 class Head(Block):
-    """logits = weight . mean_{H, W}(x) + bias; BatchNorm and the mean of two classifiers are folded in."""
+    """logits = linear(mean_{H, W}(x)); BatchNorm and the mean of two classifiers are folded in."""
 
     kind: ClassVar[str] = "head"
     step: ClassVar[int | None] = None
-    weight: Annotated[Tensor, Shape("out", "in")]  # out: classes
-    bias: Annotated[Tensor, Shape("out")]
+    linear: Annotated[Layer, Shape("out", "in", name="")]  # out: classes
 
 
 BLOCK_TYPES: dict[str, type[Block]] = {block_type.kind: block_type for block_type in Block.__subclasses__()}

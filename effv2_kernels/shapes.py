@@ -9,9 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from effv2_kernels import blocks
 from effv2_kernels.blocks import BLOCK_TYPES
-from effv2_kernels.declaration import tensor_shapes
+from effv2_kernels.declaration import assemble, tensor_shapes
 from effv2_kernels.reference.model import VARIANTS, Architecture
 
 # heads, key_dim and value_dim of the published networks (see reference/attention*.py)
@@ -149,11 +148,7 @@ def random_block(shape: BlockShape, generator: torch.Generator, *, spread: float
     for name in ("q_weight", "q_bias", "qkv_weight", "qkv_bias"):
         if name in tensors:
             tensors[name][:keys] *= shape.options["key_dim"] ** -0.5
-    options: dict[str, Any] = dict(shape.options)
-    if "resize_bias" in options:
-        options["resize_bias"] = bool(options["resize_bias"])
-    block: blocks.Block = block_type(**tensors, **options)
-    return block
+    return assemble(block_type, {**tensors, **shape.options})
 
 
 def _rows_of_logits(name: str, shape: BlockShape) -> int:

@@ -1,15 +1,15 @@
 """A Network as plain data: a JSON string that describes the blocks, and a flat list of named tensors.
 
 This is what a saved file, a pickle and the ``torch.ops.effv2.network`` op hold. The JSON names, block by
-block, the fields that are tensors and the values of the others; the tensors follow in that order, then
-scale and shift of every feature that has them.
+block, the tensors and the values of the options; the tensors follow in that order, then scale and shift of
+every feature that has them.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import MISSING, fields
+from dataclasses import MISSING
 from functools import lru_cache
 from typing import Any
 
@@ -18,7 +18,7 @@ from torch import Tensor
 
 from effv2_kernels import blocks
 from effv2_kernels.blocks import BLOCK_TYPES
-from effv2_kernels.declaration import block_sizes, declared
+from effv2_kernels.declaration import arguments, assemble, block_sizes
 from effv2_kernels.errors import ModelError
 
 
@@ -102,13 +102,13 @@ def parse(structure: str) -> dict[str, Any]:
 
 
 def _check_entry(entry: dict[str, Any]) -> None:
-    block_type = BLOCK_TYPES[entry["kind"]]
-    optional = {f.name for f in fields(block_type) if f.default is not MISSING}
-    known = {f.name for f in fields(block_type)}
+    made_of = arguments(BLOCK_TYPES[entry["kind"]])
+    needed = {a.name for a in made_of if a.default is MISSING and not a.optional}
+    known = {a.name for a in made_of}
     given = [*entry["tensors"], *entry["options"]]
-    if len(set(given)) != len(given) or not known - optional <= set(given) <= known:
+    if len(set(given)) != len(given) or not needed <= set(given) <= known:
         raise ValueError(f"a block {entry['kind']} has the fields {sorted(known)}, not {sorted(given)}")
-    if not set(entry["tensors"]) <= set(declared(block_type)):
+    if not set(entry["tensors"]) <= {a.name for a in made_of if a.shape is not None}:
         raise ValueError(f"these fields of {entry['kind']} are not all tensors: {entry['tensors']}")
     if any(type(value) is not int for value in entry["options"].values()):
         raise TypeError(f"the options of a block are integers, not {entry['options']}")
@@ -153,10 +153,7 @@ def rebuild(structure: str, weights: Sequence[Tensor]) -> blocks.Network:
     made: list[blocks.Block] = []
     for i, entry in enumerate(data["blocks"]):
         own = {name: by_name[f"blocks.{i}.{name}"] for name in entry["tensors"]}
-        block_type = BLOCK_TYPES[entry["kind"]]
-        flags = {f.name for f in fields(block_type) if f.type is bool}
-        options = {k: bool(v) if k in flags else v for k, v in entry["options"].items()}
-        made.append(block_type(**own, **options))
+        made.append(assemble(BLOCK_TYPES[entry["kind"]], {**own, **entry["options"]}))
     features = tuple(
         blocks.Feature(f["block"], by_name.get(f"features.{i}.scale"), by_name.get(f"features.{i}.shift"))
         for i, f in enumerate(data["features"])

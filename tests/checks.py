@@ -6,7 +6,7 @@ from functools import lru_cache
 import torch
 from conftest import SEED
 
-from effv2_kernels import blocks, cpu, shapes
+from effv2_kernels import blocks, cpu, declaration, shapes
 from effv2_kernels.reference import run, run_block
 
 # Relative L2 over the output, fp32 against the float64 reference.
@@ -59,6 +59,11 @@ def eager(block, x):
     """The output of one block in PyTorch's own float32."""
     with plain_pytorch():
         return run_block(block, x)
+
+
+def rebuilt(block, **changes):
+    """The block with other tensors or options, by name."""
+    return declaration.assemble(type(block), {**block.values(), **changes})
 
 
 def as_network(block):

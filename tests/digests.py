@@ -9,13 +9,13 @@ import hashlib
 import json
 import math
 import zlib
-from dataclasses import replace
 from pathlib import Path
 
 import conftest  # noqa: F401  (before the package: it may bring a native module of its own)
 import numpy as np
 import torch
 from block_shapes import SHAPES
+from checks import rebuilt
 
 from effv2_kernels import blocks, cpu, declaration, shapes
 from effv2_kernels.reference.model import VARIANTS
@@ -51,7 +51,7 @@ def with_integers(block, seed):
         made[name] = integers(tuple(old.shape), f"{seed}/{place}", exponent)
         if name in ("q_weight", "qkv_weight"):
             made[name][: block.heads * block.key_dim] *= 2.0 ** -round(math.log2(block.key_dim) / 2)
-    return replace(block, **made)
+    return rebuilt(block, **made)
 
 
 def block_cases():
@@ -76,7 +76,7 @@ def _network(variant, features):
     if not features:
         return blocks.Network(tuple(made), ("",) * len(made))
     # A backbone: maps instead of the head, attention biases that are resized.
-    made = [replace(b, resize_bias=True) if hasattr(b, "resize_bias") else b for b in made[:-1]]
+    made = [rebuilt(b, resize_bias=True) if hasattr(b, "resize_bias") else b for b in made[:-1]]
     ends = [i for i, b in enumerate(made) if b.kind.endswith("downsample")]
     returned = tuple(
         blocks.Feature(

@@ -74,7 +74,7 @@ def test_every_block_has_its_function_in_the_reference():
 def test_annotations_are_read_once():
     """Blocks are checked by the dozen."""
     for block_type in blocks.BLOCK_TYPES.values():
-        assert declaration.declared(block_type) is declaration.declared(block_type)
+        assert declaration.arguments(block_type) is declaration.arguments(block_type)
 
 
 @pytest.mark.parametrize("variant", VARIANTS)

@@ -58,8 +58,10 @@ def test_exact_on_integers(channels, out, height, width, isa):
     """Sums of small integers are exact in fp32, in any order: the expected error is zero."""
     g = seeded(channels)
     block = blocks.ConvDownsample(
-        weight=torch.randint(-3, 4, (out, channels, 3, 3), generator=g).float(),
-        bias=torch.randint(-9, 10, (out,), generator=g).float(),
+        blocks.Layer(
+            weight=torch.randint(-3, 4, (out, channels, 3, 3), generator=g).float(),
+            bias=torch.randint(-9, 10, (out,), generator=g).float(),
+        )
     )
     x = torch.randint(-5, 6, (2, channels, height, width), generator=g).float()
     (y,) = run_engine(cpu.Engine(as_network(block), isa), x)

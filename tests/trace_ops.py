@@ -5,7 +5,6 @@ folder.
 """
 
 import json
-from dataclasses import fields
 
 import pytest
 import torch
@@ -54,7 +53,7 @@ def image(shape, dtype, layout, batch=2):
 
 def trace(block, x):
     """The graph of the block's op as torch.compile makes it, without gradients."""
-    values = [getattr(block, f.name) for f in fields(block)]
+    values = list(block.values().values())
     weights = [torch.empty(v.shape, device=GPU) for v in values if isinstance(v, torch.Tensor)]
     op = getattr(torch.ops.effv2, block.kind).default
 

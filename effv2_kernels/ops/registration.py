@@ -1,6 +1,6 @@
-"""How a block becomes an op: the schema is read from the fields of its dataclass.
+"""How a block becomes an op: the schema is read from its declaration.
 
-``torch.ops.effv2.<kind>(Tensor x, <fields of the block in declared order>) -> Tensor``. The ops are
+``torch.ops.effv2.<kind>(Tensor x, <tensors and options in declared order>) -> Tensor``. The ops are
 defined and implemented through ``torch.library.Library``, whose calls cost a third of those of
 ``torch.library.custom_op``. Their derivatives and transforms are those of the reference: see
 ``effv2_kernels.ops.differentiation``. For Torch's compiler the op of a block is more than a black box on a
@@ -10,30 +10,30 @@ GPU: see ``effv2_kernels.ops.decomposition``.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import MISSING, fields
+from dataclasses import MISSING
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from effv2_kernels import blocks
-from effv2_kernels.declaration import block_sizes, plain_type
+from effv2_kernels.declaration import arguments, assemble, block_sizes
 from effv2_kernels.errors import InputError, ModelError
 from effv2_kernels.inputs import check_input
 from effv2_kernels.ops.differentiation import differentiable
 
 LIBRARY = torch.library.Library("effv2", "DEF")
 
-_SCHEMA_TYPES: dict[Any, str] = {Tensor: "Tensor", Tensor | None: "Tensor?", int: "int", bool: "bool"}
+_SCHEMA_TYPES: dict[Any, str] = {Tensor: "Tensor", int: "int", bool: "bool"}
 
 
 def schema(block_type: type[blocks.Block]) -> str:
     """The op's schema, e.g. ``head(Tensor x, Tensor weight, Tensor bias) -> Tensor``."""
-    arguments = ["Tensor x"]
-    for field in fields(block_type):
-        default = "" if field.default is MISSING else f"={field.default}"
-        arguments.append(f"{_SCHEMA_TYPES[plain_type(field.type)]} {field.name}{default}")
-    return f"{block_type.kind}({', '.join(arguments)}) -> Tensor"
+    listed = ["Tensor x"]
+    for a in arguments(block_type):
+        default = "" if a.default is MISSING else f"={a.default}"
+        listed.append(f"{_SCHEMA_TYPES[a.type]}{'?' * a.optional} {a.name}{default}")
+    return f"{block_type.kind}({', '.join(listed)}) -> Tensor"
 
 
 def empty_map(x: Tensor, channels: Any, size: tuple[Any, Any] | None) -> Tensor:
@@ -61,11 +61,11 @@ def output_size(block_type: type[blocks.Block], size: tuple[Any, Any]) -> tuple[
 def register(block_type: type[blocks.Block]) -> None:
     """Define ``torch.ops.effv2.<kind>`` with its kernels, fake kernel and autograd."""
     kind = block_type.kind
-    names = [f.name for f in fields(block_type)]
+    names = [a.name for a in arguments(block_type)]
 
     def make(values: Sequence[Any]) -> blocks.Block:
         # PyTorch leaves out trailing arguments that have their default value.
-        return block_type(**dict(zip(names, values, strict=False)))
+        return assemble(block_type, dict(zip(names, values, strict=False)))
 
     def run(x: Tensor, *values: Any) -> Tensor:
         from effv2_kernels.ops.engines import block_engine

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from effv2_kernels import blocks
 from effv2_kernels.reference.attention_bias import bias_for
-from effv2_kernels.reference.layers import ConvNorm, by_head, weighted_values
+from effv2_kernels.reference.layers import ConvNorm, by_head, conv, weighted_values
 
 
 def upsample_to(u: Tensor, size: tuple[int, int]) -> Tensor:
@@ -79,21 +79,16 @@ def attention(x: Tensor, block: blocks.Attention) -> Tensor:
 
     Raises ResolutionError where the bias does not fit the map and is not to be resized.
     """
-    z = x
-    if block.dw_weight is not None and block.dw_bias is not None:
-        dw = block.dw_weight.to(x)[:, None]
-        z = F.conv2d(x, dw, block.dw_bias.to(x), stride=2, padding=1, groups=dw.shape[0])
+    z = x if block.dw is None else conv(x, block.dw, 2)
     grid = (z.shape[2], z.shape[3])
-    qkv = F.conv2d(z, block.qkv_weight.to(x)[:, :, None, None], block.qkv_bias.to(x))
     keys, values = block.heads * block.key_dim, block.heads * block.value_dim
-    q_map, k_map, v_map = torch.split(qkv, [keys, keys, values], dim=1)
+    q_map, k_map, v_map = torch.split(conv(z, block.qkv), [keys, keys, values], dim=1)
     q, k = by_head(q_map, block.heads), by_head(k_map, block.heads)
     logits = torch.einsum("hg,ngij->nhij", block.mix1_weight.to(x), q.transpose(2, 3) @ k)
     p = (logits + bias_for(block.bias.to(x), grid, resize=block.resize_bias)).softmax(-1)
-    p = torch.einsum("hg,ngij->nhij", block.mix2_weight.to(x), p) + block.mix2_bias.to(x)[:, None, None]
-    local = block.local_weight.to(x)[:, None]
-    u = weighted_values(p, v_map, grid)
-    u = u + F.conv2d(v_map, local, block.local_bias.to(x), padding=1, groups=local.shape[0])
+    mix2, bias2 = block.mix2.weight.to(x), block.mix2.bias.to(x)
+    p = torch.einsum("hg,ngij->nhij", mix2, p) + bias2[:, None, None]
+    u = weighted_values(p, v_map, grid) + conv(v_map, block.local)
     if block.stride == 2:
         u = upsample_to(u, (x.shape[2], x.shape[3]))
-    return x + F.conv2d(F.gelu(u), block.proj_weight.to(x)[:, :, None, None], block.proj_bias.to(x))
+    return x + conv(F.gelu(u), block.proj)

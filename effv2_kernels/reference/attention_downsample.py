@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from effv2_kernels import blocks
 from effv2_kernels.reference.attention_bias import bias_for
-from effv2_kernels.reference.layers import ConvNorm, by_head, weighted_values
+from effv2_kernels.reference.layers import ConvNorm, by_head, conv, weighted_values
 
 
 class LocalGlobalQuery(nn.Module):
@@ -91,17 +91,12 @@ def attention_downsample(x: Tensor, block: blocks.AttentionDownsample) -> Tensor
 
     Raises ResolutionError where the bias does not fit the map and is not to be resized.
     """
-    dw = block.dw_weight.to(x)[:, None]
-    z = F.conv2d(x, dw, block.dw_bias.to(x), stride=2, padding=1, groups=dw.shape[0])
-    q_map = F.conv2d(z, block.q_weight.to(x)[:, :, None, None], block.q_bias.to(x))
-    kv = F.conv2d(x, block.kv_weight.to(x)[:, :, None, None], block.kv_bias.to(x))
-    k_map, v_map = torch.split(kv, [block.heads * block.key_dim, block.heads * block.value_dim], dim=1)
+    q_map = conv(conv(x, block.dw, 2), block.q)
+    keys, values = block.heads * block.key_dim, block.heads * block.value_dim
+    k_map, v_map = torch.split(conv(x, block.kv), [keys, values], dim=1)
     q, k = by_head(q_map, block.heads), by_head(k_map, block.heads)
     grid = (x.shape[2], x.shape[3])
     bias = bias_for(block.bias.to(x), grid, query_stride=2, resize=block.resize_bias)
     p = (q.transpose(2, 3) @ k + bias).softmax(-1)
-    local = block.local_weight.to(x)[:, None]
-    u = weighted_values(p, v_map, (q_map.shape[2], q_map.shape[3]))
-    u = u + F.conv2d(v_map, local, block.local_bias.to(x), stride=2, padding=1, groups=local.shape[0])
-    y = F.conv2d(F.gelu(u), block.proj_weight.to(x)[:, :, None, None], block.proj_bias.to(x))
-    return y + F.conv2d(x, block.conv_weight.to(x), block.conv_bias.to(x), stride=2, padding=1)
+    u = weighted_values(p, v_map, (q_map.shape[2], q_map.shape[3])) + conv(v_map, block.local, 2)
+    return conv(F.gelu(u), block.proj) + conv(x, block.conv, 2)

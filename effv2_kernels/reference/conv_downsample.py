@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from effv2_kernels import blocks
-from effv2_kernels.reference.layers import ConvNorm
+from effv2_kernels.reference.layers import ConvNorm, conv
 
 
 class ConvDownsampleLayer(nn.Module):
@@ -23,4 +22,4 @@ class ConvDownsampleLayer(nn.Module):
 
 def conv_downsample(x: Tensor, block: blocks.ConvDownsample) -> Tensor:
     """The equation of ``blocks.ConvDownsample``. x: (N, in, H, W), any floating dtype."""
-    return F.conv2d(x, block.weight.to(x), block.bias.to(x), stride=2, padding=1)
+    return conv(x, block.conv, 2)

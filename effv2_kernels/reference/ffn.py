@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from effv2_kernels import blocks
-from effv2_kernels.reference.layers import ConvNorm
+from effv2_kernels.reference.layers import ConvNorm, conv
 
 
 class FFNLayer(nn.Module):
@@ -25,7 +25,4 @@ class FFNLayer(nn.Module):
 
 def ffn(x: Tensor, block: blocks.FFN) -> Tensor:
     """The equation of ``blocks.FFN``. x, y: (N, channels, H, W), any floating dtype."""
-    h = F.gelu(F.conv2d(x, block.fc1_weight.to(x)[:, :, None, None], block.fc1_bias.to(x)))
-    dw = block.dw_weight.to(x)[:, None]
-    h = F.gelu(F.conv2d(h, dw, block.dw_bias.to(x), padding=1, groups=dw.shape[0]))
-    return x + F.conv2d(h, block.fc2_weight.to(x)[:, :, None, None], block.fc2_bias.to(x))
+    return x + conv(F.gelu(conv(F.gelu(conv(x, block.fc1)), block.dw)), block.fc2)

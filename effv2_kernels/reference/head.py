@@ -24,4 +24,4 @@ def classify(x: Tensor, norm: nn.Module, classifiers: Sequence[nn.Module]) -> Te
 
 def head(x: Tensor, block: blocks.Head) -> Tensor:
     """The equation of ``blocks.Head``. x: (N, channels, H, W), any floating dtype; y: (N, classes)."""
-    return F.linear(x.mean(dim=(2, 3)), block.weight.to(x), block.bias.to(x))
+    return F.linear(x.mean(dim=(2, 3)), block.linear.weight.to(x), block.linear.bias.to(x))

@@ -1,4 +1,4 @@
-"""What several blocks of the trainable model share: convolution + BatchNorm, and the layer scale.
+"""What several blocks share: convolutions, heads, and in the trainable model BatchNorm and layer scale.
 
 The attribute names give the state-dict keys, which are those of timm's EfficientFormerV2.
 """
@@ -6,7 +6,10 @@ The attribute names give the state-dict keys, which are those of timm's Efficien
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
+
+from effv2_kernels.blocks import Layer
 
 
 class ConvNorm(nn.Module):
@@ -41,6 +44,20 @@ class LayerScale(nn.Module):
 def layer_scale(channels: int, init: float | None) -> nn.Module:
     """A LayerScale that starts at ``init``, or no scale where that is None."""
     return nn.Identity() if init is None else LayerScale(channels, init)
+
+
+def conv(x: Tensor, layer: Layer, stride: int = 1) -> Tensor:
+    """The layer's convolution of x: (N, inputs, H, W), with padding ``kernel // 2``, in x's dtype.
+
+    The weight says what it is: 1x1 (outputs, inputs), depthwise (channels, k, k) or (outputs, inputs, k, k).
+    """
+    weight = layer.weight.to(x)
+    groups = 1
+    if weight.ndim == 2:
+        weight = weight[:, :, None, None]
+    elif weight.ndim == 3:
+        weight, groups = weight[:, None], weight.shape[0]
+    return F.conv2d(x, weight, layer.bias.to(x), stride, weight.shape[-1] // 2, groups=groups)
 
 
 def by_head(x: Tensor, heads: int) -> Tensor:

@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from effv2_kernels import blocks
-from effv2_kernels.reference.layers import ConvNorm
+from effv2_kernels.reference.layers import ConvNorm, conv
 
 
 class StemLayer(nn.Module):
@@ -26,5 +26,4 @@ class StemLayer(nn.Module):
 
 def stem(x: Tensor, block: blocks.Stem) -> Tensor:
     """The equation of ``blocks.Stem``. x: (N, in, H, W), any floating dtype; y: (N, out, H/4, W/4)."""
-    y = F.gelu(F.conv2d(x, block.conv1_weight.to(x), block.conv1_bias.to(x), stride=2, padding=1))
-    return F.gelu(F.conv2d(y, block.conv2_weight.to(x), block.conv2_bias.to(x), stride=2, padding=1))
+    return F.gelu(conv(F.gelu(conv(x, block.conv1, 2)), block.conv2, 2))

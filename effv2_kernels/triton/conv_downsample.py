@@ -75,7 +75,10 @@ class ConvDownsample(Packed):
     """``blocks.ConvDownsample`` with its weights in the kernel's layout."""
 
     def __init__(self, block: blocks.ConvDownsample, dtype: torch.dtype, device: torch.device | str) -> None:
-        self.weight, self.bias = conv_matrix(block.weight, dtype, device), vector(block.bias, device)
+        self.weight, self.bias = (
+            conv_matrix(block.conv.weight, dtype, device),
+            vector(block.conv.bias, device),
+        )
 
     def plan(self, x: FeatureMap, precision: str) -> list[Launch]:
         return [strided_conv(x, self.weight, self.bias, precision, gelu=False)]
