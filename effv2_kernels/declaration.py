@@ -12,7 +12,7 @@ Outside, in ops, state dicts, files and C++, a block is a flat list of arguments
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import MISSING, dataclass, fields
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar, get_args
 
@@ -37,6 +37,20 @@ class Layer:
 
     weight: Tensor
     bias: Tensor
+
+
+# What a block can apply behind its layers; see ``effv2_kernels.reference.activation``.
+ACTIVATIONS = ("none", "gelu", "relu", "relu6", "silu", "hardswish")
+
+
+@dataclass(frozen=True, init=False)
+class Choice:
+    """The values that an option may have."""
+
+    values: tuple[int | str, ...]
+
+    def __init__(self, *values: int | str) -> None:
+        object.__setattr__(self, "values", values)
 
 
 @dataclass(frozen=True, init=False)
@@ -69,10 +83,11 @@ class Argument(NamedTuple):
     name: str
     field: str  # of the dataclass
     part: str  # "weight" or "bias" where the field is a layer, else ""
-    type: Any  # Tensor, int, bool
+    type: Any  # Tensor, int, bool, str
     optional: bool  # it may be None
     default: Any  # MISSING where there is none
     shape: Shape | None  # of a tensor
+    choice: Choice | None = None  # of an option
 
     def of(self, block: Block) -> Any:
         """Its value in a block."""
@@ -95,7 +110,9 @@ def _arguments_of(block_type: type[Block]) -> list[Argument]:
     made = []
     for field in fields(block_type):
         annotation: Any = field.type
-        (shape,) = getattr(annotation, "__metadata__", (None,))
+        (said,) = getattr(annotation, "__metadata__", (None,))
+        shape = said if isinstance(said, Shape) else None
+        choice = said if isinstance(said, Choice) else None
         plain = getattr(annotation, "__origin__", annotation)
         alternatives = get_args(plain) or (plain,)
         kind, optional = alternatives[0], len(alternatives) > 1
@@ -107,7 +124,7 @@ def _arguments_of(block_type: type[Block]) -> list[Argument]:
                 own = Shape(*sizes, only_if=shape.only_if)
                 made.append(Argument(prefix + part, field.name, part, Tensor, optional, field.default, own))
         else:
-            made.append(Argument(name, field.name, "", kind, optional, field.default, shape))
+            made.append(Argument(name, field.name, "", kind, optional, field.default, shape, choice))
     return made
 
 
@@ -137,25 +154,45 @@ def assemble(block_type: type[SomeBlock], values: Mapping[str, Any]) -> SomeBloc
     return block_type(**made)
 
 
+def changed_options(block: Block) -> dict[str, int | str]:
+    """The options of a block that have another value than their default, by name."""
+    return {
+        a.name: value
+        for a, value in zip(_options(type(block)), block.options().values(), strict=True)
+        if a.default is MISSING or value != a.default
+    }
+
+
+def _options(block_type: type[Block]) -> list[Argument]:
+    return [a for a in arguments(block_type) if a.shape is None]
+
+
 def tensor_shapes(
-    block_type: type[Block], sizes: dict[str, int], options: dict[str, int]
+    block_type: type[Block],
+    sizes: Mapping[str, int],
+    options: Mapping[str, int | str],
+    without: Collection[str] = (),
 ) -> dict[str, tuple[int, ...]]:
-    """The shape of every tensor of a block with these sizes and options, by name."""
-    known = {**sizes, **_option_sizes(block_type.kind, options)}
+    """The shape of every tensor of a block with these sizes and options, by name.
+
+    without: the fields that are absent, of those that may be.
+    """
+    known = {"out": sizes["in"], **sizes, **_option_sizes(block_type, options)}
     return {
         a.name: tuple(s if isinstance(s, int) else known[s] for s in a.shape.sizes)
         for a in arguments(block_type)
-        if a.shape is not None and a.shape.belongs(options)
+        if a.shape is not None and a.field not in without and a.shape.belongs(options)
     }
 
 
 def block_sizes(block: Block) -> dict[str, int]:
     """The sizes of a block by name: ``in``, ``out``, ``hidden`` and so on.
 
-    Raises ModelError where a tensor is missing, not float32, or has a shape that does not fit the others.
+    Raises ModelError where a tensor is missing, not float32, or has a shape that does not fit the others, and
+    for an option that the block does not have.
     """
     options = block.options()
-    sizes = _option_sizes(block.kind, options)
+    sizes = _option_sizes(type(block), options)
     for a in arguments(type(block)):
         if a.shape is None:
             continue
@@ -177,7 +214,12 @@ def block_sizes(block: Block) -> dict[str, int]:
                 f"block {block.kind}: {a.name} has shape {shape}, expected {_shown(symbols)} "
                 f"with {', '.join(f'{s} = {size}' for s, size in known.items()) or 'positive sizes'}."
             )
+    if "in" not in sizes:  # no layer widens the input
+        sizes["in"] = sizes["hidden"]
     sizes.setdefault("out", sizes["in"])
+    misfit = block.misfit(sizes)
+    if misfit is not None:
+        raise ModelError(f"block {block.kind}: {misfit}.")
     return sizes
 
 
@@ -189,23 +231,30 @@ def _missing(block_type: type[Block], argument: Argument) -> ModelError:
     )
 
 
-def _option_sizes(kind: str, options: dict[str, int]) -> dict[str, int]:
+def _option_sizes(block_type: type[Block], options: Mapping[str, int | str]) -> dict[str, int]:
+    """The sizes that follow from the options. Raises ModelError for values that an option cannot have."""
+    for a in _options(block_type):
+        given = options.get(a.name, a.default)
+        if a.choice is not None and given not in a.choice.values:
+            raise ModelError(
+                f"block {block_type.kind}: {a.name} is {given!r}; expected {one_of(a.choice.values)}."
+            )
     if "heads" not in options:
         return {}
-    heads, key_dim, value_dim = options["heads"], options["key_dim"], options["value_dim"]
-    if min(heads, key_dim, value_dim) < 1 or options.get("stride", 1) not in (1, 2):
+    heads, key_dim, value_dim = (int(options[name]) for name in ("heads", "key_dim", "value_dim"))
+    if min(heads, key_dim, value_dim) < 1:
         raise ModelError(
-            f"block {kind}: heads, key_dim and value_dim must be positive and stride 1 or 2; "
+            f"block {block_type.kind}: heads, key_dim and value_dim must be positive; "
             f"got {', '.join(f'{name} = {value}' for name, value in options.items())}."
         )
     keys, values = heads * key_dim, heads * value_dim
-    return {
-        "heads": heads,
-        "keys": keys,
-        "values": values,
-        "kv": keys + values,
-        "qkv": 2 * keys + values,
-    }
+    return {"heads": heads, "keys": keys, "values": values, "kv": keys + values, "qkv": 2 * keys + values}
+
+
+def one_of(values: Sequence[int | str]) -> str:
+    """(1, 3, 5) -> "1, 3 or 5", for messages."""
+    *others, last = map(repr, values)
+    return f"{', '.join(others)} or {last}"
 
 
 def _shown(symbols: tuple[str | int, ...]) -> str:

@@ -10,7 +10,7 @@ from torch import nn
 
 from effv2_kernels import blocks, sources, verification
 from effv2_kernels.backends import DTYPE_NAMES, Settings
-from effv2_kernels.errors import InputError, ModelError
+from effv2_kernels.errors import InputError, ModelError, UnavailableError
 from effv2_kernels.model import OptimizedModel
 from effv2_kernels.model.carried import carried
 from effv2_kernels.sources.wrappers import expression, refuse_parallel, replaced, why_opaque
@@ -98,11 +98,11 @@ def optimize(
             network, settings, device=device, single=is_part, attributes=carried(module)
         )
         del network
-        _ = optimised.engine
         try:
+            _ = optimised.engine
             if verify:
                 optimised._verified = verification.verify(module, optimised, path=path, part=is_part)
-        except ModelError as error:
+        except (ModelError, UnavailableError) as error:
             if strict:
                 raise
             left[path] = str(error)

@@ -204,7 +204,7 @@ def kernels_of(block, x):
     [
         *((name, torch.float32) for name in SHAPES),
         ("ffn", torch.float16),
-        ("conv_downsample", torch.bfloat16),
+        ("conv", torch.bfloat16),
     ],
     ids=str,
 )

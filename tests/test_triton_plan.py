@@ -18,7 +18,7 @@ from effv2_kernels.triton.plan import Plan, pack, plan_blocks
 
 aten = torch.ops.aten
 
-LAUNCHES = {"stem": 2, "ffn": 2, "attention": 4, "conv_downsample": 1, "attention_downsample": 5, "head": 2}
+LAUNCHES = {"stem": 2, "ffn": 2, "attention": 4, "conv": 1, "attention_downsample": 5, "head": 2}
 
 
 def is_strided(shape):

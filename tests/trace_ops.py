@@ -34,7 +34,7 @@ CASES = [
     (SHAPES["strided attention"], torch.float32, "nhwc"),
     (SHAPES["attention with a resized bias"], torch.bfloat16, "nhwc"),
     (shapes.attention(16, 12, 13, **HEADS), torch.float16, "nchw"),  # bias by distance
-    (SHAPES["conv_downsample"], torch.float16, "nhwc"),
+    (SHAPES["conv"], torch.float16, "nhwc"),
     (SHAPES["attention_downsample"], torch.float16, "nhwc"),
     (SHAPES["head"], torch.float16, "nhwc"),
 ]

@@ -13,11 +13,13 @@ are packed. In graphs of torch.compile for a GPU they are seen as the Triton ker
 (``decomposition``). The op of a whole network is not, see ``network``.
 """
 
-from effv2_kernels.blocks import BLOCK_TYPES
+from effv2_kernels.blocks import BLOCK_TYPES, EARLIER_KINDS
 from effv2_kernels.ops import network
-from effv2_kernels.ops.registration import register
+from effv2_kernels.ops.registration import register, register_earlier
 
 for _block_type in BLOCK_TYPES.values():
     register(_block_type)
+for _kind, _now in EARLIER_KINDS.items():
+    register_earlier(_kind, _now)
 
 __all__ = ["network"]

@@ -9,7 +9,7 @@ GPU: see ``effv2_kernels.ops.decomposition``.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import MISSING
 from typing import Any
 
@@ -17,23 +17,24 @@ import torch
 from torch import Tensor
 
 from effv2_kernels import blocks
-from effv2_kernels.declaration import arguments, assemble, block_sizes
+from effv2_kernels.declaration import Argument, arguments, assemble, block_sizes
 from effv2_kernels.errors import InputError, ModelError
 from effv2_kernels.inputs import check_input
 from effv2_kernels.ops.differentiation import differentiable
 
 LIBRARY = torch.library.Library("effv2", "DEF")
 
-_SCHEMA_TYPES: dict[Any, str] = {Tensor: "Tensor", int: "int", bool: "bool"}
+_SCHEMA_TYPES: dict[Any, str] = {Tensor: "Tensor", int: "int", bool: "bool", str: "str"}
 
 
-def schema(block_type: type[blocks.Block]) -> str:
+def schema(name: str, made_of: Iterable[Argument]) -> str:
     """The op's schema, e.g. ``head(Tensor x, Tensor weight, Tensor bias) -> Tensor``."""
     listed = ["Tensor x"]
-    for a in arguments(block_type):
-        default = "" if a.default is MISSING else f"={a.default}"
+    for a in made_of:
+        default = f'="{a.default}"' if a.type is str else f"={a.default}"
+        default = "" if a.default is MISSING else default
         listed.append(f"{_SCHEMA_TYPES[a.type]}{'?' * a.optional} {a.name}{default}")
-    return f"{block_type.kind}({', '.join(listed)}) -> Tensor"
+    return f"{name}({', '.join(listed)}) -> Tensor"
 
 
 def empty_map(x: Tensor, channels: Any, size: tuple[Any, Any] | None) -> Tensor:
@@ -48,9 +49,9 @@ def empty_map(x: Tensor, channels: Any, size: tuple[Any, Any] | None) -> Tensor:
     )
 
 
-def output_size(block_type: type[blocks.Block], size: tuple[Any, Any]) -> tuple[Any, Any] | None:
+def output_size(block: blocks.Block, size: tuple[Any, Any]) -> tuple[Any, Any] | None:
     """Rows and columns of a block's output for those of its input; None for logits. Symbolic ones as well."""
-    step = block_type.step
+    step = block.step
     if step is None:
         return None
     if step == 1:
@@ -60,37 +61,54 @@ def output_size(block_type: type[blocks.Block], size: tuple[Any, Any]) -> tuple[
 
 def register(block_type: type[blocks.Block]) -> None:
     """Define ``torch.ops.effv2.<kind>`` with its kernels, fake kernel and autograd."""
-    kind = block_type.kind
-    names = [a.name for a in arguments(block_type)]
+    _register(block_type.kind, block_type, arguments(block_type), {})
+
+
+def register_earlier(kind: str, now: blocks.Earlier) -> None:
+    """Define the op that an earlier version had for a kind of block; it took no options."""
+    block_type = blocks.BLOCK_TYPES[now.kind]
+    given = [a for a in arguments(block_type) if a.default is MISSING]
+    _register(kind, block_type, given, now.options)
+
+
+def _register(
+    kind: str,
+    block_type: type[blocks.Block],
+    made_of: Sequence[Argument],
+    options: dict[str, int | str],
+) -> None:
+    names = [a.name for a in made_of]
 
     def make(values: Sequence[Any]) -> blocks.Block:
         # PyTorch leaves out trailing arguments that have their default value.
-        return assemble(block_type, dict(zip(names, values, strict=False)))
+        return assemble(block_type, {**dict(zip(names, values, strict=False)), **options})
 
     def run(x: Tensor, *values: Any) -> Tensor:
         from effv2_kernels.ops.engines import block_engine
 
         return block_engine(kind, x, values, lambda: make(values)).run(x)[0]
 
-    def sizes_of(values: Sequence[Any]) -> dict[str, int]:
+    def checked(values: Sequence[Any]) -> tuple[blocks.Block, dict[str, int]]:
         try:
-            return block_sizes(make(values))
+            block = make(values)
+            return block, block_sizes(block)
         except ModelError as error:
             raise InputError(str(error)) from error
 
     def fake(x: Tensor, *values: Any) -> Tensor:
-        sizes = sizes_of(values)
+        block, sizes = checked(values)
         torch._check(x.ndim == 4, lambda: f"expected images of rank 4, got {tuple(x.shape)}")
         torch._check(x.shape[1] == sizes["in"], lambda: f"expected {sizes['in']} channels, got {x.shape[1]}")
-        return empty_map(x, sizes["out"], output_size(block_type, (x.shape[2], x.shape[3])))
+        return empty_map(x, sizes["out"], output_size(block, (x.shape[2], x.shape[3])))
 
     def reference(x: Tensor, *values: Any) -> Tensor:
         from effv2_kernels.reference import run_block
 
-        check_input(x, sizes_of(values)["in"], x.dtype, x.device)
-        return run_block(make(values), x)
+        block, sizes = checked(values)
+        check_input(x, sizes["in"], x.dtype, x.device)
+        return run_block(block, x)
 
-    define(schema(block_type), run, fake, reference)
+    define(schema(kind, made_of), run, fake, reference)
     _register_decomposition(kind, make)
 
 

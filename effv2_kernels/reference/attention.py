@@ -1,4 +1,4 @@
-"""Talking-head attention over the whole map, plain or strided (paper section 3.2; timm's Attention2d)."""
+"""Attention over the whole map, plain or strided (paper section 3.2; timm's Attention2d)."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from effv2_kernels import blocks
+from effv2_kernels.reference.activation import activate
 from effv2_kernels.reference.attention_bias import bias_for
 from effv2_kernels.reference.layers import ConvNorm, by_head, conv, weighted_values
 
@@ -84,11 +85,18 @@ def attention(x: Tensor, block: blocks.Attention) -> Tensor:
     keys, values = block.heads * block.key_dim, block.heads * block.value_dim
     q_map, k_map, v_map = torch.split(conv(z, block.qkv), [keys, keys, values], dim=1)
     q, k = by_head(q_map, block.heads), by_head(k_map, block.heads)
-    logits = torch.einsum("hg,ngij->nhij", block.mix1_weight.to(x), q.transpose(2, 3) @ k)
-    p = (logits + bias_for(block.bias.to(x), grid, resize=block.resize_bias)).softmax(-1)
-    mix2, bias2 = block.mix2.weight.to(x), block.mix2.bias.to(x)
-    p = torch.einsum("hg,ngij->nhij", mix2, p) + bias2[:, None, None]
-    u = weighted_values(p, v_map, grid) + conv(v_map, block.local)
+    logits = q.transpose(2, 3) @ k
+    if block.mix1_weight is not None:
+        logits = torch.einsum("hg,ngij->nhij", block.mix1_weight.to(x), logits)
+    if block.bias is not None:
+        logits = logits + bias_for(block.bias.to(x), grid, resize=block.resize_bias)
+    p = logits.softmax(-1)
+    if block.mix2 is not None:
+        mix2, bias2 = block.mix2.weight.to(x), block.mix2.bias.to(x)
+        p = torch.einsum("hg,ngij->nhij", mix2, p) + bias2[:, None, None]
+    u = weighted_values(p, v_map, grid)
+    if block.local is not None:
+        u = u + conv(v_map, block.local)
     if block.stride == 2:
         u = upsample_to(u, (x.shape[2], x.shape[3]))
-    return x + conv(F.gelu(u), block.proj)
+    return x + conv(activate(u, block.activation), block.proj)

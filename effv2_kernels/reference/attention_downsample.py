@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from effv2_kernels import blocks
+from effv2_kernels.reference.activation import activate
 from effv2_kernels.reference.attention_bias import bias_for
 from effv2_kernels.reference.layers import ConvNorm, by_head, conv, weighted_values
 
@@ -99,4 +100,4 @@ def attention_downsample(x: Tensor, block: blocks.AttentionDownsample) -> Tensor
     bias = bias_for(block.bias.to(x), grid, query_stride=2, resize=block.resize_bias)
     p = (q.transpose(2, 3) @ k + bias).softmax(-1)
     u = weighted_values(p, v_map, (q_map.shape[2], q_map.shape[3])) + conv(v_map, block.local, 2)
-    return conv(F.gelu(u), block.proj) + conv(x, block.conv, 2)
+    return conv(activate(u, block.activation), block.proj) + conv(x, block.conv, 2)

@@ -1,4 +1,4 @@
-"""The unified feed-forward block: 1x1, depthwise 3x3, 1x1 (paper section 3.1; timm's ConvMlpWithNorm)."""
+"""The bottleneck 1x1 - depthwise - 1x1 (EfficientFormerV2, section 3.1; MobileNetV2, section 3.3)."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from effv2_kernels import blocks
+from effv2_kernels.reference.activation import activate
 from effv2_kernels.reference.layers import ConvNorm, conv
 
 
@@ -24,5 +25,7 @@ class FFNLayer(nn.Module):
 
 
 def ffn(x: Tensor, block: blocks.FFN) -> Tensor:
-    """The equation of ``blocks.FFN``. x, y: (N, channels, H, W), any floating dtype."""
-    return x + conv(F.gelu(conv(F.gelu(conv(x, block.fc1)), block.dw)), block.fc2)
+    """The equation of ``blocks.FFN``. x: (N, in, H, W), any floating dtype; y: (N, out, H / stride, ...)."""
+    h = x if block.fc1 is None else activate(conv(x, block.fc1), block.activation)
+    y = conv(activate(conv(h, block.dw, block.stride), block.activation), block.fc2)
+    return x + y if block.residual else y

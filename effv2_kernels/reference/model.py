@@ -17,7 +17,7 @@ from effv2_kernels.checkpoint import load_into, read, read_pretrained
 from effv2_kernels.errors import InputError, ModelError, UnknownNameError
 from effv2_kernels.reference.attention import AttentionLayer
 from effv2_kernels.reference.attention_downsample import AttentionDownsampleLayer
-from effv2_kernels.reference.conv_downsample import ConvDownsampleLayer
+from effv2_kernels.reference.conv import ConvDownsampleLayer
 from effv2_kernels.reference.ffn import FFNLayer
 from effv2_kernels.reference.head import classify
 from effv2_kernels.reference.layers import layer_scale

@@ -6,6 +6,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from effv2_kernels import blocks
+from effv2_kernels.reference.activation import activate
 from effv2_kernels.reference.layers import ConvNorm, conv
 
 
@@ -26,4 +27,5 @@ class StemLayer(nn.Module):
 
 def stem(x: Tensor, block: blocks.Stem) -> Tensor:
     """The equation of ``blocks.Stem``. x: (N, in, H, W), any floating dtype; y: (N, out, H/4, W/4)."""
-    return F.gelu(conv(F.gelu(conv(x, block.conv1, 2)), block.conv2, 2))
+    y = activate(conv(x, block.conv1, 2), block.activation)
+    return activate(conv(y, block.conv2, 2), block.activation)

@@ -90,9 +90,9 @@ def attention(
     )
 
 
-def conv_downsample(name: str, conv: Affine) -> blocks.ConvDownsample:
+def conv(name: str, affine: Affine, *, stride: int = 1, activation: str = "none") -> blocks.Conv:
     """The convolution with its BatchNorm folded."""
-    return blocks.ConvDownsample(_conv(name, conv))
+    return blocks.Conv(_conv(name, affine), stride, activation)
 
 
 def attention_downsample(

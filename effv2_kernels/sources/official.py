@@ -201,7 +201,7 @@ def _embedding(node: Node) -> Named:
         raise node.error("is unsupported: light=True, which no published EfficientFormerV2 uses.")
     if not node.value("asub"):
         conv = normalised(convolution(node["proj"], kernel=3, stride=2), _output_norm(node["norm"]))
-        return [(node.path, folding.conv_downsample(node.path, conv))]
+        return [(node.path, folding.conv(node.path, conv, stride=2))]
     attn = node["attn"]
     require_subsampling(attn["q.pool"])
     (query_local,) = sequence(attn["q.local"], 1)

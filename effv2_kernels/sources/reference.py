@@ -10,7 +10,7 @@ from effv2_kernels import blocks
 from effv2_kernels.reference import model as reference
 from effv2_kernels.reference.attention import AttentionLayer
 from effv2_kernels.reference.attention_downsample import AttentionDownsampleLayer
-from effv2_kernels.reference.conv_downsample import ConvDownsampleLayer
+from effv2_kernels.reference.conv import ConvDownsampleLayer
 from effv2_kernels.reference.layers import LayerScale
 from effv2_kernels.reference.stem import StemLayer
 from effv2_kernels.sources import folding
@@ -121,7 +121,7 @@ def _attention(node: Node, layer: AttentionLayer, layer_scale: Tensor | None) ->
 def _downsample(node: Node) -> Named:
     if isinstance(node.module, ConvDownsampleLayer):
         conv = _conv_norm(node["conv"], kernel=3, stride=2)
-        return [(node.path, folding.conv_downsample(node.path, conv))]
+        return [(node.path, folding.conv(node.path, conv, stride=2))]
     assert isinstance(node.module, AttentionDownsampleLayer)
     attn, layer = node["attn"], node.module.attn
     block = folding.attention_downsample(

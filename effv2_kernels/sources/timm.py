@@ -261,7 +261,7 @@ def _downsample(node: Node) -> Named:
     conv = _conv_norm(node["conv"], kernel=3, stride=2)
     attn = node.find("attn")
     if attn is None:
-        return [(node.path, folding.conv_downsample(node.path, conv))]
+        return [(node.path, folding.conv(node.path, conv, stride=2))]
     require_gelu(attn["act"])
     require_subsampling(attn["q.pool"])
     block = folding.attention_downsample(

@@ -260,6 +260,11 @@ class Attention(Packed):
     """``blocks.Attention`` with its weights in the kernels' layouts."""
 
     def __init__(self, block: blocks.Attention, dtype: torch.dtype, device: torch.device | str) -> None:
+        # Or it was refused, see triton.plan.
+        assert block.mix1_weight is not None
+        assert block.mix2 is not None
+        assert block.local is not None
+        assert block.bias is not None
         self.dw = self.dw_bias = None
         if block.dw is not None:
             self.dw, self.dw_bias = taps(block.dw.weight, dtype, device), vector(block.dw.bias, device)

@@ -14,7 +14,7 @@ import triton
 import triton.language as tl
 
 from effv2_kernels import blocks
-from effv2_kernels.triton.conv_downsample import strided_conv
+from effv2_kernels.triton.conv import strided_conv
 from effv2_kernels.triton.launch import FeatureMap, Launch, Tile, blocks_of, is_wide, round_up_to_power, tile
 from effv2_kernels.triton.packing import Packed, conv_matrix, half_or_float, matrix, vector
 from effv2_kernels.triton.ranking import product_programs

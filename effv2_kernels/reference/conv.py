@@ -1,11 +1,13 @@
-"""The step between early stages: one 3x3 convolution with stride 2."""
+"""One convolution: the step between early stages, first and last layers of others."""
 
 from __future__ import annotations
 
 from torch import Tensor, nn
 
 from effv2_kernels import blocks
-from effv2_kernels.reference.layers import ConvNorm, conv
+from effv2_kernels.reference import layers
+from effv2_kernels.reference.activation import activate
+from effv2_kernels.reference.layers import ConvNorm
 
 
 class ConvDownsampleLayer(nn.Module):
@@ -20,6 +22,6 @@ class ConvDownsampleLayer(nn.Module):
         return y
 
 
-def conv_downsample(x: Tensor, block: blocks.ConvDownsample) -> Tensor:
-    """The equation of ``blocks.ConvDownsample``. x: (N, in, H, W), any floating dtype."""
-    return conv(x, block.conv, 2)
+def conv(x: Tensor, block: blocks.Conv) -> Tensor:
+    """The equation of ``blocks.Conv``. x: (N, in, H, W), any floating dtype; y: (N, out, H / stride, ...)."""
+    return activate(layers.conv(x, block.conv, block.stride), block.activation)
