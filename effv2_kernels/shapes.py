@@ -1,10 +1,9 @@
-"""The shapes of every block of S0 to L, and random blocks of any shape: what tests and benchmarks share."""
+"""The shapes of blocks, and random blocks of any shape: what tests and benchmarks share."""
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
-from functools import partial
 from typing import Any
 
 import torch
@@ -12,9 +11,8 @@ from torch import Tensor
 
 from effv2_kernels.blocks import BLOCK_TYPES
 from effv2_kernels.declaration import assemble, tensor_shapes
-from effv2_kernels.reference.model import VARIANTS, Architecture
 
-# heads, key_dim and value_dim of the published networks (see reference/attention*.py)
+# heads, key_dim and value_dim where none are given: those of EfficientFormerV2
 _ATTENTION = {"heads": 8, "key_dim": 32, "value_dim": 128}
 _ATTENTION_DOWNSAMPLE = {"heads": 8, "key_dim": 16, "value_dim": 64}
 
@@ -113,35 +111,20 @@ def attention_downsample(
     return BlockShape("attention_downsample", height, width, sizes, options)
 
 
-def network_shapes(
-    architecture: Architecture, image: tuple[int, int] = (224, 224), *, classes: int = 1000
-) -> list[BlockShape]:
-    """Every block of a network in order of execution, repeated as often as it occurs."""
-    made = [stem(architecture.widths[0], *image)]
-    height, width = math.ceil(image[0] / 4), math.ceil(image[1] / 4)
-    channels = architecture.widths[0]
-    for stage, ratios in enumerate(architecture.block_ratios()):
-        if stage > 0:
-            step = attention_downsample if stage == 3 else partial(conv, stride=2)
-            made.append(step(channels, architecture.widths[stage], height, width))
-            channels = architecture.widths[stage]
-            height, width = math.ceil(height / 2), math.ceil(width / 2)
-        attending = architecture.late_attention()[stage - 2] if stage >= 2 else 0
-        for i, ratio in enumerate(ratios):
-            if i >= len(ratios) - attending:
-                made.append(attention(channels, height, width, stride=2 if stage == 2 else 1))
-            made.append(ffn(channels, int(channels * ratio), height, width))
-    return [*made, head(channels, classes, height, width)]
+def family_shapes(
+    kind: str | None = None, image: tuple[int, int] = (224, 224), family: str = "efficientformer_v2"
+) -> dict[str, BlockShape]:
+    """Every different block of a family's variants by name, e.g. ``s0-ffn-32-128-56x56``.
 
-
-def family_shapes(kind: str | None = None, image: tuple[int, int] = (224, 224)) -> dict[str, BlockShape]:
-    """Every different block of S0, S1, S2 and L by name, e.g. ``s0-ffn-32-128-56x56``; of one kind if given.
-
-    A shape that several variants share is listed once, under the smallest.
+    kind: blocks of this kind alone. family: its folder. A shape that several variants share is listed once,
+    under the smallest.
     """
+    from effv2_kernels.families import family_of
+
     found: dict[str, BlockShape] = {}
-    for variant, architecture in VARIANTS.items():
-        for shape in network_shapes(architecture, image):
+    chosen = family_of(family)
+    for variant in chosen.VARIANTS:
+        for shape in chosen.variant_shapes(variant, image):
             if kind in (None, shape.kind) and shape not in found.values():
                 found[f"{variant.rpartition('_')[2]}-{shape}"] = shape
     return found

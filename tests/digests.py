@@ -18,7 +18,7 @@ from block_shapes import SHAPES
 from checks import rebuilt
 
 from effv2_kernels import blocks, cpu, declaration, shapes
-from effv2_kernels.reference.model import VARIANTS
+from effv2_kernels.families.efficientformer_v2 import VARIANTS, network_shapes
 
 FILE = Path(__file__).with_name("digests.json")
 IMAGE = (224, 224)
@@ -79,7 +79,7 @@ def run_block(name, isa):
 def _network(variant, features):
     made = [
         with_integers(shapes.random_block(shape, torch.Generator()), f"{variant}/{i}")
-        for i, shape in enumerate(shapes.network_shapes(VARIANTS[variant], IMAGE))
+        for i, shape in enumerate(network_shapes(VARIANTS[variant], IMAGE))
     ]
     if not features:
         return blocks.Network(tuple(made), ("",) * len(made))

@@ -10,6 +10,7 @@ from models import SMALL
 
 from effv2_kernels import blocks, cpu, declaration, reference, shapes, sources, structure
 from effv2_kernels.errors import ModelError
+from effv2_kernels.families.efficientformer_v2 import network_shapes
 from effv2_kernels.reference import VARIANTS, EfficientFormerV2
 
 ROOT = Path(__file__).parents[1]
@@ -88,7 +89,7 @@ def test_annotations_are_read_once():
 def test_the_table_of_shapes_is_that_of_the_model(variant):
     model = EfficientFormerV2(VARIANTS[variant], img_size=(160, 224)).eval()
     network = sources.read(model)
-    table = shapes.network_shapes(VARIANTS[variant], (160, 224))
+    table = network_shapes(VARIANTS[variant], (160, 224))
     sizes = cpu.Engine(network).block_shapes(160, 224)
     size = (3, 160, 224)
     for block, shape, output in zip(network.blocks, table, sizes, strict=True):
@@ -105,7 +106,7 @@ def test_every_shape_of_the_family_is_listed_once():
     family = shapes.family_shapes()
     assert len({(str(s), *s.sizes.items()) for s in family.values()}) == len(family)
     for variant, architecture in VARIANTS.items():
-        assert all(s in family.values() for s in shapes.network_shapes(architecture)), variant
+        assert all(s in family.values() for s in network_shapes(architecture)), variant
     assert shapes.family_shapes("ffn").keys() == {name for name, s in family.items() if s.kind == "ffn"}
 
 

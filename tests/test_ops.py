@@ -125,7 +125,7 @@ def test_gradients_are_those_of_the_reference(shape):
 
 def test_weights_are_packed_once_and_again_when_they_change(monkeypatch):
     block, x, _ = block_case(shapes.ffn(16, 48, 4, 4))
-    arguments = [v.clone() for v in values(block)]
+    arguments = [t.clone() for t in block.tensors().values()]
     counter = PackingCounter(monkeypatch)
     op = torch.ops.effv2.ffn
     first = op(x, *arguments)
@@ -143,7 +143,7 @@ def test_weights_are_packed_once_and_again_when_they_change(monkeypatch):
 def test_packed_weights_go_with_the_tensors():
     block, x, _ = block_case(shapes.ffn(16, 56, 4, 4))
     before = len(engines._entries)
-    arguments = [v.clone() for v in values(block)]
+    arguments = [t.clone() for t in block.tensors().values()]
     torch.ops.effv2.ffn(x, *arguments)
     assert len(engines._entries) == before + 1
     del arguments

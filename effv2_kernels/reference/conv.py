@@ -2,24 +2,11 @@
 
 from __future__ import annotations
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from effv2_kernels import blocks
 from effv2_kernels.reference import layers
 from effv2_kernels.reference.activation import activate
-from effv2_kernels.reference.layers import ConvNorm
-
-
-class ConvDownsampleLayer(nn.Module):
-    """y = BN(conv(x)). x: (N, in_channels, H, W); y: (N, out_channels, ceil(H / 2), ceil(W / 2))."""
-
-    def __init__(self, in_channels: int, out_channels: int) -> None:
-        super().__init__()
-        self.conv = ConvNorm(in_channels, out_channels, 3, stride=2)
-
-    def forward(self, x: Tensor) -> Tensor:
-        y: Tensor = self.conv(x)
-        return y
 
 
 def conv(x: Tensor, block: blocks.Conv) -> Tensor:

@@ -1,7 +1,7 @@
 """Look into a module of unknown origin, and refuse by path whatever is not as expected.
 
 Every accessor either proves what it returns or raises ModelError with the path of the module and what
-about it is unsupported, so that an adapter reads like the structure that it recognises.
+about it is unsupported, so that a reader reads like the structure that it recognises.
 """
 
 from __future__ import annotations
@@ -79,7 +79,7 @@ class Node:
         node = self.find(path)
         if node is None:
             fused = f" {_FUSED}" if path.endswith("bn") and "conv" in self.module._modules else ""
-            raise self.error(f"has no submodule '{path}', which an EfficientFormerV2 has there.{fused}")
+            raise self.error(f"has no submodule '{path}', which is expected there.{fused}")
         return node
 
     def children(self) -> list[Node]:

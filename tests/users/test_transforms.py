@@ -12,9 +12,9 @@ from torch.fx.experimental.proxy_tensor import make_fx
 import effv2_kernels.ops  # noqa: F401  (registers the ops)
 from effv2_kernels import cpu, optimize, shapes
 from effv2_kernels.errors import InputError
+from effv2_kernels.families.efficientformer_v2 import Architecture
 from effv2_kernels.inputs import check_memory
 from effv2_kernels.reference import run_block
-from effv2_kernels.reference.model import Architecture
 
 # fp32 against fp32: sums of weights of any size on both sides
 CLOSE = 2e-5

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from effv2_kernels import blocks
+from effv2_kernels.families.efficientformer_v2.timm import require_bilinear_2x, require_subsampling
 from effv2_kernels.sources import folding
 from effv2_kernels.sources.assembly import Assembly
 from effv2_kernels.sources.node import (
@@ -26,7 +27,6 @@ from effv2_kernels.sources.node import (
     require_nothing,
     sequence,
 )
-from effv2_kernels.sources.timm import require_bilinear_2x, require_subsampling
 
 Named = list[tuple[str, blocks.Block]]
 
