@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from effv2_kernels.sources.node import Node
 
 # In order of trial. A new family is a new folder and its name here.
-FOLDERS = ("efficientformer_v2",)
+FOLDERS = ("efficientformer_v2", "mobilenet_v2")
 
 
 class Reader(Protocol):

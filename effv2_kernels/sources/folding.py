@@ -48,9 +48,26 @@ def stem(name: str, conv1: Affine, conv2: Affine) -> blocks.Stem:
     return blocks.Stem(_conv(name, conv1), _conv(name, conv2))
 
 
-def ffn(name: str, fc1: Affine, mid: Affine, fc2: Affine, layer_scale: Tensor | None) -> blocks.FFN:
-    """``layer_scale``: (channels,), or None for no scale."""
-    return blocks.FFN(_pointwise(name, fc1), _depthwise(name, mid), _pointwise(name, fc2.scaled(layer_scale)))
+def ffn(
+    name: str,
+    fc1: Affine | None,
+    mid: Affine,
+    fc2: Affine,
+    layer_scale: Tensor | None = None,
+    *,
+    activation: str = "gelu",
+    stride: int = 1,
+    residual: bool = True,
+) -> blocks.FFN:
+    """``fc1``: None without expansion. ``layer_scale``: (channels,), or None for no scale."""
+    return blocks.FFN(
+        fc1=None if fc1 is None else _pointwise(name, fc1),
+        dw=_depthwise(name, mid),
+        fc2=_pointwise(name, fc2.scaled(layer_scale)),
+        activation=activation,
+        stride=stride,
+        residual=residual,
+    )
 
 
 def attention(
@@ -130,7 +147,7 @@ def attention_downsample(
 
 
 def head(name: str, norm: Normalisation, classifiers: list[Affine]) -> blocks.Head:
-    """The mean of the classifiers behind the BatchNorm; without a classifier the normalised mean itself."""
+    """The mean of the classifiers behind the normalisation; without one the normalised mean itself."""
     if not classifiers:
         return blocks.Head(Layer(single(name, torch.diag(norm.scale)), single(name, norm.shift)))
     weight = torch.stack([c.folded() for c in classifiers]).mean(0)

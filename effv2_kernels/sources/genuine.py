@@ -28,6 +28,7 @@ _METHODS = {
     "_call_impl",
     "_slow_forward",
     "_conv_forward",
+    "_forward_impl",
     "_collect",
     "get_attention_biases",
     "bias",
