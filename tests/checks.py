@@ -1,5 +1,6 @@
 """How tests run a block or network and compare it: NaN-poisoned memory, guards, float64, derived bounds."""
 
+import dataclasses
 from contextlib import contextmanager
 from functools import lru_cache
 
@@ -64,6 +65,17 @@ def eager(block, x):
 def rebuilt(block, **changes):
     """The block with other tensors or options, by name."""
     return declaration.assemble(type(block), {**block.values(), **changes})
+
+
+def runnable(cases):
+    """Of some shapes by name, those that the CPU engine has kernels for."""
+
+    def runs(shape):
+        sizes = {name: size if name == "kernel" else min(size, 8) for name, size in shape.sizes.items()}
+        small = dataclasses.replace(shape, sizes=sizes)
+        return cpu.refusal(shapes.random_block(small, torch.Generator())) is None
+
+    return {name: shape for name, shape in cases.items() if runs(shape)}
 
 
 def as_network(block):

@@ -6,7 +6,7 @@ import pytest
 import torch
 from block_shapes import SHAPES
 from checks import seeded
-from models import SMALL
+from models import SMALL, SMALL_MOBILE
 
 from effv2_kernels import blocks, cpu, declaration, reference, shapes, sources, structure
 from effv2_kernels.errors import ModelError
@@ -120,7 +120,7 @@ def test_random_blocks_are_of_their_shape_and_size(kind):
             assert bool(tensor.abs().max() > 0), name
 
 
-@pytest.mark.parametrize("spec", SMALL, ids=lambda spec: spec.name)
+@pytest.mark.parametrize("spec", [*SMALL, *SMALL_MOBILE], ids=lambda spec: spec.name)
 def test_a_network_can_be_described_and_rebuilt(spec):
     network = sources.read(spec.build(seeded(81)))
     text, tensors = structure.describe(network), structure.tensors(network)

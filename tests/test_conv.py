@@ -2,11 +2,24 @@
 
 import pytest
 import torch
-from checks import ISAS, as_network, check_block, check_layouts, check_not_finite, exact, run_engine, seeded
+from checks import (
+    ISAS,
+    as_network,
+    check_block,
+    check_layouts,
+    check_not_finite,
+    exact,
+    run_engine,
+    runnable,
+    seeded,
+)
 
 from effv2_kernels import blocks, cpu, shapes
 
-FAMILY = shapes.family_shapes("conv")
+FAMILY = {
+    **shapes.family_shapes("conv"),
+    **runnable(shapes.family_shapes("conv", family="mobilenet_v2")),
+}
 
 MAPS = [(1, 1), (1, 2), (2, 1), (1, 31), (29, 1), (2, 2), (3, 5), (4, 8), (7, 7), (9, 13), (17, 3), (6, 33)]
 

@@ -13,12 +13,16 @@ from checks import (
     exact,
     rebuilt,
     run_engine,
+    runnable,
     seeded,
 )
 
 from effv2_kernels import blocks, cpu, shapes
 
-FAMILY = shapes.family_shapes("ffn")
+FAMILY = {
+    **shapes.family_shapes("ffn"),
+    **runnable(shapes.family_shapes("ffn", family="mobilenet_v2")),
+}
 
 # Heights and widths around the sizes of tiles and vectors, single rows, columns and pixels.
 MAPS = [(1, 1), (1, 2), (2, 1), (1, 31), (29, 1), (2, 2), (3, 5), (5, 8), (7, 7), (9, 13), (17, 3), (6, 33)]

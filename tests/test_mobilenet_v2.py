@@ -5,7 +5,7 @@ import functools
 import pytest
 import torch
 from checks import BLOCK_BOUND, assert_close, seeded
-from models import randomise, relative_error
+from models import SMALL_MOBILE, randomise, relative_error
 from torch import nn
 
 from effv2_kernels import backends, blocks, create_model, declaration, explain, optimize, shapes, sources
@@ -22,7 +22,7 @@ FOLDING_BOUND = 1e-6
 # timm's, counted on its models.
 PARAMETERS = {"mobilenetv2_100": 3_504_872, "mobilenetv2_140": 6_108_776}
 
-SMALL = Architecture(8, (Stage(1, 8, 1, 1), Stage(6, 16, 2, 2), Stage(3, 24, 2, 2), Stage(6, 24, 1, 1)), 40)
+SMALL = SMALL_MOBILE[0].architecture
 
 
 @functools.cache

@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from block_shapes import OPTIONS, SHAPES
-from checks import as_network, assert_close, rebuilt, seeded
+from checks import ISAS, as_network, assert_close, check_block, check_layouts, rebuilt, runnable, seeded
 from models import relative_error
 
 import effv2_kernels.ops  # noqa: F401  (registers the ops)
@@ -164,6 +164,14 @@ def test_an_earlier_op_gives_the_same_bits():
     found = torch.ops.effv2.conv_downsample(x, block.conv.weight, block.conv.bias)
     assert torch.equal(found, torch.ops.effv2.conv(x, block.conv.weight, block.conv.bias, 2))
     assert torch.equal(found, cpu.Engine(as_network(block)).run(x)[0])
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("name", runnable(OPTIONS))
+def test_on_the_cpu(name, isa):
+    """What the engine has kernels for."""
+    check_block(OPTIONS[name], isa)
+    check_layouts(OPTIONS[name], isa)
 
 
 def test_an_attention_without_bias_takes_any_size():

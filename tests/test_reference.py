@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from checks import rebuilt
-from models import SMALL, randomise, relative_error
+from models import SMALL, SMALL_MOBILE, randomise, relative_error
 
 from effv2_kernels import blocks, sources
 from effv2_kernels.errors import InputError, ModelError, ResolutionError, UnknownNameError
@@ -54,7 +54,7 @@ def test_same_function_as_timm_not_square(generator):
         assert relative_error(ours(x), theirs(x)) < 1e-12
 
 
-@pytest.mark.parametrize("spec", SMALL, ids=lambda s: s.name)
+@pytest.mark.parametrize("spec", [*SMALL, *SMALL_MOBILE], ids=lambda s: s.name)
 def test_folded_blocks_are_the_model(spec, generator):
     model = spec.build(generator)
     network = sources.read(model)
@@ -161,8 +161,8 @@ def test_attention_is_its_docstring(generator):
     assert relative_error(run_block(block, x), attention_by_the_docstring(x, block)) < 1e-12
 
 
-def test_blocks_are_differentiable(generator):
-    spec = SMALL[0]
+@pytest.mark.parametrize("spec", [SMALL[0], SMALL_MOBILE[0]], ids=lambda s: s.name)
+def test_blocks_are_differentiable(spec, generator):
     network = sources.read(spec.build(generator))
     x = spec.images(generator).double().requires_grad_()
     for block in network.blocks:
