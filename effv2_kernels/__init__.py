@@ -1,4 +1,4 @@
-"""Makes EfficientFormerV2 models fast, and proves that they compute the same function.
+"""Makes image models such as EfficientFormerV2 fast, and proves that they compute the same function.
 
     model = effv2_kernels.create_model("efficientformerv2_s0", checkpoint="s0.pth")   # or timm's
     fast = effv2_kernels.optimize(model)
@@ -28,9 +28,9 @@ if TYPE_CHECKING:
         UnknownNameError,
     )
     from effv2_kernels.explain import explain
+    from effv2_kernels.families import create_model
     from effv2_kernels.optimize import optimize
     from effv2_kernels.profile import profile
-    from effv2_kernels.reference.model import create_model
     from effv2_kernels.storage import load, save
     from effv2_kernels.tune import tune
 
@@ -66,7 +66,7 @@ _HOMES = {
     "ResolutionError": "errors",
     "UnavailableError": "errors",
     "UnknownNameError": "errors",
-    "create_model": "reference.model",
+    "create_model": "families",
     "explain": "explain",
     "load": "storage",
     "optimize": "optimize",
@@ -74,7 +74,9 @@ _HOMES = {
     "save": "storage",
     "tune": "tune",
 }
-_SUBMODULES = frozenset({"blocks", "data", "environment", "errors", "ops", "reference", "sources"})
+_SUBMODULES = frozenset(
+    {"blocks", "data", "environment", "errors", "families", "ops", "reference", "sources"}
+)
 
 
 def __getattr__(name: str) -> Any:

@@ -27,7 +27,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one command. Returns 0, 1 where a comparison failed, or 2 for an error that the user can mend."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     parser = argparse.ArgumentParser(
-        prog="python -m effv2_kernels", description="EfficientFormerV2, fast on the CPU."
+        prog="python -m effv2_kernels", description="EfficientFormerV2 and its like, fast on the CPU."
     )
     parser.add_argument("--version", action="version", version=f"effv2_kernels {effv2_kernels.__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable
 from dataclasses import dataclass
 from importlib import util
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 
 from effv2_kernels.errors import InputError, UnavailableError, UnknownNameError
+
+if TYPE_CHECKING:
+    from effv2_kernels.blocks import Block
 
 BACKENDS = ("cpu", "triton", "cuda")
 DTYPES = ("fp32", "bf16", "fp16", "int8")
@@ -153,6 +157,21 @@ def _no_gpu() -> str:
             f"nvidia-smi says whether there is one, and CUDA_VISIBLE_DEVICES may hide it"
         )
     return ""
+
+
+def require_kernels(backend: str, network: Iterable[Block]) -> None:
+    """Raise UnavailableError, with its name, where a backend has no kernel for one of these blocks."""
+    if backend == "cpu":
+        from effv2_kernels.cpu import refusal
+    else:
+        from effv2_kernels.triton.plan import refusal
+    for block in network:
+        what = refusal(block)
+        if what is not None:
+            raise UnavailableError(
+                f"the {backend} backend has no kernel for {what}. optimize(model, strict=False) leaves such "
+                f"parts in PyTorch."
+            )
 
 
 def interpreted() -> bool:

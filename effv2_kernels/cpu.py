@@ -11,7 +11,9 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import torch
 from torch import Tensor
 
-from effv2_kernels import blocks
+from effv2_kernels import blocks, support
+from effv2_kernels.backends import require_kernels
+from effv2_kernels.declaration import changed_options
 from effv2_kernels.engine import KernelRow, Progress, Timing
 from effv2_kernels.errors import (
     InputError,
@@ -68,6 +70,23 @@ def default_isa() -> str:
     return name
 
 
+# TEMPORARY, until csrc/ knows the kind ``conv`` and the options that came after version 0.2.0: what it can
+# run, and what it calls it. Then limits are those of its kernels, and blocks are added as they are.
+_LIMITS = support.AS_IN_0_2
+
+
+def refusal(block: blocks.Block) -> str | None:
+    """What of a block this engine has no kernel for, None where it runs it."""
+    return support.refusal(_LIMITS, block)
+
+
+def _as_the_engine_calls_it(block: blocks.Block) -> tuple[str, dict[str, int | str]]:
+    for kind, earlier in blocks.EARLIER_KINDS.items():
+        if block.kind == earlier.kind:
+            return kind, {}
+    return block.kind, changed_options(block)
+
+
 class Engine:
     """A network of packed blocks on the CPU; calls may come from several threads at once.
 
@@ -75,12 +94,13 @@ class Engine:
     maps (N, C, H, W) in channels_last, or one tensor of logits (N, classes). For a network without head
     and without features (a single block) the output of the last block is returned.
 
-    Raises UnavailableError or UnknownNameError for an ISA that cannot run and ModelError for a network
-    that the engine does not take.
+    Raises UnavailableError or UnknownNameError for an ISA that cannot run, UnavailableError for a block that
+    there is no kernel for, and ModelError for a network that the engine does not take.
     """
 
     def __init__(self, network: blocks.Network, isa: str | None = None) -> None:
         engine = native()
+        require_kernels("cpu", network.blocks)
         features = {f.block: f for f in network.features}
         self._has_head = isinstance(network.blocks[-1], blocks.Head)
         if not features and not self._has_head:
@@ -89,7 +109,8 @@ class Engine:
             weight_bytes = sum(t.nbytes for block in network.blocks for t in block.tensors().values())
             self._network: _native.Network = engine.Network(isa or default_isa(), weight_bytes)
             for i, block in enumerate(network.blocks):
-                self._network.add(block.kind, _arrays(block.tensors()), block.options())
+                kind, options = _as_the_engine_calls_it(block)
+                self._network.add(kind, _arrays(block.tensors()), options)
                 if i in features:
                     scale, shift = features[i].scale, features[i].shift
                     if scale is None or shift is None:

@@ -180,7 +180,8 @@ def input_size(part: OptimizedModel, size: int | tuple[int, int] | None) -> tupl
     fitting = fitting_sizes(part.network)
     if fitting:
         return fitting[0][1], fitting[1][1]
-    return (_DEFAULT_SIZE, _DEFAULT_SIZE) if isinstance(part.network.blocks[0], blocks.Stem) else None
+    whole = not part._single or isinstance(part.network.blocks[0], blocks.Stem)
+    return (_DEFAULT_SIZE, _DEFAULT_SIZE) if whole else None
 
 
 def explain_part(path: str, part: OptimizedModel, size: tuple[int, int] | None) -> list[BlockRow]:

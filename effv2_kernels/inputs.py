@@ -19,13 +19,6 @@ class Sizes(NamedTuple):
     source: str = ""  # of the network, see blocks.Network
 
 
-# How a model of other images is made, by the network's source; parts and ops have none.
-_REMADE = {
-    "timm": "timm.create_model(..., img_size=({0}, {1}))",
-    "official": "EfficientFormerV2(..., resolution={0})",
-    "reference": "effv2_kernels.create_model(..., img_size=({0}, {1}))",
-}
-
 _CAST = {torch.float32: "float", torch.float16: "half", torch.bfloat16: "bfloat16"}
 
 
@@ -94,11 +87,11 @@ def fitting_sizes(network: blocks.Network) -> Sizes | None:
 
 def misfit(sizes: Sizes, height: int, width: int) -> ResolutionError:
     """The error for images of height x width where the biases fit ``sizes`` alone."""
+    from effv2_kernels.families import advice
+
     rows, cols, source = sizes
-    advice = f", or make the model with {_REMADE[source].format(height, width)}" if source in _REMADE else ""
-    if source == "official" and height != width:
-        advice = " (the official classifier takes square images only)"
     return ResolutionError(
         f"the attention biases of this model fit inputs of {rows[0]}-{rows[1]} rows by "
-        f"{cols[0]}-{cols[1]} columns, but this one is {height}x{width}. Resize it{advice}."
+        f"{cols[0]}-{cols[1]} columns, but this one is {height}x{width}. "
+        f"Resize it{advice(source, height, width)}."
     )

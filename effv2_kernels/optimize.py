@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from effv2_kernels import blocks, sources, verification
+from effv2_kernels import blocks, families, sources, verification
 from effv2_kernels.backends import DTYPE_NAMES, Settings
-from effv2_kernels.errors import InputError, ModelError
+from effv2_kernels.errors import InputError, ModelError, UnavailableError
 from effv2_kernels.model import OptimizedModel
 from effv2_kernels.model.carried import carried
 from effv2_kernels.sources.wrappers import expression, refuse_parallel, replaced, why_opaque
@@ -29,17 +29,17 @@ def optimize(
 ) -> nn.Module:
     """A new module that computes the same as ``model``, faster; ``model`` is left untouched.
 
-    model: an EfficientFormerV2 of timm, of the official code or of ``create_model``, in eval mode, or any
-        module that holds some (a detector with such a backbone): then a copy of it with each of them
-        replaced. The weights are copied; later changes of ``model`` do not reach the result. It runs where
-        ``model`` is, on the CPU or a CUDA GPU.
+    model: a network of a known family (``effv2_kernels.families``) of any of its origins, such as timm or
+        ``create_model``, in eval mode, or any module that holds some (a detector with such a backbone): then
+        a copy of it with each of them replaced. The weights are copied; later changes of ``model`` do not
+        reach the result. It runs where ``model`` is, on the CPU or a CUDA GPU.
     dtype: "fp32", and on a GPU "fp16" and "bf16": of inputs, weights, activations and outputs; sums are in
         float32. None is that of the model's own tensors. "int8" is refused by this version.
     backend: "cpu", "triton" (CUDA GPUs), or "auto", which follows the device.
     isa: of the CPU: "avx512", "avx2" or "scalar"; None is EFFV2_FORCE_ISA or the best one.
     threads: of each call on the CPU; None is ``torch.get_num_threads()`` at the time of the call.
     cuda_graph: on a GPU, replay images of a shape that comes again as one captured graph.
-    strict: refuse a module without a whole EfficientFormerV2, or with parts of one outside. False: optimise
+    strict: refuse a module without a whole network, or with parts of one outside. False: optimise
         the parts that are known (stem, stage blocks, downsampling) and leave the rest as it is;
         ``explain`` lists both.
     verify: run each network (or part) and its optimised version once on a small random image and refuse it
@@ -98,11 +98,11 @@ def optimize(
             network, settings, device=device, single=is_part, attributes=carried(module)
         )
         del network
-        _ = optimised.engine
         try:
+            _ = optimised.engine
             if verify:
                 optimised._verified = verification.verify(module, optimised, path=path, part=is_part)
-        except ModelError as error:
+        except (ModelError, UnavailableError) as error:
             if strict:
                 raise
             left[path] = str(error)
@@ -144,13 +144,13 @@ def _refusal(model: nn.Module, parts: dict[str, tuple[blocks.Block, ...]], stric
     shown = "; ".join(left[:8]) + (f"; and {len(left) - 8} more" if len(left) > 8 else "")
     if not parts:
         return ModelError(
-            f"{type(model).__name__} holds no EfficientFormerV2. Not recognised: {shown}. Known origins: "
-            f"timm, the official code, effv2_kernels.create_model."
+            f"{type(model).__name__} holds no {families.names()}. Not recognised: {shown}. Known "
+            f"origins: {families.origins()}."
         )
     named = ", ".join(f"'{path}'" if path else "the module itself" for path in parts)
     unknown = f" Not recognised: {shown}." if left else ""
     return ModelError(
-        f"{type(model).__name__} holds parts of an EfficientFormerV2 ({named}) outside of a whole network."
+        f"{type(model).__name__} holds parts of an {families.names()} ({named}) outside of a whole network."
         f"{unknown} With strict=False the known parts are optimised and the rest is left as it is."
     )
 

@@ -1,4 +1,4 @@
-"""The shapes of every block of S0 to L, and random blocks of any shape: what tests and benchmarks share."""
+"""The shapes of blocks, and random blocks of any shape: what tests and benchmarks share."""
 
 from __future__ import annotations
 
@@ -9,12 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from effv2_kernels import blocks
 from effv2_kernels.blocks import BLOCK_TYPES
-from effv2_kernels.declaration import tensor_shapes
-from effv2_kernels.reference.model import VARIANTS, Architecture
+from effv2_kernels.declaration import assemble, tensor_shapes
 
-# heads, key_dim and value_dim of the published networks (see reference/attention*.py)
+# heads, key_dim and value_dim where none are given: those of EfficientFormerV2
 _ATTENTION = {"heads": 8, "key_dim": 32, "value_dim": 128}
 _ATTENTION_DOWNSAMPLE = {"heads": 8, "key_dim": 16, "value_dim": 64}
 
@@ -23,34 +21,57 @@ _ATTENTION_DOWNSAMPLE = {"heads": 8, "key_dim": 16, "value_dim": 64}
 class BlockShape:
     """Sizes of one block and of its input.
 
-    sizes: the names of ``effv2_kernels.declaration``: in, out, mid, hidden, rows, cols as the block has them.
-    options: the integers of the block (heads, key_dim, value_dim, stride, resize_bias).
+    sizes: the names of ``effv2_kernels.declaration``: in, out, mid, hidden, kernel, rows, cols as the block
+    has them. options: of the block; those left out have their defaults. without: fields that it leaves out.
     """
 
     kind: str
     height: int
     width: int
     sizes: dict[str, int] = field(hash=False)
-    options: dict[str, int] = field(default_factory=dict, hash=False)
+    options: dict[str, int | str] = field(default_factory=dict, hash=False)
+    without: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         inner = f"-{self.sizes['hidden']}" if "hidden" in self.sizes else ""
         outer = f"-{self.sizes['out']}" if "out" in self.sizes else ""
+        kernel = f"-k{self.sizes['kernel']}" if self.sizes.get("kernel", 3) != 3 else ""
         stride = f"-s{self.options['stride']}" if "stride" in self.options else ""
-        return f"{self.kind}-{self.sizes['in']}{inner}{outer}{stride}-{self.height}x{self.width}"
+        activation = f"-{self.options['activation']}" if "activation" in self.options else ""
+        absent = "".join(f"-no-{name}" for name in self.without)
+        absent += "-no-residual" * (self.options.get("residual", 1) == 0)
+        sizes = f"{self.sizes['in']}{inner}{outer}{kernel}"
+        return f"{self.kind}-{sizes}{stride}{activation}{absent}-{self.height}x{self.width}"
 
 
-def stem(width: int, height: int, columns: int, *, in_channels: int = 3) -> BlockShape:
+def stem(width: int, height: int, columns: int, *, in_channels: int = 3, **options: int | str) -> BlockShape:
     """A stem of ``width`` channels on images of height x columns."""
-    return BlockShape("stem", height, columns, {"in": in_channels, "mid": width // 2, "out": width})
+    sizes = {"in": in_channels, "mid": width // 2, "out": width}
+    return BlockShape("stem", height, columns, sizes, options)
 
 
-def ffn(channels: int, hidden: int, height: int, width: int) -> BlockShape:
-    return BlockShape("ffn", height, width, {"in": channels, "hidden": hidden})
+def ffn(
+    channels: int,
+    hidden: int,
+    height: int,
+    width: int,
+    *,
+    out: int | None = None,
+    kernel: int = 3,
+    without: tuple[str, ...] = (),
+    **options: int | str,
+) -> BlockShape:
+    """``out``: another number of channels than those of the input. Without fc1, hidden is channels."""
+    sizes = {"in": channels, "hidden": hidden, "kernel": kernel}
+    if out is not None:
+        sizes["out"] = out
+    return BlockShape("ffn", height, width, sizes, options, without)
 
 
-def conv_downsample(channels: int, out: int, height: int, width: int) -> BlockShape:
-    return BlockShape("conv_downsample", height, width, {"in": channels, "out": out})
+def conv(
+    channels: int, out: int, height: int, width: int, *, kernel: int = 3, **options: int | str
+) -> BlockShape:
+    return BlockShape("conv", height, width, {"in": channels, "out": out, "kernel": kernel}, options)
 
 
 def head(channels: int, classes: int, height: int, width: int) -> BlockShape:
@@ -64,12 +85,14 @@ def attention(
     *,
     stride: int = 1,
     table: tuple[int, int] | None = None,
-    **dims: int,
+    without: tuple[str, ...] = (),
+    **dims: int | str,
 ) -> BlockShape:
     """``table``: grid of tokens of a bias that is resized; None is a bias made for this map."""
     rows, cols = table or (math.ceil(height / stride), math.ceil(width / stride))
     options = {**_ATTENTION, **dims, "stride": stride, "resize_bias": int(table is not None)}
-    return BlockShape("attention", height, width, {"in": channels, "rows": rows, "cols": cols}, options)
+    sizes = {"in": channels, "rows": rows, "cols": cols}
+    return BlockShape("attention", height, width, sizes, options, without)
 
 
 def attention_downsample(
@@ -79,44 +102,29 @@ def attention_downsample(
     width: int,
     *,
     table: tuple[int, int] | None = None,
-    **dims: int,
+    **dims: int | str,
 ) -> BlockShape:
     """``table``: grid of keys of a bias that is resized; None is a bias made for this map."""
     rows, cols = table or (height, width)
-    options = {**_ATTENTION_DOWNSAMPLE, **dims, "resize_bias": int(table is not None)}
+    options: dict[str, int | str] = {**_ATTENTION_DOWNSAMPLE, **dims, "resize_bias": int(table is not None)}
     sizes = {"in": channels, "out": out, "rows": rows, "cols": cols}
     return BlockShape("attention_downsample", height, width, sizes, options)
 
 
-def network_shapes(
-    architecture: Architecture, image: tuple[int, int] = (224, 224), *, classes: int = 1000
-) -> list[BlockShape]:
-    """Every block of a network in order of execution, repeated as often as it occurs."""
-    made = [stem(architecture.widths[0], *image)]
-    height, width = math.ceil(image[0] / 4), math.ceil(image[1] / 4)
-    channels = architecture.widths[0]
-    for stage, ratios in enumerate(architecture.block_ratios()):
-        if stage > 0:
-            step = attention_downsample if stage == 3 else conv_downsample
-            made.append(step(channels, architecture.widths[stage], height, width))
-            channels = architecture.widths[stage]
-            height, width = math.ceil(height / 2), math.ceil(width / 2)
-        attending = architecture.late_attention()[stage - 2] if stage >= 2 else 0
-        for i, ratio in enumerate(ratios):
-            if i >= len(ratios) - attending:
-                made.append(attention(channels, height, width, stride=2 if stage == 2 else 1))
-            made.append(ffn(channels, int(channels * ratio), height, width))
-    return [*made, head(channels, classes, height, width)]
+def family_shapes(
+    kind: str | None = None, image: tuple[int, int] = (224, 224), family: str = "efficientformer_v2"
+) -> dict[str, BlockShape]:
+    """Every different block of a family's variants by name, e.g. ``s0-ffn-32-128-56x56``.
 
-
-def family_shapes(kind: str | None = None, image: tuple[int, int] = (224, 224)) -> dict[str, BlockShape]:
-    """Every different block of S0, S1, S2 and L by name, e.g. ``s0-ffn-32-128-56x56``; of one kind if given.
-
-    A shape that several variants share is listed once, under the smallest.
+    kind: blocks of this kind alone. family: its folder. A shape that several variants share is listed once,
+    under the smallest.
     """
+    from effv2_kernels.families import family_of
+
     found: dict[str, BlockShape] = {}
-    for variant, architecture in VARIANTS.items():
-        for shape in network_shapes(architecture, image):
+    chosen = family_of(family)
+    for variant in chosen.VARIANTS:
+        for shape in chosen.variant_shapes(variant, image):
             if kind in (None, shape.kind) and shape not in found.values():
                 found[f"{variant.rpartition('_')[2]}-{shape}"] = shape
     return found
@@ -130,7 +138,7 @@ def random_block(shape: BlockShape, generator: torch.Generator, *, spread: float
     """
     block_type = BLOCK_TYPES[shape.kind]
     tensors: dict[str, Tensor] = {}
-    for name, size in tensor_shapes(block_type, shape.sizes, shape.options).items():
+    for name, size in tensor_shapes(block_type, shape.sizes, shape.options, shape.without).items():
         values = torch.randn(size, generator=generator)
         if name == "bias" and len(size) == 3:
             values *= 2.0
@@ -145,23 +153,23 @@ def random_block(shape: BlockShape, generator: torch.Generator, *, spread: float
             values *= scale.view(-1, *[1] * (len(size) - 1))
         tensors[name] = values
     # Folded blocks hold queries that are scaled already.
-    keys = shape.options.get("heads", 0) * shape.options.get("key_dim", 0)
+    heads, key_dim, _ = _heads(shape)
     for name in ("q_weight", "q_bias", "qkv_weight", "qkv_bias"):
         if name in tensors:
-            tensors[name][:keys] *= shape.options["key_dim"] ** -0.5
-    options: dict[str, Any] = dict(shape.options)
-    if "resize_bias" in options:
-        options["resize_bias"] = bool(options["resize_bias"])
-    block: blocks.Block = block_type(**tensors, **options)
-    return block
+            tensors[name][: heads * key_dim] *= key_dim**-0.5
+    return assemble(block_type, {**tensors, **shape.options})
+
+
+def _heads(shape: BlockShape) -> tuple[int, int, int]:
+    heads, key_dim, value_dim = (shape.options.get(name, 0) for name in ("heads", "key_dim", "value_dim"))
+    return int(heads), int(key_dim), int(value_dim)
 
 
 def _rows_of_logits(name: str, shape: BlockShape) -> int:
     """How many rows of a weight make logits: a product of two or three scales would blow up some of them."""
-    heads, keys = shape.options.get("heads", 0), shape.options.get("key_dim", 0)
-    return {"qkv_weight": 2 * heads * keys, "q_weight": heads * keys, "kv_weight": heads * keys}.get(
-        name, heads if name == "mix1_weight" else 0
-    )
+    heads, key_dim, _ = _heads(shape)
+    keys = heads * key_dim
+    return {"qkv_weight": 2 * keys, "q_weight": keys, "kv_weight": keys, "mix1_weight": heads}.get(name, 0)
 
 
 def random_input(shape: BlockShape, generator: torch.Generator, batch: int = 1) -> Tensor:

@@ -1,15 +1,15 @@
 """A Network as plain data: a JSON string that describes the blocks, and a flat list of named tensors.
 
 This is what a saved file, a pickle and the ``torch.ops.effv2.network`` op hold. The JSON names, block by
-block, the fields that are tensors and the values of the others; the tensors follow in that order, then
-scale and shift of every feature that has them.
+block, the tensors and the options that have another value than their default; the tensors follow in that
+order, then scale and shift of every feature that has them.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import MISSING, fields
+from dataclasses import MISSING
 from functools import lru_cache
 from typing import Any
 
@@ -17,8 +17,8 @@ import torch
 from torch import Tensor
 
 from effv2_kernels import blocks
-from effv2_kernels.blocks import BLOCK_TYPES
-from effv2_kernels.declaration import block_sizes, declared
+from effv2_kernels.blocks import BLOCK_TYPES, EARLIER_KINDS
+from effv2_kernels.declaration import arguments, assemble, block_sizes, changed_options
 from effv2_kernels.errors import ModelError
 
 
@@ -62,14 +62,20 @@ def check(network: blocks.Network) -> None:
 def describe(network: blocks.Network) -> str:
     """The structure of a network as JSON; ``tensors`` gives what belongs to it."""
     data = {
-        "blocks": [
-            {"kind": b.kind, "name": name, "options": b.options(), "tensors": list(b.tensors())}
-            for b, name in zip(network.blocks, network.names, strict=True)
-        ],
+        "blocks": [_entry(b, name) for b, name in zip(network.blocks, network.names, strict=True)],
         "features": [{"block": f.block, "scaled": f.scale is not None} for f in network.features],
         "source": network.source,
     }
     return json.dumps(data, separators=(",", ":"))
+
+
+def _entry(block: blocks.Block, name: str) -> dict[str, Any]:
+    kind, options = block.kind, changed_options(block)
+    for earlier_kind, earlier in EARLIER_KINDS.items():
+        same = (kind, options) == (earlier.kind, earlier.options)
+        if same and earlier.sizes.items() <= block_sizes(block).items():
+            kind, options = earlier_kind, {}
+    return {"kind": kind, "name": name, "options": options, "tensors": list(block.tensors())}
 
 
 def tensors(network: blocks.Network) -> list[Tensor]:
@@ -87,6 +93,9 @@ def parse(structure: str) -> dict[str, Any]:
     try:
         data = json.loads(structure)
         for entry in data["blocks"]:
+            earlier = EARLIER_KINDS.get(entry["kind"])
+            if earlier is not None:
+                entry.update(kind=earlier.kind, options={**entry["options"], **earlier.options})
             _check_entry(entry)
         for feature in data["features"]:
             if type(feature["block"]) is not int or type(feature["scaled"]) is not bool:
@@ -95,23 +104,24 @@ def parse(structure: str) -> dict[str, Any]:
             raise TypeError("'source' is no string")
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise ModelError(
-            f"this does not describe a network of EfficientFormerV2 blocks: {error!r}."
+            f"this does not describe a network of blocks that this package knows: {error!r}."
         ) from error
     checked: dict[str, Any] = data
     return checked
 
 
 def _check_entry(entry: dict[str, Any]) -> None:
-    block_type = BLOCK_TYPES[entry["kind"]]
-    optional = {f.name for f in fields(block_type) if f.default is not MISSING}
-    known = {f.name for f in fields(block_type)}
+    made_of = arguments(BLOCK_TYPES[entry["kind"]])
+    needed = {a.name for a in made_of if a.default is MISSING and not a.optional}
+    known = {a.name for a in made_of}
     given = [*entry["tensors"], *entry["options"]]
-    if len(set(given)) != len(given) or not known - optional <= set(given) <= known:
+    if len(set(given)) != len(given) or not needed <= set(given) <= known:
         raise ValueError(f"a block {entry['kind']} has the fields {sorted(known)}, not {sorted(given)}")
-    if not set(entry["tensors"]) <= set(declared(block_type)):
+    if not set(entry["tensors"]) <= {a.name for a in made_of if a.shape is not None}:
         raise ValueError(f"these fields of {entry['kind']} are not all tensors: {entry['tensors']}")
-    if any(type(value) is not int for value in entry["options"].values()):
-        raise TypeError(f"the options of a block are integers, not {entry['options']}")
+    types = {a.name: str if a.type is str else int for a in made_of if a.shape is None}
+    if any(type(value) is not types[name] for name, value in entry["options"].items()):
+        raise TypeError(f"the options of a block are integers and names, not {entry['options']}")
     if not isinstance(entry["name"], str):
         raise TypeError("the name of a block is a string")
 
@@ -129,7 +139,8 @@ def keys(structure: str) -> list[str]:
 @lru_cache(maxsize=64)
 def without_head(structure: str) -> tuple[str, int, int]:
     """The structure of all blocks but the last, which returns their map; their number, and their tensors'."""
-    data = parse(structure)
+    parse(structure)
+    data = json.loads(structure)
     kept = data["blocks"][:-1]
     trunk = {
         "blocks": kept,
@@ -153,10 +164,7 @@ def rebuild(structure: str, weights: Sequence[Tensor]) -> blocks.Network:
     made: list[blocks.Block] = []
     for i, entry in enumerate(data["blocks"]):
         own = {name: by_name[f"blocks.{i}.{name}"] for name in entry["tensors"]}
-        block_type = BLOCK_TYPES[entry["kind"]]
-        flags = {f.name for f in fields(block_type) if f.type is bool}
-        options = {k: bool(v) if k in flags else v for k, v in entry["options"].items()}
-        made.append(block_type(**own, **options))
+        made.append(assemble(BLOCK_TYPES[entry["kind"]], {**own, **entry["options"]}))
     features = tuple(
         blocks.Feature(f["block"], by_name.get(f"features.{i}.scale"), by_name.get(f"features.{i}.shift"))
         for i, f in enumerate(data["features"])

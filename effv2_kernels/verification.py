@@ -188,7 +188,8 @@ class _Check:
     def _sizes(self) -> list[tuple[int, int]]:
         fitting = fitting_sizes(self._network)
         if fitting is None:
-            return list(_ANY_IMAGE if isinstance(self._network.blocks[0], blocks.Stem) else _ANY_MAP)
+            reads_images = not self._part or isinstance(self._network.blocks[0], blocks.Stem)
+            return list(_ANY_IMAGE if reads_images else _ANY_MAP)
         (least, most), (cols_least, cols_most) = fitting.rows, fitting.columns
         rounded = max(least, most // 32 * 32), max(cols_least, cols_most // 32 * 32)
         return list(dict.fromkeys([(most, cols_most), rounded, (least, cols_least)]))

@@ -1,12 +1,13 @@
 """How tests run a block or network and compare it: NaN-poisoned memory, guards, float64, derived bounds."""
 
+import dataclasses
 from contextlib import contextmanager
 from functools import lru_cache
 
 import torch
 from conftest import SEED
 
-from effv2_kernels import blocks, cpu, shapes
+from effv2_kernels import blocks, cpu, declaration, shapes
 from effv2_kernels.reference import run, run_block
 
 # Relative L2 over the output, fp32 against the float64 reference.
@@ -59,6 +60,22 @@ def eager(block, x):
     """The output of one block in PyTorch's own float32."""
     with plain_pytorch():
         return run_block(block, x)
+
+
+def rebuilt(block, **changes):
+    """The block with other tensors or options, by name."""
+    return declaration.assemble(type(block), {**block.values(), **changes})
+
+
+def runnable(cases):
+    """Of some shapes by name, those that the CPU engine has kernels for."""
+
+    def runs(shape):
+        sizes = {name: size if name == "kernel" else min(size, 8) for name, size in shape.sizes.items()}
+        small = dataclasses.replace(shape, sizes=sizes)
+        return cpu.refusal(shapes.random_block(small, torch.Generator())) is None
+
+    return {name: shape for name, shape in cases.items() if runs(shape)}
 
 
 def as_network(block):

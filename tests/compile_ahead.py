@@ -17,7 +17,7 @@ import sys
 import torch
 
 from effv2_kernels import blocks, shapes
-from effv2_kernels.reference.model import VARIANTS
+from effv2_kernels.families.efficientformer_v2 import VARIANTS, network_shapes
 from effv2_kernels.triton.ahead import Compilation, compile_in_parallel, first_that_fits
 from effv2_kernels.triton.feature import Feature
 from effv2_kernels.triton.launch import FeatureMap
@@ -46,8 +46,8 @@ def launches_of(variant, dtype):
     """(block shape, batch, launch), those of the largest maps and tiles last."""
     g = torch.Generator().manual_seed(0)
     architecture = VARIANTS[variant]
-    larger = shapes.network_shapes(architecture, (512, 512))  # where attention takes two passes over the keys
-    made = shapes.network_shapes(architecture) + [s for s in larger if "attention" in s.kind]
+    larger = network_shapes(architecture, (512, 512))  # where attention takes two passes over the keys
+    made = network_shapes(architecture) + [s for s in larger if "attention" in s.kind]
     packed = [(shape, pack(shapes.random_block(shape, g), dtype, "cpu")) for shape in made]
     for batch in (1, 256):
         for shape, block in packed:

@@ -54,7 +54,8 @@ def outputs_of(fast, name):
 
 def schemas():
     """Of every op, in PyTorch's words."""
-    return [str(getattr(torch.ops.effv2, name).default._schema) for name in (*blocks.BLOCK_TYPES, "network")]
+    names = (*blocks.BLOCK_TYPES, *blocks.EARLIER_KINDS, "network")
+    return [str(getattr(torch.ops.effv2, name).default._schema) for name in names]
 
 
 def _write(folder, name):

@@ -5,7 +5,10 @@ from dataclasses import dataclass
 import pytest
 import torch
 
-from effv2_kernels.reference import Architecture, EfficientFormerV2
+from effv2_kernels.families import mobilenet_v2
+from effv2_kernels.families.efficientformer_v2 import Architecture, EfficientFormerV2
+from effv2_kernels.families.mobilenet_v2 import MobileNetV2
+from effv2_kernels.families.mobilenet_v2.architecture import Stage
 
 
 def uniform(shape, low, high, generator):
@@ -74,6 +77,15 @@ class Spec:
         return torch.randn(batch, self.in_channels, *size, generator=generator)
 
 
+@dataclass(frozen=True)
+class MobileSpec(Spec):
+    """A MobileNetV2, of ``mobilenet_v2.Architecture``: what it does not have it is not asked for."""
+
+    def build(self, generator, *, img_size=None, features_only=False):
+        options = {"in_channels": self.in_channels, "num_classes": self.num_classes}
+        return randomise(MobileNetV2(self.architecture, features_only=features_only, **options), generator)
+
+
 # The least that has a block of every kind.
 TINY = Spec("tiny", Architecture((8, 8, 16, 16), (1, 0, 1, 0), 2, (1, 0)), img_size=32)
 
@@ -106,6 +118,24 @@ SMALL = [
         Architecture((16, 24, 32, 48), (1, 1, 1, 1), 4, 1),
         img_size=7,
         in_channels=5,
+    ),
+]
+
+# Any width, depth, kernel order and stride; images whose rows and columns are not even at any stage.
+SMALL_MOBILE = [
+    MobileSpec(
+        "mobilenet_v2_small",
+        mobilenet_v2.Architecture(
+            8, (Stage(1, 8, 1, 1), Stage(6, 16, 2, 2), Stage(3, 24, 2, 2), Stage(6, 24, 1, 1)), 40
+        ),
+        img_size=(49, 70),
+    ),
+    MobileSpec(
+        "mobilenet_v2_010",
+        mobilenet_v2.scaled(0.1),
+        img_size=33,
+        in_channels=1,
+        num_classes=0,
     ),
 ]
 

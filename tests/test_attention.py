@@ -1,6 +1,5 @@
 """Talking-head attention, plain and strided."""
 
-import dataclasses
 import subprocess
 import sys
 
@@ -16,6 +15,7 @@ from checks import (
     check_layouts,
     check_not_finite,
     exact,
+    rebuilt,
     run_engine,
 )
 
@@ -94,7 +94,7 @@ def test_large_biases_do_not_overflow(scale, stride, isa):
     """A softmax that forgets to subtract the maximum overflows from a logit of 89 on."""
     shape = shapes.attention(24, 6, 7, stride=stride)
     block, x, _ = block_case(shape)
-    block = dataclasses.replace(block, bias=block.bias * scale)
+    block = rebuilt(block, bias=block.bias * scale)
     expected = exact(block, x)
     (y,) = run_engine(cpu.Engine(as_network(block), isa), x)
     # A logit of size L is rounded by L * 2^-24, and its probability moves by that share.
@@ -121,11 +121,11 @@ def rounding_of_logits(block, x):
 
     x = x.double()
     if block.stride == 2:
-        dw = block.dw_weight.double()[:, None]
-        x = torch.nn.functional.conv2d(x, dw, block.dw_bias.double(), 2, 1, groups=dw.shape[0])
+        dw = block.dw.weight.double()[:, None]
+        x = torch.nn.functional.conv2d(x, dw, block.dw.bias.double(), 2, 1, groups=dw.shape[0])
     keys = block.heads * block.key_dim
-    qk = torch.einsum("oc,nchw->nohw", block.qkv_weight.double()[: 2 * keys], x)
-    qk = (qk + block.qkv_bias.double()[: 2 * keys, None, None]).flatten(2)
+    qk = torch.einsum("oc,nchw->nohw", block.qkv.weight.double()[: 2 * keys], x)
+    qk = (qk + block.qkv.bias.double()[: 2 * keys, None, None]).flatten(2)
     q, k = qk.abs().unflatten(1, (2, block.heads, block.key_dim)).unbind(1)
     terms = torch.einsum("hg,ngdi,ngdj->nhij", block.mix1_weight.double().abs(), q, k)
     return float((terms + gather(block.bias.double()).abs()).square().mean().sqrt()) * 2.0**-24

@@ -1,7 +1,5 @@
 """The step to the last stage: attention from every second position beside a strided convolution."""
 
-import dataclasses
-
 import pytest
 import torch
 from checks import (
@@ -14,6 +12,7 @@ from checks import (
     check_layouts,
     check_not_finite,
     exact,
+    rebuilt,
     run_engine,
     seeded,
 )
@@ -86,7 +85,7 @@ def test_nan_and_infinity(height, width, isa):
 def test_large_biases_do_not_overflow(scale, isa):
     shape = shapes.attention_downsample(24, 40, 6, 7)
     block, x, _ = block_case(shape)
-    block = dataclasses.replace(block, bias=block.bias * scale)
+    block = rebuilt(block, bias=block.bias * scale)
     expected = exact(block, x)
     (y,) = run_engine(cpu.Engine(as_network(block), isa), x)
     # A logit of size L is rounded by L * 2^-24, and its probability moves by that share.
@@ -106,17 +105,15 @@ def test_convolutions_are_exact_on_integers(height, width, isa):
 
     block = shapes.random_block(shape, g)
     keys = block.heads * block.key_dim
-    kv_weight, kv_bias = block.kv_weight.clone(), block.kv_bias.clone()
-    kv_weight[keys:], kv_bias[keys:] = 0, 0
-    block = dataclasses.replace(
+    block.kv.weight[keys:], block.kv.bias[keys:] = 0, 0
+    block = rebuilt(
         block,
-        kv_weight=kv_weight,
-        kv_bias=kv_bias,
-        local_bias=torch.full_like(block.local_bias, 64.0),
+        local_bias=torch.full_like(block.local.bias, 64.0),
         # packed times 16 / 5 or 1 / 10: see csrc/cpu/tiles/gelu.h
-        proj_weight=5 * integers(block.proj_weight),
-        proj_bias=integers(block.proj_bias),
-        **{f"conv_{name}": integers(getattr(block, f"conv_{name}")) for name in ("weight", "bias")},
+        proj_weight=5 * integers(block.proj.weight),
+        proj_bias=integers(block.proj.bias),
+        conv_weight=integers(block.conv.weight),
+        conv_bias=integers(block.conv.bias),
     )
     x = integers(torch.empty(2, 24, height, width))
     (y,) = run_engine(cpu.Engine(as_network(block), isa), x)

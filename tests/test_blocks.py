@@ -6,19 +6,25 @@ import pytest
 import torch
 from block_shapes import SHAPES
 from checks import seeded
-from models import SMALL
+from models import SMALL, SMALL_MOBILE
 
 from effv2_kernels import blocks, cpu, declaration, reference, shapes, sources, structure
 from effv2_kernels.errors import ModelError
+from effv2_kernels.families.efficientformer_v2 import network_shapes
 from effv2_kernels.reference import VARIANTS, EfficientFormerV2
 
 ROOT = Path(__file__).parents[1]
 
 
+def in_csrc(kind):
+    """TEMPORARY, with its like in cpu.py: csrc/ still calls a block as version 0.2.0 did."""
+    return next((old for old, now in blocks.EARLIER_KINDS.items() if now.kind == kind), kind)
+
+
 @pytest.mark.parametrize("kind", blocks.BLOCK_TYPES)
 def test_a_block_has_its_file_in_every_folder(kind):
     for path in (
-        f"csrc/cpu/blocks/{kind}.cpp",
+        f"csrc/cpu/blocks/{in_csrc(kind)}.cpp",
         f"effv2_kernels/reference/{kind}.py",
         f"tests/test_{kind}.py",
         f"bench/bench_{kind}.py",
@@ -28,7 +34,7 @@ def test_a_block_has_its_file_in_every_folder(kind):
 
 def test_no_folder_knows_a_block_that_the_others_do_not():
     kinds = set(blocks.BLOCK_TYPES)
-    assert {path.stem for path in (ROOT / "csrc/cpu/blocks").glob("*.cpp")} == kinds
+    assert {path.stem for path in (ROOT / "csrc/cpu/blocks").glob("*.cpp")} == set(map(in_csrc, kinds))
     assert {path.stem.removeprefix("bench_") for path in (ROOT / "bench").glob("bench_*.py")} - {
         "network"
     } == kinds
@@ -38,8 +44,9 @@ def test_no_folder_knows_a_block_that_the_others_do_not():
 def native_refusal(block, tensors):
     """What C++ says to a block with other tensors."""
     native = cpu.native()
+    kind, options = cpu._as_the_engine_calls_it(block)
     with pytest.raises(native.NativeError) as refused:
-        native.Network("scalar", 0).add(block.kind, tensors, block.options())
+        native.Network("scalar", 0).add(kind, tensors, options)
     return str(refused.value)
 
 
@@ -48,20 +55,21 @@ def test_cpp_expects_what_is_declared(shape):
     """Field by field: each is asked for, in the shape that the declaration gives it."""
     block = shapes.random_block(shape, seeded(84))
     arrays = {name: tensor.numpy() for name, tensor in block.tensors().items()}
-    cpu.native().Network("scalar", 0).add(block.kind, arrays, block.options())
+    kind, options = cpu._as_the_engine_calls_it(block)
+    cpu.native().Network("scalar", 0).add(kind, arrays, options)
     declared = declaration.tensor_shapes(type(block), shape.sizes, shape.options)
     assert declared.keys() == arrays.keys()
     for name, array in arrays.items():
         without = {key: value for key, value in arrays.items() if key != name}
-        assert native_refusal(block, without) == f"{block.kind}: the tensor {name} is missing"
+        assert native_refusal(block, without) == f"{kind}: the tensor {name} is missing"
         message = native_refusal(block, {**arrays, name: array[..., None].copy()})
-        assert message.startswith(f"{block.kind}: {name} has the shape ")
+        assert message.startswith(f"{kind}: {name} has the shape ")
         assert message.endswith(f", expected {declared[name]}")
     for name in ("heads", "key_dim", "value_dim"):
-        if name in block.options():
-            options = {key: value for key, value in block.options().items() if key != name}
+        if name in options:
+            others = {key: value for key, value in options.items() if key != name}
             with pytest.raises(cpu.native().NativeError, match=f"the option {name} is missing"):
-                cpu.native().Network("scalar", 0).add(block.kind, arrays, options)
+                cpu.native().Network("scalar", 0).add(kind, arrays, others)
 
 
 def test_every_block_has_its_function_in_the_reference():
@@ -74,18 +82,20 @@ def test_every_block_has_its_function_in_the_reference():
 def test_annotations_are_read_once():
     """Blocks are checked by the dozen."""
     for block_type in blocks.BLOCK_TYPES.values():
-        assert declaration.declared(block_type) is declaration.declared(block_type)
+        assert declaration.arguments(block_type) is declaration.arguments(block_type)
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_the_table_of_shapes_is_that_of_the_model(variant):
     model = EfficientFormerV2(VARIANTS[variant], img_size=(160, 224)).eval()
     network = sources.read(model)
-    table = shapes.network_shapes(VARIANTS[variant], (160, 224))
+    table = network_shapes(VARIANTS[variant], (160, 224))
     sizes = cpu.Engine(network).block_shapes(160, 224)
     size = (3, 160, 224)
     for block, shape, output in zip(network.blocks, table, sizes, strict=True):
-        assert (block.kind, block.options()) == (shape.kind, shape.options)
+        assert block.kind == shape.kind
+        assert declaration.changed_options(block).keys() <= shape.options.keys()
+        assert shape.options.items() <= block.options().items()
         assert size == (shape.sizes["in"], shape.height, shape.width)
         found = declaration.block_sizes(block)
         assert {name: found[name] for name in shape.sizes} == shape.sizes
@@ -96,7 +106,7 @@ def test_every_shape_of_the_family_is_listed_once():
     family = shapes.family_shapes()
     assert len({(str(s), *s.sizes.items()) for s in family.values()}) == len(family)
     for variant, architecture in VARIANTS.items():
-        assert all(s in family.values() for s in shapes.network_shapes(architecture)), variant
+        assert all(s in family.values() for s in network_shapes(architecture)), variant
     assert shapes.family_shapes("ffn").keys() == {name for name, s in family.items() if s.kind == "ffn"}
 
 
@@ -110,7 +120,7 @@ def test_random_blocks_are_of_their_shape_and_size(kind):
             assert bool(tensor.abs().max() > 0), name
 
 
-@pytest.mark.parametrize("spec", SMALL, ids=lambda spec: spec.name)
+@pytest.mark.parametrize("spec", [*SMALL, *SMALL_MOBILE], ids=lambda spec: spec.name)
 def test_a_network_can_be_described_and_rebuilt(spec):
     network = sources.read(spec.build(seeded(81)))
     text, tensors = structure.describe(network), structure.tensors(network)

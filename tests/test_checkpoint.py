@@ -8,8 +8,8 @@ import torch
 from models import randomise, relative_error
 from official.model import Official
 
-from effv2_kernels import checkpoint
 from effv2_kernels.errors import CheckpointError, ModelError
+from effv2_kernels.families.efficientformer_v2 import weights as checkpoint
 from effv2_kernels.reference import VARIANTS, create_model
 
 S0 = "efficientformerv2_s0"

@@ -168,14 +168,14 @@ def test_a_saved_network_classifies_as_the_checkpoint_does(capsys, picture, chec
 def test_explain_lists_every_kind_of_block(capsys):
     code, out, _ = run(capsys, "explain", *SMALL)
     assert code == 0
-    for kind in ("stem", "ffn", "attention", "conv_downsample", "attention_downsample", "head"):
+    for kind in ("stem", "ffn", "attention", "conv", "attention_downsample", "head"):
         assert kind in out
 
 
 def test_profile_lists_every_kind_of_block(capsys):
     code, out, _ = run(capsys, "profile", "--batch", 2, "--threads", 1, *SMALL)
     assert code == 0
-    for kind in ("stem", "ffn", "attention", "conv_downsample", "attention_downsample", "head"):
+    for kind in ("stem", "ffn", "attention", "conv", "attention_downsample", "head"):
         assert kind in out
 
 

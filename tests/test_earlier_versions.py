@@ -69,10 +69,24 @@ def test_exported_programs(version, name, made):
 
 @pytest.mark.parametrize("version", VERSIONS)
 def test_schemas(version):
-    """Programs name ops and their arguments: those of then are there, as they were."""
+    """Programs name ops and their arguments: each of those calls is one of an op of today."""
     then = (FOLDER / version / "schemas.txt").read_text().splitlines()
     assert len(then) >= 7
-    assert set(then) <= set(earlier_versions.schemas())
+    now = {schema.name: schema for schema in map(torch._C.parse_schema, earlier_versions.schemas())}
+    for schema in map(torch._C.parse_schema, then):
+        assert now[schema.name].is_backward_compatible_with(schema), (
+            f"{now[schema.name]} cannot be called as {schema}"
+        )
+
+
+def test_a_schema_that_asks_for_more_is_noticed():
+    then = torch._C.parse_schema("effv2::head(Tensor x, Tensor weight, Tensor bias) -> Tensor")
+    for now in (
+        "Tensor x, Tensor weight",
+        "Tensor x, Tensor weight, Tensor bias, int more",
+        "Tensor x, Tensor bias, Tensor weight",
+    ):
+        assert not torch._C.parse_schema(f"effv2::head({now}) -> Tensor").is_backward_compatible_with(then)
 
 
 def test_this_version_is_among_them():

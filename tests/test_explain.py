@@ -30,7 +30,7 @@ def test_every_block_of_a_network(fast):
     explanation = explain(fast)
     rows = explanation.rows
     assert [row.block for row in rows] == [
-        *("stem", "ffn", "conv_downsample", "ffn", "conv_downsample", "ffn", "attention", "ffn"),
+        *("stem", "ffn", "conv", "ffn", "conv", "ffn", "attention", "ffn"),
         *("attention_downsample", "ffn", "attention", "ffn", "head"),
     ]
     assert [row.source for row in rows[:4]] == [

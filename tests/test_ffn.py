@@ -11,13 +11,18 @@ from checks import (
     check_layouts,
     check_not_finite,
     exact,
+    rebuilt,
     run_engine,
+    runnable,
     seeded,
 )
 
 from effv2_kernels import blocks, cpu, shapes
 
-FAMILY = shapes.family_shapes("ffn")
+FAMILY = {
+    **shapes.family_shapes("ffn"),
+    **runnable(shapes.family_shapes("ffn", family="mobilenet_v2")),
+}
 
 # Heights and widths around the sizes of tiles and vectors, single rows, columns and pixels.
 MAPS = [(1, 1), (1, 2), (2, 1), (1, 31), (29, 1), (2, 2), (3, 5), (5, 8), (7, 7), (9, 13), (17, 3), (6, 33)]
@@ -69,7 +74,7 @@ def test_the_whole_range_of_gelu(scale, isa):
     shape = shapes.ffn(32, 128, 7, 7)
     g = seeded(3)
     block = shapes.random_block(shape, g)
-    block = blocks.FFN(**{k: torch.zeros_like(t) if t.ndim == 1 else t for k, t in block.tensors().items()})
+    block = rebuilt(block, **{k: torch.zeros_like(t) for k, t in block.tensors().items() if t.ndim == 1})
     x = shapes.random_input(shape, g) * scale
     (y,) = run_engine(cpu.Engine(as_network(block), isa), x)
     assert_close(y, exact(block, x), BLOCK_BOUND, f"inputs of {scale}")
@@ -87,13 +92,11 @@ def test_exact_on_integers(channels, hidden, height, width, isa):
         return torch.randint(-below, below + 1, size, generator=g).float()
 
     block = blocks.FFN(
-        fc1_weight=integers(hidden, channels),
-        fc1_bias=integers(hidden) + 8.0 * channels + 32,
-        dw_weight=integers(hidden, 3, 3).abs(),  # not negative, and the bias keeps borders large as well
-        dw_bias=integers(hidden) + 64,
+        fc1=blocks.Layer(integers(hidden, channels), integers(hidden) + 8.0 * channels + 32),
+        # not negative, and the bias keeps borders large as well
+        dw=blocks.Layer(integers(hidden, 3, 3).abs(), integers(hidden) + 64),
         # packed times 16 / 5 or 1 / 10: see csrc/cpu/tiles/gelu.h
-        fc2_weight=5 * integers(channels, hidden, below=1),
-        fc2_bias=integers(channels, below=9),
+        fc2=blocks.Layer(5 * integers(channels, hidden, below=1), integers(channels, below=9)),
     )
     x = integers(2, channels, height, width, below=4)
     expected = exact(block, x)

@@ -108,7 +108,7 @@ def only(rows):
 
 
 @pytest.mark.parametrize("dtype", parity.DTYPES)
-@pytest.mark.parametrize("shape", [BLOCK, shapes.conv_downsample(8, 16, 4, 3)], ids=str)
+@pytest.mark.parametrize("shape", [BLOCK, shapes.conv(8, 16, 4, 3, stride=2)], ids=str)
 def test_a_right_block(shape, dtype):
     row = only(parity.check_block("a block", shape, dtype, 2, CPU))
     assert row.ok, row

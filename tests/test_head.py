@@ -50,8 +50,10 @@ def test_exact_on_integers(height, width, isa):
     """The mean over a power of two of small integers is exact, and so are the sums behind it."""
     g = seeded(height)
     block = blocks.Head(
-        weight=torch.randint(-3, 4, (37, 104), generator=g).float(),
-        bias=torch.randint(-9, 10, (37,), generator=g).float(),
+        blocks.Layer(
+            weight=torch.randint(-3, 4, (37, 104), generator=g).float(),
+            bias=torch.randint(-9, 10, (37,), generator=g).float(),
+        )
     )
     x = torch.randint(-5, 6, (3, 104, height, width), generator=g).float()
     (y,) = run_engine(cpu.Engine(as_network(block), isa), x)

@@ -1,6 +1,6 @@
 """``torch.ops.effv2.*``: schema, fake kernels, gradients, packing, bad arguments."""
 
-from dataclasses import fields
+from dataclasses import MISSING
 
 import pytest
 import torch
@@ -14,6 +14,7 @@ from checks import (
     exact,
     exact_network,
     one_torch_thread,
+    rebuilt,
     seeded,
 )
 from models import TINY
@@ -36,7 +37,7 @@ def quiet_pytorch():
 
 def values(block):
     """The op's arguments behind x."""
-    return [getattr(block, f.name) for f in fields(block)]
+    return list(block.values().values())
 
 
 def op_of(block):
@@ -51,12 +52,8 @@ def shape(request):
 def gentle(shape):
     """(op, arguments, block): weights so small that gradients do not depend on the order of sums."""
     block, x, _ = block_case(shape)
-    block = type(block)(**{k: 0.3 * t for k, t in block.tensors().items()}, **own_options(block))
+    block = rebuilt(block, **{k: 0.3 * t for k, t in block.tensors().items()})
     return op_of(block), [x, *values(block)], block
-
-
-def own_options(block):
-    return {k: bool(v) if k == "resize_bias" else v for k, v in block.options().items()}
 
 
 def require_grad(arguments, which):
@@ -99,8 +96,8 @@ def test_matches_the_reference(shape):
 def test_schemas_name_every_field_in_order(shape):
     block, _, _ = block_case(shape)
     arguments = op_of(block)._schema.arguments
-    assert [a.name for a in arguments] == ["x", *(f.name for f in fields(block))]
-    optional = {f.name for f in fields(block) if f.default is not f.default_factory}
+    assert [a.name for a in arguments] == ["x", *block.values()]
+    optional = {a.name for a in declaration.arguments(type(block)) if a.default is not MISSING}
     assert {a.name for a in arguments if a.has_default_value()} == optional
 
 
@@ -119,7 +116,7 @@ def test_gradients_are_those_of_the_reference(shape):
 
     exact_tensors = [t.detach().double().requires_grad_() for t in tensors]
     x, *weights = exact_tensors
-    exact_block = type(block)(**dict(zip(block.tensors(), weights, strict=True)), **own_options(block))
+    exact_block = rebuilt(block, **dict(zip(block.tensors(), weights, strict=True)))
     expected = torch.autograd.grad(run_block(exact_block, x), exact_tensors, upstream.double())
     for name, a, e in zip(["x", *block.tensors()], found, expected, strict=True):
         # Gradients are sums over all positions in plain fp32.
@@ -128,7 +125,7 @@ def test_gradients_are_those_of_the_reference(shape):
 
 def test_weights_are_packed_once_and_again_when_they_change(monkeypatch):
     block, x, _ = block_case(shapes.ffn(16, 48, 4, 4))
-    arguments = [v.clone() for v in values(block)]
+    arguments = [t.clone() for t in block.tensors().values()]
     counter = PackingCounter(monkeypatch)
     op = torch.ops.effv2.ffn
     first = op(x, *arguments)
@@ -146,7 +143,7 @@ def test_weights_are_packed_once_and_again_when_they_change(monkeypatch):
 def test_packed_weights_go_with_the_tensors():
     block, x, _ = block_case(shapes.ffn(16, 56, 4, 4))
     before = len(engines._entries)
-    arguments = [v.clone() for v in values(block)]
+    arguments = [t.clone() for t in block.tensors().values()]
     torch.ops.effv2.ffn(x, *arguments)
     assert len(engines._entries) == before + 1
     del arguments
@@ -156,7 +153,7 @@ def test_packed_weights_go_with_the_tensors():
 def test_weights_without_version_counter_are_never_stale():
     block, x, _ = block_case(shapes.head(16, 5, 2, 2))
     with torch.inference_mode():
-        weight, bias = block.weight.clone(), block.bias.clone()
+        weight, bias = block.linear.weight.clone(), block.linear.bias.clone()
         first = torch.ops.effv2.head(x, weight, bias)
         bias.add_(1)
         assert torch.allclose(torch.ops.effv2.head(x, weight, bias), first + 1, atol=1e-5)
@@ -180,10 +177,10 @@ def test_the_isa_can_be_forced(monkeypatch):
 
 
 TENSORS = [
-    pytest.param(shape, index, id=f"{name}-{field.name}")
+    pytest.param(shape, index, id=f"{name}-{a.name}")
     for name, shape in SHAPES.items()
-    for index, field in enumerate(fields(blocks.BLOCK_TYPES[shape.kind]))
-    if field.name in declaration.tensor_shapes(blocks.BLOCK_TYPES[shape.kind], shape.sizes, shape.options)
+    for index, a in enumerate(declaration.arguments(blocks.BLOCK_TYPES[shape.kind]))
+    if a.name in declaration.tensor_shapes(blocks.BLOCK_TYPES[shape.kind], shape.sizes, shape.options)
 ]
 
 
@@ -191,7 +188,7 @@ TENSORS = [
 def test_weights_of_a_wrong_shape_are_refused(shape, index):
     """Too long, too short, another rank, empty: none of it may reach the engine."""
     block, x, _ = block_case(shape)
-    name = fields(block)[index].name
+    name = list(block.values())[index]
     for spoil in (
         lambda t: torch.cat([t, t[:1]]),
         lambda t: t[:-1],
@@ -210,16 +207,16 @@ def test_weights_of_a_wrong_shape_are_refused(shape, index):
 def test_weights_of_a_wrong_dtype_are_refused():
     block, x, _ = block_case(SHAPES["head"])
     with pytest.raises(InputError, match=r"block head: weight is torch.float64; expected torch.float32"):
-        torch.ops.effv2.head(x, block.weight.double(), block.bias)
+        torch.ops.effv2.head(x, block.linear.weight.double(), block.linear.bias)
 
 
 def test_options_that_do_not_fit_are_refused():
     block, x, _ = block_case(SHAPES["attention"])
     for name, value in (("heads", 7), ("heads", 0), ("key_dim", -32), ("value_dim", 2**40), ("stride", 3)):
-        arguments = dict(zip([f.name for f in fields(block)], values(block), strict=True))
+        arguments = block.values()
         with pytest.raises(InputError, match="block attention: "):
             torch.ops.effv2.attention(x, **{**arguments, name: value})
-    arguments = dict(zip([f.name for f in fields(block)], values(block), strict=True))
+    arguments = block.values()
     with pytest.raises(InputError, match="dw_weight is missing"):
         torch.ops.effv2.attention(x, **{**arguments, "stride": 2})
 

@@ -1,12 +1,12 @@
 """The reference: the same function as timm's model, and the blocks the same function as the reference."""
 
-import copy
 import functools
 
 import pytest
 import torch
 import torch.nn.functional as F
-from models import SMALL, randomise, relative_error
+from checks import rebuilt
+from models import SMALL, SMALL_MOBILE, randomise, relative_error
 
 from effv2_kernels import blocks, sources
 from effv2_kernels.errors import InputError, ModelError, ResolutionError, UnknownNameError
@@ -54,7 +54,7 @@ def test_same_function_as_timm_not_square(generator):
         assert relative_error(ours(x), theirs(x)) < 1e-12
 
 
-@pytest.mark.parametrize("spec", SMALL, ids=lambda s: s.name)
+@pytest.mark.parametrize("spec", [*SMALL, *SMALL_MOBILE], ids=lambda s: s.name)
 def test_folded_blocks_are_the_model(spec, generator):
     model = spec.build(generator)
     network = sources.read(model)
@@ -110,9 +110,9 @@ def test_bias_of_another_size_is_resized_bicubically(generator):
 def attention_by_the_docstring(x, b):
     """One head, query and key at a time, as blocks.Attention says it."""
     n, _, height, width = x.shape
-    z = F.conv2d(x, b.dw_weight[:, None], b.dw_bias, stride=2, padding=1, groups=x.shape[1])
+    z = F.conv2d(x, b.dw.weight[:, None], b.dw.bias, stride=2, padding=1, groups=x.shape[1])
     rows, cols = z.shape[2:]
-    tokens = z.flatten(2).transpose(1, 2) @ b.qkv_weight.T + b.qkv_bias
+    tokens = z.flatten(2).transpose(1, 2) @ b.qkv.weight.T + b.qkv.bias
     q, k, v = tokens.split([b.heads * b.key_dim] * 2 + [b.heads * b.value_dim], -1)
     position = [(r, c) for r in range(rows) for c in range(cols)]
     logits = torch.zeros(n, b.heads, rows * cols, rows * cols, dtype=x.dtype)
@@ -126,56 +126,50 @@ def attention_by_the_docstring(x, b):
     p = logits.softmax(-1)
     u = torch.zeros(n, rows * cols, b.heads * b.value_dim, dtype=x.dtype)
     for h in range(b.heads):
-        mixed = sum(b.mix2_weight[h, g] * p[:, g] for g in range(b.heads)) + b.mix2_bias[h]
+        mixed = sum(b.mix2.weight[h, g] * p[:, g] for g in range(b.heads)) + b.mix2.bias[h]
         part = slice(h * b.value_dim, (h + 1) * b.value_dim)
         u[..., part] = mixed @ v[..., part]
     v_map = v.transpose(1, 2).reshape(n, -1, rows, cols)
     u = u.transpose(1, 2).reshape(n, -1, rows, cols)
-    u = u + F.conv2d(v_map, b.local_weight[:, None], b.local_bias, padding=1, groups=v_map.shape[1])
+    u = u + F.conv2d(v_map, b.local.weight[:, None], b.local.bias, padding=1, groups=v_map.shape[1])
     u = F.interpolate(u, scale_factor=2, mode="bilinear", align_corners=False)[:, :, :height, :width]
-    return x + F.conv2d(F.gelu(u), b.proj_weight[:, :, None, None], b.proj_bias)
+    return x + F.conv2d(F.gelu(u), b.proj.weight[:, :, None, None], b.proj.bias)
 
 
 def test_attention_is_its_docstring(generator):
     def r(*shape):
         return torch.randn(*shape, generator=generator, dtype=torch.float64)
 
+    def layer(*shape):
+        return blocks.Layer(r(*shape), r(shape[0]))
+
     heads, key, value, channels = 3, 4, 5, 7
     block = blocks.Attention(
-        qkv_weight=r(heads * (2 * key + value), channels),
-        qkv_bias=r(heads * (2 * key + value)),
-        local_weight=r(heads * value, 3, 3),
-        local_bias=r(heads * value),
+        qkv=layer(heads * (2 * key + value), channels),
+        local=layer(heads * value, 3, 3),
         mix1_weight=r(heads, heads),
         bias=r(heads, 2, 3),
-        mix2_weight=r(heads, heads),
-        mix2_bias=r(heads),
-        proj_weight=r(channels, heads * value),
-        proj_bias=r(channels),
+        mix2=layer(heads, heads),
+        proj=layer(channels, heads * value),
         heads=heads,
         key_dim=key,
         value_dim=value,
         stride=2,
-        dw_weight=r(channels, 3, 3),
-        dw_bias=r(channels),
+        dw=layer(channels, 3, 3),
     )
     x = r(2, channels, 3, 5)
     assert relative_error(run_block(block, x), attention_by_the_docstring(x, block)) < 1e-12
 
 
-def test_blocks_are_differentiable(generator):
-    spec = SMALL[0]
+@pytest.mark.parametrize("spec", [SMALL[0], SMALL_MOBILE[0]], ids=lambda s: s.name)
+def test_blocks_are_differentiable(spec, generator):
     network = sources.read(spec.build(generator))
     x = spec.images(generator).double().requires_grad_()
     for block in network.blocks:
         weights = {name: t.double().requires_grad_() for name, t in block.tensors().items()}
-        x = run_block(copy.copy(block).__class__(**weights, **options_of(block)), x)
+        x = run_block(rebuilt(block, **weights), x)
         grads = torch.autograd.grad(x.square().sum(), weights.values(), retain_graph=True)
         assert all(bool(g.abs().sum() > 0) and bool(g.isfinite().all()) for g in grads), block.kind
-
-
-def options_of(block):
-    return {name: getattr(block, name) for name in block.options()}
 
 
 def test_create_model_is_ready_to_use():

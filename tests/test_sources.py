@@ -279,7 +279,7 @@ def test_published_sizes(variant, generator):
         "stem": 1,
         "ffn": sum(arch.depths),
         "attention": sum(arch.late_attention()),
-        "conv_downsample": 2,
+        "conv": 2,
         "attention_downsample": 1,
         "head": 1,
     }

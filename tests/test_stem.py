@@ -67,10 +67,8 @@ def test_exact_on_integers(height, width, in_channels, isa):
     g = seeded(2)
     conv1 = torch.randint(-2, 3, (12, in_channels, 3, 3), generator=g).float()
     block = blocks.Stem(
-        conv1_weight=conv1,
-        conv1_bias=torch.full((12,), 9.0 * in_channels * 2 * 4 + 32),
-        conv2_weight=torch.randint(0, 3, (24, 12, 3, 3), generator=g).float(),
-        conv2_bias=torch.arange(24.0) + 32,
+        blocks.Layer(conv1, torch.full((12,), 9.0 * in_channels * 2 * 4 + 32)),
+        blocks.Layer(torch.randint(0, 3, (24, 12, 3, 3), generator=g).float(), torch.arange(24.0) + 32),
     )
     x = torch.randint(-4, 5, (2, in_channels, height, width), generator=g).float()
     expected = exact(block, x)

@@ -21,7 +21,7 @@ SHAPES = [
     shapes.attention(24, 7, 9),
     shapes.attention(24, 17, 11, stride=2),
     shapes.attention(24, 16, 17),
-    shapes.conv_downsample(24, 40, 15, 10),
+    shapes.conv(24, 40, 15, 10, stride=2),
     shapes.attention_downsample(24, 40, 13, 10),
     shapes.head(40, 37, 7, 5),
 ]

@@ -5,7 +5,6 @@ import os
 import re
 import subprocess
 import sys
-from dataclasses import fields
 from pathlib import Path
 
 import pytest
@@ -171,7 +170,7 @@ class OneOp(torch.nn.Module):
     def __init__(self, block):
         super().__init__()
         self.op = getattr(torch.ops.effv2, block.kind).default
-        self.values = [getattr(block, f.name) for f in fields(block)]
+        self.values = list(block.values().values())
         tensors = [v for v in self.values if isinstance(v, torch.Tensor)]
         self.weights = torch.nn.ParameterList(tensors)
 
@@ -205,7 +204,7 @@ def kernels_of(block, x):
     [
         *((name, torch.float32) for name in SHAPES),
         ("ffn", torch.float16),
-        ("conv_downsample", torch.bfloat16),
+        ("conv", torch.bfloat16),
     ],
     ids=str,
 )

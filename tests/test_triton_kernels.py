@@ -107,8 +107,8 @@ CASES = [
     shapes.attention(40, 3, 4, table=(7, 7), **HEADS),  # a resized bias
     shapes.attention(16, 9, 9, heads=4, key_dim=16, value_dim=24),  # two passes over the keys
     shapes.attention(16, 12, 13, heads=2, key_dim=8, value_dim=8),  # bias by distance
-    shapes.conv_downsample(24, 40, 7, 5),
-    shapes.conv_downsample(40, 72, 4, 6),
+    shapes.conv(24, 40, 7, 5, stride=2),
+    shapes.conv(40, 72, 4, 6, stride=2),
     shapes.attention_downsample(24, 40, 7, 5),
     shapes.attention_downsample(16, 24, 3, 4, table=(7, 7), **HEADS),
     shapes.attention_downsample(16, 24, 15, 14, heads=3, key_dim=8, value_dim=24),  # bias by distance
@@ -206,7 +206,7 @@ ONE_OF_EACH = [
     shapes.ffn(24, 40, 3, 5),
     shapes.attention(24, 3, 5, stride=2, **HEADS),
     shapes.attention(16, 9, 8, heads=4, key_dim=16, value_dim=16),
-    shapes.conv_downsample(24, 40, 5, 3),
+    shapes.conv(24, 40, 5, 3, stride=2),
     shapes.attention_downsample(24, 40, 5, 3, **HEADS),
     shapes.head(24, 10, 3, 2),
 ]

@@ -10,7 +10,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 pytest.importorskip("triton")
 
 from effv2_kernels import shapes
-from effv2_kernels.reference.model import VARIANTS
+from effv2_kernels.families.efficientformer_v2 import VARIANTS, network_shapes
 from effv2_kernels.triton import plan as plans
 from effv2_kernels.triton.launch import FeatureMap
 from effv2_kernels.triton.memory import lay_out, lifetimes
@@ -18,12 +18,12 @@ from effv2_kernels.triton.plan import Plan, pack, plan_blocks
 
 aten = torch.ops.aten
 
-LAUNCHES = {"stem": 2, "ffn": 2, "attention": 4, "conv_downsample": 1, "attention_downsample": 5, "head": 2}
+LAUNCHES = {"stem": 2, "ffn": 2, "attention": 4, "conv": 1, "attention_downsample": 5, "head": 2}
 
 
 def is_strided(shape):
     """Whether an attention block resizes: its depthwise convolution and that have launches of their own."""
-    return shape.options.get("stride") == 2
+    return shape.kind == "attention" and shape.options["stride"] == 2
 
 
 def is_cut_by_channels(shape, batch):
@@ -35,7 +35,7 @@ def is_cut_by_channels(shape, batch):
 def planned(variant, batch, dtype=torch.float16):
     """(block shapes, image, launches of each block)."""
     g = seeded(5)
-    made = shapes.network_shapes(VARIANTS[variant])
+    made = network_shapes(VARIANTS[variant])
     packed = [pack(shapes.random_block(shape, g), dtype, "cpu") for shape in made]
     image = FeatureMap(batch, 224, 224, 3, dtype, (3 * 224 * 224, 224 * 224, 224, 1))
     return made, image, plan_blocks(packed, image, "ieee")

@@ -18,7 +18,7 @@ from effv2_kernels.triton import attention, tiles
 # What L has where it is widest, on smaller maps; the quick ones first.
 WIDEST = [
     shapes.head(384, 104, 2, 2),
-    shapes.conv_downsample(80, 192, 5, 5),
+    shapes.conv(80, 192, 5, 5, stride=2),
     shapes.ffn(384, 1536, 3, 3),
     shapes.attention(192, 6, 6, stride=2),
     shapes.attention(384, 4, 4),

@@ -12,10 +12,9 @@ from torch import Tensor, nn
 
 import effv2_kernels
 from effv2_kernels.cli.models import randomise
-from effv2_kernels.reference.attention import AttentionLayer
-from effv2_kernels.reference.attention_downsample import DownsampleAttentionLayer
-from effv2_kernels.reference.model import VARIANTS
-from effv2_kernels.shapes import BlockShape, network_shapes
+from effv2_kernels.families.efficientformer_v2 import VARIANTS, network_shapes
+from effv2_kernels.families.efficientformer_v2.layers import AttentionLayer, DownsampleAttentionLayer
+from effv2_kernels.shapes import BlockShape
 
 
 @cache

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -20,6 +20,7 @@ import effv2_kernels.ops  # registers torch.ops.effv2
 from bench.gpu.models import build, shapes_of
 from effv2_kernels import blocks
 from effv2_kernels.backends import TORCH_DTYPES
+from effv2_kernels.declaration import assemble
 from effv2_kernels.reference import run_block
 from effv2_kernels.shapes import BlockShape, random_block, random_input
 from effv2_kernels.triton import tuning
@@ -160,9 +161,7 @@ def check_block(
 
     def as_op() -> Tensor:
         with poisoned_memory():
-            y: Tensor = getattr(torch.ops.effv2, block.kind)(
-                x, *(getattr(block, f.name) for f in fields(block))
-            )
+            y: Tensor = getattr(torch.ops.effv2, block.kind)(x, *block.values().values())
         return y
 
     asked = Parity(name, dtype, batch, (shape.height, shape.width), BLOCK_BOUNDS[dtype])
@@ -237,8 +236,8 @@ def _compared(asked: Parity, output: Tensor, expected: Tensor) -> Parity:
 
 def on_device(block: blocks.Block, device: torch.device) -> blocks.Block:
     """The same block with its tensors on a device."""
-    values = {f.name: getattr(block, f.name) for f in fields(block)}
-    return type(block)(**{k: v.to(device) if isinstance(v, Tensor) else v for k, v in values.items()})
+    moved = {name: t.to(device) for name, t in block.tensors().items()}
+    return assemble(type(block), {**block.values(), **moved})
 
 
 def launches_of(shape: BlockShape, dtype: str, batches: Iterable[int]) -> Iterator[Launch]:

@@ -14,7 +14,7 @@ import re
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from torch import Tensor
 
@@ -26,8 +26,6 @@ _SHOWN = 5  # keys that a message names
 _DEPTH = 6  # of nested dicts; a pickle can hold itself
 _MANY = 10  # tensors; a decay and counters are no average
 
-# The first key of a network, with timm's or the official names, and whatever is before it.
-_FIRST = re.compile(r"(?:^|.*?\.)(?=(?:stem[._]conv1|patch_embed\.\d+)\.)")
 _AVERAGE = {"ema", "swa", "average", "averaged", "averaging", "avg", "polyak", "shadow"}
 _RAW = {"no", "non", "not", "without", "raw", "online", "current"}
 _UNREAD = {"ema", "swa", "averaged", "shadow"}
@@ -36,13 +34,25 @@ _NO_WEIGHTS = {"optimizer", "optimizers", "optim", "online"}
 _AVERAGES_FIRST = ("state_dict_ema", "model_ema", "state_dict")
 _RAW_FIRST = ("state_dict", "model", "model_state_dict", "current_model_state")
 # What a trainer that averages parameters alone leaves out.
-_BUFFERS = {
-    "running_mean",
-    "running_var",
-    "num_batches_tracked",
-    "attention_bias_idxs",
-    "attention_bias_idxs_seg",
-}
+_BUFFERS = ("running_mean", "running_var", "num_batches_tracked")
+
+
+class Keys(NamedTuple):
+    """How a family's networks are known by the keys of a state dict.
+
+    first: a regular expression for the first key of a network. known: "neither these keys nor those", for
+    messages. buffers: the last names of tensors that are no parameters, beside those of BatchNorm.
+    """
+
+    family: str
+    first: str
+    known: str
+    buffers: tuple[str, ...] = ()
+
+    def prefix_of(self, key: str) -> str | None:
+        """Whatever is before the first key of a network; None for another key."""
+        found = re.match(rf"(?:^|.*?\.)(?={self.first})", key)
+        return None if found is None else found[0]
 
 
 @dataclass(frozen=True)
@@ -77,7 +87,7 @@ class Choice:
     free: bool = False
 
 
-def choose(content: Mapping[str, Any], weights: str, origin: str) -> Choice:
+def choose(content: Mapping[str, Any], weights: str, origin: str, keys: Keys) -> Choice:
     """The network of a checkpoint that ``weights`` asks for, one of CHOICES.
 
     Raises UnknownNameError for another word and CheckpointError where there is no such network, or more than
@@ -85,9 +95,9 @@ def choose(content: Mapping[str, Any], weights: str, origin: str) -> Choice:
     """
     if weights not in CHOICES:
         raise UnknownNameError.of("weights", weights, CHOICES)
-    networks = list(_networks(content, (), {}))
+    networks = list(_networks(content, (), {}, keys))
     if not networks:
-        raise CheckpointError(_nothing(content, origin))
+        raise CheckpointError(_nothing(content, origin, keys))
     averages = _ordered([n for n in networks if n.average], _AVERAGES_FIRST)
     raws = _ordered([n for n in networks if not n.average], _RAW_FIRST)
     if not averages and weights != "raw":
@@ -114,7 +124,7 @@ def choose(content: Mapping[str, Any], weights: str, origin: str) -> Choice:
     note = f"{origin}: took the average of the weights{average.where}"
     if not raws:
         return Choice(average, f"{note}.")
-    filled = _buffers(average, raws[0])
+    filled = _buffers(average, raws[0], keys)
     if filled:
         average = Network(average.names, average.tensors | filled, True)
         note += f", with the statistics of the BatchNorms{raws[0].where}"
@@ -122,10 +132,12 @@ def choose(content: Mapping[str, Any], weights: str, origin: str) -> Choice:
     return Choice(average, note, weights == "auto")
 
 
-def _networks(node: Mapping[str, Any], path: tuple[str, ...], parent: Mapping[str, Any]) -> Iterator[Network]:
+def _networks(
+    node: Mapping[str, Any], path: tuple[str, ...], parent: Mapping[str, Any], keys: Keys
+) -> Iterator[Network]:
     tensors = {str(key): value for key, value in node.items() if isinstance(value, Tensor)}
-    found = (_FIRST.match(key) for key in tensors)
-    prefixes = sorted({match[0] for match in found if match is not None}, key=len)
+    found = (keys.prefix_of(key) for key in tensors)
+    prefixes = sorted({prefix for prefix in found if prefix is not None}, key=len)
     for prefix in prefixes:
         inner = tuple(other for other in prefixes if other != prefix and other.startswith(prefix))
         own = {
@@ -148,7 +160,7 @@ def _networks(node: Mapping[str, Any], path: tuple[str, ...], parent: Mapping[st
     if len(path) < _DEPTH:
         for key, value in node.items():
             if isinstance(value, Mapping):
-                yield from _networks(value, (*path, str(key)), node)
+                yield from _networks(value, (*path, str(key)), node, keys)
 
 
 def _is_average(
@@ -199,12 +211,12 @@ def _only(networks: list[Network], order: tuple[str, ...], what: str, origin: st
     return networks[0]
 
 
-def _buffers(average: Network, raw: Network) -> dict[str, Tensor]:
+def _buffers(average: Network, raw: Network, keys: Keys) -> dict[str, Tensor]:
     """The buffers that an average of the parameters alone lacks."""
     return {
         key: value
         for key, value in raw.tensors.items()
-        if key not in average.tensors and key.rpartition(".")[2] in _BUFFERS
+        if key not in average.tensors and key.rpartition(".")[2] in (*_BUFFERS, *keys.buffers)
     }
 
 
@@ -233,7 +245,7 @@ def _check_all_read(content: Mapping[str, Any], networks: list[Network], origin:
             )
 
 
-def _nothing(content: Mapping[str, Any], origin: str) -> str:
+def _nothing(content: Mapping[str, Any], origin: str, keys: Keys) -> str:
     """The message for a checkpoint without a network, with what it has."""
     if content and all(isinstance(value, Tensor) for value in content.values()):
         held = listed([str(key) for key in content])
@@ -246,8 +258,8 @@ def _nothing(content: Mapping[str, Any], origin: str) -> str:
             f"model's state dict."
         )
     return (
-        f"{origin} is no EfficientFormerV2: it has neither timm's keys (stem.conv1...) nor the official "
-        f"ones (patch_embed.0...), but {held}. Give a file of an EfficientFormerV2."
+        f"{origin} is no {keys.family}: it has {keys.known}, but {held}. Give a file of a network of the "
+        f"family {keys.family}."
     )
 
 

@@ -16,7 +16,7 @@ from torch import Tensor
 from effv2_kernels.errors import CheckpointError, UnavailableError
 
 if TYPE_CHECKING:
-    from effv2_kernels.reference.model import EfficientFormerV2
+    from effv2_kernels.families.efficientformer_v2 import EfficientFormerV2
 
 DIGITS_FILE = Path(__file__).with_name("digits.safetensors")
 DIGITS_SIZE = 64  # rows and columns of the images that the network takes
@@ -65,7 +65,7 @@ def load_digits_network() -> EfficientFormerV2:
         raise CheckpointError(
             "the digits network is a safetensors file: pip install 'effv2_kernels[io]'."
         ) from error
-    from effv2_kernels.reference.model import Architecture, EfficientFormerV2
+    from effv2_kernels.families.efficientformer_v2 import Architecture, EfficientFormerV2
 
     sizes = digits_metadata()["architecture"]
     architecture = Architecture(

@@ -67,7 +67,7 @@ def block_engine(kind: str, x: Tensor, values: Sequence[Any], build: Callable[[]
     """
     choice = block_choice(kind, x, values)
     weights = [v for v in values if isinstance(v, Tensor)]
-    options = tuple(v for v in values if not isinstance(v, Tensor))
+    options = tuple(... if isinstance(v, Tensor) else v for v in values)
     return _find((kind, choice, options), weights, lambda: new_block_engine(build, choice, x.device))
 
 

@@ -57,7 +57,7 @@ def fake(x: Tensor, weights: list[Tensor], structure: str, backend: str, dtype: 
     size: tuple[Any, Any] | None = (x.shape[2], x.shape[3])
     for block in network.blocks:
         assert size is not None  # a head is the last block
-        size = output_size(type(block), size)
+        size = output_size(block, size)
         outputs.append((block_sizes(block)["out"], size))
     wanted = [f.block for f in network.features] or [len(outputs) - 1]
     return [empty_map(x, *outputs[i]) for i in wanted]

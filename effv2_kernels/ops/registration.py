@@ -1,6 +1,6 @@
-"""How a block becomes an op: the schema is read from the fields of its dataclass.
+"""How a block becomes an op: the schema is read from its declaration.
 
-``torch.ops.effv2.<kind>(Tensor x, <fields of the block in declared order>) -> Tensor``. The ops are
+``torch.ops.effv2.<kind>(Tensor x, <tensors and options in declared order>) -> Tensor``. The ops are
 defined and implemented through ``torch.library.Library``, whose calls cost a third of those of
 ``torch.library.custom_op``. Their derivatives and transforms are those of the reference: see
 ``effv2_kernels.ops.differentiation``. For Torch's compiler the op of a block is more than a black box on a
@@ -9,31 +9,32 @@ GPU: see ``effv2_kernels.ops.decomposition``.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import MISSING, fields
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import MISSING
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from effv2_kernels import blocks
-from effv2_kernels.declaration import block_sizes, plain_type
+from effv2_kernels.declaration import Argument, arguments, assemble, block_sizes
 from effv2_kernels.errors import InputError, ModelError
 from effv2_kernels.inputs import check_input
 from effv2_kernels.ops.differentiation import differentiable
 
 LIBRARY = torch.library.Library("effv2", "DEF")
 
-_SCHEMA_TYPES: dict[Any, str] = {Tensor: "Tensor", Tensor | None: "Tensor?", int: "int", bool: "bool"}
+_SCHEMA_TYPES: dict[Any, str] = {Tensor: "Tensor", int: "int", bool: "bool", str: "str"}
 
 
-def schema(block_type: type[blocks.Block]) -> str:
+def schema(name: str, made_of: Iterable[Argument]) -> str:
     """The op's schema, e.g. ``head(Tensor x, Tensor weight, Tensor bias) -> Tensor``."""
-    arguments = ["Tensor x"]
-    for field in fields(block_type):
-        default = "" if field.default is MISSING else f"={field.default}"
-        arguments.append(f"{_SCHEMA_TYPES[plain_type(field.type)]} {field.name}{default}")
-    return f"{block_type.kind}({', '.join(arguments)}) -> Tensor"
+    listed = ["Tensor x"]
+    for a in made_of:
+        default = f'="{a.default}"' if a.type is str else f"={a.default}"
+        default = "" if a.default is MISSING else default
+        listed.append(f"{_SCHEMA_TYPES[a.type]}{'?' * a.optional} {a.name}{default}")
+    return f"{name}({', '.join(listed)}) -> Tensor"
 
 
 def empty_map(x: Tensor, channels: Any, size: tuple[Any, Any] | None) -> Tensor:
@@ -48,9 +49,9 @@ def empty_map(x: Tensor, channels: Any, size: tuple[Any, Any] | None) -> Tensor:
     )
 
 
-def output_size(block_type: type[blocks.Block], size: tuple[Any, Any]) -> tuple[Any, Any] | None:
+def output_size(block: blocks.Block, size: tuple[Any, Any]) -> tuple[Any, Any] | None:
     """Rows and columns of a block's output for those of its input; None for logits. Symbolic ones as well."""
-    step = block_type.step
+    step = block.step
     if step is None:
         return None
     if step == 1:
@@ -60,37 +61,54 @@ def output_size(block_type: type[blocks.Block], size: tuple[Any, Any]) -> tuple[
 
 def register(block_type: type[blocks.Block]) -> None:
     """Define ``torch.ops.effv2.<kind>`` with its kernels, fake kernel and autograd."""
-    kind = block_type.kind
-    names = [f.name for f in fields(block_type)]
+    _register(block_type.kind, block_type, arguments(block_type), {})
+
+
+def register_earlier(kind: str, now: blocks.Earlier) -> None:
+    """Define the op that an earlier version had for a kind of block; it took no options."""
+    block_type = blocks.BLOCK_TYPES[now.kind]
+    given = [a for a in arguments(block_type) if a.default is MISSING]
+    _register(kind, block_type, given, now.options)
+
+
+def _register(
+    kind: str,
+    block_type: type[blocks.Block],
+    made_of: Sequence[Argument],
+    options: dict[str, int | str],
+) -> None:
+    names = [a.name for a in made_of]
 
     def make(values: Sequence[Any]) -> blocks.Block:
         # PyTorch leaves out trailing arguments that have their default value.
-        return block_type(**dict(zip(names, values, strict=False)))
+        return assemble(block_type, {**dict(zip(names, values, strict=False)), **options})
 
     def run(x: Tensor, *values: Any) -> Tensor:
         from effv2_kernels.ops.engines import block_engine
 
         return block_engine(kind, x, values, lambda: make(values)).run(x)[0]
 
-    def sizes_of(values: Sequence[Any]) -> dict[str, int]:
+    def checked(values: Sequence[Any]) -> tuple[blocks.Block, dict[str, int]]:
         try:
-            return block_sizes(make(values))
+            block = make(values)
+            return block, block_sizes(block)
         except ModelError as error:
             raise InputError(str(error)) from error
 
     def fake(x: Tensor, *values: Any) -> Tensor:
-        sizes = sizes_of(values)
+        block, sizes = checked(values)
         torch._check(x.ndim == 4, lambda: f"expected images of rank 4, got {tuple(x.shape)}")
         torch._check(x.shape[1] == sizes["in"], lambda: f"expected {sizes['in']} channels, got {x.shape[1]}")
-        return empty_map(x, sizes["out"], output_size(block_type, (x.shape[2], x.shape[3])))
+        return empty_map(x, sizes["out"], output_size(block, (x.shape[2], x.shape[3])))
 
     def reference(x: Tensor, *values: Any) -> Tensor:
         from effv2_kernels.reference import run_block
 
-        check_input(x, sizes_of(values)["in"], x.dtype, x.device)
-        return run_block(make(values), x)
+        block, sizes = checked(values)
+        check_input(x, sizes["in"], x.dtype, x.device)
+        return run_block(block, x)
 
-    define(schema(block_type), run, fake, reference)
+    define(schema(kind, made_of), run, fake, reference)
     _register_decomposition(kind, make)
 
 

@@ -1,39 +1,21 @@
 """From a module of any supported origin to the one description of a network, ``blocks.Network``.
 
-Each adapter is one file with ``matches(module)``, ``read(module)`` and ``part_reader(module)``, and one row
-of the table below. A new origin is a new file and a new row.
+Each family has a reader for each origin of its models (``effv2_kernels.families``); here is what they share.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator
-from typing import NamedTuple, Protocol
+from collections.abc import Collection, Iterator
+from typing import NamedTuple
 
 from torch import nn
 
-from effv2_kernels import blocks
+from effv2_kernels import blocks, families
 from effv2_kernels.errors import ModelError
-from effv2_kernels.sources import official, reference, timm
+from effv2_kernels.families import Reader
 from effv2_kernels.sources.genuine import require_genuine
 from effv2_kernels.sources.node import Node, named_modules, require_usable
 from effv2_kernels.sources.wrappers import why_opaque
-
-
-class Adapter(Protocol):
-    """What a file of this folder offers."""
-
-    def matches(self, module: nn.Module) -> bool:
-        """Whether the module has this origin's structure; cheap, and reads no weights."""
-
-    def read(self, module: nn.Module) -> blocks.Network:
-        """The folded network of a usable module; ModelError for whatever is not supported."""
-
-    def part_reader(self, module: nn.Module) -> Callable[[Node], list[tuple[str, blocks.Block]]] | None:
-        """What reads the blocks of a part that stands alone, None for anything that is not one."""
-
-
-# In order of trial. The reference comes first: it is told by its class, the others by structure.
-ADAPTERS: dict[str, Adapter] = {"reference": reference, "timm": timm, "official": official}
 
 
 class Unrecognised(NamedTuple):
@@ -44,10 +26,10 @@ class Unrecognised(NamedTuple):
     reason: str
 
 
-def _adapter(module: nn.Module) -> Adapter | None:
+def _reader(module: nn.Module) -> Reader | None:
     if why_opaque(module) is not None:
         return None
-    return next((adapter for adapter in ADAPTERS.values() if adapter.matches(module)), None)
+    return next((reader for reader in families.readers() if reader.matches(module)), None)
 
 
 def _join(path: str, name: str) -> str:
@@ -68,7 +50,7 @@ def _require_readable(node: Node) -> None:
 
 
 def read(module: nn.Module, *, checked: bool = False) -> blocks.Network:
-    """The folded network of a module that is an EfficientFormerV2.
+    """The folded network of a module that is one.
 
     checked: the module, or the one that it is a clone of, was read before: look at its structure alone.
 
@@ -76,22 +58,22 @@ def read(module: nn.Module, *, checked: bool = False) -> blocks.Network:
     not finite, with a forward that was replaced, or with a part that is not computed as blocks.py says; the
     message names the part.
     """
-    adapter = _adapter(module)
-    if adapter is not None:
+    reader = _reader(module)
+    if reader is not None:
         if not checked:
             _require_readable(Node(module))
-        return adapter.read(module)
+        return reader.read(module)
     inside = [path for path, _ in _matching(module, "")]
     if inside:
         hint = f"It holds one at {', '.join(repr(path) for path in inside)}: give that submodule."
     else:
-        hint = f"Known origins: {', '.join(ADAPTERS)}."
-    raise ModelError(f"{type(module).__name__} is not an EfficientFormerV2. {hint}")
+        hint = f"Known origins: {families.origins()}."
+    raise ModelError(f"{type(module).__name__} is not an {families.names()}. {hint}")
 
 
 def _matching(module: nn.Module, path: str) -> Iterator[tuple[str, nn.Module]]:
-    """The outermost submodules that an adapter takes for a whole network."""
-    if _adapter(module) is not None:
+    """The outermost submodules that a reader takes for a whole network."""
+    if _reader(module) is not None:
         yield path, module
         return
     for child_path, child in _children(module, path):
@@ -125,8 +107,8 @@ def read_part(module: nn.Module, path: str = "", *, checked: bool = False) -> tu
     """
     if why_opaque(module) is not None:
         return None
-    for adapter in ADAPTERS.values():
-        extract = adapter.part_reader(module)
+    for reader in families.readers():
+        extract = reader.part_reader(module)
         if extract is not None:
             node = Node(module, path)
             if not checked:
@@ -136,7 +118,7 @@ def read_part(module: nn.Module, path: str = "", *, checked: bool = False) -> tu
 
 
 def read_parts(module: nn.Module, *, skip: Collection[str] = ()) -> dict[str, tuple[blocks.Block, ...]]:
-    """The parts of a module that are blocks of an EfficientFormerV2, by dotted path.
+    """The parts of a module that are blocks of a known network, by dotted path.
 
     Each of these submodules maps (N, C, H, W) to the output of its blocks run one after another: a stem,
     a block with its residuals and layer scales (attention, if any, and FFN), a step between stages. Parts
@@ -175,20 +157,20 @@ def unrecognised(module: nn.Module) -> list[Unrecognised]:
     def visit(path: str, part: nn.Module) -> bool:
         """Whether something in here is recognised; what is not is added to ``left``."""
         name = type(part).__name__
-        adapter = _adapter(part)
+        reader = _reader(part)
         opaque = why_opaque(part)
         if opaque is not None:
             left.append(Unrecognised(path, name, opaque))
             return True
         try:
-            if adapter is not None:
+            if reader is not None:
                 read(part)
                 return True
             if read_part(part, path) is not None:
                 return True
         except ModelError as error:
-            reason = str(_located(error, path) if adapter is not None else error)
-            if adapter is None:
+            reason = str(_located(error, path) if reader is not None else error)
+            if reader is None:
                 left.append(Unrecognised(path, name, reason))
                 return True
             mark = len(left)
@@ -203,7 +185,7 @@ def unrecognised(module: nn.Module) -> list[Unrecognised]:
             return True
         del left[mark:]
         if path == "" or next(part.parameters(), None) is not None or next(part.buffers(), None) is not None:
-            left.append(Unrecognised(path, name, "is not part of an EfficientFormerV2"))
+            left.append(Unrecognised(path, name, f"is not part of an {families.names()}"))
         return False
 
     visit("", module)

@@ -34,9 +34,9 @@ class Assembly:
         """Return this feature map to the caller."""
         self._features.append(feature)
 
-    def add_head(self, norm: Normalisation, classifiers: list[Affine]) -> None:
-        """Append the head, and keep the norm that it has folded in."""
-        self.add([("head", folding.head("head", norm, classifiers))])
+    def add_head(self, norm: Normalisation, classifiers: list[Affine], name: str = "head") -> None:
+        """Append the head, and keep the norm that it has folded in. name: the path of the classifier."""
+        self.add([(name, folding.head(name, norm, classifiers))])
         self._norm = folding.single("norm", norm.scale), folding.single("norm", norm.shift)
 
     def network(self) -> blocks.Network:

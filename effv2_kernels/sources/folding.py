@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from effv2_kernels import blocks
+from effv2_kernels.declaration import Layer
 from effv2_kernels.errors import ModelError
 from effv2_kernels.reference.attention_bias import distance_index
 from effv2_kernels.sources.node import Affine, Node, Normalisation, all_finite
@@ -26,34 +27,46 @@ def single(name: str, value: Tensor) -> Tensor:
     return result
 
 
-def _matrix(affine: Affine) -> Tensor:
-    return affine.folded().flatten(1)  # (out, in, 1, 1) -> (out, in)
+def _conv(name: str, affine: Affine) -> Layer:
+    return Layer(single(name, affine.folded()), single(name, affine.bias))
 
 
-def _depthwise(affine: Affine) -> Tensor:
-    return affine.folded()[:, 0]  # (channels, 1, 3, 3) -> (channels, 3, 3)
+def _pointwise(name: str, *affines: Affine) -> Layer:
+    """1x1 convolutions of one input, their outputs one behind the other: (out, in, 1, 1) -> (out, in)."""
+    weights = [single(name, affine.folded().flatten(1)) for affine in affines]
+    bias = torch.cat([affine.bias for affine in affines])
+    return Layer(weights[0] if len(weights) == 1 else torch.cat(weights), single(name, bias))
+
+
+def _depthwise(name: str, affine: Affine) -> Layer:
+    """(channels, 1, k, k) -> (channels, k, k)."""
+    return Layer(single(name, affine.folded()[:, 0]), single(name, affine.bias))
 
 
 def stem(name: str, conv1: Affine, conv2: Affine) -> blocks.Stem:
     """Both convolutions with their BatchNorm folded."""
-    return blocks.Stem(
-        conv1_weight=single(name, conv1.folded()),
-        conv1_bias=single(name, conv1.bias),
-        conv2_weight=single(name, conv2.folded()),
-        conv2_bias=single(name, conv2.bias),
-    )
+    return blocks.Stem(_conv(name, conv1), _conv(name, conv2))
 
 
-def ffn(name: str, fc1: Affine, mid: Affine, fc2: Affine, layer_scale: Tensor | None) -> blocks.FFN:
-    """``layer_scale``: (channels,), or None for no scale."""
-    fc2 = fc2.scaled(layer_scale)
+def ffn(
+    name: str,
+    fc1: Affine | None,
+    mid: Affine,
+    fc2: Affine,
+    layer_scale: Tensor | None = None,
+    *,
+    activation: str = "gelu",
+    stride: int = 1,
+    residual: bool = True,
+) -> blocks.FFN:
+    """``fc1``: None without expansion. ``layer_scale``: (channels,), or None for no scale."""
     return blocks.FFN(
-        fc1_weight=single(name, _matrix(fc1)),
-        fc1_bias=single(name, fc1.bias),
-        dw_weight=single(name, _depthwise(mid)),
-        dw_bias=single(name, mid.bias),
-        fc2_weight=single(name, _matrix(fc2)),
-        fc2_bias=single(name, fc2.bias),
+        fc1=None if fc1 is None else _pointwise(name, fc1),
+        dw=_depthwise(name, mid),
+        fc2=_pointwise(name, fc2.scaled(layer_scale)),
+        activation=activation,
+        stride=stride,
+        residual=residual,
     )
 
 
@@ -76,32 +89,27 @@ def attention(
     """``scale`` multiplies the logits before the bias is added."""
     heads = table.shape[0]
     q, proj = q.scaled(scale), proj.scaled(layer_scale)
-    mix1, mix2 = _matrix(talking_head1), _matrix(talking_head2)
+    mix1 = talking_head1.folded().flatten(1)
     mixed_bias = torch.einsum("hg,grc->hrc", mix1, table) + talking_head1.bias[:, None, None]
     return blocks.Attention(
-        qkv_weight=torch.cat([single(name, _matrix(part)) for part in (q, k, v)]),
-        qkv_bias=single(name, torch.cat([q.bias, k.bias, v.bias])),
-        local_weight=single(name, _depthwise(local)),
-        local_bias=single(name, local.bias),
+        qkv=_pointwise(name, q, k, v),
+        local=_depthwise(name, local),
         mix1_weight=single(name, mix1),
         bias=single(name, mixed_bias),
-        mix2_weight=single(name, mix2),
-        mix2_bias=single(name, talking_head2.bias),
-        proj_weight=single(name, _matrix(proj)),
-        proj_bias=single(name, proj.bias),
+        mix2=_pointwise(name, talking_head2),
+        proj=_pointwise(name, proj),
         heads=heads,
         key_dim=q.bias.numel() // heads,
         value_dim=v.bias.numel() // heads,
         stride=1 if stride_conv is None else 2,
         resize_bias=resize_bias,
-        dw_weight=None if stride_conv is None else single(name, _depthwise(stride_conv)),
-        dw_bias=None if stride_conv is None else single(name, stride_conv.bias),
+        dw=None if stride_conv is None else _depthwise(name, stride_conv),
     )
 
 
-def conv_downsample(name: str, conv: Affine) -> blocks.ConvDownsample:
+def conv(name: str, affine: Affine, *, stride: int = 1, activation: str = "none") -> blocks.Conv:
     """The convolution with its BatchNorm folded."""
-    return blocks.ConvDownsample(weight=single(name, conv.folded()), bias=single(name, conv.bias))
+    return blocks.Conv(_conv(name, affine), stride, activation)
 
 
 def attention_downsample(
@@ -120,23 +128,17 @@ def attention_downsample(
 ) -> blocks.AttentionDownsample:
     """The query of x is query_proj(query_local(x) + x[::2, ::2]); the second term joins the centre tap."""
     heads = table.shape[0]
-    dw = _depthwise(query_local)
-    dw[:, 1, 1] += 1
+    dw = query_local.folded()
+    dw[:, 0, 1, 1] += 1
     q = query_proj.scaled(scale)
     return blocks.AttentionDownsample(
-        dw_weight=single(name, dw),
-        dw_bias=single(name, query_local.bias),
-        q_weight=single(name, _matrix(q)),
-        q_bias=single(name, q.bias),
-        kv_weight=torch.cat([single(name, _matrix(part)) for part in (k, v)]),
-        kv_bias=single(name, torch.cat([k.bias, v.bias])),
-        local_weight=single(name, _depthwise(local)),
-        local_bias=single(name, local.bias),
+        dw=_depthwise(name, Affine(dw, torch.ones_like(query_local.factor), query_local.bias)),
+        q=_pointwise(name, q),
+        kv=_pointwise(name, k, v),
+        local=_depthwise(name, local),
         bias=single(name, table),
-        proj_weight=single(name, _matrix(proj)),
-        proj_bias=single(name, proj.bias),
-        conv_weight=single(name, conv.folded()),
-        conv_bias=single(name, conv.bias),
+        proj=_pointwise(name, proj),
+        conv=_conv(name, conv),
         heads=heads,
         key_dim=q.bias.numel() // heads,
         value_dim=v.bias.numel() // heads,
@@ -145,12 +147,12 @@ def attention_downsample(
 
 
 def head(name: str, norm: Normalisation, classifiers: list[Affine]) -> blocks.Head:
-    """The mean of the classifiers behind the BatchNorm; without a classifier the normalised mean itself."""
+    """The mean of the classifiers behind the normalisation; without one the normalised mean itself."""
     if not classifiers:
-        return blocks.Head(single(name, torch.diag(norm.scale)), single(name, norm.shift))
+        return blocks.Head(Layer(single(name, torch.diag(norm.scale)), single(name, norm.shift)))
     weight = torch.stack([c.folded() for c in classifiers]).mean(0)
-    bias = torch.stack([c.bias for c in classifiers]).mean(0)
-    return blocks.Head(single(name, weight * norm.scale), single(name, weight @ norm.shift + bias))
+    bias = torch.stack([c.bias for c in classifiers]).mean(0) + weight @ norm.shift
+    return blocks.Head(Layer(single(name, weight * norm.scale), single(name, bias)))
 
 
 def feature(name: str, block: int, norm: Normalisation | None) -> blocks.Feature:

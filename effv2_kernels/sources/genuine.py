@@ -1,6 +1,6 @@
 """Refuse modules that are known to compute something else than their structure says.
 
-An adapter recognises a network by its structure: names, sizes, kinds of layers. Whoever changes what such a
+A reader recognises a network by its structure: names, sizes, kinds of layers. Whoever changes what such a
 module computes mostly does it where this can be seen: by another ``forward`` on one instance, in a derived
 class, or in the class itself. Copies of a whole file cannot be judged so; ``verification`` runs them.
 """
@@ -19,7 +19,7 @@ from effv2_kernels.sources.clone import Clone, refresh, scramble
 from effv2_kernels.sources.node import Node
 
 # Code that is taken at its word.
-_TRUSTED = ("torch.nn", "torchvision", "timm", "effv2_kernels.reference")
+_TRUSTED = ("torch.nn", "torchvision", "timm", "effv2_kernels.families")
 
 # What a forward pass goes through, beside whatever begins with "forward".
 _METHODS = {
@@ -28,6 +28,7 @@ _METHODS = {
     "_call_impl",
     "_slow_forward",
     "_conv_forward",
+    "_forward_impl",
     "_collect",
     "get_attention_biases",
     "bias",

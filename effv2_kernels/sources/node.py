@@ -1,7 +1,7 @@
 """Look into a module of unknown origin, and refuse by path whatever is not as expected.
 
 Every accessor either proves what it returns or raises ModelError with the path of the module and what
-about it is unsupported, so that an adapter reads like the structure that it recognises.
+about it is unsupported, so that a reader reads like the structure that it recognises.
 """
 
 from __future__ import annotations
@@ -11,10 +11,10 @@ from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from effv2_kernels.errors import ModelError
+from effv2_kernels.reference.activation import activate
 
 # Class names of BatchNorm with fixed statistics (torchvision, timm, detectron2): no common base class.
 _FROZEN_NORMS = ("FrozenBatchNorm2d", "FrozenBatchNormAct2d")
@@ -54,6 +54,12 @@ class Normalisation(NamedTuple):
     shift: Tensor
 
 
+def unchanged(channels: int) -> Normalisation:
+    """No normalisation: y = x for so many channels."""
+    one = torch.ones(channels, dtype=torch.float64, device="cpu")
+    return Normalisation(one, torch.zeros_like(one))
+
+
 class Node:
     """A module and its path inside the network that is being read."""
 
@@ -79,7 +85,7 @@ class Node:
         node = self.find(path)
         if node is None:
             fused = f" {_FUSED}" if path.endswith("bn") and "conv" in self.module._modules else ""
-            raise self.error(f"has no submodule '{path}', which an EfficientFormerV2 has there.{fused}")
+            raise self.error(f"has no submodule '{path}', which is expected there.{fused}")
         return node
 
     def children(self) -> list[Node]:
@@ -179,10 +185,10 @@ def _affine(node: Node, outputs: int) -> Affine:
     return Affine(node.raw_tensor("weight"), one, bias)
 
 
-def batch_norm(node: Node, *, activation: bool = False) -> Normalisation:
+def batch_norm(node: Node, *, activation: str = "none") -> Normalisation:
     """A BatchNorm in eval mode with running statistics (or one with fixed statistics).
 
-    ``activation``: the module applies an exact GELU as well (timm's fused class), which is checked.
+    ``activation``: what the module applies as well (timm's fused class), which is checked.
     """
     norm = node.module
     batch = isinstance(norm, (nn.BatchNorm2d, nn.SyncBatchNorm))
@@ -191,10 +197,10 @@ def batch_norm(node: Node, *, activation: bool = False) -> Normalisation:
     if not batch and type(norm).__name__ not in _FROZEN_NORMS:
         raise node.error("is unsupported: expected an nn.BatchNorm2d.")
     for child in node.children():
-        if not (activation and child.path.endswith(".act")):
+        if activation == "none" or not child.path.endswith(".act"):
             require_nothing(child)
-    if activation:
-        require_gelu(node["act"])
+    if activation != "none":
+        require_activation(node["act"], activation)
         if type(norm).forward in (nn.SyncBatchNorm.forward, nn.BatchNorm2d.forward):
             raise node.error(
                 "holds an activation that it does not apply: torch.nn.SyncBatchNorm.convert_sync_batchnorm "
@@ -220,15 +226,25 @@ def normalised(affine: Affine, norm: Normalisation | None) -> Affine:
     return scaled._replace(bias=scaled.bias + norm.shift)
 
 
-def require_gelu(node: Node) -> None:
-    """Refuse every activation but the exact GELU, x * Phi(x), told by its values: classes vary."""
+_SPELT = {"gelu": "the exact GELU, x * Phi(x)", "relu6": "ReLU6, min(max(x, 0), 6)"}
+
+
+def require_activation(node: Node, name: str) -> None:
+    """Refuse every activation but the one of that name, told by its values: classes vary."""
+    expected = _SPELT.get(name, name)
     if any(True for _ in node.module.parameters()):
-        raise node.error("is unsupported: expected the exact GELU, which has no parameters.")
-    probe = torch.linspace(-6, 6, 97, dtype=torch.float64, device="cpu")
-    # The tanh form differs by up to 4.7e-4, the sigmoid form by 2e-2; float64 rounding by 1e-15.
+        raise node.error(f"is unsupported: expected {expected}, which has no parameters.")
+    probe = torch.linspace(-9, 9, 145, dtype=torch.float64, device="cpu")
+    # Of GELU the tanh form differs by up to 4.7e-4, the sigmoid form by 2e-2; float64 rounding by 1e-15.
     # Not by a call, which hooks on all modules would count.
-    if not torch.allclose(node.module.forward(probe.clone()), F.gelu(probe), rtol=0, atol=1e-7):
-        raise node.error("is unsupported: expected the exact GELU, x * Phi(x).")
+    found = node.module.forward(probe.clone())
+    if not torch.allclose(found, activate(probe, name), rtol=0, atol=1e-7):
+        raise node.error(f"is unsupported: expected {expected}.")
+
+
+def require_gelu(node: Node) -> None:
+    """Refuse every activation but the exact GELU."""
+    require_activation(node, "gelu")
 
 
 def require_nothing(node: Node | None) -> None:

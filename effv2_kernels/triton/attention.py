@@ -260,18 +260,23 @@ class Attention(Packed):
     """``blocks.Attention`` with its weights in the kernels' layouts."""
 
     def __init__(self, block: blocks.Attention, dtype: torch.dtype, device: torch.device | str) -> None:
+        # Or it was refused, see triton.plan.
+        assert block.mix1_weight is not None
+        assert block.mix2 is not None
+        assert block.local is not None
+        assert block.bias is not None
         self.dw = self.dw_bias = None
-        if block.dw_weight is not None and block.dw_bias is not None:
-            self.dw, self.dw_bias = taps(block.dw_weight, dtype, device), vector(block.dw_bias, device)
-        self.qkv, self.qkv_bias = matrix(block.qkv_weight, dtype, device), vector(block.qkv_bias, device)
+        if block.dw is not None:
+            self.dw, self.dw_bias = taps(block.dw.weight, dtype, device), vector(block.dw.bias, device)
+        self.qkv, self.qkv_bias = matrix(block.qkv.weight, dtype, device), vector(block.qkv.bias, device)
         self.mix1 = vector(block.mix1_weight * math.log2(math.e), device)
         self.bias = BiasTable(block.bias, 1, block.resize_bias, device)
-        self.mix2, self.mix2_bias = vector(block.mix2_weight, device), vector(block.mix2_bias, device)
+        self.mix2, self.mix2_bias = vector(block.mix2.weight, device), vector(block.mix2.bias, device)
         self.local, self.local_bias = (
-            taps(block.local_weight, dtype, device),
-            vector(block.local_bias, device),
+            taps(block.local.weight, dtype, device),
+            vector(block.local.bias, device),
         )
-        self.proj, self.proj_bias = matrix(block.proj_weight, dtype, device), vector(block.proj_bias, device)
+        self.proj, self.proj_bias = matrix(block.proj.weight, dtype, device), vector(block.proj.bias, device)
         self.heads, self.key_dim, self.value_dim = block.heads, block.key_dim, block.value_dim
 
     def plan(self, x: FeatureMap, precision: str) -> list[Launch]:

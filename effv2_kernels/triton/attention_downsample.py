@@ -166,17 +166,17 @@ class AttentionDownsample(Packed):
     def __init__(
         self, block: blocks.AttentionDownsample, dtype: torch.dtype, device: torch.device | str
     ) -> None:
-        self.dw, self.dw_bias = taps(block.dw_weight, dtype, device), vector(block.dw_bias, device)
-        self.q, self.q_bias = matrix(block.q_weight, dtype, device), vector(block.q_bias, device)
-        self.kv, self.kv_bias = matrix(block.kv_weight, dtype, device), vector(block.kv_bias, device)
+        self.dw, self.dw_bias = taps(block.dw.weight, dtype, device), vector(block.dw.bias, device)
+        self.q, self.q_bias = matrix(block.q.weight, dtype, device), vector(block.q.bias, device)
+        self.kv, self.kv_bias = matrix(block.kv.weight, dtype, device), vector(block.kv.bias, device)
         self.local, self.local_bias = (
-            taps(block.local_weight, dtype, device),
-            vector(block.local_bias, device),
+            taps(block.local.weight, dtype, device),
+            vector(block.local.bias, device),
         )
         self.bias = BiasTable(block.bias, 2, block.resize_bias, device)
-        self.proj = matrix(block.proj_weight, dtype, device)
-        self.conv = conv_matrix(block.conv_weight, dtype, device)
-        self.out_bias = vector(block.proj_bias + block.conv_bias, device)
+        self.proj = matrix(block.proj.weight, dtype, device)
+        self.conv = conv_matrix(block.conv.weight, dtype, device)
+        self.out_bias = vector(block.proj.bias + block.conv.bias, device)
         self.heads, self.key_dim, self.value_dim = block.heads, block.key_dim, block.value_dim
 
     def plan(self, x: FeatureMap, precision: str) -> list[Launch]:

@@ -100,9 +100,10 @@ class FFN(Packed):
     """``blocks.FFN`` with its weights in the kernels' layouts."""
 
     def __init__(self, block: blocks.FFN, dtype: torch.dtype, device: torch.device | str) -> None:
-        self.fc1, self.fc1_bias = matrix(block.fc1_weight, dtype, device), vector(block.fc1_bias, device)
-        self.dw, self.dw_bias = taps(block.dw_weight, dtype, device), vector(block.dw_bias, device)
-        self.fc2, self.fc2_bias = matrix(block.fc2_weight, dtype, device), vector(block.fc2_bias, device)
+        assert block.fc1 is not None  # or it was refused, see triton.plan
+        self.fc1, self.fc1_bias = matrix(block.fc1.weight, dtype, device), vector(block.fc1.bias, device)
+        self.dw, self.dw_bias = taps(block.dw.weight, dtype, device), vector(block.dw.bias, device)
+        self.fc2, self.fc2_bias = matrix(block.fc2.weight, dtype, device), vector(block.fc2.bias, device)
 
     def plan(self, x: FeatureMap, precision: str) -> list[Launch]:
         small = x.height * x.width <= _SMALL_MAP or x.pixels <= _FEW_PIXELS

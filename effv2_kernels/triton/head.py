@@ -42,7 +42,7 @@ class Head(Packed):
     """``blocks.Head`` with its weights in the kernel's layout."""
 
     def __init__(self, block: blocks.Head, dtype: torch.dtype, device: torch.device | str) -> None:
-        self.weight, self.bias = matrix(block.weight, dtype, device), vector(block.bias, device)
+        self.weight, self.bias = matrix(block.linear.weight, dtype, device), vector(block.linear.bias, device)
 
     def plan(self, x: FeatureMap, precision: str) -> list[Launch]:
         y = x.like(x.channels, 1, 1)

@@ -8,22 +8,30 @@ from importlib import import_module
 import torch
 from torch import Tensor
 
-from effv2_kernels import blocks
+from effv2_kernels import blocks, support
+from effv2_kernels.backends import require_kernels
 from effv2_kernels.triton.feature import Feature
 from effv2_kernels.triton.launch import FeatureMap, Launch, Tile
 from effv2_kernels.triton.memory import lay_out
 from effv2_kernels.triton.packing import Packed
 
-# One stem per block: ``blocks.FFN`` is packed by the class of its name in ``effv2_kernels.triton.ffn``.
-_PACKERS = {
-    kind: getattr(import_module(f"effv2_kernels.triton.{kind}"), block_type.__name__)
-    for kind, block_type in blocks.BLOCK_TYPES.items()
-}
+# What the kernels of each kind of block can run; a kind that is not here has none.
+LIMITS = support.AS_IN_0_2
+
+
+def refusal(block: blocks.Block) -> str | None:
+    """What of a block there is no kernel for, None where there is one."""
+    return support.refusal(LIMITS, block)
 
 
 def pack(block: blocks.Block, dtype: torch.dtype, device: torch.device | str) -> Packed:
-    """A block with its weights on ``device`` in the layouts of its kernels."""
-    packer = _PACKERS[block.kind]
+    """A block with its weights on ``device`` in the layouts of its kernels.
+
+    Raises UnavailableError where there is no kernel for it.
+    """
+    require_kernels("triton", [block])
+    # One stem per block: the class FFN of effv2_kernels.triton.ffn packs a blocks.FFN.
+    packer = getattr(import_module(f"effv2_kernels.triton.{block.kind}"), type(block).__name__)
     packed: Packed = packer(block, dtype, device)
     return packed
 

@@ -14,7 +14,7 @@ import triton
 import triton.language as tl
 
 from effv2_kernels import blocks
-from effv2_kernels.triton.conv_downsample import strided_conv
+from effv2_kernels.triton.conv import strided_conv
 from effv2_kernels.triton.launch import FeatureMap, Launch, Tile, blocks_of, is_wide, round_up_to_power, tile
 from effv2_kernels.triton.packing import Packed, conv_matrix, half_or_float, matrix, vector
 from effv2_kernels.triton.ranking import product_programs
@@ -84,9 +84,9 @@ class Stem(Packed):
     """``blocks.Stem`` with its weights in the kernels' layouts. The image may have any strides."""
 
     def __init__(self, block: blocks.Stem, dtype: torch.dtype, device: torch.device | str) -> None:
-        self.w1 = matrix(block.conv1_weight.flatten(1), half_or_float(dtype), device)
-        self.bias1 = vector(block.conv1_bias, device)
-        self.w2, self.bias2 = conv_matrix(block.conv2_weight, dtype, device), vector(block.conv2_bias, device)
+        self.w1 = matrix(block.conv1.weight.flatten(1), half_or_float(dtype), device)
+        self.bias1 = vector(block.conv1.bias, device)
+        self.w2, self.bias2 = conv_matrix(block.conv2.weight, dtype, device), vector(block.conv2.bias, device)
 
     def plan(self, x: FeatureMap, precision: str) -> list[Launch]:
         middle = x.like(self.w1.shape[1], blocks_of(x.height, 2), blocks_of(x.width, 2))

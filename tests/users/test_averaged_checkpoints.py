@@ -12,9 +12,9 @@ import torch
 from models import TINY, randomise
 from torch import nn
 
-from effv2_kernels import checkpoint
 from effv2_kernels.__main__ import main
 from effv2_kernels.errors import CheckpointError, ModelError, UnknownNameError
+from effv2_kernels.families.efficientformer_v2 import weights as checkpoint
 from effv2_kernels.reference import VARIANTS, create_model
 
 S0 = "efficientformerv2_s0"

@@ -17,9 +17,9 @@ from models import TINY
 from torch import nn
 
 import effv2_kernels
-from effv2_kernels import checkpoint
 from effv2_kernels.__main__ import main
 from effv2_kernels.errors import CheckpointError
+from effv2_kernels.families.efficientformer_v2 import weights as checkpoint
 from effv2_kernels.reference import VARIANTS
 
 S0 = "efficientformerv2_s0"
@@ -129,7 +129,7 @@ def test_modules_are_never_unpickled(build, model, state, tmp_path):
     torch.save(build(model), path)
     message = refusal(path, "holds Python objects besides tensors", "never loaded")
     if hasattr(torch.serialization, "get_unsafe_globals_in_checkpoint"):
-        assert "reference.model.EfficientFormerV2" in message or "linear.Identity" in message
+        assert "efficientformer_v2.model.EfficientFormerV2" in message or "linear.Identity" in message
     assert same(follow(message, path), state)
 
 

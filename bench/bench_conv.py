@@ -8,12 +8,10 @@ import pytest
 
 from effv2_kernels.shapes import BlockShape, family_shapes
 
-SHAPES = family_shapes("conv_downsample")
+SHAPES = family_shapes("conv")
 
 
-@pytest.mark.benchmark(
-    group="conv_downsample", warmup=True, warmup_iterations=20, min_rounds=20, max_time=0.4
-)
+@pytest.mark.benchmark(group="conv", warmup=True, warmup_iterations=20, min_rounds=20, max_time=0.4)
 @pytest.mark.parametrize("name", SHAPES)
-def test_conv_downsample(name: str, time_block: Callable[[BlockShape], None]) -> None:
+def test_conv(name: str, time_block: Callable[[BlockShape], None]) -> None:
     time_block(SHAPES[name])

@@ -1,4 +1,4 @@
-"""Read this package's own model, ``effv2_kernels.reference.EfficientFormerV2``."""
+"""Read this package's own model, ``create_model``'s."""
 
 from __future__ import annotations
 
@@ -7,12 +7,14 @@ from collections.abc import Callable
 from torch import Tensor, nn
 
 from effv2_kernels import blocks
-from effv2_kernels.reference import model as reference
-from effv2_kernels.reference.attention import AttentionLayer
-from effv2_kernels.reference.attention_downsample import AttentionDownsampleLayer
-from effv2_kernels.reference.conv_downsample import ConvDownsampleLayer
-from effv2_kernels.reference.layers import LayerScale
-from effv2_kernels.reference.stem import StemLayer
+from effv2_kernels.families.efficientformer_v2 import model as own
+from effv2_kernels.families.efficientformer_v2.layers import (
+    AttentionDownsampleLayer,
+    AttentionLayer,
+    ConvDownsampleLayer,
+    LayerScale,
+    StemLayer,
+)
 from effv2_kernels.sources import folding
 from effv2_kernels.sources.assembly import Assembly
 from effv2_kernels.sources.node import (
@@ -28,8 +30,8 @@ Named = list[tuple[str, blocks.Block]]
 
 
 def matches(module: nn.Module) -> bool:
-    """Whether the module is the reference model."""
-    return isinstance(module, reference.EfficientFormerV2)
+    """Whether the module is the package's own model."""
+    return isinstance(module, own.EfficientFormerV2)
 
 
 def read(module: nn.Module) -> blocks.Network:
@@ -58,7 +60,7 @@ def read(module: nn.Module) -> blocks.Network:
 
 def part_reader(module: nn.Module) -> Callable[[Node], Named] | None:
     """What reads a stem, stage block or downsample step that stands alone; None for anything else."""
-    if isinstance(module, reference.BlockLayer):
+    if isinstance(module, own.BlockLayer):
         return _block
     if isinstance(module, (ConvDownsampleLayer, AttentionDownsampleLayer)):
         return _downsample
@@ -121,7 +123,7 @@ def _attention(node: Node, layer: AttentionLayer, layer_scale: Tensor | None) ->
 def _downsample(node: Node) -> Named:
     if isinstance(node.module, ConvDownsampleLayer):
         conv = _conv_norm(node["conv"], kernel=3, stride=2)
-        return [(node.path, folding.conv_downsample(node.path, conv))]
+        return [(node.path, folding.conv(node.path, conv, stride=2))]
     assert isinstance(node.module, AttentionDownsampleLayer)
     attn, layer = node["attn"], node.module.attn
     block = folding.attention_downsample(

@@ -1,4 +1,4 @@
-"""The strided convolution on a GPU: ``blocks.ConvDownsample`` in one launch, which the stem uses as well."""
+"""The strided convolution on a GPU: ``blocks.Conv`` in one launch, which the stem uses as well."""
 
 from __future__ import annotations
 
@@ -71,11 +71,14 @@ def strided_conv(x: FeatureMap, w: Tensor, bias: Tensor, precision: str, *, gelu
     )  # fmt: skip
 
 
-class ConvDownsample(Packed):
-    """``blocks.ConvDownsample`` with its weights in the kernel's layout."""
+class Conv(Packed):
+    """``blocks.Conv`` with its weights in the kernel's layout."""
 
-    def __init__(self, block: blocks.ConvDownsample, dtype: torch.dtype, device: torch.device | str) -> None:
-        self.weight, self.bias = conv_matrix(block.weight, dtype, device), vector(block.bias, device)
+    def __init__(self, block: blocks.Conv, dtype: torch.dtype, device: torch.device | str) -> None:
+        self.weight, self.bias = (
+            conv_matrix(block.conv.weight, dtype, device),
+            vector(block.conv.bias, device),
+        )
 
     def plan(self, x: FeatureMap, precision: str) -> list[Launch]:
         return [strided_conv(x, self.weight, self.bias, precision, gelu=False)]

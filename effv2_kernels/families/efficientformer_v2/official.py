@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from effv2_kernels import blocks
+from effv2_kernels.families.efficientformer_v2.timm import require_bilinear_2x, require_subsampling
 from effv2_kernels.sources import folding
 from effv2_kernels.sources.assembly import Assembly
 from effv2_kernels.sources.node import (
@@ -26,7 +27,6 @@ from effv2_kernels.sources.node import (
     require_nothing,
     sequence,
 )
-from effv2_kernels.sources.timm import require_bilinear_2x, require_subsampling
 
 Named = list[tuple[str, blocks.Block]]
 
@@ -201,7 +201,7 @@ def _embedding(node: Node) -> Named:
         raise node.error("is unsupported: light=True, which no published EfficientFormerV2 uses.")
     if not node.value("asub"):
         conv = normalised(convolution(node["proj"], kernel=3, stride=2), _output_norm(node["norm"]))
-        return [(node.path, folding.conv_downsample(node.path, conv))]
+        return [(node.path, folding.conv(node.path, conv, stride=2))]
     attn = node["attn"]
     require_subsampling(attn["q.pool"])
     (query_local,) = sequence(attn["q.local"], 1)

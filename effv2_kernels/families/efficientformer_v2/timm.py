@@ -176,7 +176,7 @@ def _conv_norm(node: Node, *, kernel: int = 1, stride: int = 1, depthwise: bool 
 def _conv_norm_gelu(node: Node, *, kernel: int = 3, stride: int = 2, depthwise: bool = False) -> Affine:
     conv = convolution(node["conv"], kernel=kernel, stride=stride, depthwise=depthwise)
     require_nothing(node.find("aa"))
-    return normalised(conv, batch_norm(node["bn"], activation=True))
+    return normalised(conv, batch_norm(node["bn"], activation="gelu"))
 
 
 def _strided(node: Node) -> Affine:
@@ -261,7 +261,7 @@ def _downsample(node: Node) -> Named:
     conv = _conv_norm(node["conv"], kernel=3, stride=2)
     attn = node.find("attn")
     if attn is None:
-        return [(node.path, folding.conv_downsample(node.path, conv))]
+        return [(node.path, folding.conv(node.path, conv, stride=2))]
     require_gelu(attn["act"])
     require_subsampling(attn["q.pool"])
     block = folding.attention_downsample(

@@ -1,0 +1,148 @@
+"""The families of networks that are read and made, one folder each: the one table of them.
+
+A folder holds the architecture in plain PyTorch, the variants and their shapes, the keys of weight files, and
+one reader for each origin of its models. Nothing else knows a family by name.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping
+from functools import cache
+from importlib import import_module
+from typing import TYPE_CHECKING, Any, Protocol, cast
+
+from torch import nn
+
+from effv2_kernels.errors import ModelError, UnknownNameError
+
+if TYPE_CHECKING:
+    from effv2_kernels import blocks
+    from effv2_kernels.shapes import BlockShape
+    from effv2_kernels.sources.node import Node
+
+# In order of trial. A new family is a new folder and its name here.
+FOLDERS = ("efficientformer_v2", "mobilenet_v2")
+
+
+class Reader(Protocol):
+    """What reads a family's models of one origin."""
+
+    def matches(self, module: nn.Module) -> bool:
+        """Whether the module has this origin's structure; cheap, and reads no weights."""
+
+    def read(self, module: nn.Module) -> blocks.Network:
+        """The folded network of a usable module; ModelError for whatever is not supported."""
+
+    def part_reader(self, module: nn.Module) -> Callable[[Node], list[tuple[str, blocks.Block]]] | None:
+        """What reads the blocks of a part that stands alone, None for anything that is not one."""
+
+
+class Family(Protocol):
+    """What a folder offers."""
+
+    @property
+    def NAME(self) -> str:
+        """For messages."""
+
+    @property
+    def READERS(self) -> Mapping[str, Reader]:
+        """By what messages call their origin, in order of trial."""
+
+    @property
+    def VARIANTS(self) -> Mapping[str, Any]:
+        """The architectures that have a name."""
+
+    def create(self, name: str, **options: Any) -> nn.Module:
+        """A variant, with the options of ``create_model``."""
+
+    def variant_shapes(
+        self, variant: str, image: tuple[int, int] = (224, 224), *, classes: int = 1000
+    ) -> list[BlockShape]:
+        """The shapes of the blocks of a variant, in order of execution."""
+
+    def advice(self, source: str, height: int, width: int) -> str:
+        """What to do, beside resizing it, about an image that the attention biases do not fit; "" is nothing.
+
+        source: ``Network.source`` of a network of any family.
+        """
+
+
+@cache
+def family_of(folder: str) -> Family:
+    """The family of a folder."""
+    return cast("Family", import_module(f"{__name__}.{folder}"))
+
+
+def families() -> list[Family]:
+    """All families, in order of trial."""
+    return [family_of(folder) for folder in FOLDERS]
+
+
+def names() -> str:
+    """ "EfficientFormerV2 or another", for messages."""
+    return " or ".join(family.NAME for family in families())
+
+
+def readers() -> list[Reader]:
+    """Those of all families, in order of trial."""
+    return [reader for family in families() for reader in family.READERS.values()]
+
+
+def origins() -> str:
+    """Where models may come from, for messages."""
+    return ", ".join(dict.fromkeys(origin for family in families() for origin in family.READERS))
+
+
+def advice(source: str, height: int, width: int) -> str:
+    """See ``Family.advice``: that of the family whose source it is."""
+    return next(filter(None, (family.advice(source, height, width) for family in families())), "")
+
+
+def create_model(
+    name: str,
+    *,
+    checkpoint: str | os.PathLike[str] | None = None,
+    pretrained: bool = False,
+    num_classes: int = 1000,
+    img_size: int | tuple[int, int] | None = None,
+    features_only: bool = False,
+    in_channels: int = 3,
+    distillation: bool | None = None,
+    weights: str = "auto",
+) -> nn.Module:
+    """A published variant of a family (its ``VARIANTS``) in plain PyTorch, in eval mode.
+
+    checkpoint: a .pth or .safetensors file with the keys of timm or of the family's other origins.
+    pretrained: fetch timm's published weights with huggingface_hub instead.
+    num_classes: 0 leaves out the classifier. features_only: return the stages' maps as a list instead.
+    img_size: of a family whose models are made for one size of images: rows and columns, one number for both.
+        None is 224, or what the checkpoint was trained for where that is known.
+    distillation: of a family with a second classifier for it; None is as published.
+    weights: which weights of a checkpoint to take. Training scripts keep an average of the weights (EMA, SWA)
+        beside the raw ones: "auto" takes the average where there is one, as timm does, and the log of
+        ``effv2_kernels.checkpoint`` says what was taken; "average" and "raw" take that, or raise.
+
+    Raises UnknownNameError for another name, ModelError for options that do not fit together or that the
+    family does not have, and CheckpointError for a file that does not fit, or without the weights that are
+    asked for.
+    """
+    known = {variant: family for family in families() for variant in family.VARIANTS}
+    if name not in known:
+        raise UnknownNameError.of("model", name, known)
+    if checkpoint is not None and pretrained:
+        raise ModelError("give either checkpoint=... or pretrained=True, not both.")
+    if checkpoint is None and not pretrained and weights != "auto":
+        raise ModelError(f"weights={weights!r} chooses among those of a checkpoint: give checkpoint=... too.")
+    model = known[name].create(
+        name,
+        checkpoint=checkpoint,
+        pretrained=pretrained,
+        num_classes=num_classes,
+        img_size=img_size,
+        features_only=features_only,
+        in_channels=in_channels,
+        distillation=distillation,
+        weights=weights,
+    )
+    return model.eval()

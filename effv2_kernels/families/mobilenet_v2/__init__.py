@@ -1,0 +1,66 @@
+"""MobileNetV2.
+
+Sandler et al., "MobileNetV2: Inverted Residuals and Linear Bottlenecks", arXiv 1801.04381.
+"""
+
+from __future__ import annotations
+
+import os
+
+from effv2_kernels import checkpoint as files
+from effv2_kernels.errors import ModelError
+from effv2_kernels.families.mobilenet_v2 import own, timm, torchvision
+from effv2_kernels.families.mobilenet_v2 import weights as keys
+from effv2_kernels.families.mobilenet_v2.architecture import VARIANTS, Architecture, scaled
+from effv2_kernels.families.mobilenet_v2.model import MobileNetV2
+from effv2_kernels.families.mobilenet_v2.shapes import network_shapes
+from effv2_kernels.shapes import BlockShape
+
+NAME = "MobileNetV2"
+
+# Told by its class the package's own model comes first: the others are told by structure.
+READERS = {"effv2_kernels.create_model": own, "timm": timm, "torchvision": torchvision}
+
+__all__ = ["NAME", "READERS", "VARIANTS", "Architecture", "MobileNetV2", "network_shapes", "scaled"]
+
+
+def create(
+    name: str,
+    *,
+    checkpoint: str | os.PathLike[str] | None,
+    pretrained: bool,
+    num_classes: int,
+    img_size: int | tuple[int, int] | None,
+    features_only: bool,
+    in_channels: int,
+    distillation: bool | None,
+    weights: str,
+) -> MobileNetV2:
+    """A variant, with the options of ``create_model``.
+
+    checkpoint: with torchvision's or timm's keys. img_size: any, since the model takes images of any size.
+
+    Raises ModelError for distillation=True: the family has no second classifier.
+    """
+    if distillation:
+        raise ModelError(f"{name} has no classifier for distillation: leave out distillation=True.")
+    model = MobileNetV2(
+        VARIANTS[name], in_channels=in_channels, num_classes=num_classes, features_only=features_only
+    )
+    if pretrained:
+        checkpoint = files.fetch(keys.repository(name))
+    if checkpoint is not None:
+        keys.load(model, checkpoint, weights)
+    return model
+
+
+def variant_shapes(
+    variant: str, image: tuple[int, int] = (224, 224), *, classes: int = 1000
+) -> list[BlockShape]:
+    """The shapes of the blocks of a variant, in order of execution."""
+    return network_shapes(VARIANTS[variant], image, classes=classes)
+
+
+def advice(source: str, height: int, width: int) -> str:
+    """Nothing: there are no attention biases."""
+    return ""

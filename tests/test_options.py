@@ -1,0 +1,245 @@
+"""What the options of a block say, and its parts that may be absent: held against PyTorch's own code."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from block_shapes import OPTIONS, SHAPES
+from checks import ISAS, as_network, assert_close, check_block, check_layouts, rebuilt, runnable, seeded
+from models import relative_error
+
+import effv2_kernels.ops  # noqa: F401  (registers the ops)
+from effv2_kernels import backends, blocks, cpu, declaration, shapes, structure
+from effv2_kernels.errors import InputError, ModelError, UnavailableError
+from effv2_kernels.inputs import fitting_sizes
+from effv2_kernels.reference import run_block
+from effv2_kernels.reference.activation import _FUNCTIONS, activate
+from effv2_kernels.reference.attention_bias import gather
+
+EXACT = 1e-13
+
+ACTIVATIONS = {
+    "none": torch.nn.Identity(),
+    "gelu": torch.nn.GELU(),
+    "relu": torch.nn.ReLU(),
+    "relu6": torch.nn.ReLU6(),
+    "silu": torch.nn.SiLU(),
+    "hardswish": torch.nn.Hardswish(),
+}
+
+
+@pytest.fixture(params=OPTIONS)
+def shape(request):
+    return OPTIONS[request.param]
+
+
+def case(shape, batch=2):
+    """A block in float64, and its input."""
+    g = seeded(700 + shape.height)
+    block = shapes.random_block(shape, g)
+    exact = rebuilt(block, **{name: t.double() for name, t in block.tensors().items()})
+    return block, exact, shapes.random_input(shape, g, batch).double()
+
+
+def directly(x, b):
+    """The block by PyTorch's functions, one line for each layer."""
+    act = ACTIVATIONS[getattr(b, "activation", "none")]
+
+    def layer(y, part, stride=1):
+        w = part.weight
+        if w.ndim == 2:
+            return torch.einsum("oi,nihw->nohw", w, y[..., ::stride, ::stride]) + part.bias[:, None, None]
+        pad, groups = w.shape[-1] // 2, w.shape[0] if w.ndim == 3 else 1
+        return F.conv2d(y, w[:, None] if w.ndim == 3 else w, part.bias, stride, pad, groups=groups)
+
+    if b.kind == "stem":
+        return act(layer(act(layer(x, b.conv1, 2)), b.conv2, 2))
+    if b.kind == "conv":
+        return act(layer(x, b.conv, b.stride))
+    if b.kind == "ffn":
+        y = x if b.fc1 is None else act(layer(x, b.fc1))
+        y = layer(act(layer(y, b.dw, b.stride)), b.fc2)
+        return y + x if b.residual else y
+    assert b.kind == "attention"
+    z = x if b.dw is None else layer(x, b.dw, 2)
+    n, _, rows, cols = z.shape
+    q, k, v = layer(z, b.qkv).split([b.heads * b.key_dim] * 2 + [b.heads * b.value_dim], 1)
+    tokens = [t.unflatten(1, (b.heads, -1)).flatten(3).transpose(2, 3) for t in (q, k, v)]
+    bias = 0 if b.bias is None else gather(b.bias)
+    if b.mix1_weight is None:
+        mask = None if b.bias is None else bias.expand(n, -1, -1, -1)
+        u = F.scaled_dot_product_attention(*tokens, attn_mask=mask, scale=1.0)
+    else:
+        logits = torch.einsum("hg,ngij->nhij", b.mix1_weight, tokens[0] @ tokens[1].transpose(2, 3))
+        p = torch.einsum("hg,ngij->nhij", b.mix2.weight, (logits + bias).softmax(-1))
+        u = (p + b.mix2.bias[:, None, None]) @ tokens[2]
+    u = u.transpose(2, 3).reshape(n, -1, rows, cols)
+    if b.local is not None:
+        u = u + layer(v, b.local)
+    if b.stride == 2:
+        u = F.interpolate(u, scale_factor=2, mode="bilinear")[:, :, : x.shape[2], : x.shape[3]]
+    return x + layer(act(u), b.proj)
+
+
+def test_the_reference_is_pytorchs_own_code(shape):
+    _, block, x = case(shape)
+    if block.kind == "attention_downsample":
+        # With gelu it is held elsewhere: here, that what it names is put between u and proj.
+        def without_conv(b):
+            return run_block(b, x) - run_block(rebuilt(b, proj_weight=0 * b.proj.weight), x)
+
+        shows_u = rebuilt(block, proj_weight=torch.eye(24, block.proj.weight.shape[1], dtype=x.dtype))
+        u = without_conv(rebuilt(shows_u, activation="none"))
+        assert relative_error(without_conv(shows_u), ACTIVATIONS[block.activation](u)) < EXACT
+        return
+    assert relative_error(run_block(block, x), directly(x, block)) < EXACT
+
+
+def test_every_option_and_absent_part_is_tried():
+    tried = {(s.kind, name) for s in OPTIONS.values() for name in (*s.options, *s.without)}
+    for block_type in blocks.BLOCK_TYPES.values():
+        for a in declaration.arguments(block_type):
+            may_be_absent = a.optional and a.shape is not None and a.shape.only_if is None
+            if may_be_absent or a.choice is not None:
+                assert (block_type.kind, a.field) in tried
+    activations = {s.options.get("activation") for s in OPTIONS.values()}
+    assert {*declaration.ACTIVATIONS} - {"gelu"} <= activations
+
+
+def test_activations_are_those_that_are_declared():
+    assert set(_FUNCTIONS) == set(ACTIVATIONS) == set(declaration.ACTIVATIONS)
+    x = torch.linspace(-9, 9, 1001, dtype=torch.float64)
+    for name, module in ACTIVATIONS.items():
+        assert torch.equal(activate(x, name), module(x))
+
+
+def test_fake_kernels_and_derivatives(shape):
+    """The op of a block that no kernel runs: its shapes, its gradients, and that it is refused by name."""
+    block, exact, x = case(shape, 1)
+    op, values = getattr(torch.ops.effv2, block.kind).default, list(block.values().values())
+    y = run_block(exact, x)
+    meta = [v.to("meta") if isinstance(v, torch.Tensor) else v for v in (x.float(), *values)]
+    assert op(*meta).shape == y.shape
+    mapped = torch.func.vmap(lambda image: op(image[None], *values)[0])(x.float())
+    assert_close(mapped, y, 1e-6, str(shape))
+    if cpu.refusal(block) is not None:
+        with pytest.raises(UnavailableError, match="the cpu backend has no kernel for " + block.kind):
+            op(x.float(), *values)
+
+
+def test_a_description_holds_them(shape):
+    block, _, _ = case(shape)
+    network = blocks.Network((block,), ("a",), (blocks.Feature(0),))
+    text = structure.describe(network)
+    again = structure.rebuild(text, structure.tensors(network)).blocks[0]
+    assert again.values().keys() == block.values().keys()
+    for name, value in block.values().items():
+        found = again.values()[name]
+        assert found is value if isinstance(value, torch.Tensor) else found == value, name
+
+
+def test_what_earlier_versions_know_is_written_for_them():
+    """Kinds and options are theirs; what is new is left out where it has the value that they take."""
+    made = [
+        shapes.ffn(8, 16, 4, 4),
+        shapes.conv(8, 8, 4, 4, stride=2),
+        shapes.conv(8, 8, 2, 2, kernel=1, stride=2),
+    ]
+    built = tuple(shapes.random_block(shape, seeded(701)) for shape in made)
+    network = blocks.Network(built, ("a", "b", "c"), (blocks.Feature(2),))
+    text = structure.describe(network)
+    entries = structure.json.loads(text)["blocks"]
+    assert [(e["kind"], e["options"]) for e in entries] == [
+        ("ffn", {}),
+        ("conv_downsample", {}),
+        ("conv", {"stride": 2}),  # of a kernel that they do not have
+    ]
+    rebuilt_blocks = structure.rebuild(text, structure.tensors(network)).blocks
+    assert [type(b) for b in rebuilt_blocks] == [blocks.FFN, blocks.Conv, blocks.Conv]
+    assert structure.keys(text) == [f"blocks.{i}.{name}" for i, b in enumerate(built) for name in b.tensors()]
+
+
+def test_an_earlier_op_gives_the_same_bits():
+    block, _, x = case(shapes.conv(16, 24, 5, 6, stride=2))
+    x = x.float()
+    found = torch.ops.effv2.conv_downsample(x, block.conv.weight, block.conv.bias)
+    assert torch.equal(found, torch.ops.effv2.conv(x, block.conv.weight, block.conv.bias, 2))
+    assert torch.equal(found, cpu.Engine(as_network(block)).run(x)[0])
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("name", runnable(OPTIONS))
+def test_on_the_cpu(name, isa):
+    """What the engine has kernels for."""
+    check_block(OPTIONS[name], isa)
+    check_layouts(OPTIONS[name], isa)
+
+
+def test_an_attention_without_bias_takes_any_size():
+    for name, fits in (("attention without bias", False), ("attention without local", True)):
+        block, _, _ = case(OPTIONS[name])
+        assert (fitting_sizes(as_network(block)) is not None) == fits
+
+
+@pytest.mark.parametrize(
+    ("shape", "changes", "message"),
+    [
+        (shapes.ffn(8, 16, 4, 4), {"activation": "relu7"}, "activation is 'relu7'; expected 'none', 'gelu'"),
+        (shapes.ffn(8, 16, 4, 4), {"stride": 3}, "stride is 3; expected 1 or 2"),
+        (
+            shapes.ffn(8, 16, 4, 4),
+            {"stride": 2},
+            r"residual needs stride 1.*got stride = 2.*residual=False",
+        ),
+        (shapes.ffn(8, 16, 4, 4, out=24), {}, "a residual needs stride 1.*in = 8, out = 24"),
+        (shapes.ffn(8, 16, 4, 4, kernel=1), {}, "kernel of dw is 1; expected 3, 5 or 7"),
+        (shapes.ffn(8, 16, 4, 4, kernel=4), {}, "kernel of dw is 4; expected 3, 5 or 7"),
+        (shapes.ffn(8, 16, 4, 4), {"fc1_bias": None}, r"fc1_bias is missing; expected a tensor \(hidden,\)"),
+        (shapes.ffn(8, 16, 4, 4), {"fc2_weight": None, "fc2_bias": None}, "fc2_weight is missing"),
+        (shapes.conv(8, 16, 4, 4, kernel=2), {}, "its kernel is 2; expected 1, 3, 5 or 7"),
+        (shapes.conv(8, 16, 4, 4, kernel=9), {}, "its kernel is 9; expected 1, 3, 5 or 7"),
+        (shapes.conv(8, 16, 4, 4), {"activation": ""}, "activation is ''; expected 'none'"),
+        (shapes.attention(8, 4, 4), {"mix1_weight": None}, "mix1_weight is missing beside mix2"),
+        (shapes.attention(8, 4, 4), {"mix2_weight": None, "mix2_bias": None}, "mix2 is missing beside mix1"),
+    ],
+)
+def test_what_does_not_fit_together_is_refused(shape, changes, message):
+    with pytest.raises(ModelError, match=f"block {shape.kind}: .*{message}"):
+        declaration.block_sizes(rebuilt(shapes.random_block(shape, seeded(702)), **changes))
+    block = shapes.random_block(shape, seeded(702))
+    values = list({**block.values(), **changes}.values())
+    x = shapes.random_input(shape, seeded(703))
+    with pytest.raises(InputError, match=f"block {shape.kind}: .*{message}"):
+        getattr(torch.ops.effv2, shape.kind)(x, *values)
+
+
+REFUSED = {
+    "ffn with relu6": "ffn with activation='relu6'",
+    "ffn without expansion": "ffn without fc1",
+    "ffn without residual": "ffn with residual=False",
+    "conv 1x1": "conv with stride=1",
+    "strided conv 7x7": "conv with kernel=7",
+    "attention without talking heads": "attention without mix1_weight",
+}
+
+
+@pytest.mark.parametrize("backend", ["cpu", "triton"])
+@pytest.mark.parametrize("name", REFUSED)
+def test_a_backend_without_a_kernel_says_so(name, backend):
+    if backend == "triton":
+        pytest.importorskip("triton")
+    block, _, _ = case(OPTIONS[name])
+    with pytest.raises(UnavailableError, match=f"the {backend} backend has no kernel for {REFUSED[name]}"):
+        backends.require_kernels(backend, [block])
+
+
+def test_a_backend_without_a_kind_says_so(monkeypatch):
+    plan = pytest.importorskip("effv2_kernels.triton.plan")
+    block, _, _ = case(shapes.ffn(8, 16, 4, 4))
+    monkeypatch.setattr(plan, "LIMITS", {k: v for k, v in plan.LIMITS.items() if k != "ffn"})
+    with pytest.raises(UnavailableError, match=r"the triton backend has no kernel for ffn\. optimize"):
+        plan.pack(block, torch.float32, "cpu")
+
+
+def test_what_the_backends_run_is_not_refused():
+    for shape in SHAPES.values():
+        backends.require_kernels("cpu", [case(shape)[0]])
