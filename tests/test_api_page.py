@@ -38,7 +38,7 @@ def test_every_public_name_is_on_it(page, name):
     _, found, section = page.partition(f"### `effv2_kernels.{name}`\n\n```python\n{name}(")
     assert found, name
     signature, _, text = section.partition("\n```\n")
-    # As read from the source, so known to Python: the same parameters, in the same order, with their defaults.
+    # Read from the source as Python knows them: the same parameters, in the same order, with their defaults.
     parameters = inspect.signature(value).parameters.values()
     given = [
         p for p in re.split(r",\s+(?![^\[]*\])", signature.rpartition(")")[0].strip().rstrip(",")) if p != "*"
