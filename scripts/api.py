@@ -54,13 +54,15 @@ def page() -> str:
     others = {name: o for name, o in names.items() if name not in calls and name not in classes}
     parts = [_HEAD, _docstring(package)]
     parts += ["## Functions\n", *(_function(f"{PACKAGE}.{name}", f) for name, f in calls.items())]
-    returned = _reachable(package, calls.values())
+    returned = _reachable(package, [f.returns for f in calls.values()])
     parts += ["## What they return\n", *(_class(c) for c in returned if c not in classes.values())]
     parts += ["## Errors and other names\n", _names(classes, others)]
     for name in MODULES:
         module = package[name]
         parts += [f"## `{PACKAGE}.{name}`\n", _docstring(module)]
-        parts += [_class(c) for c in _classes(module)]
+        own = _classes(module)
+        held = _reachable(package, [a.annotation for c in own for a in _fields(c)])
+        parts += [_class(c) for c in dict.fromkeys([*own, *held])]
     return "\n".join(part for part in parts if part)
 
 
@@ -92,10 +94,10 @@ def _summary(o: griffe.Object) -> str:
     return " ".join(o.docstring.value.partition("\n\n")[0].split()) if o.docstring else ""
 
 
-def _reachable(package: griffe.Module, functions: Iterable[griffe.Object]) -> list[griffe.Class]:
-    """The package's own classes that functions return, and those that the fields of dataclasses hold."""
+def _reachable(package: griffe.Module, annotations: Iterable[object]) -> list[griffe.Class]:
+    """The package's own classes in annotations, and those that the fields of such dataclasses hold."""
     found: dict[str, griffe.Class] = {}
-    waiting = [f.returns for f in functions]
+    waiting = list(annotations)
     while waiting:
         annotation = waiting.pop(0)
         if not isinstance(annotation, griffe.Expr):
