@@ -14,7 +14,7 @@ PIP := $(PY) -m pip install --quiet --disable-pip-version-check
 PURELIB = $(abspath $(shell $(PY) -c 'import sysconfig; print(sysconfig.get_path("purelib"))'))
 CMAKE_PYTHON = -DPython_EXECUTABLE="$(abspath $(PY))" -Dpybind11_DIR="$$($(PY) -m pybind11 --cmakedir)"
 
-.PHONY: help demo test test-all test-emulated test-ahead lint bench rivals targets build native-test sanitize wheel clean distclean
+.PHONY: help demo test test-all test-emulated test-ahead lint bench rivals targets roofline docs build native-test sanitize wheel clean distclean
 .DELETE_ON_ERROR:
 
 help:
@@ -27,6 +27,8 @@ help:
 	@echo "make bench    time every block and whole networks           (about 1 minute)"
 	@echo "make rivals   compare with eager, torch.compile, ONNX Runtime and OpenVINO (15 minutes)"
 	@echo "make targets  measure every speed target and say which are met (about 7 minutes)"
+	@echo "make roofline draw every block below the roofs of this machine (about 1 minute)"
+	@echo "make docs     make the pages of docs/ that are made from tests and docstrings"
 	@echo "make lint     ruff, mypy and clang-format"
 	@echo "make sanitize native tests under the address, undefined-behaviour and thread sanitizers"
 	@echo "make build    only the compiled module, in place; quick to repeat"
@@ -64,6 +66,14 @@ rivals: build $(STAMPS)/bench
 targets: build $(STAMPS)/bench
 	@mkdir -p build
 	$(PY) -m effv2_kernels.benchmarking.targets --json build/targets.json $(ARGS)
+
+roofline: build $(STAMPS)/bench
+	@mkdir -p build
+	$(PY) bench/roofline.py --json build/roofline.json $(ARGS)
+
+docs: $(STAMPS)/test
+	@$(PY) scripts/situations.py
+	@$(PY) scripts/api.py
 
 build: $(BUILD)/CMakeCache.txt
 	@cmake --build $(BUILD) --target _native --parallel $(JOBS)

@@ -12,15 +12,29 @@ from matplotlib.figure import Figure
 
 # Distinguishable by people with any kind of colour vision (Okabe and Ito).
 GREY, ORANGE, SKY, BLUE = "#999999", "#E69F00", "#56B4E9", "#0072B2"
+GREEN, RED, PINK = "#009E73", "#D55E00", "#CC79A7"
 
 
-def panels(count: int) -> tuple[Figure, Sequence[Axes]]:
-    """A figure with panels side by side. The same figures give the same file, and text stays text."""
+def panels(count: int, columns: int | None = None) -> tuple[Figure, Sequence[Axes]]:
+    """A figure with panels, ``columns`` of them side by side, or all.
+
+    The same figures give the same file, and text stays text.
+    """
     mpl.rcParams.update({"svg.fonttype": "none", "svg.hashsalt": "effv2", "font.family": "sans-serif"})
+    columns = columns or count
+    rows = -(-count // columns)
     figure, axes = plt.subplots(
-        1, count, figsize=(4.6 * count, 3.4), sharey=True, squeeze=False, layout="constrained"
+        rows,
+        columns,
+        figsize=(4.6 * columns, 3.4 * rows),
+        sharex=rows > 1,
+        sharey=True,
+        squeeze=False,
+        layout="constrained",
     )
-    return figure, axes[0]
+    for unused in axes.flat[count:]:
+        unused.remove()
+    return figure, axes.flat[:count]
 
 
 def bars(
@@ -48,4 +62,4 @@ def save(figure: Figure, panel: Axes, title: str, path: Path) -> None:
     figure.legend(handles, labels, loc="outside lower center", ncols=len(labels), frameon=False, fontsize=9)
     figure.suptitle(title, fontsize=10)
     path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, facecolor="white", metadata={"Date": None})
+    figure.savefig(path, facecolor="white", metadata={"Date": None} if path.suffix == ".svg" else None)

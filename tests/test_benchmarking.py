@@ -23,6 +23,7 @@ from effv2_kernels.benchmarking import (
     Entry,
     compare,
     installed,
+    pooled,
     read,
     write,
 )
@@ -129,6 +130,47 @@ def test_a_refused_entry_has_no_figures() -> None:
     found = comparison(Entry("effv2", refused="wrong result"), entry("openvino", (1.0,)))
     assert found.ratio("openvino") is None
     assert "x" not in markdown([found]).splitlines()[-1].replace("effv2", "")
+
+
+def test_the_table_of_the_readme() -> None:
+    rounds = (2e-3, 2e-3, 2e-3, 2.4e-3)
+    found = comparison(
+        entry("effv2", rounds),
+        entry("onnxruntime", tuple(6 * seconds for seconds in rounds)),
+        entry("openvino", tuple(3 * seconds for seconds in rounds)),
+        entry("openvino_streams", tuple(2 * seconds for seconds in rounds)),
+        Entry("compile", refused="no compiler"),
+        peak=(500.0,) * 4,
+    )
+    header, _, row = markdown([found]).splitlines()
+    assert header == (
+        "| ms per image | effv2_kernels | PyTorch eager | torch.compile, frozen | ONNX Runtime "
+        "| OpenVINO, its faster way | of peak |"
+    )
+    assert row == (
+        "| S0, batch 1, 2 threads | 2.00-2.28 | - | - | 12.0-13.7 (6.00x) | 4.00-4.56 (2.00x) | 80% |"
+    )
+    same = comparison(entry("effv2", (2e-3,)), entry("openvino", (3e-3,)))
+    assert "| 2.00 | - | - | - | 3.00 (1.50x) |" in markdown([same])
+
+
+def test_runs_of_one_machine_are_pooled() -> None:
+    one = comparison(
+        entry("effv2", (1.0, 1.0)), entry("openvino", (3.0, 3.0)), entry("eager", (9.0, 9.0)), peak=(5.0, 5.0)
+    )
+    two = comparison(
+        entry("effv2", (2.0,)), entry("openvino", (2.0,)), Entry("eager", refused="wrong"), peak=(6.0,)
+    )
+    other = comparison(entry("effv2", (1.0,)), batch=16)
+    found, alone = pooled([one, other, two])
+    assert alone is other
+    assert found.entry("effv2").rounds == (1.0, 1.0, 2.0)
+    assert found.ratio("openvino") == pytest.approx(3.0)
+    assert found.entry("eager").refused == "wrong"
+    assert found.ratio("eager") is None
+    assert found.peak == (5.0, 5.0, 6.0)
+    assert found.share_of_peak("effv2") is not None
+    assert pooled([comparison(threads=1), comparison(threads=2)])[0].threads == 1
 
 
 def test_json_round_trip(tmp_path: Path) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import statistics
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -81,17 +81,27 @@ class Comparison:
         rounds = self._rounds(name)
         return statistics.median(rounds) / self.batch if rounds else None
 
+    def range_per_image(self, name: str) -> tuple[float, float] | None:
+        """Seconds: the 10th and the 90th percentile over the rounds; None where there is no figure."""
+        rounds = self._rounds(name)
+        if not rounds:
+            return None
+        return percentile(rounds, 10) / self.batch, percentile(rounds, 90) / self.batch
+
     def ratio(self, rival: str, ours: str = "effv2") -> float | None:
         """How many times faster ``ours`` is: the median of the rounds' ratios; None without a figure.
 
         ``rival``: a contestant, or several ways to run one rival such as "openvino" and
         "openvino_streams", joined by "+": then the one that leaves us the smallest ratio.
         """
+        way = self.faster_way(rival, ours)
+        return None if way is None else median_ratio(self._rounds(way), self._rounds(ours))
+
+    def faster_way(self, rival: str, ours: str = "effv2") -> str | None:
+        """Of the ways to run a rival, joined by "+", the one that ``ratio`` is about; None for no figure."""
         mine = self._rounds(ours)
-        ratios = [
-            median_ratio(theirs, mine) for way in rival.split("+") if mine and (theirs := self._rounds(way))
-        ]
-        return min(ratios, default=None)
+        ways = [way for way in rival.split("+") if mine and self._rounds(way)]
+        return min(ways, key=lambda way: median_ratio(self._rounds(way), mine), default=None)
 
     def gflops(self, name: str) -> float | None:
         """GFLOP/s."""
@@ -130,6 +140,40 @@ class Comparison:
         rows, columns = data["image_size"]
         changed = {"entries": tuple(entries), "peak": tuple(data["peak"]), "image_size": (rows, columns)}
         return cls(**data | changed)
+
+
+def pooled(comparisons: Sequence[Comparison]) -> list[Comparison]:
+    """Runs of one model and batch on one machine as one, in the order in which they come first.
+
+    An entry that has no figures in one of the runs has none.
+    """
+    runs: dict[tuple[Any, ...], list[Comparison]] = {}
+    for c in comparisons:
+        runs.setdefault((c.cpu, c.isa, c.model, c.batch, c.image_size, c.threads), []).append(c)
+    return [_pooled(same) if len(same) > 1 else same[0] for same in runs.values()]
+
+
+def _pooled(runs: Sequence[Comparison]) -> Comparison:
+    entries = []
+    for first in runs[0].entries:
+        same = [e for c in runs for e in c.entries if e.name == first.name]
+        refused = [e for e in same if not e.rounds]
+        if refused or len(same) < len(runs):
+            reason = refused[0].refused if refused else "did not take part in every run"
+            entries.append(Entry(first.name, first.settings, refused=reason))
+            continue
+        entries.append(
+            Entry(
+                first.name,
+                first.settings,
+                error=max((e.error for e in same if e.error is not None), default=None),
+                ready_seconds=first.ready_seconds,
+                rounds=tuple(seconds for e in same for seconds in e.rounds),
+                calls=sum(e.calls for e in same),
+            )
+        )
+    peak = tuple(p for c in runs for p in c.peak)
+    return replace(runs[0], entries=tuple(entries), peak=peak)
 
 
 def write(path: str | Path, comparisons: Sequence[Comparison], **more: Any) -> None:

@@ -1,4 +1,4 @@
-"""Comparisons as text: a table for one, a table of ratios for many, and the same in Markdown."""
+"""Comparisons as text: a table for one, a table of ratios for many, and one with milliseconds in Markdown."""
 
 from __future__ import annotations
 
@@ -70,10 +70,31 @@ def ratios(comparisons: Sequence[Comparison]) -> str:
 
 
 def markdown(comparisons: Sequence[Comparison]) -> str:
-    """The table of ``ratios`` in Markdown."""
-    header = _ratio_header()
-    lines = [header, ("---", *["---:"] * (len(header) - 1)), *map(_ratio_row, comparisons)]
-    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
+    """Everyone's milliseconds in Markdown, and how many times faster we are, one line for each comparison."""
+    header = ("ms per image", label("effv2"), *map(label, COLUMNS), "of peak")
+    rows = [header, ("---", *["---:"] * (len(header) - 1)), *map(_milliseconds_row, comparisons)]
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in rows)
+
+
+def _milliseconds_row(c: Comparison) -> tuple[str, ...]:
+    cells = []
+    for column in COLUMNS:
+        way, ratio = c.faster_way(column), _times(c.ratio(column))
+        cells.append(NONE if way is None else f"{_milliseconds(c.range_per_image(way))} ({ratio})")
+    return (
+        _what(c),
+        _milliseconds(c.range_per_image("effv2")),
+        *cells,
+        _number(c.share_of_peak("effv2"), ".0%"),
+    )
+
+
+def _milliseconds(seconds: tuple[float, float] | None) -> str:
+    """A range with three digits, one number where they are the same."""
+    if seconds is None:
+        return NONE
+    low, high = (f"{s * 1e3:.{2 if s < 0.00995 else 1}f}" for s in seconds)
+    return low if low == high else f"{low}-{high}"
 
 
 def _ratio_header() -> tuple[str, ...]:
@@ -83,12 +104,16 @@ def _ratio_header() -> tuple[str, ...]:
 def _ratio_row(c: Comparison) -> tuple[str, ...]:
     seconds = c.seconds_per_image("effv2")
     return (
-        f"{c.model.removeprefix('efficientformerv2_').upper()}, batch {c.batch}, {_threads(c)}",
+        _what(c),
         *(_times(c.ratio(column)) for column in COLUMNS),
         NONE if seconds is None else f"{seconds * 1e3:.2f}",
         _number(c.gflops("effv2"), ".0f"),
         _number(c.share_of_peak("effv2"), ".0%"),
     )
+
+
+def _what(c: Comparison) -> str:
+    return f"{c.model.removeprefix('efficientformerv2_').upper()}, batch {c.batch}, {_threads(c)}"
 
 
 def _threads(c: Comparison) -> str:
