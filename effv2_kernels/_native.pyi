@@ -9,6 +9,8 @@ class NativeError(Exception): ...  # re-raised by Python code as one of effv2_ke
 
 def isas() -> list[str]: ...  # compiled in, best first: ["avx512", "avx2", "scalar"]
 def available_isas() -> list[str]: ...  # those this CPU and operating system can run
+def formats(isa: str) -> list[str]: ...  # that it has, e.g. ["fp32", "bf16"]
+def kinds() -> list[str]: ...  # of blocks that it runs
 def default_isa() -> str: ...  # EFFV2_FORCE_ISA or the best available one; NativeError on a bad name
 def cpu_name() -> str: ...
 def usable_cpus() -> int: ...  # processors this process may run on
@@ -22,9 +24,10 @@ class Network:
     """A network of blocks with packed weights. Calls may come from several threads at once."""
 
     # weight_bytes: about how much there will be; large networks are packed into large pages of memory.
-    def __init__(self, isa: str, weight_bytes: int = 0) -> None: ...
+    # format: what weights, images and outputs are kept in.
+    def __init__(self, isa: str, weight_bytes: int = 0, format: str = "fp32") -> None: ...
     # tensors: float32, C-contiguous numpy arrays by the field names of effv2_kernels.blocks.
-    def add(self, kind: str, tensors: dict[str, np.ndarray[Any, Any]], options: dict[str, int]) -> None: ...
+    def add(self, kind: str, tensors: dict[str, np.ndarray[Any, Any]], options: dict[str, int | str]) -> None: ...
     # Return the output of the block added last as a feature, scaled and shifted if given.
     def add_feature(
         self, scale: np.ndarray[Any, Any] | None = None, shift: np.ndarray[Any, Any] | None = None

@@ -22,6 +22,9 @@ DTYPES = ("fp32", "bf16", "fp16", "int8")
 TORCH_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 DTYPE_NAMES = {torch_dtype: name for name, torch_dtype in TORCH_DTYPES.items()}
 
+# What a dtype means on the CPU, for who might expect more of it.
+_NOTES = {"bf16": ". Weights and maps are kept in bf16 and computed in float32: half the memory, no faster than fp32"}
+
 # The least that Triton supports.
 _LEAST_CAPABILITY = (8, 0)
 _LEAST_TORCH = (2, 10)
@@ -90,22 +93,25 @@ def can_run(
 def _can_run_cpu(dtype: str, isa: str | None, device: torch.device) -> Answer:
     if device.type != "cpu":
         return Answer(False, f"the model is on {device}; move it with .to('cpu')")
-    if dtype != "fp32":
-        return Answer(False, f"the cpu backend computes in fp32 only in this version, not in {dtype}")
     from effv2_kernels import cpu
 
     native = cpu.native()
     if isa is None:
-        return Answer(True, _why_default(), cpu.default_isa())
-    if isa not in native.isas():
+        chosen, why = cpu.default_isa(), _why_default()
+    elif isa not in native.isas():
         raise UnknownNameError.of("ISA", isa, native.isas())
-    if isa not in native.available_isas():
+    elif isa not in native.available_isas():
         return Answer(
             False,
             f"this processor ({native.cpu_name()}) or its operating system cannot run {isa}; "
             f"it can run {', '.join(native.available_isas())}",
         )
-    return Answer(True, "asked for", isa)
+    else:
+        chosen, why = isa, "asked for"
+    formats = native.formats(chosen)
+    if dtype not in formats:
+        return Answer(False, f"on {chosen} the cpu backend runs {' and '.join(formats)}, not {dtype}")
+    return Answer(True, why + _NOTES.get(dtype, ""), chosen)
 
 
 def _why_default() -> str:

@@ -11,9 +11,8 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import torch
 from torch import Tensor
 
-from effv2_kernels import blocks, support
-from effv2_kernels.backends import require_kernels
-from effv2_kernels.declaration import changed_options
+from effv2_kernels import blocks
+from effv2_kernels.backends import TORCH_DTYPES, require_kernels
 from effv2_kernels.engine import KernelRow, Progress, Timing
 from effv2_kernels.errors import (
     InputError,
@@ -70,36 +69,27 @@ def default_isa() -> str:
     return name
 
 
-# TEMPORARY, until csrc/ knows the kind ``conv`` and the options that came after version 0.2.0: what it can
-# run, and what it calls it. Then limits are those of its kernels, and blocks are added as they are.
-_LIMITS = support.AS_IN_0_2
-
-
 def refusal(block: blocks.Block) -> str | None:
-    """What of a block this engine has no kernel for, None where it runs it."""
-    return support.refusal(_LIMITS, block)
-
-
-def _as_the_engine_calls_it(block: blocks.Block) -> tuple[str, dict[str, int | str]]:
-    for kind, earlier in blocks.EARLIER_KINDS.items():
-        if block.kind == earlier.kind:
-            return kind, {}
-    return block.kind, changed_options(block)
+    """What of a block this engine has no kernel for, None where it runs it: whatever its options are."""
+    return None if block.kind in native().kinds() else block.kind
 
 
 class Engine:
     """A network of packed blocks on the CPU; calls may come from several threads at once.
 
-    ``run`` takes images (N, C, H, W) float32 of any strides and returns the network's outputs: feature
-    maps (N, C, H, W) in channels_last, or one tensor of logits (N, classes). For a network without head
-    and without features (a single block) the output of the last block is returned.
+    ``run`` takes images (N, C, H, W) of its dtype, of any strides, and returns the network's outputs in the
+    same dtype: feature maps (N, C, H, W) in channels_last, or one tensor of logits (N, classes). For a network
+    without head and without features (a single block) the output of the last block is returned.
+
+    dtype: "fp32", or "bf16" where the ISA keeps weights and maps in it; it computes in float32.
 
     Raises UnavailableError or UnknownNameError for an ISA that cannot run, UnavailableError for a block that
     there is no kernel for, and ModelError for a network that the engine does not take.
     """
 
-    def __init__(self, network: blocks.Network, isa: str | None = None) -> None:
+    def __init__(self, network: blocks.Network, isa: str | None = None, dtype: str = "fp32") -> None:
         engine = native()
+        self._dtype = TORCH_DTYPES[dtype]
         require_kernels("cpu", network.blocks)
         features = {f.block: f for f in network.features}
         self._has_head = isinstance(network.blocks[-1], blocks.Head)
@@ -107,10 +97,11 @@ class Engine:
             features = {len(network.blocks) - 1: blocks.Feature(len(network.blocks) - 1)}
         try:
             weight_bytes = sum(t.nbytes for block in network.blocks for t in block.tensors().values())
-            self._network: _native.Network = engine.Network(isa or default_isa(), weight_bytes)
+            self._network: _native.Network = engine.Network(
+                isa or default_isa(), weight_bytes, dtype
+            )
             for i, block in enumerate(network.blocks):
-                kind, options = _as_the_engine_calls_it(block)
-                self._network.add(kind, _arrays(block.tensors()), options)
+                self._network.add(block.kind, _arrays(block.tensors()), block.options())
                 if i in features:
                     scale, shift = features[i].scale, features[i].shift
                     if scale is None or shift is None:
@@ -158,7 +149,7 @@ class Engine:
         return self._network.block_macs(height, width)
 
     def run(self, x: Tensor, threads: int | None = None, stop: int = 0) -> list[Tensor]:
-        """The outputs for x: (N, C, H, W) float32 on the CPU. threads: None is ``torch.get_num_threads()``.
+        """The outputs for x: (N, C, H, W) on the CPU. threads: None is ``torch.get_num_threads()``.
 
         stop: run so many blocks only, and return the map that the last of them makes; 0 is the whole network.
 
@@ -201,8 +192,8 @@ class Engine:
         self._plans.clear()
 
     def _prepare(self, x: Tensor, stop: int = 0) -> tuple[Tensor, list[Tensor]]:
-        if x.dtype is not torch.float32 or not x.is_cpu or x.layout is not torch.strided:
-            check_input(x, self._channels, torch.float32, _CPU)
+        if x.dtype is not self._dtype or not x.is_cpu or x.layout is not torch.strided:
+            check_input(x, self._channels, self._dtype, _CPU)
         shapes = self._plans.get((x.shape, stop))
         if shapes is None:
             shapes = self._plan(x, stop)
@@ -212,7 +203,7 @@ class Engine:
         outputs = [
             torch.empty(
                 s,
-                dtype=torch.float32,
+                dtype=self._dtype,
                 device="cpu",
                 memory_format=torch.channels_last if len(s) == 4 else torch.contiguous_format,
             )
@@ -221,7 +212,7 @@ class Engine:
         return x, outputs
 
     def _plan(self, x: Tensor, stop: int) -> list[tuple[int, ...]]:
-        check_input(x, self._channels, torch.float32, _CPU)
+        check_input(x, self._channels, self._dtype, _CPU)
         made = self.block_shapes(x.shape[2], x.shape[3])
         wanted = [stop - 1] if stop else self._outputs
         logits = self._has_head and not 0 < stop < len(made)

@@ -33,8 +33,9 @@ def optimize(
         ``create_model``, in eval mode, or any module that holds some (a detector with such a backbone): then
         a copy of it with each of them replaced. The weights are copied; later changes of ``model`` do not
         reach the result. It runs where ``model`` is, on the CPU or a CUDA GPU.
-    dtype: "fp32", and on a GPU "fp16" and "bf16": of inputs, weights, activations and outputs; sums are in
-        float32. None is that of the model's own tensors. "int8" is refused by this version.
+    dtype: "fp32", "bf16", and on a GPU "fp16": of inputs, weights, activations and outputs; sums are in float32.
+        On a CPU "bf16" is how weights and maps are kept, at the speed of "fp32" and with half its memory; scalar
+        code refuses it. None is that of the model's own tensors. "int8" is refused by this version.
     backend: "cpu", "triton" (CUDA GPUs), or "auto", which follows the device.
     isa: of the CPU: "avx512", "avx2" or "scalar"; None is EFFV2_FORCE_ISA or the best one.
     threads: of each call on the CPU; None is ``torch.get_num_threads()`` at the time of the call.
@@ -174,8 +175,9 @@ def _device_and_dtype(module: nn.Module, path: str, *, any_dtype: bool) -> tuple
                 f"the tensors of one network must be of one {kind}, but {shown}. Use model.to(...)."
             )
     (device,), (dtype, *_) = devices, dtypes
-    if not any_dtype and (dtype not in DTYPE_NAMES or (device.type == "cpu" and dtype != torch.float32)):
-        taken = "float32" if device.type == "cpu" else "float32, float16 or bfloat16"
+    cpu_dtypes = (torch.float32, torch.bfloat16)
+    if not any_dtype and (dtype not in DTYPE_NAMES or (device.type == "cpu" and dtype not in cpu_dtypes)):
+        taken = "float32 or bfloat16" if device.type == "cpu" else "float32, float16 or bfloat16"
         raise ModelError(
             f"'{dtypes[dtype]}' is {dtype} and so are the inputs of the model; the optimised one takes "
             f"{taken} on {device}. Call model.float() first; precision is chosen with "

@@ -151,6 +151,11 @@ PYBIND11_MODULE(_native, m) {
         return names(&effv2::Target::format, [&](const effv2::Target& target) { return target.isa == isa; });
       },
       py::arg("isa"));
+  m.def("kinds", [] {
+#define EFFV2_NAME(kind, Spec) #kind,
+    return std::vector<std::string>{EFFV2_BLOCKS(EFFV2_NAME)};
+#undef EFFV2_NAME
+  });
   m.def("default_isa", [] {
     char error[256] = "no ISA is available";
     const char* isa = effv2::default_isa(error);

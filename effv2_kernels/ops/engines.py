@@ -61,7 +61,7 @@ def _find(what: Hashable, weights: Sequence[Tensor], make: Callable[[], Engine])
 def block_engine(kind: str, x: Tensor, values: Sequence[Any], build: Callable[[], blocks.Block]) -> Engine:
     """The engine of the block that ``build`` makes of ``values``, its fields, for an input like x.
 
-    It runs where x is, and on a GPU in the precision of x.
+    It runs where x is, in the precision of x.
 
     Raises InputError where shapes, dtypes or devices of x and the fields do not fit together.
     """
@@ -79,9 +79,9 @@ def block_choice(kind: str, x: Tensor, values: Sequence[Any]) -> backends.Choice
             f"{kind}: x is on {x.device} and a weight on {elsewhere}; move one of them with .to(...)."
         )
     names = backends.DTYPE_NAMES
-    if x.is_cuda and x.dtype not in names:
+    if x.dtype not in names:
         raise InputError(f"{kind}: expected x in {', '.join(map(str, names))}, but got {x.dtype}.")
-    return backends.choose(dtype=names[x.dtype] if x.is_cuda else "fp32", device=x.device)
+    return backends.choose(dtype=names[x.dtype], device=x.device)
 
 
 def new_block_engine(
@@ -114,7 +114,7 @@ def _engine(
     network: blocks.Network, choice: backends.Choice, device: torch.device, *, cuda_graph: bool = True
 ) -> Engine:
     if choice.backend == "cpu":
-        return cpu.Engine(network, choice.isa)
+        return cpu.Engine(network, choice.isa, choice.dtype)
     from effv2_kernels.triton.engine import Engine as GpuEngine
 
     return GpuEngine(network, backends.TORCH_DTYPES[choice.dtype], device, cuda_graph=cuda_graph)
