@@ -108,9 +108,9 @@ struct Attended {
   const Operand* keys;
   const Operand* values;
   int key_count;
-  Operand* u;        // of the first of the queries, in a map in panels of ...
-  int u_pixels;      // ... so many pixels
-  bool u_holds;      // what the result is added to
+  Operand* u;    // of the first of the queries, in a map in panels of ...
+  int u_pixels;  // ... so many pixels
+  bool u_holds;  // what the result is added to
   int pitch() const { return round_up(key_count, kLanes); }
 };
 
@@ -138,6 +138,7 @@ inline void logits(const Heads& heads, int head, const Attended& a, Operand* out
 inline void weigh_values(const Heads& heads, int head, const Attended& a, const Operand* probabilities,
                          Activation activation) {
   const Rows rows = plain_rows(probabilities, a.pitch(), a.key_count);
+  const Clamp clamp = clamp_of(activation);
   for (int i = 0; i < heads.value_panels_each(); ++i) {
     const std::int64_t p = std::int64_t{head} * heads.value_panels_each() + i;
     Result<Operand> r{a.u + p * a.u_pixels * kPanel, kPanel};
@@ -150,7 +151,7 @@ inline void weigh_values(const Heads& heads, int head, const Attended& a, const 
     if (more) {
       for (int q = 0; q < a.query_count; ++q) prefetch(r.out + (std::int64_t{a.u_pixels} + q) * kPanel);
     }
-    r.clamp = clamp_of(activation);
+    if (clamp.any) r.clamp = &clamp;
     gemm(rows, 0, a.query_count, columns, a.key_count, r,
          more ? ahead_of(columns.below(a.key_count), a.key_count) : Next{});
     activate(activation, r.out, std::int64_t{a.query_count} * kPanel);

@@ -65,7 +65,7 @@ struct Result {
   int columns = kPanel;          // columns to store
   const Operand* sum = nullptr;  // an earlier part of the same sum
   std::int64_t sum_stride = 0;
-  Clamp clamp = {};
+  const Clamp* clamp = nullptr;
 
   // The same from row m on.
   Result below(std::int64_t m) const {
@@ -99,11 +99,12 @@ EFFV2_INLINE void finish(Vec (&sum)[RowCount][Vectors], const Result<Out>& r, in
       for (int v = 0; v < Vectors; ++v) sum[i][v] = add(sum[i][v], load(r.bias + v * kLanes));
     }
   }
-  if (last && r.clamp.any) {
+  if (last && r.clamp) {
+    const Clamp clamp = *r.clamp;
 #pragma GCC unroll 16
     for (int i = 0; i < RowCount; ++i) {
 #pragma GCC unroll 4
-      for (int v = 0; v < Vectors; ++v) sum[i][v] = r.clamp(sum[i][v]);
+      for (int v = 0; v < Vectors; ++v) sum[i][v] = clamp(sum[i][v]);
     }
   }
   if (last && r.residual) {
@@ -277,15 +278,19 @@ inline void gemm_of(const Rows& a, int m0, int m1, Panel<Right> b, int depth, co
       return;
     }
   }
-  Result<Out> part = r;
+  const Result<Out>* into = &r;
+  Result<Out> onto;
   for (int begin = 0; begin < depth; begin += kDepthBlock) {
     const int end = depth - begin > kDepthBlock ? begin + kDepthBlock : depth;
     const bool last = end == depth;
-    if (larger) tiles_of<Vectors, MostRows>(small + 1, a, m0, larger, b, begin, end, part, last, ahead);
-    tiles_of<Vectors, MostRows>(small, a, split, tiles - larger, b, begin, end, part, last, ahead);
+    if (larger) tiles_of<Vectors, MostRows>(small + 1, a, m0, larger, b, begin, end, *into, last, ahead);
+    tiles_of<Vectors, MostRows>(small, a, split, tiles - larger, b, begin, end, *into, last, ahead);
     if constexpr (std::is_same_v<Out, Operand>) {
-      part.sum = r.out;
-      part.sum_stride = r.out_stride;
+      if (last || begin) continue;
+      onto = r;
+      onto.sum = r.out;
+      onto.sum_stride = r.out_stride;
+      into = &onto;
     }
   }
 }

@@ -114,7 +114,7 @@ class Product {
     }
     if (part.first + part.count == depth_padded_) {
       r.bias = bias_.data() + p * kPanel;
-      r.clamp = clamp_;
+      if (clamp_.any) r.clamp = &clamp_;
       if (into.residual) {
         r.residual = into.residual + column;
         r.residual_stride = into.row_stride;
