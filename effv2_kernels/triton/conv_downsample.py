@@ -11,15 +11,15 @@ from effv2_kernels import blocks
 from effv2_kernels.triton.launch import FeatureMap, Launch, blocks_of, is_wide
 from effv2_kernels.triton.packing import Packed, conv_matrix, vector
 from effv2_kernels.triton.ranking import conv_tiles, product_programs
-from effv2_kernels.triton.tiles import conv_sum, gelu, narrow, pixel_tile
+from effv2_kernels.triton.tiles import conv_sum, gelu, load_row, narrow, ok_of, output_tile, ptrs_of
 
 
 @triton.jit(do_not_specialize=["pixels", "out_height", "out_width", "height", "width"])
 def conv(
-    x,  # (.., height, width, K)
-    w,  # (9, K, N)
-    bias,  # (N,) float32
-    y,  # out: (pixels, N)
+    x_ptr,  # (.., height, width, K)
+    w_ptr,  # (9, K, N)
+    bias_ptr,  # (N,) float32
+    y_ptr,  # out: (pixels, N)
     pixels,
     out_height,
     out_width,
@@ -34,23 +34,15 @@ def conv(
     BN: tl.constexpr,
     BK: tl.constexpr,
 ):
-    columns: tl.constexpr = (N + BN - 1) // BN
-    program = tl.program_id(0)
-    n = program % columns * BN + tl.arange(0, BN)
-    pixel, image, row, column, valid = pixel_tile(
-        program // columns * BM, pixels, out_height, out_width, BM, WIDE
-    )
+    n, place = output_tile(pixels, out_height, out_width, N, BM, BN, WIDE)
     acc = tl.zeros((BM, BN), tl.float32)
-    acc = conv_sum(
-        acc, x, w, image, row, column, valid, n, height, width, K, N, 2, BN, BK, PRECISION
-    )  # fmt: skip
-    inside = n < N
-    acc += tl.load(bias + n, mask=inside, other=0.0)[None, :]
-    dtype: tl.constexpr = y.dtype.element_ty
+    acc = conv_sum(acc, (x_ptr, height, width), (w_ptr, K, N, BK, BN), place, n, 2, PRECISION)
+    acc += load_row(bias_ptr, n, N)
+    dtype: tl.constexpr = y_ptr.dtype.element_ty
     tl.store(
-        y + pixel[:, None] * N + n[None, :],
+        ptrs_of(y_ptr, place, n, N),
         gelu(acc, dtype) if GELU else narrow(acc, dtype),
-        mask=valid[:, None] & inside[None, :],
+        mask=ok_of(place, n, N),
     )
 
 
@@ -60,7 +52,7 @@ def strided_conv(x: FeatureMap, w: Tensor, bias: Tensor, precision: str, *, gelu
     return Launch(
         conv,
         {
-            "x": x, "w": w, "bias": bias, "y": y, "pixels": y.pixels,
+            "x_ptr": x, "w_ptr": w, "bias_ptr": bias, "y_ptr": y, "pixels": y.pixels,
             "out_height": y.height, "out_width": y.width, "height": x.height, "width": x.width,
         },
         {"K": x.channels, "N": y.channels, "GELU": gelu, "WIDE": is_wide(x, y), "PRECISION": precision},

@@ -24,7 +24,14 @@ from effv2_kernels.triton.launch import FeatureMap, Launch, is_wide
 from effv2_kernels.triton.packing import Packed, matrix, taps, vector
 from effv2_kernels.triton.product import depthwise_product, pointwise_product
 from effv2_kernels.triton.ranking import hidden_programs, hidden_tiles
-from effv2_kernels.triton.tiles import depthwise_tiles, gelu, pixel_tile, pointwise_sum
+from effv2_kernels.triton.tiles import (
+    depthwise_tiles,
+    gelu,
+    ok_of,
+    pixel_tile,
+    pointwise_sum,
+    ptrs_of,
+)
 
 # Maps of so many pixels at most are cut by channels whatever the batch, and others up to this number of
 # pixels in all images. Measured on an H100, all FFNs of S0 and L: by channels they take 0.46 to 0.84 times as
@@ -40,13 +47,13 @@ _ONE_TILE = 192
 
 @triton.jit(do_not_specialize=["height", "width"])
 def hidden(
-    x,  # (images, height, width, K)
-    w,  # (K, N)
-    bias,  # (N,) float32
-    dw,  # (9, N), see depthwise_tiles
-    dw_bias,  # (N,) float32
-    wide,  # out: (images, height, width, N), GELU(fc1(x))
-    y,  # out: the same shape, GELU(dw(wide))
+    x_ptr,  # (images, height, width, K)
+    w_ptr,  # (K, N)
+    bias_ptr,  # (N,) float32
+    dw_ptr,  # (9, N), see depthwise_tiles
+    dw_bias_ptr,  # (N,) float32
+    wide_ptr,  # out: (images, height, width, N), GELU(fc1(x))
+    y_ptr,  # out: the same shape, GELU(dw(wide))
     height,
     width,
     K: tl.constexpr,
@@ -62,38 +69,36 @@ def hidden(
 
     The row above and the one below are made as well, by two programs each, with the same bits.
     """
-    dtype: tl.constexpr = y.dtype.element_ty
+    dtype: tl.constexpr = y_ptr.dtype.element_ty
     columns: tl.constexpr = (N + BN - 1) // BN
     program = tl.program_id(0)
     n = program % columns * BN + tl.arange(0, BN)
-    inside = n < N
+    n_ok = n < N
     bands = tl.cdiv(height, BAND)
     top = program // columns % bands * BAND
     image = program // (columns * bands)
     if WIDE:
         image = image.to(tl.int64)
         width = width.to(tl.int64)  # and with it the pixels of an image
-    source = x + image * (height * width) * K
-    middle = wide + image * (height * width) * N
-    target = y + image * (height * width) * N
-    added = tl.load(bias + n, mask=inside, other=0.0)[None, :]
+    x_ptr += image * (height * width) * K
+    wide_ptr += image * (height * width) * N
+    y_ptr += image * (height * width) * N
+    bias_tile = tl.load(bias_ptr + n, mask=n_ok, other=0.0)[None, :]
     end = tl.minimum(top + BAND + 1, height) * width
     for first in range(tl.maximum(top - 1, 0) * width, end, BM):
-        pixel = first + tl.arange(0, BM)
-        valid = pixel < end
+        place = pixel_tile(first, end, height, width, BM, False)
         acc = tl.zeros((BM, BN), tl.float32)
-        acc = pointwise_sum(acc, source, w, pixel, valid, n, K, N, BN, BK, PRECISION)
-        at = middle + pixel[:, None] * N + n[None, :]
-        tl.store(at, gelu(acc + added, dtype), mask=valid[:, None] & inside[None, :])
+        acc = pointwise_sum(acc, x_ptr, (w_ptr, K, N, BK, BN), place, n, PRECISION)
+        wide_ptrs = ptrs_of(wide_ptr, place, n, N)
+        tl.store(wide_ptrs, gelu(acc + bias_tile, dtype), mask=ok_of(place, n, N))
     tl.debug_barrier()  # what the threads of this program wrote is there for all of them
+    wide, filters = (wide_ptr, height, width), (dw_ptr, dw_bias_ptr)
     end = tl.minimum(top + BAND, height) * width
     for first in range(top * width, end, BM):
-        pixel, none, row, column, valid = pixel_tile(first, end, height, width, BM, False)
-        out = depthwise_tiles(
-            middle, dw, dw_bias, none, row, column, valid, n, height, width, N, N, 1, 1, N % BN != 0
-        )[0]
-        at = target + pixel[:, None] * N + n[None, :]
-        tl.store(at, gelu(out, dtype), mask=valid[:, None] & inside[None, :])
+        place = pixel_tile(first, end, height, width, BM, False)
+        (out,) = depthwise_tiles(wide, filters, place, n, N, N, 1, 1, N % BN != 0)
+        y_ptrs = ptrs_of(y_ptr, place, n, N)
+        tl.store(y_ptrs, gelu(out, dtype), mask=ok_of(place, n, N))
 
 
 class FFN(Packed):
@@ -123,8 +128,9 @@ class FFN(Packed):
         widen = Launch(
             hidden,
             {
-                "x": x, "w": self.fc1, "bias": self.fc1_bias, "dw": self.dw, "dw_bias": self.dw_bias,
-                "wide": wide, "y": y, "height": x.height, "width": x.width,
+                "x_ptr": x, "w_ptr": self.fc1, "bias_ptr": self.fc1_bias,
+                "dw_ptr": self.dw, "dw_bias_ptr": self.dw_bias, "wide_ptr": wide, "y_ptr": y,
+                "height": x.height, "width": x.width,
             },
             {"K": x.channels, "N": y.channels, "WIDE": is_wide(x, y), "PRECISION": precision},
             lambda t: hidden_programs(t, x, y.channels),

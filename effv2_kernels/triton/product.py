@@ -15,18 +15,18 @@ from torch import Tensor
 
 from effv2_kernels.triton.launch import FeatureMap, Launch, is_wide
 from effv2_kernels.triton.ranking import product_programs, product_tiles
-from effv2_kernels.triton.tiles import depthwise_sums, gelu, narrow, pixel_tile, pointwise_sum
+from effv2_kernels.triton.tiles import depthwise_sums, gelu, load_row, narrow, pixel_tile, pointwise_sum
 
 
 @triton.jit(do_not_specialize=["images", "height", "width"])
 def product(
-    x,  # (images, height, width, K)
-    dw,  # (9, K), see depthwise_tiles; and (K,) float32: of source "depthwise"
-    dw_bias,
-    w,  # (K, N)
-    bias,  # (N,) float32
-    residual,  # (pixels of y, N)
-    y,  # out: (images, height, width, N)
+    x_ptr,  # (images, height, width, K)
+    dw_ptr,  # (9, K), see depthwise_tiles; and (K,) float32: of source "depthwise"
+    dw_bias_ptr,
+    w_ptr,  # (K, N)
+    bias_ptr,  # (N,) float32
+    residual_ptr,  # (pixels of y, N)
+    y_ptr,  # out: (images, height, width, N)
     images,
     height,
     width,
@@ -43,14 +43,13 @@ def product(
     ROWS: tl.constexpr,  # of y that each of BM places stands for, below each other; 1 but for "depthwise"
     COLS: tl.constexpr,  # blocks of BN columns that one program makes; 1 for "pointwise"
 ):
-    dtype: tl.constexpr = y.dtype.element_ty
+    dtype: tl.constexpr = y_ptr.dtype.element_ty
     columns: tl.constexpr = (N + BN * COLS - 1) // (BN * COLS)
     program = tl.program_id(0)
     n = program % columns * (BN * COLS) + tl.arange(0, BN)
     groups = tl.cdiv(height, ROWS)
-    pixel, image, row, column, valid = pixel_tile(
-        program // columns * BM, images * groups * width, groups, width, BM, WIDE
-    )
+    place = pixel_tile(program // columns * BM, images * groups * width, groups, width, BM, WIDE)
+    pixel, image, row, column, ok = place
     if SOURCE == "depthwise":
         row = row * ROWS
         pixel = (image * height + row) * width + column
@@ -60,28 +59,28 @@ def product(
     for _ in tl.static_range(ROWS):
         for j in tl.static_range(COLS):
             nj = n + j * BN
-            inside = nj < N
-            acc = tl.zeros((BM, BN), tl.float32) + tl.load(bias + nj, mask=inside, other=0.0)[None, :]
+            acc = tl.zeros((BM, BN), tl.float32) + load_row(bias_ptr, nj, N)
             if EARLY:
-                at = residual + pixel[:, None] * N + nj[None, :]
-                acc += tl.load(at, mask=valid[:, None] & inside[None, :], other=0.0).to(tl.float32)
+                residual_ptrs = residual_ptr + pixel[:, None] * N + nj[None, :]
+                y_ok = ok[:, None] & (nj < N)[None, :]
+                acc += tl.load(residual_ptrs, mask=y_ok, other=0.0).to(tl.float32)
             accs = accs + (acc,)
     if SOURCE == "depthwise":
         accs = depthwise_sums(
-            accs, x, dw, dw_bias, w, image, row, column, valid, n, height, width,
-            K, N, ROWS, COLS, BN, BK, PRECISION,
+            accs, (x_ptr, height, width), (dw_ptr, dw_bias_ptr), (w_ptr, K, N, BK, BN),
+            (pixel, image, row, column, ok), n, ROWS, COLS, PRECISION,
         )  # fmt: skip
     else:
-        accs = (pointwise_sum(acc, x, w, pixel, valid, n, K, N, BN, BK, PRECISION),)
+        accs = (pointwise_sum(acc, x_ptr, (w_ptr, K, N, BK, BN), place, n, PRECISION),)
     for o in tl.static_range(ROWS):
         for j in tl.static_range(COLS):
             nj = n + j * BN
-            at = (pixel + o * width)[:, None] * N + nj[None, :]
-            ok = (valid & (row + o < height))[:, None] & (nj < N)[None, :]
+            y_at = (pixel + o * width)[:, None] * N + nj[None, :]
+            y_ok = (ok & (row + o < height))[:, None] & (nj < N)[None, :]
             out = accs[o * COLS + j]
             if RESIDUAL and not EARLY:
-                out += tl.load(residual + at, mask=ok, other=0.0).to(tl.float32)
-            tl.store(y + at, gelu(out, dtype) if GELU else narrow(out, dtype), mask=ok)
+                out += tl.load(residual_ptr + y_at, mask=y_ok, other=0.0).to(tl.float32)
+            tl.store(y_ptr + y_at, gelu(out, dtype) if GELU else narrow(out, dtype), mask=y_ok)
 
 
 def pointwise_product(
@@ -127,14 +126,14 @@ def _launch(
     gelu: bool = False,
 ) -> Launch:
     arguments: dict[str, Any] = {
-        "x": x,
+        "x_ptr": x,
         # What a source does not read is given something that exists.
-        "dw": bias if dw is None else dw,
-        "dw_bias": bias if dw_bias is None else dw_bias,
-        "w": w,
-        "bias": bias,
-        "residual": bias if residual is None else residual,
-        "y": y,
+        "dw_ptr": bias if dw is None else dw,
+        "dw_bias_ptr": bias if dw_bias is None else dw_bias,
+        "w_ptr": w,
+        "bias_ptr": bias,
+        "residual_ptr": bias if residual is None else residual,
+        "y_ptr": y,
         "images": y.images,
         "height": x.height,
         "width": x.width,
