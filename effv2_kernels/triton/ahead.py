@@ -24,21 +24,9 @@ from triton.runtime.jit import MockTensor
 
 import effv2_kernels
 from effv2_kernels.errors import InputError, UnavailableError
+from effv2_kernels.triton.gpu import SHARED_BYTES
 from effv2_kernels.triton.launch import FeatureMap, Launch, Tile
 from effv2_kernels.triton.tiles import INTERPRETED
-
-# Bytes of shared memory that one program can have, by compute capability (CUDA C++ programming guide,
-# technical specifications by compute capability).
-SHARED_BYTES = {
-    75: 65536,
-    80: 166912,
-    86: 101376,
-    87: 166912,
-    89: 101376,
-    90: 232448,
-    100: 232448,
-    120: 101376,
-}
 
 _POINTERS = {torch.float16: "*fp16", torch.bfloat16: "*bf16", torch.float32: "*fp32"}
 

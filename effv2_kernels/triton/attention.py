@@ -16,6 +16,7 @@ import triton.language as tl
 
 from effv2_kernels import blocks
 from effv2_kernels.triton.depthwise import strided_depthwise
+from effv2_kernels.triton.gpu import MODEL
 from effv2_kernels.triton.launch import FeatureMap, Launch, Tile, blocks_of, is_wide, round_up_to_power, tile
 from effv2_kernels.triton.packing import BiasTable, Packed, matrix, taps, vector
 from effv2_kernels.triton.product import pointwise_product
@@ -45,8 +46,8 @@ from effv2_kernels.triton.tiles import (
 # query and key, which at 224x224 the level-2 cache holds. Factors of log2(e) are folded into T1 and the bias
 # on the host, so exp is exp2.
 
-# From so many programs of 16 queries on, they are made larger: eight for each multiprocessor of an H100.
-_MANY_PROGRAMS = 8 * 132
+# From so many programs of 16 queries on, they are made larger.
+_MANY_PROGRAMS = 8 * MODEL.multiprocessors
 
 # Keys that are taken at once; where there are fewer, all.
 _MANY_KEYS = 64

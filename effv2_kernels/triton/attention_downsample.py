@@ -14,16 +14,8 @@ import triton.language as tl
 
 from effv2_kernels import blocks
 from effv2_kernels.triton.depthwise import strided_depthwise
-from effv2_kernels.triton.launch import (
-    FeatureMap,
-    Launch,
-    Tile,
-    blocks_of,
-    is_wide,
-    round_up_to_power,
-    split_precision,
-    tile,
-)
+from effv2_kernels.triton.gpu import MODEL
+from effv2_kernels.triton.launch import FeatureMap, Launch, Tile, blocks_of, is_wide, round_up_to_power, tile
 from effv2_kernels.triton.packing import BiasTable, Packed, conv_matrix, matrix, taps, vector
 from effv2_kernels.triton.product import pointwise_product
 from effv2_kernels.triton.ranking import conv_tiles, product_programs
@@ -41,6 +33,9 @@ from effv2_kernels.triton.tiles import (
     ptrs_of,
     query_tile,
 )
+
+# With fewer programs of 64 queries, they are made smaller.
+_FEW_PROGRAMS = 2 * MODEL.multiprocessors
 
 LOG2_E = tl.constexpr(1.4426950408889634)
 
@@ -206,7 +201,7 @@ class AttentionDownsample(Packed):
             {
                 "HEADS": self.heads, "KEY": self.key_dim, "VALUE": self.value_dim,
                 "BD": round_up_to_power(self.key_dim), "BV": round_up_to_power(self.value_dim),
-                "DENSE": dense, "WIDE": wide, "PRECISION": split_precision(precision),
+                "DENSE": dense, "WIDE": wide, "PRECISION": _split_precision(precision),
             },
             lambda t: blocks_of(queries, t.blocks["BQ"]) * self.heads * x.images,
             _tiles(queries, self.heads * x.images, x.dtype),
@@ -234,12 +229,21 @@ class AttentionDownsample(Packed):
         return [every_other, to_q, to_kv, attend, join]
 
 
+def _split_precision(precision: str) -> str:
+    """The precision of the products inside ``downsample_attention``.
+
+    On ordinary units ("ieee") they would take more registers than there are. Split into three products of
+    tf32 parts each, on tensor cores, they fit, and lose only terms below 2^-22 of a product.
+    """
+    return "tf32x3" if precision == "ieee" else precision
+
+
 def _tiles(queries: int, images: int, dtype: torch.dtype) -> list[Tile]:
     """Tiles of ``downsample_attention``, best first: many queries at once, unless programs get too few.
 
     images: of all heads.
     """
     found = [tile(4, 2, BQ=64, BKEYS=64), tile(4, 2, BQ=32, BKEYS=64), tile(4, 2, BQ=16, BKEYS=64)]
-    if dtype == torch.float32 or blocks_of(queries, 64) * images < 264:
+    if dtype == torch.float32 or blocks_of(queries, 64) * images < _FEW_PROGRAMS:
         found.reverse()
     return [*found, tile(2, 2, BQ=16, BKEYS=32)]

@@ -15,6 +15,7 @@ import triton.language as tl
 
 from effv2_kernels import blocks
 from effv2_kernels.triton.conv_downsample import strided_conv
+from effv2_kernels.triton.gpu import MODEL
 from effv2_kernels.triton.launch import FeatureMap, Launch, Tile, blocks_of, is_wide, round_up_to_power, tile
 from effv2_kernels.triton.packing import Packed, conv_matrix, half_or_float, matrix, vector
 from effv2_kernels.triton.ranking import product_programs
@@ -101,6 +102,10 @@ class Stem(Packed):
         return [first, strided_conv(middle, self.w2, self.bias2, precision, gelu=True)]
 
 
+# Beyond two programs of 256 pixels for each multiprocessor.
+_MANY_PIXELS = 2 * 256 * MODEL.multiprocessors
+
+
 def _tiles(middle: FeatureMap) -> list[Tile]:
     """Tiles of ``image_conv``: all channels, or few enough that none is made for nothing.
 
@@ -108,5 +113,5 @@ def _tiles(middle: FeatureMap) -> list[Tile]:
     """
     whole = round_up_to_power(middle.channels)
     widths = [n for n in (16, 8) if n <= whole and middle.channels % n == 0] or [whole]
-    sizes = (256, 128) if middle.pixels > 256 * 264 else (128, 256)
+    sizes = (256, 128) if middle.pixels > _MANY_PIXELS else (128, 256)
     return [tile(4, 1, BM=m, BN=n) for n in widths for m in sizes]
