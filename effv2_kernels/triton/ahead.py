@@ -79,7 +79,7 @@ class Compilation:
             return kernel.warmup(**arguments, **self.constants, **self.options, grid=(1,))
 
 
-class _Elsewhere:
+class Elsewhere:
     """What Triton asks of a GPU before it compiles for it, answered for one that is not there."""
 
     def __init__(self, capability: int) -> None:
@@ -99,7 +99,7 @@ class _Elsewhere:
 def _as_if_on(capability: int) -> Iterator[None]:
     """As for a launch: what Triton's versions make of arguments differs, and with it where they look."""
     before = getattr(driver, "_active", None)
-    driver.set_active(_Elsewhere(capability))
+    driver.set_active(Elsewhere(capability))
     try:
         yield
     finally:
