@@ -83,7 +83,7 @@ def report(old: dict[str, dict[str, Any]], new: dict[str, dict[str, Any]]) -> st
         same = sum(old[place]["code"] == new[place]["code"] for place in places)
         less = sum(any(new[p][m] < old[p][m] for m in MEASURES) for p in places)
         more = sum(takes_more(old[p], new[p]) for p in places)
-        sums = [f"{sum(old[p][m] for p in places)} {sum(new[p][m] for p in places)}" for m in MEASURES]
+        sums = [f"{sum(old[p][m] for p in places)} -> {sum(new[p][m] for p in places)}" for m in MEASURES]
         cells.append(
             [kernel, dtype, str(capability), str(len(places)), str(same), str(less), str(more), *sums]
         )
@@ -96,10 +96,11 @@ def _short(row: dict[str, Any] | None) -> str:
 
 
 def _unpack(revision: str, folder: str) -> None:
-    archive = subprocess.run(
-        ["git", "-C", str(ROOT), "archive", revision, "effv2_kernels"], check=True, capture_output=True
-    ).stdout
-    subprocess.run(["tar", "-x", "-C", folder], input=archive, check=True)
+    command = ["git", "-C", str(ROOT), "archive", revision, "effv2_kernels"]
+    done = subprocess.run(command, capture_output=True, check=False)
+    if done.returncode:
+        raise SystemExit(f"git has no version {revision!r} of {ROOT}: {done.stderr.decode().strip()}")
+    subprocess.run(["tar", "-x", "-C", folder], input=done.stdout, check=True)
 
 
 def _of_version(folder: str, args: argparse.Namespace) -> dict[str, dict[str, Any]]:
