@@ -154,7 +154,7 @@ def two_paths(
     n, place = output_tile(pixels, out_height, out_width, N, BM, BN, WIDE)
     acc = tl.zeros((BM, BN), tl.float32)
     acc = pointwise_sum(acc, u_ptr, (proj_ptr, VALUES, N, BK, BN), place, n, PRECISION)
-    acc = conv_sum(acc, (x_ptr, height, width), (w_ptr, K, N, BK, BN), place, n, 2, PRECISION)
+    acc = conv_sum(acc, (x_ptr, height, width), (w_ptr, K, N, BK, BN), place, n, 3, 2, PRECISION)
     acc += load_row(bias_ptr, n, N)
     y_ptrs = ptrs_of(y_ptr, place, n, N)
     tl.store(y_ptrs, narrow(acc, y_ptr.dtype.element_ty), mask=ok_of(place, n, N))
@@ -222,7 +222,7 @@ class AttentionDownsample(Packed):
                 "PRECISION": precision,
             },
             lambda t: product_programs(t, y),
-            conv_tiles(y, x.channels, values),
+            conv_tiles(y, x.channels, before=values),
             y,
             y.elements * (values + 9 * x.channels),
         )  # fmt: skip

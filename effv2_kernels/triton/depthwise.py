@@ -11,7 +11,7 @@ import triton.language as tl
 from torch import Tensor
 
 from effv2_kernels.triton.launch import FeatureMap, Launch, blocks_of, is_wide, tile
-from effv2_kernels.triton.tiles import depthwise_tiles, narrow, ok_of, output_tile, ptrs_of
+from effv2_kernels.triton.tiles import activated, depthwise_tiles, ok_of, output_tile, ptrs_of
 
 
 @triton.jit(do_not_specialize=["pixels", "out_height", "out_width", "height", "width"])
@@ -27,6 +27,7 @@ def depthwise(
     width,
     CHANNELS: tl.constexpr,
     STRIDE: tl.constexpr,
+    ACTIVATION: tl.constexpr,
     WIDE: tl.constexpr,
     BM: tl.constexpr,
     BC: tl.constexpr,
@@ -35,19 +36,21 @@ def depthwise(
     x, filters = (x_ptr, height, width), (dw_ptr, bias_ptr)
     (out,) = depthwise_tiles(x, filters, place, c, CHANNELS, CHANNELS, STRIDE, 1, CHANNELS % BC != 0)
     y_ptrs = ptrs_of(y_ptr, place, c, CHANNELS)
-    tl.store(y_ptrs, narrow(out, y_ptr.dtype.element_ty), mask=ok_of(place, c, CHANNELS))
+    tl.store(y_ptrs, activated(out, ACTIVATION, y_ptr.dtype.element_ty), mask=ok_of(place, c, CHANNELS))
 
 
-def strided_depthwise(x: FeatureMap, dw: Tensor, bias: Tensor) -> Launch:
-    """y = dw3x3 s2 (x). dw: (9, channels), see ``depthwise_tiles``; bias: (channels,) float32."""
-    y = x.like(x.channels, blocks_of(x.height, 2), blocks_of(x.width, 2))
+def strided_depthwise(
+    x: FeatureMap, dw: Tensor, bias: Tensor, *, activation: str = "none", stride: int = 2
+) -> Launch:
+    """y = f(dw3x3(x)). dw: (9, channels), see ``depthwise_tiles``; bias: (channels,) float32."""
+    y = x.like(x.channels, blocks_of(x.height, stride), blocks_of(x.width, stride))
     return Launch(
         depthwise,
         {
             "x_ptr": x, "dw_ptr": dw, "bias_ptr": bias, "y_ptr": y, "pixels": y.pixels,
             "out_height": y.height, "out_width": y.width, "height": x.height, "width": x.width,
         },
-        {"CHANNELS": x.channels, "STRIDE": 2, "WIDE": is_wide(x, y)},
+        {"CHANNELS": x.channels, "STRIDE": stride, "ACTIVATION": activation, "WIDE": is_wide(x, y)},
         lambda t: blocks_of(y.pixels, t.blocks["BM"]) * blocks_of(y.channels, t.blocks["BC"]),
         [tile(4, 1, BM=m, BC=c) for m, c in ((16, 32), (16, 64), (32, 32), (32, 64))],
         y,

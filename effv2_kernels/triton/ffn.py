@@ -18,15 +18,17 @@ from __future__ import annotations
 import torch
 import triton
 import triton.language as tl
+from torch import Tensor
 
 from effv2_kernels import blocks
-from effv2_kernels.triton.launch import FeatureMap, Launch, is_wide
+from effv2_kernels.triton.depthwise import strided_depthwise
+from effv2_kernels.triton.launch import FeatureMap, Launch, blocks_of, is_wide
 from effv2_kernels.triton.packing import Packed, matrix, taps, vector
 from effv2_kernels.triton.product import depthwise_product, pointwise_product
 from effv2_kernels.triton.ranking import hidden_programs, hidden_tiles
 from effv2_kernels.triton.tiles import (
+    activated,
     depthwise_tiles,
-    gelu,
     ok_of,
     pixel_tile,
     pointwise_sum,
@@ -52,12 +54,14 @@ def hidden(
     bias_ptr,  # (N,) float32
     dw_ptr,  # (9, N), see depthwise_tiles
     dw_bias_ptr,  # (N,) float32
-    wide_ptr,  # out: (images, height, width, N), GELU(fc1(x))
-    y_ptr,  # out: the same shape, GELU(dw(wide))
-    height,
+    wide_ptr,  # out: (images, height, width, N), f(fc1(x))
+    y_ptr,  # out: (images, y_height, y_width, N), f(dw(wide))
+    height,  # of x
     width,
     K: tl.constexpr,
     N: tl.constexpr,
+    STRIDE: tl.constexpr,
+    ACTIVATION: tl.constexpr,
     WIDE: tl.constexpr,
     PRECISION: tl.constexpr,
     BM: tl.constexpr,
@@ -74,35 +78,40 @@ def hidden(
     program = tl.program_id(0)
     n = program % columns * BN + tl.arange(0, BN)
     n_ok = n < N
-    bands = tl.cdiv(height, BAND)
+    y_height, y_width = (height + STRIDE - 1) // STRIDE, (width + STRIDE - 1) // STRIDE
+    bands = tl.cdiv(y_height, BAND)
     top = program // columns % bands * BAND
     image = program // (columns * bands)
     if WIDE:
         image = image.to(tl.int64)
-        width = width.to(tl.int64)  # and with it the pixels of an image
+        width, y_width = width.to(tl.int64), y_width.to(tl.int64)  # and with them the pixels of an image
     x_ptr += image * (height * width) * K
     wide_ptr += image * (height * width) * N
-    y_ptr += image * (height * width) * N
+    y_ptr += image * (y_height * y_width) * N
     bias_tile = tl.load(bias_ptr + n, mask=n_ok, other=0.0)[None, :]
-    end = tl.minimum(top + BAND + 1, height) * width
-    for first in range(tl.maximum(top - 1, 0) * width, end, BM):
+    end = tl.minimum(top * STRIDE + (BAND * STRIDE - STRIDE + 2), height) * width
+    for first in range(tl.maximum(top * STRIDE - 1, 0) * width, end, BM):
         place = pixel_tile(first, end, height, width, BM, False)
         acc = tl.zeros((BM, BN), tl.float32)
         acc = pointwise_sum(acc, x_ptr, (w_ptr, K, N, BK, BN), place, n, PRECISION)
         wide_ptrs = ptrs_of(wide_ptr, place, n, N)
-        tl.store(wide_ptrs, gelu(acc + bias_tile, dtype), mask=ok_of(place, n, N))
+        tl.store(wide_ptrs, activated(acc + bias_tile, ACTIVATION, dtype), mask=ok_of(place, n, N))
     tl.debug_barrier()  # what the threads of this program wrote is there for all of them
     wide, filters = (wide_ptr, height, width), (dw_ptr, dw_bias_ptr)
-    end = tl.minimum(top + BAND, height) * width
-    for first in range(top * width, end, BM):
-        place = pixel_tile(first, end, height, width, BM, False)
-        (out,) = depthwise_tiles(wide, filters, place, n, N, N, 1, 1, N % BN != 0)
+    end = tl.minimum(top + BAND, y_height) * y_width
+    for first in range(top * y_width, end, BM):
+        place = pixel_tile(first, end, y_height, y_width, BM, False)
+        (out,) = depthwise_tiles(wide, filters, place, n, N, N, STRIDE, 1, N % BN != 0)
         y_ptrs = ptrs_of(y_ptr, place, n, N)
-        tl.store(y_ptrs, gelu(out, dtype), mask=ok_of(place, n, N))
+        tl.store(y_ptrs, activated(out, ACTIVATION, dtype), mask=ok_of(place, n, N))
 
 
 class FFN(Packed):
     """``blocks.FFN`` with its weights in the kernels' layouts."""
+
+    fc1: Tensor | None
+    fc1_bias: Tensor | None
+    activation, stride, residual = "gelu", 1, True
 
     def __init__(self, block: blocks.FFN, dtype: torch.dtype, device: torch.device | str) -> None:
         self.fc1, self.fc1_bias = matrix(block.fc1_weight, dtype, device), vector(block.fc1_bias, device)
@@ -116,27 +125,47 @@ class FFN(Packed):
         return self.by_pixels(x, precision)
 
     def by_pixels(self, x: FeatureMap, precision: str) -> list[Launch]:
-        widen = pointwise_product(x, self.fc1, self.fc1_bias, precision, gelu=True)
+        launches = []
+        wide = x
+        if self.fc1 is not None and self.fc1_bias is not None:
+            launches.append(
+                pointwise_product(x, self.fc1, self.fc1_bias, precision, activation=self.activation)
+            )
+            wide = launches[-1].output
         narrow = depthwise_product(
-            widen.output, self.dw, self.dw_bias, self.fc2, self.fc2_bias, precision, residual=x
-        )
-        return [widen, narrow]
+            wide, self.dw, self.dw_bias, self.fc2, self.fc2_bias, precision,
+            activation=self.activation, stride=self.stride, residual=x if self.residual else None,
+        )  # fmt: skip
+        return [*launches, narrow]
 
     def by_channels(self, x: FeatureMap, precision: str) -> list[Launch]:
-        wide = x.like(self.fc1.shape[1])
-        y = x.like(wide.channels)
-        widen = Launch(
+        if self.fc1 is None or self.fc1_bias is None:
+            widen = strided_depthwise(
+                x, self.dw, self.dw_bias, activation=self.activation, stride=self.stride
+            )
+        else:
+            widen = self._hidden(x, self.fc1, self.fc1_bias, precision)
+        residual = x if self.residual else None
+        narrow = pointwise_product(widen.output, self.fc2, self.fc2_bias, precision, residual=residual)
+        return [widen, narrow]
+
+    def _hidden(self, x: FeatureMap, fc1: Tensor, fc1_bias: Tensor, precision: str) -> Launch:
+        wide = x.like(fc1.shape[1])
+        y = x.like(wide.channels, blocks_of(x.height, self.stride), blocks_of(x.width, self.stride))
+        return Launch(
             hidden,
             {
-                "x_ptr": x, "w_ptr": self.fc1, "bias_ptr": self.fc1_bias,
+                "x_ptr": x, "w_ptr": fc1, "bias_ptr": fc1_bias,
                 "dw_ptr": self.dw, "dw_bias_ptr": self.dw_bias, "wide_ptr": wide, "y_ptr": y,
                 "height": x.height, "width": x.width,
             },
-            {"K": x.channels, "N": y.channels, "WIDE": is_wide(x, y), "PRECISION": precision},
-            lambda t: hidden_programs(t, x, y.channels),
-            hidden_tiles(x, y.channels),
+            {
+                "K": x.channels, "N": y.channels, "STRIDE": self.stride, "ACTIVATION": self.activation,
+                "WIDE": is_wide(x, wide), "PRECISION": precision,
+            },
+            lambda t: hidden_programs(t, y),
+            hidden_tiles(x, y, self.stride),
             y,
-            x.pixels * y.channels * (x.channels + 9),
+            wide.elements * x.channels + 9 * y.elements,
             scratch=wide,
         )  # fmt: skip
-        return [widen, pointwise_product(y, self.fc2, self.fc2_bias, precision, residual=x)]

@@ -94,17 +94,17 @@ def product_tiles(source: str, y: FeatureMap, depth: int) -> list[Tile]:
     return [tile(t.warps, t.stages, **t.blocks, ROWS=1, COLS=1) for t in plain]
 
 
-def hidden_programs(t: Tile, x: FeatureMap, channels: int) -> int:
-    """How many programs ``hidden`` has for an input x and so many hidden channels."""
-    return x.images * blocks_of(x.height, t.blocks["BAND"]) * blocks_of(channels, t.blocks["BN"])
+def hidden_programs(t: Tile, y: FeatureMap) -> int:
+    """How many programs of ``hidden`` make an output y."""
+    return y.images * blocks_of(y.height, t.blocks["BAND"]) * blocks_of(y.channels, t.blocks["BN"])
 
 
-def hidden_tiles(x: FeatureMap, channels: int) -> list[Tile]:
-    """Tiles of ``hidden`` for an input x and so many hidden channels, best first."""
+def hidden_tiles(x: FeatureMap, y: FeatureMap, stride: int) -> list[Tile]:
+    """Tiles of ``hidden`` for an input x and an output y, best first."""
 
     def band(m: int) -> int:
         """The rows of a program that makes m pixels at once: all, or all but the first and the last."""
-        return x.height if x.height * x.width <= m else min(x.height, max(1, m // x.width - 2))
+        return y.height if x.height * x.width <= m else min(y.height, max(1, (m // x.width - 2) // stride))
 
     if x.dtype == torch.float32:
         return [tile(4, 1, BM=m, BN=m, BK=32, BAND=band(_FLOAT32_BAND)) for m in (32, 16)]
@@ -112,7 +112,7 @@ def hidden_tiles(x: FeatureMap, channels: int) -> list[Tile]:
     found = [
         tile(warps, stages, BM=m, BN=n, BK=k, BAND=band(m))
         for m, warps in ((64, 4), (128, 4), (128, 8), (256, 8))
-        for n in _widths(channels, 16, 32, 64)
+        for n in _widths(y.channels, 16, 32, 64)
         for k, stages in ((32, 3), (64, 2), (128, 2))
         if (m == 64 or m <= most)
         and k <= round_up_to_power(x.channels, 32)
@@ -127,26 +127,26 @@ def hidden_tiles(x: FeatureMap, channels: int) -> list[Tile]:
         threads = WARP * t.warps
         values = m * n / threads
         widen = steps * (product.step + product.left * m * k / threads) + product.out * values
-        rounds = blocks_of(min(x.height, t.blocks["BAND"] + 2) * x.width, m)
-        back = (depthwise.left * values + _AROUND_DEPTHWISE) * blocks_of(t.blocks["BAND"] * x.width, m)
+        rounds = blocks_of(min(x.height, t.blocks["BAND"] * stride + 2) * x.width, m)
+        back = (depthwise.left * values + _AROUND_DEPTHWISE) * blocks_of(t.blocks["BAND"] * y.width, m)
         waiting = (
             steps / t.stages * rounds + 2
         ) * MODEL.latency  # the barrier, and the loads of the convolution
-        programs = hidden_programs(t, x, channels)
+        programs = hidden_programs(t, y)
         return MODEL.cycles(widen * rounds + back + _AROUND, programs, t.warps) + waiting
 
     return sorted(found, key=estimate)[:_KEPT]
 
 
-def conv_tiles(y: FeatureMap, channels: int, before: int = 0) -> list[Tile]:
-    """Tiles for a sum over 9 taps of ``channels`` and ``before`` other channels, best first."""
+def conv_tiles(y: FeatureMap, channels: int, *, taps: int = 9, before: int = 0) -> list[Tile]:
+    """Tiles for a sum over the taps of ``channels`` and ``before`` other channels, best first."""
     if y.dtype == torch.float32:
         return list(_FLOAT32)
     narrow = round_up_to_power(channels)
     found = [t for t in _plain(y) if t.blocks["BK"] <= narrow]
     if narrow == 16:
         found = [tile(4, 4, BM=m, BN=n, BK=16) for m in (64, 128) for n in _widths(y.channels, 32, 64)]
-    return _ranked(found, _COSTS["conv", y.dtype], y, before + 9 * channels)
+    return _ranked(found, _COSTS["conv", y.dtype], y, before + taps * channels)
 
 
 # Products of float32 run on the ordinary units and need twice the registers.

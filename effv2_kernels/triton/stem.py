@@ -99,7 +99,7 @@ class Stem(Packed):
             middle,
             middle.elements * 9 * x.channels,
         )  # fmt: skip
-        return [first, strided_conv(middle, self.w2, self.bias2, precision, gelu=True)]
+        return [first, strided_conv(middle, self.w2, self.bias2, precision, activation="gelu")]
 
 
 # Beyond two programs of 256 pixels for each multiprocessor.

@@ -22,7 +22,7 @@ What travels together is a tuple:
     task     (head, query, ok): of an attention, one head and some queries (BQ,) of one image
     x        (x_ptr, height, width): a feature map, by the name of its tensor
     filters  (dw_ptr, bias_ptr): a depthwise convolution; (9, channels), see depthwise_tiles, and float32
-    weight   (w_ptr, K, N, BK, BN): a matrix (K, N) in tiles (BK, BN), or nine of them, one for each tap
+    weight   (w_ptr, K, N, BK, BN): a matrix (K, N) in tiles (BK, BN), or one for each tap of a convolution
 
 Tuples without field names, because Torch's compiler writes the source of a kernel and of its functions into a
 file of its own, where no class of theirs would exist. Constants in one live as long as it is an argument:
@@ -33,6 +33,9 @@ import os
 
 import triton
 import triton.language as tl
+
+# The activations that a kernel knows by name.
+ACTIVATIONS = ("none", "gelu", "relu", "relu6", "silu", "hardswish")
 
 # Under TRITON_INTERPRET=1 kernels run on the CPU, where there is no inline assembly.
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
@@ -76,6 +79,24 @@ def gelu(x, dtype: tl.constexpr):
     inner = inner * square + tl.full((), 0.79750723695372, x.dtype)
     half = x * tl.full((), 0.5, x.dtype)
     return narrow(half * tanh(x * inner) + half, dtype)
+
+
+@triton.jit
+def activated(x, ACTIVATION: tl.constexpr, dtype: tl.constexpr):
+    """f(x) rounded to ``dtype``, with f as ``ACTIVATIONS`` names it."""
+    if ACTIVATION == "gelu":
+        return gelu(x, dtype)
+    if ACTIVATION == "relu":
+        x = tl.maximum(x, 0.0, propagate_nan=tl.PropagateNan.ALL)
+    elif ACTIVATION == "relu6":
+        x = tl.clamp(x, 0.0, 6.0, propagate_nan=tl.PropagateNan.ALL)
+    elif ACTIVATION == "silu":
+        x = x.to(tl.float32)
+        x = x / (1 + tl.exp(-x))
+    elif ACTIVATION == "hardswish":
+        x = x.to(tl.float32)
+        x = x * tl.clamp(x + 3, 0.0, 6.0, propagate_nan=tl.PropagateNan.ALL) * (1 / 6)
+    return narrow(x, dtype)
 
 
 @triton.jit
@@ -283,11 +304,13 @@ def depthwise_sums(
     weight,
     place,
     n,  # (BN,), the first of COLS blocks of columns of the weight
+    ACTIVATION: tl.constexpr,
+    STRIDE: tl.constexpr,
     ROWS: tl.constexpr,
     COLS: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    """accs + GELU(depthwise(x)) @ weight at ROWS pixels below each other.
+    """accs + f(depthwise(x)) @ weight at ROWS pixels below each other.
 
     The depthwise result stays in registers and serves COLS blocks of columns next to each other, since three
     of 64 need fewer registers than one of 256.
@@ -298,10 +321,10 @@ def depthwise_sums(
     BN: tl.constexpr = weight[4]
     for first in range(0, K, BK):
         k = first + tl.arange(0, BK)
-        lefts = depthwise_tiles(x, filters, place, k, K, K, 1, ROWS, K % BK != 0)
+        lefts = depthwise_tiles(x, filters, place, k, K, K, STRIDE, ROWS, K % BK != 0)
         sums = ()
         for o in tl.static_range(ROWS):
-            left = gelu(lefts[o], dtype)
+            left = activated(lefts[o], ACTIVATION, dtype)
             for j in tl.static_range(COLS):
                 w_tile = weight_tile(weight, k, n + j * BN)
                 sums = sums + (dot(left, w_tile, accs[o * COLS + j], PRECISION),)
@@ -313,13 +336,14 @@ def depthwise_sums(
 def conv_sum(
     acc,
     x,
-    weight,  # nine
+    weight,  # one for each tap
     place,  # of the output
     n,  # (BN,), columns of the weights
+    KERNEL: tl.constexpr,
     STRIDE: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    """acc + conv3x3(x), padding 1: nine taps of K channels in one loop, so that it can be pipelined."""
+    """acc + conv(x), padding KERNEL // 2: all taps of K channels in one loop, so that it can be pipelined."""
     K: tl.constexpr = weight[1]
     N: tl.constexpr = weight[2]
     BK: tl.constexpr = weight[3]
@@ -327,11 +351,11 @@ def conv_sum(
     STEPS: tl.constexpr = (K + BK - 1) // BK
     x_ptr, height, width = x
     _, image, row, column, place_ok = place
-    for step in range(9 * STEPS):
+    for step in range(KERNEL * KERNEL * STEPS):
         tap = step // STEPS
         k = (step % STEPS) * BK + tl.arange(0, BK)
-        x_row = row * STRIDE + (tap // 3 - 1)
-        x_column = column * STRIDE + (tap % 3 - 1)
+        x_row = row * STRIDE + (tap // KERNEL - KERNEL // 2)
+        x_column = column * STRIDE + (tap % KERNEL - KERNEL // 2)
         x_ok = place_ok & (x_row >= 0) & (x_row < height) & (x_column >= 0) & (x_column < width)
         x_at = (image * height + x_row) * width + x_column
         x_ptrs = x_ptr + x_at[:, None] * K + k[None, :]
