@@ -241,8 +241,8 @@ def test_wide_is_chosen_by_size():
 @pytest.mark.parametrize(
     ("shape", "kernel", "largest"),
     [
-        (shapes.attention(16, 17, 17, table=(9, 9)), "mixed_softmax", "y"),
-        (shapes.attention_downsample(16, 24, 17, 17, table=(9, 9)), "downsample_attention", "bias"),
+        (shapes.attention(16, 17, 17, table=(9, 9)), "mixed_softmax", "y_ptr"),
+        (shapes.attention_downsample(16, 24, 17, 17, table=(9, 9)), "downsample_attention", "bias_ptr"),
     ],
     ids=str,
 )

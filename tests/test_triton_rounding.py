@@ -13,7 +13,7 @@ from checks import BLOCK_BOUND, relative_l2, seeded
 from test_triton_kernels import check
 
 from effv2_kernels import shapes
-from effv2_kernels.triton import attention, tiles
+from effv2_kernels.triton import attention, attention_downsample, tiles
 
 # What L has where it is widest, on smaller maps; the quick ones first.
 WIDEST = [
@@ -75,7 +75,7 @@ def sum_over_keys(a, b, c, LONG: tl.constexpr):
     m, k = tl.arange(0, 16), tl.arange(0, 64)
     left = tl.load(a + m[:, None] * 64 + k[None, :])
     right = tl.load(b + k[:, None] * 16 + m[None, :])
-    add_up: tl.constexpr = tiles.long_dot if LONG else tiles.dot
+    add_up: tl.constexpr = attention_downsample.long_dot if LONG else tiles.dot
     out = add_up(left, right, tl.zeros((16, 16), tl.float32), "tf32x3")
     tl.store(c + m[:, None] * 16 + m[None, :], out)
 

@@ -17,6 +17,15 @@ def compare():
     sys.path.remove(str(ROOT / "bench" / "versions"))
 
 
+@pytest.fixture(scope="module")
+def kernels():
+    sys.path.insert(0, str(ROOT / "bench" / "versions"))
+    import kernels
+
+    yield kernels
+    sys.path.remove(str(ROOT / "bench" / "versions"))
+
+
 @pytest.fixture
 def workers(compare):
     found = {who: compare.Worker(ROOT) for who in ("old", "new", "again")}
@@ -58,3 +67,20 @@ def test_a_worker_that_ends_is_noticed(compare):
 def test_an_unknown_revision(compare):
     with pytest.raises(SystemExit, match="git knows no revision 'no-such-revision'"):
         compare.build("no-such-revision")
+
+
+def kernel_row(code="a", **changes):
+    row = {"kernel": "product", "dtype": "float16", "capability": 90, "code": code, "stack": 0}
+    return row | {"registers": 64, "shared": 1024, "instructions": 500} | changes
+
+
+def test_kernels_that_take_more(kernels):
+    old = {"first": kernel_row(), "second": kernel_row(), "third": kernel_row()}
+    new = {"first": kernel_row(), "second": kernel_row("b", registers=65), "third": kernel_row("c", shared=8)}
+    assert [place for place in old if kernels.takes_more(old[place], new[place])] == ["second"]
+    (line,) = (line for line in kernels.report(old, new).splitlines() if "product" in line)
+    # Launches; of them with the same code, with less and with more; then the sums of the old and the new.
+    assert line.replace("-> ", "").split()[3:] == [
+        *("3", "1", "1", "1"),
+        *("192", "193", "0", "0", "3072", "2056", "1500", "1500"),
+    ]

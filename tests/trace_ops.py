@@ -4,7 +4,12 @@ Run by test_triton_compiler.py in a process without Triton's interpreter, with E
 folder.
 """
 
+import builtins
+import dis
+import importlib.util
 import json
+import tempfile
+from pathlib import Path
 
 import pytest
 import torch
@@ -13,8 +18,10 @@ from claimed_gpu import claim_to_pytorch, claim_to_triton
 from torch._functorch._aot_autograd.autograd_cache import AOTAutogradCacheDetails
 from torch._functorch.aot_autograd import aot_export_joint_simple
 from torch._higher_order_ops.triton_kernel_wrap import kernel_side_table
+from torch._inductor.codegen.wrapper import user_defined_triton_kernel_transitive_closure_source_code
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.experimental.symbolic_shapes import DimDynamic, ShapeEnv, StatelessSymbolicContext
+from triton import JITFunction
 
 import effv2_kernels.ops  # noqa: F401  (registers the ops)
 from effv2_kernels import backends, shapes
@@ -136,7 +143,7 @@ def planned(block, x):
         arguments = dict(launch.arguments)
         for name, value in launch.arguments.items():
             if isinstance(value, torch.Tensor):
-                resized = name == "bias" and getattr(block, "resize_bias", False) and value.ndim == 3
+                resized = name == "bias_ptr" and getattr(block, "resize_bias", False) and value.ndim == 3
                 kind = "weight that is made in every call" if resized else "weight"
                 arguments[name] = [kind, list(value.shape), str(value.dtype)]
             elif value in launch.written:
@@ -214,6 +221,31 @@ def key():
         yield {"when": "without a GPU", "sources": sources()}
 
 
+def copies():
+    """The names that are missing where Torch's compiler writes a kernel and its functions into a file."""
+    listed = map(kernel_side_table.get_kernel, kernel_side_table.id_to_kernel)
+    for kernel in {kernel if isinstance(kernel, JITFunction) else kernel.fn for kernel in listed}:
+        source = user_defined_triton_kernel_transitive_closure_source_code(kernel)
+        with tempfile.TemporaryDirectory() as folder:
+            file = Path(folder, f"copied_{kernel.__name__}.py")
+            file.write_text(f"import triton\nimport triton.language as tl\n\n@triton.jit\n{source}")
+            spec = importlib.util.spec_from_file_location(file.stem, file)
+            module = importlib.util.module_from_spec(spec)
+            spec.loader.exec_module(module)
+        known = vars(module).keys() | vars(builtins).keys()
+        used = {
+            read.argval
+            for function in vars(module).values()
+            if isinstance(function, JITFunction)
+            for read in dis.get_instructions(function.fn)
+            if read.opname == "LOAD_GLOBAL"
+        }
+        yield {"kernel": kernel.__name__, "missing": sorted(used - known)}
+
+
 claim_to_triton()
 claim_to_pytorch()
-print(json.dumps({"graphs": list(graphs()), "key": list(key()), "opaque": list(opaque())}))
+of_blocks = list(graphs())
+print(
+    json.dumps({"graphs": of_blocks, "key": list(key()), "opaque": list(opaque()), "copies": list(copies())})
+)

@@ -24,21 +24,9 @@ from triton.runtime.jit import MockTensor
 
 import effv2_kernels
 from effv2_kernels.errors import InputError, UnavailableError
+from effv2_kernels.triton.gpu import SHARED_BYTES
 from effv2_kernels.triton.launch import FeatureMap, Launch, Tile
 from effv2_kernels.triton.tiles import INTERPRETED
-
-# Bytes of shared memory that one program can have, by compute capability (CUDA C++ programming guide,
-# technical specifications by compute capability).
-SHARED_BYTES = {
-    75: 65536,
-    80: 166912,
-    86: 101376,
-    87: 166912,
-    89: 101376,
-    90: 232448,
-    100: 232448,
-    120: 101376,
-}
 
 _POINTERS = {torch.float16: "*fp16", torch.bfloat16: "*bf16", torch.float32: "*fp32"}
 
@@ -91,7 +79,7 @@ class Compilation:
             return kernel.warmup(**arguments, **self.constants, **self.options, grid=(1,))
 
 
-class _Elsewhere:
+class Elsewhere:
     """What Triton asks of a GPU before it compiles for it, answered for one that is not there."""
 
     def __init__(self, capability: int) -> None:
@@ -111,7 +99,7 @@ class _Elsewhere:
 def _as_if_on(capability: int) -> Iterator[None]:
     """As for a launch: what Triton's versions make of arguments differs, and with it where they look."""
     before = getattr(driver, "_active", None)
-    driver.set_active(_Elsewhere(capability))
+    driver.set_active(Elsewhere(capability))
     try:
         yield
     finally:

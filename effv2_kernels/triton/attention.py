@@ -16,6 +16,7 @@ import triton.language as tl
 
 from effv2_kernels import blocks
 from effv2_kernels.triton.depthwise import strided_depthwise
+from effv2_kernels.triton.gpu import MODEL
 from effv2_kernels.triton.launch import FeatureMap, Launch, Tile, blocks_of, is_wide, round_up_to_power, tile
 from effv2_kernels.triton.packing import BiasTable, Packed, matrix, taps, vector
 from effv2_kernels.triton.product import pointwise_product
@@ -24,9 +25,11 @@ from effv2_kernels.triton.tiles import (
     dot,
     gelu,
     narrow,
-    pixel_tile,
+    ok_of,
+    output_tile,
+    place_of,
+    ptrs_of,
     query_tile,
-    resized_tile,
     settled,
 )
 
@@ -43,8 +46,8 @@ from effv2_kernels.triton.tiles import (
 # query and key, which at 224x224 the level-2 cache holds. Factors of log2(e) are folded into T1 and the bias
 # on the host, so exp is exp2.
 
-# From so many programs of 16 queries on, they are made larger: eight for each multiprocessor of an H100.
-_MANY_PROGRAMS = 8 * 132
+# From so many programs of 16 queries on, they are made larger.
+_MANY_PROGRAMS = 8 * MODEL.multiprocessors
 
 # Keys that are taken at once; where there are fewer, all.
 _MANY_KEYS = 64
@@ -52,168 +55,188 @@ _MANY_KEYS = 64
 
 @triton.jit
 def mixed_logits(
-    qkv,
-    mix1,
-    bias,
-    head,
-    query,
-    query_ok,
-    key,
-    tokens,
-    width,
+    qkv,  # (qkv_ptr, tokens, width), of one image
+    mixing,  # (mix1_ptr, bias_ptr), see mixed_softmax
+    task,
+    key,  # (BKEYS,)
     HEADS: tl.constexpr,
     KEY: tl.constexpr,
-    ROW: tl.constexpr,
+    PITCH: tl.constexpr,
     BD: tl.constexpr,
     DENSE: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
     """L_h of one head (BQ, BKEYS) float32, -inf for keys beyond the last."""
+    qkv_ptr, tokens, width = qkv
+    mix1_ptr, bias_ptr = mixing
+    head, query, query_ok = task
     d = tl.arange(0, BD)
     key_ok = key < tokens
     mixed = tl.zeros((query.shape[0], key.shape[0]), tl.float32)
     for g in range(HEADS):
-        q = tl.load(
-            qkv + query[:, None] * ROW + (g * KEY + d)[None, :],
-            mask=query_ok[:, None] & (d < KEY)[None, :],
-            other=0.0,
-        )
-        k = tl.load(
-            qkv + key[None, :] * ROW + (HEADS * KEY + g * KEY + d)[:, None],
-            mask=key_ok[None, :] & (d < KEY)[:, None],
-            other=0.0,
-        )
-        mixed += tl.load(mix1 + head * HEADS + g) * dot(q, k, tl.zeros_like(mixed), PRECISION)
+        q_ptrs = qkv_ptr + query[:, None] * PITCH + (g * KEY + d)[None, :]
+        q_tile = tl.load(q_ptrs, mask=query_ok[:, None] & (d < KEY)[None, :], other=0.0)
+        k_ptrs = qkv_ptr + key[None, :] * PITCH + (HEADS * KEY + g * KEY + d)[:, None]
+        k_tile = tl.load(k_ptrs, mask=key_ok[None, :] & (d < KEY)[:, None], other=0.0)
+        mix = tl.load(mix1_ptr + head * HEADS + g)
+        mixed += mix * dot(q_tile, k_tile, tl.zeros_like(mixed), PRECISION)
     if DENSE:  # (HEADS, tokens, tokens)
         plane = tokens * tokens
-        at = query[:, None] * tokens + key[None, :]
+        bias_at = query[:, None] * tokens + key[None, :]
     else:  # (HEADS, rows, columns): by distance
         plane = tokens
         rows_apart = tl.abs((query // width)[:, None] - (key // width)[None, :])
-        at = rows_apart * width + tl.abs((query % width)[:, None] - (key % width)[None, :])
-    mixed += tl.load(bias + head * plane + at, mask=query_ok[:, None] & key_ok[None, :], other=0.0)
+        bias_at = rows_apart * width + tl.abs((query % width)[:, None] - (key % width)[None, :])
+    bias_ok = query_ok[:, None] & key_ok[None, :]
+    mixed += tl.load(bias_ptr + head * plane + bias_at, mask=bias_ok, other=0.0)
     return tl.where(key_ok[None, :], mixed, float("-inf"))
 
 
-@triton.jit(do_not_specialize=["tokens", "width", "pitches"])
+@triton.jit(do_not_specialize=["tokens", "width", "key_tiles"])
 def mixed_softmax(
-    qkv,  # (images, tokens, 2 * HEADS * KEY + HEADS * VALUE)
-    mix1,  # (HEADS, HEADS) float32, times log2(e)
-    bias,  # float32, times log2(e); see mixed_logits
-    y,  # out: (images, HEADS, tokens, pitches * PITCH), P_h, zero for keys beyond the last
+    qkv_ptr,  # (images, tokens, PITCH)
+    mix1_ptr,  # (HEADS, HEADS) float32, times log2(e)
+    bias_ptr,  # float32, times log2(e); see mixed_logits
+    y_ptr,  # out: (images, HEADS, tokens, key_tiles * BKEYS), P_h, zero for keys beyond the last
     tokens,
     width,
-    pitches,
+    key_tiles,
     HEADS: tl.constexpr,
     KEY: tl.constexpr,
-    ROW: tl.constexpr,  # channels of qkv
+    PITCH: tl.constexpr,  # channels of qkv: 2 * HEADS * KEY + HEADS * VALUE
     BD: tl.constexpr,  # KEY rounded up to what tl.dot takes
     DENSE: tl.constexpr,
     ONE_TILE: tl.constexpr,  # all keys fit in one tile
     WIDE: tl.constexpr,
-    PITCH: tl.constexpr,  # a multiple of BKEYS
     PRECISION: tl.constexpr,
     BQ: tl.constexpr,
     BKEYS: tl.constexpr,
 ):
-    head, image, query, query_ok = query_tile(tokens, HEADS, BQ, WIDE)
+    image, task = query_tile(tokens, HEADS, BQ, WIDE)
+    head, query, query_ok = task
     if WIDE:
         tokens = tokens.to(tl.int64)  # and with it what is counted up to it
-    source = qkv + image * tokens * ROW
-    rows = y + ((image * HEADS + head) * tokens + query)[:, None] * (pitches * PITCH)
-    dtype: tl.constexpr = y.dtype.element_ty
+    qkv = (qkv_ptr + image * tokens * PITCH, tokens, width)
+    mixing = (mix1_ptr, bias_ptr)
+    y_ptrs = y_ptr + ((image * HEADS + head) * tokens + query)[:, None] * (key_tiles * BKEYS)
+    dtype: tl.constexpr = y_ptr.dtype.element_ty
     keys = tl.arange(0, BKEYS)
     if ONE_TILE:
-        logits = mixed_logits(
-            source, mix1, bias, head, query, query_ok, keys, tokens, width,
-            HEADS, KEY, ROW, BD, DENSE, PRECISION,
-        )  # fmt: skip
+        logits = mixed_logits(qkv, mixing, task, keys, HEADS, KEY, PITCH, BD, DENSE, PRECISION)
         weight = tl.exp2(logits - tl.max(logits, 1)[:, None])
         share = narrow(weight / tl.sum(weight, 1)[:, None], dtype)
-        tl.store(rows + keys[None, :], share, mask=query_ok[:, None])
+        tl.store(y_ptrs + keys[None, :], share, mask=query_ok[:, None])
     else:
         largest = tl.full((BQ,), float("-inf"), tl.float32)
         total = tl.zeros((BQ,), tl.float32)
         for first in range(0, tokens, BKEYS):
-            logits = mixed_logits(
-                source, mix1, bias, head, query, query_ok, first + keys, tokens, width,
-                HEADS, KEY, ROW, BD, DENSE, PRECISION,
-            )  # fmt: skip
+            key = first + keys
+            logits = mixed_logits(qkv, mixing, task, key, HEADS, KEY, PITCH, BD, DENSE, PRECISION)
             most = tl.maximum(largest, tl.max(logits, 1))
             total = total * tl.exp2(largest - most) + tl.sum(tl.exp2(logits - most[:, None]), 1)
             largest = most
         for first in range(0, tokens, BKEYS):
-            logits = mixed_logits(
-                source, mix1, bias, head, query, query_ok, first + keys, tokens, width,
-                HEADS, KEY, ROW, BD, DENSE, PRECISION,
-            )  # fmt: skip
+            key = first + keys
+            logits = mixed_logits(qkv, mixing, task, key, HEADS, KEY, PITCH, BD, DENSE, PRECISION)
             share = narrow(tl.exp2(logits - largest[:, None]) / total[:, None], dtype)
-            tl.store(rows + (first + keys)[None, :], share, mask=query_ok[:, None])
+            tl.store(y_ptrs + key[None, :], share, mask=query_ok[:, None])
 
 
-@triton.jit(do_not_specialize=["tokens", "height", "width", "pitches"])
+@triton.jit(do_not_specialize=["tokens", "height", "width", "key_tiles"])
 def mixed_values(
-    qkv,  # (images, tokens, 2 * HEADS * KEY + HEADS * VALUE)
-    shares,  # (images, HEADS, tokens, pitches * PITCH), see mixed_softmax
-    mix2,  # (HEADS, HEADS) float32
-    mix2_bias,  # (HEADS,) float32
-    local,  # (9, HEADS * VALUE), see depthwise_tiles
-    local_bias,  # (HEADS * VALUE,) float32
-    u,  # out: (images, tokens, HEADS * VALUE)
+    qkv_ptr,  # (images, tokens, 2 * HEADS * KEY + HEADS * VALUE)
+    shares_ptr,  # (images, HEADS, tokens, key_tiles * BKEYS), see mixed_softmax
+    mix2_ptr,  # (HEADS, HEADS) float32
+    mix2_bias_ptr,  # (HEADS,) float32
+    local_ptr,  # (9, HEADS * VALUE), see depthwise_tiles
+    local_bias_ptr,  # (HEADS * VALUE,) float32
+    u_ptr,  # out: (images, tokens, HEADS * VALUE)
     tokens,
     height,
     width,
-    pitches,
+    key_tiles,
     HEADS: tl.constexpr,
     KEY: tl.constexpr,
     VALUE: tl.constexpr,
     BV: tl.constexpr,  # VALUE rounded up to what tl.dot takes
     GELU: tl.constexpr,
     WIDE: tl.constexpr,
-    PITCH: tl.constexpr,
     PRECISION: tl.constexpr,
     BQ: tl.constexpr,
     BKEYS: tl.constexpr,
 ):
-    ROW: tl.constexpr = 2 * HEADS * KEY + HEADS * VALUE
-    head, image, query, query_ok = query_tile(tokens, HEADS, BQ, WIDE)
+    PITCH: tl.constexpr = 2 * HEADS * KEY + HEADS * VALUE
+    image, task = query_tile(tokens, HEADS, BQ, WIDE)
+    head, query, query_ok = task
     if WIDE:
         tokens = tokens.to(tl.int64)  # and with it what is counted up to it
-    source = qkv + image * tokens * ROW
-    plane = tokens * (pitches * PITCH)
-    rows = shares + image * HEADS * plane + query[:, None] * (pitches * PITCH)
-    channel = head * VALUE + tl.arange(0, BV)
-    channel_ok = tl.arange(0, BV) < VALUE
+    qkv_ptr += image * tokens * PITCH
+    plane = tokens * (key_tiles * BKEYS)
+    shares_ptrs = shares_ptr + image * HEADS * plane + query[:, None] * (key_tiles * BKEYS)
+    c = head * VALUE + tl.arange(0, BV)
+    c_ok = tl.arange(0, BV) < VALUE
     acc = tl.zeros((BQ, BV), tl.float32)
     for first in range(0, tokens, BKEYS):
         key = first + tl.arange(0, BKEYS)
-        v = tl.load(
-            source + key[:, None] * ROW + (2 * HEADS * KEY + channel)[None, :],
-            mask=(key < tokens)[:, None] & channel_ok[None, :],
-            other=0.0,
-        )
-        mixed = tl.zeros((BQ, BKEYS), tl.float32) + tl.load(mix2_bias + head)
+        v_ok = (key < tokens)[:, None] & c_ok[None, :]
+        v_ptrs = qkv_ptr + key[:, None] * PITCH + (2 * HEADS * KEY + c)[None, :]
+        v_tile = tl.load(v_ptrs, mask=v_ok, other=0.0)
+        mixed = tl.zeros((BQ, BKEYS), tl.float32) + tl.load(mix2_bias_ptr + head)
         for g in range(HEADS):
-            share = tl.load(rows + g * plane + key[None, :], mask=query_ok[:, None], other=0.0)
-            mixed += tl.load(mix2 + head * HEADS + g) * share.to(tl.float32)
-        if v.dtype == tl.bfloat16:  # one rounding to its 8 bits less, of which there are many in this block
-            acc = tl.dot(mixed, v.to(tl.float32), acc, input_precision="tf32")
+            share = tl.load(shares_ptrs + g * plane + key[None, :], mask=query_ok[:, None], other=0.0)
+            mixed += tl.load(mix2_ptr + head * HEADS + g) * share.to(tl.float32)
+        if v_tile.dtype == tl.bfloat16:  # one rounding to its 8 bits less, of which there are many here
+            acc = tl.dot(mixed, v_tile.to(tl.float32), acc, input_precision="tf32")
         else:
-            acc = dot(settled(narrow(mixed, v.dtype)), v, acc, PRECISION)
-    branch = depthwise_tiles(
-        source + 2 * HEADS * KEY, local, local_bias, query * 0, query // width, query % width, query_ok,
-        channel, height, width, HEADS * VALUE, ROW, 1, 1, VALUE != BV,
-    )[0]  # fmt: skip
+            acc = dot(settled(narrow(mixed, v_tile.dtype)), v_tile, acc, PRECISION)
+    v, filters = (qkv_ptr + 2 * HEADS * KEY, height, width), (local_ptr, local_bias_ptr)
+    place = place_of(task, width)
+    (branch,) = depthwise_tiles(v, filters, place, c, HEADS * VALUE, PITCH, 1, 1, VALUE != BV)
     out = acc + branch.to(tl.float32)
-    out = gelu(out, u.dtype.element_ty) if GELU else narrow(out, u.dtype.element_ty)
-    at = u + (image * tokens + query)[:, None] * (HEADS * VALUE) + channel[None, :]
-    tl.store(at, out, mask=query_ok[:, None] & channel_ok[None, :])
+    out = gelu(out, u_ptr.dtype.element_ty) if GELU else narrow(out, u_ptr.dtype.element_ty)
+    u_ptrs = u_ptr + (image * tokens + query)[:, None] * (HEADS * VALUE) + c[None, :]
+    tl.store(u_ptrs, out, mask=query_ok[:, None] & c_ok[None, :])
+
+
+@triton.jit
+def resized_tile(
+    x,
+    place,  # of the larger map
+    c,  # (BC,)
+    CHANNELS: tl.constexpr,
+    MASKED: tl.constexpr,  # c may pass CHANNELS
+    dtype: tl.constexpr,
+):
+    """(BM, BC): GELU(bilinear 2x of x) at some pixels and channels (align_corners=False).
+
+    A pixel of the larger map lies a quarter of a pixel from the nearer row of x and three quarters from the
+    farther one, which is the nearer one again at the edge; columns alike. float16 is interpolated in float16:
+    see depthwise_tiles.
+    """
+    x_ptr, height, width = x
+    _, image, row, column, place_ok = place
+    near_row, near_column = row // 2, column // 2
+    far_row = tl.minimum(tl.maximum(near_row + (row % 2) * 2 - 1, 0), height - 1)
+    far_column = tl.minimum(tl.maximum(near_column + (column % 2) * 2 - 1, 0), width - 1)
+    near_at = (image * height + near_row) * width
+    far_at = (image * height + far_row) * width
+    between: tl.constexpr = tl.float16 if dtype == tl.float16 else tl.float32
+    quarter, three_quarters = tl.full((), 0.25, between), tl.full((), 0.75, between)
+    ok = place_ok[:, None] & (c < CHANNELS)[None, :] if MASKED else place_ok[:, None]
+    c = c[None, :]
+    nn = tl.load(x_ptr + (near_at + near_column)[:, None] * CHANNELS + c, mask=ok, other=0.0).to(between)
+    nf = tl.load(x_ptr + (near_at + far_column)[:, None] * CHANNELS + c, mask=ok, other=0.0).to(between)
+    fn = tl.load(x_ptr + (far_at + near_column)[:, None] * CHANNELS + c, mask=ok, other=0.0).to(between)
+    ff = tl.load(x_ptr + (far_at + far_column)[:, None] * CHANNELS + c, mask=ok, other=0.0).to(between)
+    nearer = nn * three_quarters + nf * quarter
+    farther = fn * three_quarters + ff * quarter
+    return gelu(nearer * three_quarters + farther * quarter, dtype)
 
 
 @triton.jit(do_not_specialize=["pixels", "out_height", "out_width", "height", "width"])
 def resize(
-    x,  # (images, height, width, CHANNELS)
-    y,  # out: (images, out_height, out_width, CHANNELS), GELU(bilinear 2x of x), cropped
+    x_ptr,  # (images, height, width, CHANNELS)
+    y_ptr,  # out: (images, out_height, out_width, CHANNELS), GELU(bilinear 2x of x), cropped
     pixels,  # of y
     out_height,
     out_width,
@@ -224,16 +247,10 @@ def resize(
     BM: tl.constexpr,
     BC: tl.constexpr,
 ):
-    columns: tl.constexpr = (CHANNELS + BC - 1) // BC
-    program = tl.program_id(0)
-    c = program % columns * BC + tl.arange(0, BC)
-    pixel, image, row, column, valid = pixel_tile(
-        program // columns * BM, pixels, out_height, out_width, BM, WIDE
-    )
-    value = resized_tile(
-        x, image, row, column, valid, c, height, width, CHANNELS, CHANNELS % BC != 0, y.dtype.element_ty
-    )
-    tl.store(y + pixel[:, None] * CHANNELS + c[None, :], value, mask=valid[:, None] & (c < CHANNELS)[None, :])
+    c, place = output_tile(pixels, out_height, out_width, CHANNELS, BM, BC, WIDE)
+    dtype: tl.constexpr = y_ptr.dtype.element_ty
+    y_tile = resized_tile((x_ptr, height, width), place, c, CHANNELS, CHANNELS % BC != 0, dtype)
+    tl.store(ptrs_of(y_ptr, place, c, CHANNELS), y_tile, mask=ok_of(place, c, CHANNELS))
 
 
 def _softmax_tiles(keys: int, programs: int, dtype: torch.dtype) -> list[Tile]:
@@ -300,14 +317,14 @@ class Attention(Packed):
         tokens = qkv.height * qkv.width
         # Rows of P_h are filled up to whole tiles, so that they can be read 16 bytes at once.
         keys = min(round_up_to_power(tokens), _MANY_KEYS)
-        pitches = blocks_of(tokens, keys)
+        key_tiles = blocks_of(tokens, keys)
         # Probabilities are at most 1: float16 holds them more precisely than bfloat16.
         half = torch.float32 if qkv.dtype == torch.float32 else torch.float16
-        shares = FeatureMap(qkv.images, self.heads, tokens, pitches * keys, half)
+        shares = FeatureMap(qkv.images, self.heads, tokens, key_tiles * keys, half)
         bias, dense = self.bias.of(qkv.height, qkv.width)
         small = blocks_of(tokens, 16) * self.heads * qkv.images
         sizes = {"HEADS": self.heads, "KEY": self.key_dim}
-        common = {"WIDE": is_wide(qkv, u, bias, shares), "PITCH": keys, "PRECISION": precision}
+        common = {"WIDE": is_wide(qkv, u, bias, shares), "PRECISION": precision}
 
         def programs(t: Tile) -> int:
             return blocks_of(tokens, t.blocks["BQ"]) * self.heads * qkv.images
@@ -315,11 +332,11 @@ class Attention(Packed):
         softmax = Launch(
             mixed_softmax,
             {
-                "qkv": qkv, "mix1": self.mix1, "bias": bias, "y": shares,
-                "tokens": tokens, "width": qkv.width, "pitches": pitches,
+                "qkv_ptr": qkv, "mix1_ptr": self.mix1, "bias_ptr": bias, "y_ptr": shares,
+                "tokens": tokens, "width": qkv.width, "key_tiles": key_tiles,
             },
             sizes
-            | {"ROW": qkv.channels, "BD": round_up_to_power(self.key_dim), "DENSE": dense}
+            | {"PITCH": qkv.channels, "BD": round_up_to_power(self.key_dim), "DENSE": dense}
             | {"ONE_TILE": tokens <= keys}
             | common,
             programs,
@@ -330,9 +347,10 @@ class Attention(Packed):
         values = Launch(
             mixed_values,
             {
-                "qkv": qkv, "shares": shares, "mix2": self.mix2, "mix2_bias": self.mix2_bias,
-                "local": self.local, "local_bias": self.local_bias, "u": u,
-                "tokens": tokens, "height": qkv.height, "width": qkv.width, "pitches": pitches,
+                "qkv_ptr": qkv, "shares_ptr": shares,
+                "mix2_ptr": self.mix2, "mix2_bias_ptr": self.mix2_bias,
+                "local_ptr": self.local, "local_bias_ptr": self.local_bias, "u_ptr": u,
+                "tokens": tokens, "height": qkv.height, "width": qkv.width, "key_tiles": key_tiles,
             },
             sizes
             | {"VALUE": self.value_dim, "BV": round_up_to_power(self.value_dim), "GELU": gelu}
@@ -351,7 +369,7 @@ def _resize(u: FeatureMap, x: FeatureMap) -> Launch:
     return Launch(
         resize,
         {
-            "x": u, "y": y, "pixels": y.pixels, "out_height": y.height, "out_width": y.width,
+            "x_ptr": u, "y_ptr": y, "pixels": y.pixels, "out_height": y.height, "out_width": y.width,
             "height": u.height, "width": u.width,
         },
         {"CHANNELS": u.channels, "WIDE": is_wide(y)},

@@ -14,16 +14,8 @@ import triton.language as tl
 
 from effv2_kernels import blocks
 from effv2_kernels.triton.depthwise import strided_depthwise
-from effv2_kernels.triton.launch import (
-    FeatureMap,
-    Launch,
-    Tile,
-    blocks_of,
-    is_wide,
-    round_up_to_power,
-    split_precision,
-    tile,
-)
+from effv2_kernels.triton.gpu import MODEL
+from effv2_kernels.triton.launch import FeatureMap, Launch, Tile, blocks_of, is_wide, round_up_to_power, tile
 from effv2_kernels.triton.packing import BiasTable, Packed, conv_matrix, matrix, taps, vector
 from effv2_kernels.triton.product import pointwise_product
 from effv2_kernels.triton.ranking import conv_tiles, product_programs
@@ -32,24 +24,48 @@ from effv2_kernels.triton.tiles import (
     depthwise_tiles,
     dot,
     gelu,
-    long_dot,
+    load_row,
     narrow,
-    pixel_tile,
+    ok_of,
+    output_tile,
+    place_of,
     pointwise_sum,
+    ptrs_of,
     query_tile,
 )
+
+# With fewer programs of 64 queries, they are made smaller.
+_FEW_PROGRAMS = 2 * MODEL.multiprocessors
 
 LOG2_E = tl.constexpr(1.4426950408889634)
 
 
+@triton.jit
+def long_dot(a, b, acc, PRECISION: tl.constexpr):
+    """As ``dot``, over many values: a sum over keys.
+
+    Tensor cores cut off where others round, so that in a long sum of float32 ("tf32x3") all results become
+    too small, and attention block after attention block adds to that: over S0 6e-7 instead of 1.9e-7. Sums of
+    16 values each, added by rounding, keep it small; few values take ordinary units without spilling.
+    """
+    if PRECISION == "tf32x3" and a.dtype == tl.float32 and a.shape[1] >= 64:
+        parts: tl.constexpr = a.shape[1] // 16
+        left = tl.permute(tl.reshape(a, (a.shape[0], parts, 16)), (1, 0, 2))
+        right = tl.reshape(b, (parts, 16, b.shape[1]))
+        acc += tl.sum(tl.dot(left, right, input_precision=PRECISION), 0)
+    else:
+        acc = dot(a, b, acc, "ieee" if PRECISION == "tf32x3" else PRECISION)
+    return acc
+
+
 @triton.jit(do_not_specialize=["queries", "query_width", "tokens", "height", "width"])
 def downsample_attention(
-    q,  # (images, queries, HEADS * KEY)
-    kv,  # (images, tokens, HEADS * KEY + HEADS * VALUE)
-    bias,  # float32, times log2(e): (HEADS, queries, tokens) if DENSE, else (HEADS, height, width)
-    local,  # (9, HEADS * VALUE), see depthwise_tiles
-    local_bias,  # (HEADS * VALUE,) float32
-    u,  # out: (images, queries, HEADS * VALUE)
+    q_ptr,  # (images, queries, HEADS * KEY)
+    kv_ptr,  # (images, tokens, HEADS * KEY + HEADS * VALUE)
+    bias_ptr,  # float32, times log2(e): (HEADS, queries, tokens) if DENSE, else (HEADS, height, width)
+    local_ptr,  # (9, HEADS * VALUE), see depthwise_tiles
+    local_bias_ptr,  # (HEADS * VALUE,) float32
+    u_ptr,  # out: (images, queries, HEADS * VALUE)
     queries,
     query_width,
     tokens,
@@ -67,45 +83,37 @@ def downsample_attention(
     BKEYS: tl.constexpr,
 ):
     """One head of one tile of queries; one pass over the keys with an online softmax, since no heads mix."""
-    ROW: tl.constexpr = HEADS * KEY + HEADS * VALUE
-    head, image, query, query_ok = query_tile(queries, HEADS, BQ, WIDE)
+    PITCH: tl.constexpr = HEADS * KEY + HEADS * VALUE
+    image, task = query_tile(queries, HEADS, BQ, WIDE)
     if WIDE:
         tokens = tokens.to(tl.int64)  # and with it what is counted up to it
-    source = kv + image * tokens * ROW
-    row = query // query_width
-    column = query % query_width
+    kv_ptr += image * tokens * PITCH
+    head, query, query_ok = task
+    place = place_of(task, query_width)
+    _, _, row, column, _ = place
     d = tl.arange(0, BD)
     dv = tl.arange(0, BV)
-    q_tile = tl.load(
-        q + (image * queries + query)[:, None] * (HEADS * KEY) + (head * KEY + d)[None, :],
-        mask=query_ok[:, None] & (d < KEY)[None, :],
-        other=0.0,
-    )
+    q_ptrs = q_ptr + (image * queries + query)[:, None] * (HEADS * KEY) + (head * KEY + d)[None, :]
+    q_tile = tl.load(q_ptrs, mask=query_ok[:, None] & (d < KEY)[None, :], other=0.0)
     largest = tl.full((BQ,), float("-inf"), tl.float32)
     total = tl.zeros((BQ,), tl.float32)
     acc = tl.zeros((BQ, BV), tl.float32)
     for first in range(0, tokens, BKEYS):
         key = first + tl.arange(0, BKEYS)
         key_ok = key < tokens
-        k_tile = tl.load(
-            source + key[None, :] * ROW + (head * KEY + d)[:, None],
-            mask=key_ok[None, :] & (d < KEY)[:, None],
-            other=0.0,
-        )
-        v_tile = tl.load(
-            source + key[:, None] * ROW + (HEADS * KEY + head * VALUE + dv)[None, :],
-            mask=key_ok[:, None] & (dv < VALUE)[None, :],
-            other=0.0,
-        )
+        k_ptrs = kv_ptr + key[None, :] * PITCH + (head * KEY + d)[:, None]
+        k_tile = tl.load(k_ptrs, mask=key_ok[None, :] & (d < KEY)[:, None], other=0.0)
+        v_ptrs = kv_ptr + key[:, None] * PITCH + (HEADS * KEY + head * VALUE + dv)[None, :]
+        v_tile = tl.load(v_ptrs, mask=key_ok[:, None] & (dv < VALUE)[None, :], other=0.0)
         if DENSE:
-            at = (head * queries + query)[:, None] * tokens + key[None, :]
+            bias_at = (head * queries + query)[:, None] * tokens + key[None, :]
         else:
             rows_apart = tl.abs(2 * row[:, None] - (key // width)[None, :])
             columns_apart = tl.abs(2 * column[:, None] - (key % width)[None, :])
-            at = head * tokens + rows_apart * width + columns_apart
-        added = tl.load(bias + at, mask=query_ok[:, None] & key_ok[None, :], other=0.0)
+            bias_at = head * tokens + rows_apart * width + columns_apart
+        bias_tile = tl.load(bias_ptr + bias_at, mask=query_ok[:, None] & key_ok[None, :], other=0.0)
         # Folding log2(e) into the weights of q as well would round them a second time.
-        logits = dot(q_tile, k_tile, tl.zeros((BQ, BKEYS), tl.float32), PRECISION) * LOG2_E + added
+        logits = dot(q_tile, k_tile, tl.zeros((BQ, BKEYS), tl.float32), PRECISION) * LOG2_E + bias_tile
         logits = tl.where(key_ok[None, :], logits, float("-inf"))
         most = tl.maximum(largest, tl.max(logits, 1))
         share = tl.exp2(logits - most[:, None])
@@ -113,24 +121,22 @@ def downsample_attention(
         total = total * shrink + tl.sum(share, 1)
         acc = long_dot(narrow(share, v_tile.dtype), v_tile, acc * shrink[:, None], PRECISION)
         largest = most
-    channel = head * VALUE + dv
-    branch = depthwise_tiles(
-        source + HEADS * KEY, local, local_bias, query * 0, row, column, query_ok, channel, height, width,
-        HEADS * VALUE, ROW, 2, 1, VALUE != BV,
-    )[0]  # fmt: skip
-    out = gelu(acc / total[:, None] + branch.to(tl.float32), u.dtype.element_ty)
-    at_u = u + (image * queries + query)[:, None] * (HEADS * VALUE) + channel[None, :]
-    tl.store(at_u, out, mask=query_ok[:, None] & (dv < VALUE)[None, :])
+    c = head * VALUE + dv
+    v, filters = (kv_ptr + HEADS * KEY, height, width), (local_ptr, local_bias_ptr)
+    (branch,) = depthwise_tiles(v, filters, place, c, HEADS * VALUE, PITCH, 2, 1, VALUE != BV)
+    out = gelu(acc / total[:, None] + branch.to(tl.float32), u_ptr.dtype.element_ty)
+    u_ptrs = u_ptr + (image * queries + query)[:, None] * (HEADS * VALUE) + c[None, :]
+    tl.store(u_ptrs, out, mask=query_ok[:, None] & (dv < VALUE)[None, :])
 
 
 @triton.jit(do_not_specialize=["pixels", "out_height", "out_width", "height", "width"])
 def two_paths(
-    u,  # (pixels, VALUES)
-    proj,  # (VALUES, N)
-    x,  # (.., height, width, K)
-    w,  # (9, K, N)
-    bias,  # (N,) float32, of both paths
-    y,  # out: (pixels, N)
+    u_ptr,  # (pixels, VALUES)
+    proj_ptr,  # (VALUES, N)
+    x_ptr,  # (.., height, width, K)
+    w_ptr,  # (9, K, N)
+    bias_ptr,  # (N,) float32, of both paths
+    y_ptr,  # out: (pixels, N)
     pixels,
     out_height,
     out_width,
@@ -145,19 +151,13 @@ def two_paths(
     BN: tl.constexpr,
     BK: tl.constexpr,
 ):
-    columns: tl.constexpr = (N + BN - 1) // BN
-    program = tl.program_id(0)
-    n = program % columns * BN + tl.arange(0, BN)
-    pixel, image, row, column, valid = pixel_tile(
-        program // columns * BM, pixels, out_height, out_width, BM, WIDE
-    )
+    n, place = output_tile(pixels, out_height, out_width, N, BM, BN, WIDE)
     acc = tl.zeros((BM, BN), tl.float32)
-    acc = pointwise_sum(acc, u, proj, pixel, valid, n, VALUES, N, BN, BK, PRECISION)
-    acc = conv_sum(acc, x, w, image, row, column, valid, n, height, width, K, N, 2, BN, BK, PRECISION)
-    inside = n < N
-    acc += tl.load(bias + n, mask=inside, other=0.0)[None, :]
-    at = y + pixel[:, None] * N + n[None, :]
-    tl.store(at, narrow(acc, y.dtype.element_ty), mask=valid[:, None] & inside[None, :])
+    acc = pointwise_sum(acc, u_ptr, (proj_ptr, VALUES, N, BK, BN), place, n, PRECISION)
+    acc = conv_sum(acc, (x_ptr, height, width), (w_ptr, K, N, BK, BN), place, n, 3, 2, PRECISION)
+    acc += load_row(bias_ptr, n, N)
+    y_ptrs = ptrs_of(y_ptr, place, n, N)
+    tl.store(y_ptrs, narrow(acc, y_ptr.dtype.element_ty), mask=ok_of(place, n, N))
 
 
 class AttentionDownsample(Packed):
@@ -193,14 +193,15 @@ class AttentionDownsample(Packed):
         attend = Launch(
             downsample_attention,
             {
-                "q": q, "kv": kv, "bias": bias, "local": self.local, "local_bias": self.local_bias, "u": u,
+                "q_ptr": q, "kv_ptr": kv, "bias_ptr": bias,
+                "local_ptr": self.local, "local_bias_ptr": self.local_bias, "u_ptr": u,
                 "queries": queries, "query_width": width, "tokens": tokens,
                 "height": x.height, "width": x.width,
             },
             {
                 "HEADS": self.heads, "KEY": self.key_dim, "VALUE": self.value_dim,
                 "BD": round_up_to_power(self.key_dim), "BV": round_up_to_power(self.value_dim),
-                "DENSE": dense, "WIDE": wide, "PRECISION": split_precision(precision),
+                "DENSE": dense, "WIDE": wide, "PRECISION": _split_precision(precision),
             },
             lambda t: blocks_of(queries, t.blocks["BQ"]) * self.heads * x.images,
             _tiles(queries, self.heads * x.images, x.dtype),
@@ -211,7 +212,8 @@ class AttentionDownsample(Packed):
         join = Launch(
             two_paths,
             {
-                "u": u, "proj": self.proj, "x": x, "w": self.conv, "bias": self.out_bias, "y": y,
+                "u_ptr": u, "proj_ptr": self.proj, "x_ptr": x, "w_ptr": self.conv,
+                "bias_ptr": self.out_bias, "y_ptr": y,
                 "pixels": y.pixels, "out_height": height, "out_width": width,
                 "height": x.height, "width": x.width,
             },
@@ -220,11 +222,20 @@ class AttentionDownsample(Packed):
                 "PRECISION": precision,
             },
             lambda t: product_programs(t, y),
-            conv_tiles(y, x.channels, values),
+            conv_tiles(y, x.channels, before=values),
             y,
             y.elements * (values + 9 * x.channels),
         )  # fmt: skip
         return [every_other, to_q, to_kv, attend, join]
+
+
+def _split_precision(precision: str) -> str:
+    """The precision of the products inside ``downsample_attention``.
+
+    On ordinary units ("ieee") they would take more registers than there are. Split into three products of
+    tf32 parts each, on tensor cores, they fit, and lose only terms below 2^-22 of a product.
+    """
+    return "tf32x3" if precision == "ieee" else precision
 
 
 def _tiles(queries: int, images: int, dtype: torch.dtype) -> list[Tile]:
@@ -233,6 +244,6 @@ def _tiles(queries: int, images: int, dtype: torch.dtype) -> list[Tile]:
     images: of all heads.
     """
     found = [tile(4, 2, BQ=64, BKEYS=64), tile(4, 2, BQ=32, BKEYS=64), tile(4, 2, BQ=16, BKEYS=64)]
-    if dtype == torch.float32 or blocks_of(queries, 64) * images < 264:
+    if dtype == torch.float32 or blocks_of(queries, 64) * images < _FEW_PROGRAMS:
         found.reverse()
     return [*found, tile(2, 2, BQ=16, BKEYS=32)]

@@ -11,15 +11,15 @@ import triton.language as tl
 from torch import Tensor
 
 from effv2_kernels.triton.launch import FeatureMap, Launch, blocks_of, is_wide, tile
-from effv2_kernels.triton.tiles import depthwise_tiles, narrow, pixel_tile
+from effv2_kernels.triton.tiles import activated, depthwise_tiles, ok_of, output_tile, ptrs_of
 
 
 @triton.jit(do_not_specialize=["pixels", "out_height", "out_width", "height", "width"])
 def depthwise(
-    x,  # (images, height, width, CHANNELS)
-    dw,  # (9, CHANNELS), see depthwise_tiles
-    bias,  # (CHANNELS,) float32
-    y,  # out: (images, out_height, out_width, CHANNELS)
+    x_ptr,  # (images, height, width, CHANNELS)
+    dw_ptr,  # (9, CHANNELS), see depthwise_tiles
+    bias_ptr,  # (CHANNELS,) float32
+    y_ptr,  # out: (images, out_height, out_width, CHANNELS)
     pixels,  # of y
     out_height,
     out_width,
@@ -27,34 +27,30 @@ def depthwise(
     width,
     CHANNELS: tl.constexpr,
     STRIDE: tl.constexpr,
+    ACTIVATION: tl.constexpr,
     WIDE: tl.constexpr,
     BM: tl.constexpr,
     BC: tl.constexpr,
 ):
-    columns: tl.constexpr = (CHANNELS + BC - 1) // BC
-    program = tl.program_id(0)
-    c = program % columns * BC + tl.arange(0, BC)
-    pixel, image, row, column, valid = pixel_tile(
-        program // columns * BM, pixels, out_height, out_width, BM, WIDE
-    )
-    out = depthwise_tiles(
-        x, dw, bias, image, row, column, valid, c, height, width, CHANNELS, CHANNELS, STRIDE, 1,
-        CHANNELS % BC != 0,
-    )[0]  # fmt: skip
-    at = y + pixel[:, None] * CHANNELS + c[None, :]
-    tl.store(at, narrow(out, y.dtype.element_ty), mask=valid[:, None] & (c < CHANNELS)[None, :])
+    c, place = output_tile(pixels, out_height, out_width, CHANNELS, BM, BC, WIDE)
+    x, filters = (x_ptr, height, width), (dw_ptr, bias_ptr)
+    (out,) = depthwise_tiles(x, filters, place, c, CHANNELS, CHANNELS, STRIDE, 1, CHANNELS % BC != 0)
+    y_ptrs = ptrs_of(y_ptr, place, c, CHANNELS)
+    tl.store(y_ptrs, activated(out, ACTIVATION, y_ptr.dtype.element_ty), mask=ok_of(place, c, CHANNELS))
 
 
-def strided_depthwise(x: FeatureMap, dw: Tensor, bias: Tensor) -> Launch:
-    """y = dw3x3 s2 (x). dw: (9, channels), see ``depthwise_tiles``; bias: (channels,) float32."""
-    y = x.like(x.channels, blocks_of(x.height, 2), blocks_of(x.width, 2))
+def strided_depthwise(
+    x: FeatureMap, dw: Tensor, bias: Tensor, *, activation: str = "none", stride: int = 2
+) -> Launch:
+    """y = f(dw3x3(x)). dw: (9, channels), see ``depthwise_tiles``; bias: (channels,) float32."""
+    y = x.like(x.channels, blocks_of(x.height, stride), blocks_of(x.width, stride))
     return Launch(
         depthwise,
         {
-            "x": x, "dw": dw, "bias": bias, "y": y, "pixels": y.pixels,
+            "x_ptr": x, "dw_ptr": dw, "bias_ptr": bias, "y_ptr": y, "pixels": y.pixels,
             "out_height": y.height, "out_width": y.width, "height": x.height, "width": x.width,
         },
-        {"CHANNELS": x.channels, "STRIDE": 2, "WIDE": is_wide(x, y)},
+        {"CHANNELS": x.channels, "STRIDE": stride, "ACTIVATION": activation, "WIDE": is_wide(x, y)},
         lambda t: blocks_of(y.pixels, t.blocks["BM"]) * blocks_of(y.channels, t.blocks["BC"]),
         [tile(4, 1, BM=m, BC=c) for m, c in ((16, 32), (16, 64), (32, 32), (32, 64))],
         y,

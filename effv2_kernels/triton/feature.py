@@ -14,10 +14,10 @@ from effv2_kernels.triton.tiles import narrow
 
 @triton.jit(do_not_specialize=["elements"])
 def scale_and_shift(
-    x,  # (elements,), channels innermost
-    scale,  # (CHANNELS,) float32
-    shift,  # (CHANNELS,) float32
-    y,  # out: (elements,)
+    x_ptr,  # (elements,), channels innermost
+    scale_ptr,  # (CHANNELS,) float32
+    shift_ptr,  # (CHANNELS,) float32
+    y_ptr,  # out: (elements,)
     elements,
     CHANNELS: tl.constexpr,
     WIDE: tl.constexpr,
@@ -26,12 +26,12 @@ def scale_and_shift(
     first = tl.program_id(0)
     if WIDE:
         first = first.to(tl.int64)
-    at = first * BLOCK + tl.arange(0, BLOCK)
-    valid = at < elements
-    channel = at % CHANNELS
-    value = tl.load(x + at, mask=valid, other=0.0).to(tl.float32)
-    value = value * tl.load(scale + channel) + tl.load(shift + channel)
-    tl.store(y + at, narrow(value, y.dtype.element_ty), mask=valid)
+    x_at = first * BLOCK + tl.arange(0, BLOCK)
+    x_ok = x_at < elements
+    c = x_at % CHANNELS
+    tile = tl.load(x_ptr + x_at, mask=x_ok, other=0.0).to(tl.float32)
+    tile = tile * tl.load(scale_ptr + c) + tl.load(shift_ptr + c)
+    tl.store(y_ptr + x_at, narrow(tile, y_ptr.dtype.element_ty), mask=x_ok)
 
 
 class Feature(Packed):
@@ -46,11 +46,14 @@ class Feature(Packed):
         y = x.like(x.channels)
         launch = Launch(
             scale_and_shift,
-            {"x": x, "scale": self.scale, "shift": self.shift, "y": y, "elements": x.elements},
+            {
+                "x_ptr": x, "scale_ptr": self.scale, "shift_ptr": self.shift, "y_ptr": y,
+                "elements": x.elements,
+            },
             {"CHANNELS": x.channels, "WIDE": is_wide(x)},
             lambda t: blocks_of(x.elements, t.blocks["BLOCK"]),
             [tile(4, 1, BLOCK=1024)],
             y,
             0,
-        )
+        )  # fmt: skip
         return [launch]

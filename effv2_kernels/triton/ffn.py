@@ -18,13 +18,22 @@ from __future__ import annotations
 import torch
 import triton
 import triton.language as tl
+from torch import Tensor
 
 from effv2_kernels import blocks
-from effv2_kernels.triton.launch import FeatureMap, Launch, is_wide
+from effv2_kernels.triton.depthwise import strided_depthwise
+from effv2_kernels.triton.launch import FeatureMap, Launch, blocks_of, is_wide
 from effv2_kernels.triton.packing import Packed, matrix, taps, vector
 from effv2_kernels.triton.product import depthwise_product, pointwise_product
 from effv2_kernels.triton.ranking import hidden_programs, hidden_tiles
-from effv2_kernels.triton.tiles import depthwise_tiles, gelu, pixel_tile, pointwise_sum
+from effv2_kernels.triton.tiles import (
+    activated,
+    depthwise_tiles,
+    ok_of,
+    pixel_tile,
+    pointwise_sum,
+    ptrs_of,
+)
 
 # Maps of so many pixels at most are cut by channels whatever the batch, and others up to this number of
 # pixels in all images. Measured on an H100, all FFNs of S0 and L: by channels they take 0.46 to 0.84 times as
@@ -40,17 +49,19 @@ _ONE_TILE = 192
 
 @triton.jit(do_not_specialize=["height", "width"])
 def hidden(
-    x,  # (images, height, width, K)
-    w,  # (K, N)
-    bias,  # (N,) float32
-    dw,  # (9, N), see depthwise_tiles
-    dw_bias,  # (N,) float32
-    wide,  # out: (images, height, width, N), GELU(fc1(x))
-    y,  # out: the same shape, GELU(dw(wide))
-    height,
+    x_ptr,  # (images, height, width, K)
+    w_ptr,  # (K, N)
+    bias_ptr,  # (N,) float32
+    dw_ptr,  # (9, N), see depthwise_tiles
+    dw_bias_ptr,  # (N,) float32
+    wide_ptr,  # out: (images, height, width, N), f(fc1(x))
+    y_ptr,  # out: (images, y_height, y_width, N), f(dw(wide))
+    height,  # of x
     width,
     K: tl.constexpr,
     N: tl.constexpr,
+    STRIDE: tl.constexpr,
+    ACTIVATION: tl.constexpr,
     WIDE: tl.constexpr,
     PRECISION: tl.constexpr,
     BM: tl.constexpr,
@@ -62,42 +73,45 @@ def hidden(
 
     The row above and the one below are made as well, by two programs each, with the same bits.
     """
-    dtype: tl.constexpr = y.dtype.element_ty
+    dtype: tl.constexpr = y_ptr.dtype.element_ty
     columns: tl.constexpr = (N + BN - 1) // BN
     program = tl.program_id(0)
     n = program % columns * BN + tl.arange(0, BN)
-    inside = n < N
-    bands = tl.cdiv(height, BAND)
+    n_ok = n < N
+    y_height, y_width = (height + STRIDE - 1) // STRIDE, (width + STRIDE - 1) // STRIDE
+    bands = tl.cdiv(y_height, BAND)
     top = program // columns % bands * BAND
     image = program // (columns * bands)
     if WIDE:
         image = image.to(tl.int64)
-        width = width.to(tl.int64)  # and with it the pixels of an image
-    source = x + image * (height * width) * K
-    middle = wide + image * (height * width) * N
-    target = y + image * (height * width) * N
-    added = tl.load(bias + n, mask=inside, other=0.0)[None, :]
-    end = tl.minimum(top + BAND + 1, height) * width
-    for first in range(tl.maximum(top - 1, 0) * width, end, BM):
-        pixel = first + tl.arange(0, BM)
-        valid = pixel < end
+        width, y_width = width.to(tl.int64), y_width.to(tl.int64)  # and with them the pixels of an image
+    x_ptr += image * (height * width) * K
+    wide_ptr += image * (height * width) * N
+    y_ptr += image * (y_height * y_width) * N
+    bias_tile = tl.load(bias_ptr + n, mask=n_ok, other=0.0)[None, :]
+    end = tl.minimum(top * STRIDE + (BAND * STRIDE - STRIDE + 2), height) * width
+    for first in range(tl.maximum(top * STRIDE - 1, 0) * width, end, BM):
+        place = pixel_tile(first, end, height, width, BM, False)
         acc = tl.zeros((BM, BN), tl.float32)
-        acc = pointwise_sum(acc, source, w, pixel, valid, n, K, N, BN, BK, PRECISION)
-        at = middle + pixel[:, None] * N + n[None, :]
-        tl.store(at, gelu(acc + added, dtype), mask=valid[:, None] & inside[None, :])
+        acc = pointwise_sum(acc, x_ptr, (w_ptr, K, N, BK, BN), place, n, PRECISION)
+        wide_ptrs = ptrs_of(wide_ptr, place, n, N)
+        tl.store(wide_ptrs, activated(acc + bias_tile, ACTIVATION, dtype), mask=ok_of(place, n, N))
     tl.debug_barrier()  # what the threads of this program wrote is there for all of them
-    end = tl.minimum(top + BAND, height) * width
-    for first in range(top * width, end, BM):
-        pixel, none, row, column, valid = pixel_tile(first, end, height, width, BM, False)
-        out = depthwise_tiles(
-            middle, dw, dw_bias, none, row, column, valid, n, height, width, N, N, 1, 1, N % BN != 0
-        )[0]
-        at = target + pixel[:, None] * N + n[None, :]
-        tl.store(at, gelu(out, dtype), mask=valid[:, None] & inside[None, :])
+    wide, filters = (wide_ptr, height, width), (dw_ptr, dw_bias_ptr)
+    end = tl.minimum(top + BAND, y_height) * y_width
+    for first in range(top * y_width, end, BM):
+        place = pixel_tile(first, end, y_height, y_width, BM, False)
+        (out,) = depthwise_tiles(wide, filters, place, n, N, N, STRIDE, 1, N % BN != 0)
+        y_ptrs = ptrs_of(y_ptr, place, n, N)
+        tl.store(y_ptrs, activated(out, ACTIVATION, dtype), mask=ok_of(place, n, N))
 
 
 class FFN(Packed):
     """``blocks.FFN`` with its weights in the kernels' layouts."""
+
+    fc1: Tensor | None
+    fc1_bias: Tensor | None
+    activation, stride, residual = "gelu", 1, True
 
     def __init__(self, block: blocks.FFN, dtype: torch.dtype, device: torch.device | str) -> None:
         assert block.fc1 is not None  # or it was refused, see triton.plan
@@ -112,26 +126,47 @@ class FFN(Packed):
         return self.by_pixels(x, precision)
 
     def by_pixels(self, x: FeatureMap, precision: str) -> list[Launch]:
-        widen = pointwise_product(x, self.fc1, self.fc1_bias, precision, gelu=True)
+        launches = []
+        wide = x
+        if self.fc1 is not None and self.fc1_bias is not None:
+            launches.append(
+                pointwise_product(x, self.fc1, self.fc1_bias, precision, activation=self.activation)
+            )
+            wide = launches[-1].output
         narrow = depthwise_product(
-            widen.output, self.dw, self.dw_bias, self.fc2, self.fc2_bias, precision, residual=x
-        )
-        return [widen, narrow]
+            wide, self.dw, self.dw_bias, self.fc2, self.fc2_bias, precision,
+            activation=self.activation, stride=self.stride, residual=x if self.residual else None,
+        )  # fmt: skip
+        return [*launches, narrow]
 
     def by_channels(self, x: FeatureMap, precision: str) -> list[Launch]:
-        wide = x.like(self.fc1.shape[1])
-        y = x.like(wide.channels)
-        widen = Launch(
+        if self.fc1 is None or self.fc1_bias is None:
+            widen = strided_depthwise(
+                x, self.dw, self.dw_bias, activation=self.activation, stride=self.stride
+            )
+        else:
+            widen = self._hidden(x, self.fc1, self.fc1_bias, precision)
+        residual = x if self.residual else None
+        narrow = pointwise_product(widen.output, self.fc2, self.fc2_bias, precision, residual=residual)
+        return [widen, narrow]
+
+    def _hidden(self, x: FeatureMap, fc1: Tensor, fc1_bias: Tensor, precision: str) -> Launch:
+        wide = x.like(fc1.shape[1])
+        y = x.like(wide.channels, blocks_of(x.height, self.stride), blocks_of(x.width, self.stride))
+        return Launch(
             hidden,
             {
-                "x": x, "w": self.fc1, "bias": self.fc1_bias, "dw": self.dw, "dw_bias": self.dw_bias,
-                "wide": wide, "y": y, "height": x.height, "width": x.width,
+                "x_ptr": x, "w_ptr": fc1, "bias_ptr": fc1_bias,
+                "dw_ptr": self.dw, "dw_bias_ptr": self.dw_bias, "wide_ptr": wide, "y_ptr": y,
+                "height": x.height, "width": x.width,
             },
-            {"K": x.channels, "N": y.channels, "WIDE": is_wide(x, y), "PRECISION": precision},
-            lambda t: hidden_programs(t, x, y.channels),
-            hidden_tiles(x, y.channels),
+            {
+                "K": x.channels, "N": y.channels, "STRIDE": self.stride, "ACTIVATION": self.activation,
+                "WIDE": is_wide(x, wide), "PRECISION": precision,
+            },
+            lambda t: hidden_programs(t, y),
+            hidden_tiles(x, y, self.stride),
             y,
-            x.pixels * y.channels * (x.channels + 9),
+            wide.elements * x.channels + 9 * y.elements,
             scratch=wide,
         )  # fmt: skip
-        return [widen, pointwise_product(y, self.fc2, self.fc2_bias, precision, residual=x)]

@@ -15,8 +15,8 @@ from effv2_kernels.triton.tiles import narrow
 
 @triton.jit(do_not_specialize=["positions"])
 def mean(
-    x,  # (images, positions, CHANNELS)
-    y,  # out: (images, CHANNELS)
+    x_ptr,  # (images, positions, CHANNELS)
+    y_ptr,  # out: (images, CHANNELS)
     positions,
     CHANNELS: tl.constexpr,
     WIDE: tl.constexpr,
@@ -30,12 +30,13 @@ def mean(
     if WIDE:
         image = image.to(tl.int64)
     total = tl.zeros((BC,), tl.float32)
-    for p0 in range(0, positions, BP):
-        p = p0 + tl.arange(0, BP)
-        at = x + (image * positions + p)[:, None] * CHANNELS + c[None, :]
-        ok = (p < positions)[:, None] & (c < CHANNELS)[None, :]
-        total += tl.sum(tl.load(at, mask=ok, other=0.0).to(tl.float32), axis=0)
-    tl.store(y + image * CHANNELS + c, narrow(total / positions, y.dtype.element_ty), mask=c < CHANNELS)
+    for first in range(0, positions, BP):
+        p = first + tl.arange(0, BP)
+        x_ptrs = x_ptr + (image * positions + p)[:, None] * CHANNELS + c[None, :]
+        x_ok = (p < positions)[:, None] & (c < CHANNELS)[None, :]
+        total += tl.sum(tl.load(x_ptrs, mask=x_ok, other=0.0).to(tl.float32), axis=0)
+    dtype: tl.constexpr = y_ptr.dtype.element_ty
+    tl.store(y_ptr + image * CHANNELS + c, narrow(total / positions, dtype), mask=c < CHANNELS)
 
 
 class Head(Packed):
@@ -48,7 +49,7 @@ class Head(Packed):
         y = x.like(x.channels, 1, 1)
         average = Launch(
             mean,
-            {"x": x, "y": y, "positions": x.height * x.width},
+            {"x_ptr": x, "y_ptr": y, "positions": x.height * x.width},
             {"CHANNELS": x.channels, "WIDE": is_wide(x)},
             lambda t: x.images * blocks_of(x.channels, t.blocks["BC"]),
             [tile(2, 2, BP=16, BC=32), tile(4, 2, BP=16, BC=64), tile(1, 2, BP=8, BC=32)],

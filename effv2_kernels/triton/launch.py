@@ -140,12 +140,3 @@ def round_up_to_power(size: int, least: int = 16) -> int:
 
 def blocks_of(count: int, size: int) -> int:
     return -(-count // size)
-
-
-def split_precision(precision: str) -> str:
-    """The precision of the products inside ``downsample_attention``.
-
-    On ordinary units ("ieee") they would take more registers than there are. Split into three products of
-    tf32 parts each, on tensor cores, they fit, and lose only terms below 2^-22 of a product.
-    """
-    return "tf32x3" if precision == "ieee" else precision

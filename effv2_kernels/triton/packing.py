@@ -40,8 +40,8 @@ def matrix(weight: Tensor, dtype: torch.dtype, device: torch.device | str) -> Te
 
 
 def conv_matrix(weight: Tensor, dtype: torch.dtype, device: torch.device | str) -> Tensor:
-    """(out, in, 3, 3) -> (9, in, out)."""
-    return weight.permute(2, 3, 1, 0).reshape(9, *reversed(weight.shape[:2])).contiguous().to(device, dtype)
+    """(out, in, 3, 3) -> (9, in, out), and any other size of kernel alike."""
+    return weight.flatten(2).permute(2, 1, 0).contiguous().to(device, dtype)
 
 
 def half_or_float(dtype: torch.dtype) -> torch.dtype:

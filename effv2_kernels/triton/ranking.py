@@ -15,15 +15,20 @@ from dataclasses import dataclass
 
 import torch
 
+from effv2_kernels.triton.gpu import MODEL, WARP, WARP_ROWS
 from effv2_kernels.triton.launch import FeatureMap, Tile, blocks_of, round_up_to_power, tile
 
-# Of the GPU that the order is made for (H100, H200); smaller ones like large tiles even more.
-_MULTIPROCESSORS = 132
-_SCHEDULERS = 4  # of a multiprocessor, each issuing one instruction of a warp in a cycle
-_DEPENDENT = 3  # cycles from one instruction of a warp to the next, on average, when it runs alone
-_LATENCY = 600  # cycles of a load from the level-2 cache and a barrier
-
 _KEPT = 8  # candidates that tuning measures
+
+# Instructions of a thread before and after its sums: indices, pointers, masks.
+_AROUND = 300
+# And around a depthwise convolution of as many pixels as a program makes at once.
+_AROUND_DEPTHWISE = 100
+
+# ``hidden`` makes no more values at once for each thread, which leaves registers for the loads of its
+# convolution; and in float32 bands of rows with about so many pixels.
+_HIDDEN_VALUES = 32
+_FLOAT32_BAND = 256
 
 
 @dataclass(frozen=True)
@@ -60,16 +65,14 @@ def cycles(t: Tile, cost: Cost, programs: int, depth: int) -> float:
     rows = blocks["BM"] * blocks.get("ROWS", 1)
     columns = blocks["BN"] * blocks.get("COLS", 1)
     steps = blocks_of(depth, blocks["BK"])
-    threads = 32 * t.warps
+    threads = WARP * t.warps
     made = rows * steps * blocks["BK"] / threads
     if cost.copies:
-        made *= max(1.0, 16 * t.warps / blocks["BM"])
+        made *= max(1.0, WARP_ROWS * t.warps / blocks["BM"])
     left = cost.left * (_SHARED_ROWS if blocks.get("ROWS", 1) > 1 else 1.0)
-    # A warp's instruction of the tensor cores is 16 x 8 x 16 products.
-    products = rows * columns * steps * blocks["BK"] / 2048 / t.warps
-    instructions = 300 + steps * cost.step + left * made + products + cost.out * rows * columns / threads
-    warps = blocks_of(programs, _MULTIPROCESSORS) * t.warps / _SCHEDULERS
-    return instructions * max(_DEPENDENT, warps) + steps * _LATENCY / t.stages
+    products = rows * columns * steps * blocks["BK"] / MODEL.products / t.warps
+    instructions = _AROUND + steps * cost.step + left * made + products + cost.out * rows * columns / threads
+    return MODEL.cycles(instructions, programs, t.warps) + steps * MODEL.latency / t.stages
 
 
 def product_programs(t: Tile, y: FeatureMap) -> int:
@@ -91,27 +94,29 @@ def product_tiles(source: str, y: FeatureMap, depth: int) -> list[Tile]:
     return [tile(t.warps, t.stages, **t.blocks, ROWS=1, COLS=1) for t in plain]
 
 
-def hidden_programs(t: Tile, x: FeatureMap, channels: int) -> int:
-    """How many programs ``hidden`` has for an input x and so many hidden channels."""
-    return x.images * blocks_of(x.height, t.blocks["BAND"]) * blocks_of(channels, t.blocks["BN"])
+def hidden_programs(t: Tile, y: FeatureMap) -> int:
+    """How many programs of ``hidden`` make an output y."""
+    return y.images * blocks_of(y.height, t.blocks["BAND"]) * blocks_of(y.channels, t.blocks["BN"])
 
 
-def hidden_tiles(x: FeatureMap, channels: int) -> list[Tile]:
-    """Tiles of ``hidden`` for an input x and so many hidden channels, best first."""
+def hidden_tiles(x: FeatureMap, y: FeatureMap, stride: int) -> list[Tile]:
+    """Tiles of ``hidden`` for an input x and an output y, best first."""
 
     def band(m: int) -> int:
         """The rows of a program that makes m pixels at once: all, or all but the first and the last."""
-        return x.height if x.height * x.width <= m else min(x.height, max(1, m // x.width - 2))
+        return y.height if x.height * x.width <= m else min(y.height, max(1, (m // x.width - 2) // stride))
 
     if x.dtype == torch.float32:
-        return [tile(4, 1, BM=m, BN=m, BK=32, BAND=band(256)) for m in (32, 16)]
+        return [tile(4, 1, BM=m, BN=m, BK=32, BAND=band(_FLOAT32_BAND)) for m in (32, 16)]
     most = round_up_to_power(x.height * x.width)
     found = [
         tile(warps, stages, BM=m, BN=n, BK=k, BAND=band(m))
         for m, warps in ((64, 4), (128, 4), (128, 8), (256, 8))
-        for n in _widths(channels, 16, 32, 64)
+        for n in _widths(y.channels, 16, 32, 64)
         for k, stages in ((32, 3), (64, 2), (128, 2))
-        if (m == 64 or m <= most) and k <= round_up_to_power(x.channels, 32) and m * n <= 1024 * warps
+        if (m == 64 or m <= most)
+        and k <= round_up_to_power(x.channels, 32)
+        and m * n <= _HIDDEN_VALUES * WARP * warps
     ]
     product, depthwise = _COSTS["pointwise", x.dtype], _COSTS["depthwise", x.dtype]
 
@@ -119,26 +124,29 @@ def hidden_tiles(x: FeatureMap, channels: int) -> list[Tile]:
         # One after the other: the product, and the convolution, whose loads are all under way at once.
         m, n, k = t.blocks["BM"], t.blocks["BN"], t.blocks["BK"]
         steps = blocks_of(x.channels, k)
-        values = m * n / (32 * t.warps)
-        widen = steps * (product.step + product.left * m * k / (32 * t.warps)) + product.out * values
-        rounds = blocks_of(min(x.height, t.blocks["BAND"] + 2) * x.width, m)
-        back = (depthwise.left * values + 100) * blocks_of(t.blocks["BAND"] * x.width, m)
-        warps = blocks_of(hidden_programs(t, x, channels), _MULTIPROCESSORS) * t.warps / _SCHEDULERS
-        waiting = (steps / t.stages * rounds + 2) * _LATENCY
-        return (widen * rounds + back + 300) * max(_DEPENDENT, warps) + waiting
+        threads = WARP * t.warps
+        values = m * n / threads
+        widen = steps * (product.step + product.left * m * k / threads) + product.out * values
+        rounds = blocks_of(min(x.height, t.blocks["BAND"] * stride + 2) * x.width, m)
+        back = (depthwise.left * values + _AROUND_DEPTHWISE) * blocks_of(t.blocks["BAND"] * y.width, m)
+        waiting = (
+            steps / t.stages * rounds + 2
+        ) * MODEL.latency  # the barrier, and the loads of the convolution
+        programs = hidden_programs(t, y)
+        return MODEL.cycles(widen * rounds + back + _AROUND, programs, t.warps) + waiting
 
     return sorted(found, key=estimate)[:_KEPT]
 
 
-def conv_tiles(y: FeatureMap, channels: int, before: int = 0) -> list[Tile]:
-    """Tiles for a sum over 9 taps of ``channels`` and ``before`` other channels, best first."""
+def conv_tiles(y: FeatureMap, channels: int, *, taps: int = 9, before: int = 0) -> list[Tile]:
+    """Tiles for a sum over the taps of ``channels`` and ``before`` other channels, best first."""
     if y.dtype == torch.float32:
         return list(_FLOAT32)
     narrow = round_up_to_power(channels)
     found = [t for t in _plain(y) if t.blocks["BK"] <= narrow]
     if narrow == 16:
         found = [tile(4, 4, BM=m, BN=n, BK=16) for m in (64, 128) for n in _widths(y.channels, 32, 64)]
-    return _ranked(found, _COSTS["conv", y.dtype], y, before + 9 * channels)
+    return _ranked(found, _COSTS["conv", y.dtype], y, before + taps * channels)
 
 
 # Products of float32 run on the ordinary units and need twice the registers.
@@ -179,13 +187,13 @@ def _computed(y: FeatureMap, rows: Iterable[int]) -> list[Tile]:
             for whole in _widths(y.channels, *widths):
                 # Three quarters of it in three blocks, where that is enough.
                 n, columns = (whole // 4, 3) if whole >= 64 and y.channels <= whole // 4 * 3 else (whole, 1)
-                registers = shared * n * columns
-                if registers > 256:
+                registers = WARP_ROWS * shared * n * columns // WARP
+                if registers > MODEL.sums:
                     continue
                 # What does not spill, by trying.
-                shallow = registers >= 192 or (shared == 2 and whole == 64 and warps < 8)
+                shallow = registers >= MODEL.sums // 4 * 3 or (shared == 2 and whole == 64 and warps < 8)
                 for k in (16,) if shallow else (16, 32):
-                    found.append(tile(warps, 2, BM=16 * warps, BN=n, BK=k, ROWS=shared, COLS=columns))
+                    found.append(tile(warps, 2, BM=WARP_ROWS * warps, BN=n, BK=k, ROWS=shared, COLS=columns))
     return found
 
 

@@ -15,10 +15,11 @@ import triton.language as tl
 
 from effv2_kernels import blocks
 from effv2_kernels.triton.conv import strided_conv
+from effv2_kernels.triton.gpu import MODEL
 from effv2_kernels.triton.launch import FeatureMap, Launch, Tile, blocks_of, is_wide, round_up_to_power, tile
 from effv2_kernels.triton.packing import Packed, conv_matrix, half_or_float, matrix, vector
 from effv2_kernels.triton.ranking import product_programs
-from effv2_kernels.triton.tiles import gelu, pixel_tile
+from effv2_kernels.triton.tiles import gelu, load_row, ok_of, output_tile, ptrs_of
 
 
 @triton.jit(
@@ -28,10 +29,10 @@ from effv2_kernels.triton.tiles import gelu, pixel_tile
     ]
 )  # fmt: skip
 def image_conv(
-    x,  # (images, IN, height, width) with the strides given
-    w,  # (IN * 9, OUT): channels outermost; float16 where x is, else float32
-    bias,  # (OUT,) float32
-    y,  # out: (pixels, OUT)
+    x_ptr,  # (images, IN, height, width) with the strides given
+    w_ptr,  # (IN * 9, OUT): channels outermost; float16 where x is, else float32
+    bias_ptr,  # (OUT,) float32
+    y_ptr,  # out: (pixels, OUT)
     pixels,
     out_height,
     out_width,
@@ -48,36 +49,28 @@ def image_conv(
     BN: tl.constexpr,
 ):
     """On ordinary units: to gather patches for the tensor cores, value by value, would take longer."""
-    columns: tl.constexpr = (OUT + BN - 1) // BN
-    dtype: tl.constexpr = w.dtype.element_ty
-    program = tl.program_id(0)
-    n = program % columns * BN + tl.arange(0, BN)
-    inside = n < OUT
-    pixel, image, row, column, valid = pixel_tile(
-        program // columns * BM, pixels, out_height, out_width, BM, WIDE
-    )
+    dtype: tl.constexpr = w_ptr.dtype.element_ty
+    n, place = output_tile(pixels, out_height, out_width, OUT, BM, BN, WIDE)
+    _, image, row, column, ok = place
     if WIDE:
         channel_stride, row_stride = channel_stride.to(tl.int64), row_stride.to(tl.int64)
         column_stride = column_stride.to(tl.int64)
     top, left = row * 2 - 1, column * 2 - 1
-    first = x + image * image_stride + top * row_stride + left * column_stride
-    acc = tl.zeros((BM, BN), tl.float32) + tl.load(bias + n, mask=inside, other=0.0)[None, :]
+    patch_ptrs = x_ptr + image * image_stride + top * row_stride + left * column_stride
+    acc = tl.zeros((BM, BN), tl.float32) + load_row(bias_ptr, n, OUT)
     for c in range(IN):
         part = tl.zeros((BM, BN), dtype)  # nine terms of float16 in float16, see depthwise_tiles
         for r in tl.static_range(3):
-            row_ok = valid & (top + r >= 0) & (top + r < height)
+            row_ok = ok & (top + r >= 0) & (top + r < height)
             for s in tl.static_range(3):
-                ok = row_ok & (left + s >= 0) & (left + s < width)
-                at = first + c * channel_stride + r * row_stride + s * column_stride
-                value = tl.load(at, mask=ok, other=0.0).to(dtype)
-                weight = tl.load(w + (c * 9 + r * 3 + s) * OUT + n, mask=inside, other=0.0)
-                part += value[:, None] * weight[None, :]
+                x_ok = row_ok & (left + s >= 0) & (left + s < width)
+                x_ptrs = patch_ptrs + c * channel_stride + r * row_stride + s * column_stride
+                x_tile = tl.load(x_ptrs, mask=x_ok, other=0.0).to(dtype)
+                w_tile = load_row(w_ptr + (c * 9 + r * 3 + s) * OUT, n, OUT)
+                part += x_tile[:, None] * w_tile
         acc += part.to(tl.float32)
-    tl.store(
-        y + pixel[:, None] * OUT + n[None, :],
-        gelu(acc, y.dtype.element_ty),
-        mask=valid[:, None] & inside[None, :],
-    )
+    y_ptrs = ptrs_of(y_ptr, place, n, OUT)
+    tl.store(y_ptrs, gelu(acc, y_ptr.dtype.element_ty), mask=ok_of(place, n, OUT))
 
 
 class Stem(Packed):
@@ -95,7 +88,7 @@ class Stem(Packed):
         first = Launch(
             image_conv,
             {
-                "x": x, "w": self.w1, "bias": self.bias1, "y": middle,
+                "x_ptr": x, "w_ptr": self.w1, "bias_ptr": self.bias1, "y_ptr": middle,
                 "pixels": middle.pixels, "out_height": middle.height, "out_width": middle.width,
                 "height": x.height, "width": x.width, "image_stride": strides[0],
                 "channel_stride": strides[1], "row_stride": strides[2], "column_stride": strides[3],
@@ -106,7 +99,11 @@ class Stem(Packed):
             middle,
             middle.elements * 9 * x.channels,
         )  # fmt: skip
-        return [first, strided_conv(middle, self.w2, self.bias2, precision, gelu=True)]
+        return [first, strided_conv(middle, self.w2, self.bias2, precision, activation="gelu")]
+
+
+# Beyond two programs of 256 pixels for each multiprocessor.
+_MANY_PIXELS = 2 * 256 * MODEL.multiprocessors
 
 
 def _tiles(middle: FeatureMap) -> list[Tile]:
@@ -116,5 +113,5 @@ def _tiles(middle: FeatureMap) -> list[Tile]:
     """
     whole = round_up_to_power(middle.channels)
     widths = [n for n in (16, 8) if n <= whole and middle.channels % n == 0] or [whole]
-    sizes = (256, 128) if middle.pixels > 256 * 264 else (128, 256)
+    sizes = (256, 128) if middle.pixels > _MANY_PIXELS else (128, 256)
     return [tile(4, 1, BM=m, BN=n) for n in widths for m in sizes]

@@ -4,12 +4,38 @@ Feature maps are NHWC and dense: the value of channel c at pixel p (images, rows
 together) stands at p * channels + c. A sum adds ``left(x) @ w`` to ``acc`` (BM, BN) float32: BM pixels of
 the output by BN of its channels, in steps of BK channels of the input. Matrices are (in, out), row-major.
 ``PRECISION`` is tl.dot's ``input_precision``: "ieee" or "tf32" for float32, without effect on half precision.
+
+Names, here and in every kernel:
+
+    x_ptr, x_ptrs     a pointer, and a tile of them
+    x_at              offsets from a pointer, in elements
+    x_tile            values: what was loaded, or goes into a product; ``acc``: a sum under way
+    x_ok              a mask: which of some indices exist
+    n, k, c           channels, by index: of an output, of a sum, of both where each is by itself
+    pixel, row, key   other indices, (BM,) and the like; ``first``: where a tile begins
+    height, tokens    sizes that are known when a kernel runs
+    K, HEADS, STRIDE  what a kernel is compiled for; BM, BN, BK ...: sizes of its tile
+
+What travels together is a tuple:
+
+    place    (pixel, image, row, column, ok), each (BM,): pixels of an output, and where in it they lie
+    task     (head, query, ok): of an attention, one head and some queries (BQ,) of one image
+    x        (x_ptr, height, width): a feature map, by the name of its tensor
+    filters  (dw_ptr, bias_ptr): a depthwise convolution; (9, channels), see depthwise_tiles, and float32
+    weight   (w_ptr, K, N, BK, BN): a matrix (K, N) in tiles (BK, BN), or one for each tap of a convolution
+
+Tuples without field names, because Torch's compiler writes the source of a kernel and of its functions into a
+file of its own, where no class of theirs would exist. Constants in one live as long as it is an argument:
+Triton makes run-time values of them where a tuple is given a name.
 """
 
 import os
 
 import triton
 import triton.language as tl
+
+# The activations that a kernel knows by name.
+ACTIVATIONS = ("none", "gelu", "relu", "relu6", "silu", "hardswish")
 
 # Under TRITON_INTERPRET=1 kernels run on the CPU, where there is no inline assembly.
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
@@ -56,6 +82,24 @@ def gelu(x, dtype: tl.constexpr):
 
 
 @triton.jit
+def activated(x, ACTIVATION: tl.constexpr, dtype: tl.constexpr):
+    """f(x) rounded to ``dtype``, with f as ``ACTIVATIONS`` names it."""
+    if ACTIVATION == "gelu":
+        return gelu(x, dtype)
+    if ACTIVATION == "relu":
+        x = tl.maximum(x, 0.0, propagate_nan=tl.PropagateNan.ALL)
+    elif ACTIVATION == "relu6":
+        x = tl.clamp(x, 0.0, 6.0, propagate_nan=tl.PropagateNan.ALL)
+    elif ACTIVATION == "silu":
+        x = x.to(tl.float32)
+        x = x / (1 + tl.exp(-x))
+    elif ACTIVATION == "hardswish":
+        x = x.to(tl.float32)
+        x = x * tl.clamp(x + 3, 0.0, 6.0, propagate_nan=tl.PropagateNan.ALL) * (1 / 6)
+    return narrow(x, dtype)
+
+
+@triton.jit
 def dot(a, b, acc, PRECISION: tl.constexpr):
     """a @ b + acc, accumulated in float32.
 
@@ -95,24 +139,6 @@ def settled(x):
 
 
 @triton.jit
-def long_dot(a, b, acc, PRECISION: tl.constexpr):
-    """As ``dot``, over many values: a sum over keys.
-
-    Tensor cores cut off where others round, so that in a long sum of float32 ("tf32x3") all results become
-    too small, and attention block after attention block adds to that: over S0 6e-7 instead of 1.9e-7. Sums of
-    16 values each, added by rounding, keep it small; few values take ordinary units without spilling.
-    """
-    if PRECISION == "tf32x3" and a.dtype == tl.float32 and a.shape[1] >= 64:
-        parts: tl.constexpr = a.shape[1] // 16
-        left = tl.permute(tl.reshape(a, (a.shape[0], parts, 16)), (1, 0, 2))
-        right = tl.reshape(b, (parts, 16, b.shape[1]))
-        acc += tl.sum(tl.dot(left, right, input_precision=PRECISION), 0)
-    else:
-        acc = dot(a, b, acc, "ieee" if PRECISION == "tf32x3" else PRECISION)
-    return acc
-
-
-@triton.jit
 def narrow(x, dtype: tl.constexpr):
     """float32 rounded to the nearest value of ``dtype``."""
     if _INTERPRETED and dtype == tl.bfloat16:  # the interpreter cuts off: round before, to even
@@ -124,115 +150,146 @@ def narrow(x, dtype: tl.constexpr):
 
 @triton.jit
 def pixel_tile(first, count, height, width, BM: tl.constexpr, WIDE: tl.constexpr):
-    """Pixels first ... first + BM - 1 of ``count``, counted through all images of height x width.
+    """The place of pixels first ... first + BM - 1 of ``count``, through all images of height x width.
 
-    Returns (pixels, image, row, column, valid), each (BM,). WIDE: addresses need 64 bits.
+    WIDE: addresses need 64 bits.
     """
-    pixels = first + tl.arange(0, BM)
+    pixel = first + tl.arange(0, BM)
     if WIDE:
-        pixels = pixels.to(tl.int64)
-    in_rows = pixels // width
+        pixel = pixel.to(tl.int64)
+    in_rows = pixel // width
     image = in_rows // height
-    return pixels, image, in_rows - image * height, pixels - in_rows * width, pixels < count
+    return pixel, image, in_rows - image * height, pixel - in_rows * width, pixel < count
 
 
 @triton.jit
-def query_tile(queries, HEADS: tl.constexpr, BQ: tl.constexpr, WIDE: tl.constexpr):
-    """What a program of an attention makes: BQ queries of one head of one image, heads next to each other.
+def output_tile(
+    pixels, height, width, CHANNELS: tl.constexpr, BM: tl.constexpr, BC: tl.constexpr, WIDE: tl.constexpr
+):
+    """What a program makes of an output: BC of its channels at BM pixels, channels next to each other.
 
-    Returns (head, image, query (BQ,), valid (BQ,)). WIDE: addresses need 64 bits.
+    Returns (channels (BC,), place).
     """
-    tiles = tl.cdiv(queries, BQ)
+    columns: tl.constexpr = (CHANNELS + BC - 1) // BC
+    program = tl.program_id(0)
+    c = program % columns * BC + tl.arange(0, BC)
+    return c, pixel_tile(program // columns * BM, pixels, height, width, BM, WIDE)
+
+
+@triton.jit
+def query_tile(count, HEADS: tl.constexpr, BQ: tl.constexpr, WIDE: tl.constexpr):
+    """What a program of an attention makes: BQ of ``count`` queries of one head, heads next to each other.
+
+    Returns (image, task). WIDE: addresses need 64 bits.
+    """
+    tiles = tl.cdiv(count, BQ)
     program = tl.program_id(0)
     image = program // (HEADS * tiles)
     query = program // HEADS % tiles * BQ + tl.arange(0, BQ)
     if WIDE:
         image = image.to(tl.int64)
         query = query.to(tl.int64)
-    return program % HEADS, image, query, query < queries
+    return image, (program % HEADS, query, query < count)
 
 
 @triton.jit
-def weight_tile(w, k, n, K: tl.constexpr, N: tl.constexpr, BK: tl.constexpr, BN: tl.constexpr):
-    """Rows k (BK,) and columns n (BN,) of w (K, N), zero outside."""
-    at = w + k[:, None] * N + n[None, :]
+def place_of(task, width):
+    """Where the queries of a task lie in the map of their image alone."""
+    _, query, ok = task
+    return query, query * 0, query // width, query % width, ok
+
+
+@triton.jit
+def load_row(ptr, n, N: tl.constexpr):
+    """(1, BN): values n of N, zero outside."""
+    return tl.load(ptr + n, mask=n < N, other=0.0)[None, :]
+
+
+@triton.jit
+def ptrs_of(y_ptr, place, n, N: tl.constexpr):
+    """(BM, BN): where the channels n of N at a place stand in memory."""
+    return y_ptr + place[0][:, None] * N + n[None, :]
+
+
+@triton.jit
+def ok_of(place, n, N: tl.constexpr):
+    """(BM, BN): which of the channels n of N at a place exist."""
+    return place[4][:, None] & (n < N)[None, :]
+
+
+@triton.jit
+def weight_tile(weight, k, n):
+    """Rows k (BK,) and columns n (BN,) of a matrix, zero outside."""
+    K: tl.constexpr = weight[1]
+    N: tl.constexpr = weight[2]
+    BK: tl.constexpr = weight[3]
+    BN: tl.constexpr = weight[4]
+    w_ptrs = weight[0] + k[:, None] * N + n[None, :]
     if K % BK == 0:
         if N % BN == 0:
-            return tl.load(at)
-        return tl.load(at, mask=(n < N)[None, :], other=0.0)
-    return tl.load(at, mask=(k < K)[:, None] & (n < N)[None, :], other=0.0)
+            return tl.load(w_ptrs)
+        return tl.load(w_ptrs, mask=(n < N)[None, :], other=0.0)
+    return tl.load(w_ptrs, mask=(k < K)[:, None] & (n < N)[None, :], other=0.0)
 
 
 @triton.jit
-def pointwise_sum(
-    acc,
-    x,  # (pixels, K)
-    w,  # (K, N)
-    pixels,  # (BM,), of x
-    valid,  # (BM,)
-    n,  # (BN,)
-    K: tl.constexpr,
-    N: tl.constexpr,
-    BN: tl.constexpr,
-    BK: tl.constexpr,
-    PRECISION: tl.constexpr,
-):
-    """acc + x @ w: a 1x1 convolution."""
-    rows = x + pixels[:, None] * K
-    for k0 in range(0, K, BK):
-        k = k0 + tl.arange(0, BK)
+def pointwise_sum(acc, x_ptr, weight, place, n, PRECISION: tl.constexpr):
+    """acc + x @ weight: a 1x1 convolution. x: (pixels, K). n: (BN,), columns of the weight."""
+    K: tl.constexpr = weight[1]
+    BK: tl.constexpr = weight[3]
+    pixel, _, _, _, ok = place
+    row_ptrs = x_ptr + pixel[:, None] * K
+    for first in range(0, K, BK):
+        k = first + tl.arange(0, BK)
         if K % BK == 0:
-            left = tl.load(rows + k[None, :], mask=valid[:, None], other=0.0)
+            x_tile = tl.load(row_ptrs + k[None, :], mask=ok[:, None], other=0.0)
         else:
-            left = tl.load(rows + k[None, :], mask=valid[:, None] & (k < K)[None, :], other=0.0)
-        acc = dot(left, weight_tile(w, k, n, K, N, BK, BN), acc, PRECISION)
+            x_tile = tl.load(row_ptrs + k[None, :], mask=ok[:, None] & (k < K)[None, :], other=0.0)
+        acc = dot(x_tile, weight_tile(weight, k, n), acc, PRECISION)
     return acc
 
 
 @triton.jit
 def depthwise_tiles(
-    x,  # from one pixel to the next are ROW values
-    dw,  # (9, CHANNELS), float16 where x is, else float32
-    bias,  # (CHANNELS,) float32
-    image,  # (BM,)
-    row,  # (BM,), of the output: the first of ROWS
-    column,
-    valid,
-    k,  # (BK,), channels
-    height,  # of x
-    width,
+    x,
+    filters,  # float16 where x is, else float32
+    place,  # of the output: the first of ROWS below each other
+    c,  # (BC,)
     CHANNELS: tl.constexpr,
-    ROW: tl.constexpr,
+    PITCH: tl.constexpr,  # values of x from one pixel to the next
     STRIDE: tl.constexpr,
     ROWS: tl.constexpr,
-    MASKED: tl.constexpr,  # k may pass CHANNELS
+    MASKED: tl.constexpr,  # c may pass CHANNELS
 ):
-    """The 3x3 depthwise convolution of x at ROWS pixels below each other: a tuple of ROWS (BM, BK).
+    """The 3x3 depthwise convolution of x at ROWS pixels below each other: a tuple of ROWS (BM, BC).
 
     A value of x is loaded and converted once for all of them: 12 loads for two rows instead of 18. float16 is
     summed in float16, two values in one instruction and nothing to convert; everything else in float32.
     """
-    inside = k < CHANNELS
-    start = tl.load(bias + k, mask=inside, other=0.0) if MASKED else tl.load(bias + k)
-    start = start.to(dw.dtype.element_ty)[None, :]
+    x_ptr, height, width = x
+    dw_ptr, bias_ptr = filters
+    _, image, row, column, place_ok = place
+    c_ok = c < CHANNELS
+    start = tl.load(bias_ptr + c, mask=c_ok, other=0.0) if MASKED else tl.load(bias_ptr + c)
+    start = start.to(dw_ptr.dtype.element_ty)[None, :]
     outs = ()
     for _ in tl.static_range(ROWS):
         outs = outs + (start,)
     for r in tl.static_range(STRIDE * (ROWS - 1) + 3):
-        at_row = row * STRIDE + (r - 1)
-        row_ok = valid & (at_row >= 0) & (at_row < height)
-        for c in tl.static_range(3):
-            at_column = column * STRIDE + (c - 1)
-            ok = (row_ok & (at_column >= 0) & (at_column < width))[:, None]
-            at = x + ((image * height + at_row) * width + at_column)[:, None] * ROW + k[None, :]
-            value = tl.load(at, mask=ok & inside[None, :] if MASKED else ok, other=0.0)
-            value = value.to(dw.dtype.element_ty)
+        x_row = row * STRIDE + (r - 1)
+        row_ok = place_ok & (x_row >= 0) & (x_row < height)
+        for s in tl.static_range(3):
+            x_column = column * STRIDE + (s - 1)
+            x_ok = (row_ok & (x_column >= 0) & (x_column < width))[:, None]
+            x_ptrs = x_ptr + ((image * height + x_row) * width + x_column)[:, None] * PITCH + c[None, :]
+            x_tile = tl.load(x_ptrs, mask=x_ok & c_ok[None, :] if MASKED else x_ok, other=0.0)
+            x_tile = x_tile.to(dw_ptr.dtype.element_ty)
             sums = ()
             for o in tl.static_range(ROWS):
                 if (r >= o * STRIDE) and (r < o * STRIDE + 3):
-                    tap = dw + ((r - o * STRIDE) * 3 + c) * CHANNELS + k
-                    weight = tl.load(tap, mask=inside, other=0.0) if MASKED else tl.load(tap)
-                    sums = sums + (outs[o] + value * weight[None, :],)
+                    tap_ptrs = dw_ptr + ((r - o * STRIDE) * 3 + s) * CHANNELS + c
+                    tap = tl.load(tap_ptrs, mask=c_ok, other=0.0) if MASKED else tl.load(tap_ptrs)
+                    sums = sums + (outs[o] + x_tile * tap[None, :],)
                 else:
                     sums = sums + (outs[o],)
             outs = sums
@@ -243,114 +300,68 @@ def depthwise_tiles(
 def depthwise_sums(
     accs,  # COLS of (BM, BN) for each of ROWS
     x,
-    dw,
-    bias,
-    w,
-    image,
-    row,
-    column,
-    valid,
-    n,
-    height,  # of x
-    width,
-    K: tl.constexpr,
-    N: tl.constexpr,
+    filters,
+    weight,
+    place,
+    n,  # (BN,), the first of COLS blocks of columns of the weight
+    ACTIVATION: tl.constexpr,
+    STRIDE: tl.constexpr,
     ROWS: tl.constexpr,
     COLS: tl.constexpr,
-    BN: tl.constexpr,
-    BK: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    """accs + GELU(depthwise(x)) @ w at ROWS pixels below each other.
+    """accs + f(depthwise(x)) @ weight at ROWS pixels below each other.
 
     The depthwise result stays in registers and serves COLS blocks of columns next to each other, since three
     of 64 need fewer registers than one of 256.
     """
-    dtype: tl.constexpr = w.dtype.element_ty
-    for k0 in range(0, K, BK):
-        k = k0 + tl.arange(0, BK)
-        lefts = depthwise_tiles(
-            x, dw, bias, image, row, column, valid, k, height, width, K, K, 1, ROWS, K % BK != 0
-        )
+    dtype: tl.constexpr = weight[0].dtype.element_ty
+    K: tl.constexpr = weight[1]
+    BK: tl.constexpr = weight[3]
+    BN: tl.constexpr = weight[4]
+    for first in range(0, K, BK):
+        k = first + tl.arange(0, BK)
+        lefts = depthwise_tiles(x, filters, place, k, K, K, STRIDE, ROWS, K % BK != 0)
         sums = ()
         for o in tl.static_range(ROWS):
-            left = gelu(lefts[o], dtype)
+            left = activated(lefts[o], ACTIVATION, dtype)
             for j in tl.static_range(COLS):
-                right = weight_tile(w, k, n + j * BN, K, N, BK, BN)
-                sums = sums + (dot(left, right, accs[o * COLS + j], PRECISION),)
+                w_tile = weight_tile(weight, k, n + j * BN)
+                sums = sums + (dot(left, w_tile, accs[o * COLS + j], PRECISION),)
         accs = finished(sums)
     return accs
 
 
 @triton.jit
-def resized_tile(
-    x,  # (pixels, CHANNELS)
-    image,
-    row,  # of the larger map
-    column,
-    valid,
-    k,  # (BK,), channels
-    height,  # of x
-    width,
-    CHANNELS: tl.constexpr,
-    MASKED: tl.constexpr,  # k may pass CHANNELS
-    dtype: tl.constexpr,
-):
-    """(BM, BK): GELU(bilinear 2x of x) at some pixels and channels (align_corners=False).
-
-    A pixel of the larger map lies a quarter of a pixel from the nearer row of x and three quarters from the
-    farther one, which is the nearer one again at the edge; columns alike. float16 is interpolated in float16:
-    see depthwise_tiles.
-    """
-    near_row, near_column = row // 2, column // 2
-    far_row = tl.minimum(tl.maximum(near_row + (row % 2) * 2 - 1, 0), height - 1)
-    far_column = tl.minimum(tl.maximum(near_column + (column % 2) * 2 - 1, 0), width - 1)
-    near = (image * height + near_row) * width
-    far = (image * height + far_row) * width
-    between: tl.constexpr = tl.float16 if dtype == tl.float16 else tl.float32
-    quarter, three_quarters = tl.full((), 0.25, between), tl.full((), 0.75, between)
-    ok = valid[:, None] & (k < CHANNELS)[None, :] if MASKED else valid[:, None]
-    c = k[None, :]
-    nn = tl.load(x + (near + near_column)[:, None] * CHANNELS + c, mask=ok, other=0.0).to(between)
-    nf = tl.load(x + (near + far_column)[:, None] * CHANNELS + c, mask=ok, other=0.0).to(between)
-    fn = tl.load(x + (far + near_column)[:, None] * CHANNELS + c, mask=ok, other=0.0).to(between)
-    ff = tl.load(x + (far + far_column)[:, None] * CHANNELS + c, mask=ok, other=0.0).to(between)
-    nearer = nn * three_quarters + nf * quarter
-    farther = fn * three_quarters + ff * quarter
-    return gelu(nearer * three_quarters + farther * quarter, dtype)
-
-
-@triton.jit
 def conv_sum(
     acc,
-    x,  # (pixels, K)
-    w,  # (9, K, N)
-    image,
-    row,  # of the output
-    column,
-    valid,
-    n,
-    height,  # of x
-    width,
-    K: tl.constexpr,
-    N: tl.constexpr,
+    x,
+    weight,  # one for each tap
+    place,  # of the output
+    n,  # (BN,), columns of the weights
+    KERNEL: tl.constexpr,
     STRIDE: tl.constexpr,
-    BN: tl.constexpr,
-    BK: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    """acc + conv3x3(x), padding 1: nine taps of K channels in one loop, so that it can be pipelined."""
+    """acc + conv(x), padding KERNEL // 2: all taps of K channels in one loop, so that it can be pipelined."""
+    K: tl.constexpr = weight[1]
+    N: tl.constexpr = weight[2]
+    BK: tl.constexpr = weight[3]
+    BN: tl.constexpr = weight[4]
     STEPS: tl.constexpr = (K + BK - 1) // BK
-    for step in range(9 * STEPS):
+    x_ptr, height, width = x
+    _, image, row, column, place_ok = place
+    for step in range(KERNEL * KERNEL * STEPS):
         tap = step // STEPS
         k = (step % STEPS) * BK + tl.arange(0, BK)
-        at_row = row * STRIDE + (tap // 3 - 1)
-        at_column = column * STRIDE + (tap % 3 - 1)
-        ok = valid & (at_row >= 0) & (at_row < height) & (at_column >= 0) & (at_column < width)
-        pixels = (image * height + at_row) * width + at_column
-        left = tl.load(x + pixels[:, None] * K + k[None, :], mask=ok[:, None] & (k < K)[None, :], other=0.0)
-        right = weight_tile(w + tap * K * N, k, n, K, N, BK, BN)
-        acc = dot(left, right, acc, PRECISION)
+        x_row = row * STRIDE + (tap // KERNEL - KERNEL // 2)
+        x_column = column * STRIDE + (tap % KERNEL - KERNEL // 2)
+        x_ok = place_ok & (x_row >= 0) & (x_row < height) & (x_column >= 0) & (x_column < width)
+        x_at = (image * height + x_row) * width + x_column
+        x_ptrs = x_ptr + x_at[:, None] * K + k[None, :]
+        x_tile = tl.load(x_ptrs, mask=x_ok[:, None] & (k < K)[None, :], other=0.0)
+        w_tile = weight_tile((weight[0] + tap * K * N, K, N, BK, BN), k, n)
+        acc = dot(x_tile, w_tile, acc, PRECISION)
     return acc
 
 
