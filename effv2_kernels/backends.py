@@ -24,7 +24,7 @@ DTYPE_NAMES = {torch_dtype: name for name, torch_dtype in TORCH_DTYPES.items()}
 
 # What a dtype means on the CPU, for who might expect more of it.
 _NOTES = {
-    "bf16": ". Weights and maps are kept in bf16 and computed in float32: half the memory, no faster than fp32"
+    "bf16": ". Weights and maps are kept in bf16, sums computed in float32: half the memory, as fast as fp32"
 }
 
 # The least that Triton supports.

@@ -30,7 +30,7 @@ const effv2::Target& target_named(const std::string& isa, const std::string& for
 
 // Each name once, in the order of the table.
 template <class Wanted>
-std::vector<std::string> names(const char* effv2::Target::*name, Wanted wanted) {
+std::vector<std::string> names(const char* effv2::Target::* name, Wanted wanted) {
   std::vector<std::string> found;
   for (const effv2::Target& target : effv2::targets()) {
     if (wanted(target) && !std::count(found.begin(), found.end(), target.*name)) {

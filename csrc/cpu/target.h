@@ -6,7 +6,8 @@
 // into the registers, and takes or defines a format (cpu/formats/):
 //
 //   Stored          what maps between blocks, and packed weights, are kept in
-//   Operand         what maps inside of a block are kept in: left operands of products, and right ones that are
+//   Operand         what maps inside of a block are kept in: left operands of products, and right ones that
+//   are
 //                   not packed
 //   kTileRows, kTileVectors, kWideTileRows   rows and vectors of sums in registers; rows of a tile one vector
 //                   wider

@@ -40,7 +40,8 @@ void FieldReader::size(int& value, const char* name, std::size_t axis) const {
 void FieldReader::kernel(int& value, const char* name, std::size_t axis) const {
   size(value, name, axis);
   if (value % 2 == 0 || value > kLargestKernel) {
-    fail(std::string(name) + " has the shape " + text(named(name).shape) + ", and windows are of 1, 3, 5 or 7");
+    fail(std::string(name) + " has the shape " + text(named(name).shape) +
+         ", and windows are of 1, 3, 5 or 7");
   }
 }
 

@@ -48,7 +48,8 @@ class FieldReader {
   const Fields& fields_;
 };
 
-// The activation of a name, as options have it: an index into kActivationNames. Throws Error for another name.
+// The activation of a name, as options have it: an index into kActivationNames. Throws Error for another
+// name.
 std::int64_t activation_option(const std::string& name);
 
 // How a layer's tensors are called: "fc1" has fc1_weight; "" has weight.

@@ -256,7 +256,8 @@ void Network::work(Run& run, int rank, int size) const {
 
 // One image after the other through the early blocks, whose maps are large; then block after block, so that
 // weights that fit into no near cache are read once for the whole group.
-void Network::run_group(const Run& run, Range images, std::byte* arena, std::byte* own, double* seconds) const {
+void Network::run_group(const Run& run, Range images, std::byte* arena, std::byte* own,
+                        double* seconds) const {
   const Plan& plan = run.plan;
   const Scratch scratch{arena + 2 * plan.map_bytes, own};
   std::byte* late_maps = own + plan.own_bytes;

@@ -50,10 +50,10 @@ class Network {
   std::vector<Map> maps(int height, int width) const;
   std::vector<std::int64_t> multiply_adds(int height, int width) const;
 
-  // Images and outputs are in the target's format. outputs: one address per feature, or one for the last block's
-  // output if there are none; dense NHWC, one image after the other. seconds, if not null, receives the time of every block summed over the
-  // images of the busiest thread. stop: run so many blocks only and return what the last of them makes; 0 is
-  // the whole network. May be called from several threads at once.
+  // Images and outputs are in the target's format. outputs: one address per feature, or one for the last
+  // block's output if there are none; dense NHWC, one image after the other. seconds, if not null, receives
+  // the time of every block summed over the images of the busiest thread. stop: run so many blocks only and
+  // return what the last of them makes; 0 is the whole network. May be called from several threads at once.
   void run(const Images& images, void* const* outputs, int threads, double* seconds, int stop = 0) const;
 
  private:

@@ -11,7 +11,8 @@
 //   activation(value, fallback)           the option of that name
 //   heads(count, key_dim, value_dim)      the options of an attention
 //   product(heads, each)                  channels of all heads together
-//   layer(layer, name, outputs, {inner})  name_weight (outputs, inner ...) and name_bias (outputs,); without a
+//   layer(layer, name, outputs, {inner})  name_weight (outputs, inner ...) and name_bias (outputs,); without
+//   a
 //                                         name, weight and bias
 //   tensor(values, name, {shape})
 //   distances(bias, heads, query_stride)  an attention's bias by distance, and whether it is resized

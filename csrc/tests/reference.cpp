@@ -56,7 +56,8 @@ Exact linear(const Exact& x, const float* weight, const float* bias, int out) {
   return y;
 }
 
-// Calls f(tap, row, column) for the taps of a window, centred on the map by its padding, that lie inside of it.
+// Calls f(tap, row, column) for the taps of a window, centred on the map by its padding, that lie inside of
+// it.
 template <class Function>
 void for_window(Map map, int kernel, int row, int column, int stride, Function f) {
   for (int i = 0; i < kernel; ++i) {
@@ -79,8 +80,8 @@ Exact conv(const Exact& x, const float* weight, const float* bias, int out, int 
         for (int n = 0; n < out; ++n) {
           double sum = 0;
           for (int k = 0; k < in; ++k) {
-            sum += x.at(from_row, from_column, k) *
-                   weight[(static_cast<std::size_t>(n) * in + k) * taps + tap];
+            sum +=
+                x.at(from_row, from_column, k) * weight[(static_cast<std::size_t>(n) * in + k) * taps + tap];
           }
           y.at(row, column, n) += sum;
         }
@@ -240,8 +241,7 @@ Exact reference(const StemSpec& s, const Exact& x) {
 }
 
 Exact reference(const FfnSpec& s, const Exact& x) {
-  const Exact hidden =
-      s.expands ? activated(s.activation, linear(x, s.fc1.weight, s.fc1.bias, s.hidden)) : x;
+  const Exact hidden = s.expands ? activated(s.activation, linear(x, s.fc1.weight, s.fc1.bias, s.hidden)) : x;
   const Exact behind = activated(s.activation, depthwise(hidden, s.dw.weight, s.dw.bias, s.stride, s.kernel));
   const Exact y = linear(behind, s.fc2.weight, s.fc2.bias, s.out_channels);
   return s.residual ? add(y, x) : y;
@@ -283,8 +283,7 @@ Exact reference(const AttentionSpec& s, const Exact& x) {
 }
 
 Exact reference(const ConvSpec& s, const Exact& x) {
-  return activated(s.activation,
-                   conv(x, s.conv.weight, s.conv.bias, s.out_channels, s.kernel, s.stride));
+  return activated(s.activation, conv(x, s.conv.weight, s.conv.bias, s.out_channels, s.kernel, s.stride));
 }
 
 Exact reference(const AttentionDownsampleSpec& s, const Exact& x) {

@@ -75,7 +75,10 @@ std::int64_t floats(std::int64_t bytes) { return (bytes + 3) / 4; }
 class Workplace {
  public:
   Workplace(const Block& block, Map in, int most_threads)
-      : block_(block), in_(in), prepared_(floats(block.prepared_bytes(in))), shared_(floats(block.shared_bytes(in))) {
+      : block_(block),
+        in_(in),
+        prepared_(floats(block.prepared_bytes(in))),
+        shared_(floats(block.shared_bytes(in))) {
     for (int i = 0; i < most_threads; ++i) own_.emplace_back(floats(block.own_bytes(in)));
     block.prepare(in, prepared_.data());
     prepared_.check("prepared data");
@@ -129,10 +132,9 @@ bool same_bits(const std::vector<float>& a, const std::vector<float>& b) {
 std::vector<float> content(const Guarded& memory) { return {memory.data(), memory.data() + memory.floats()}; }
 
 void check_target(const Target& target, const Sample& sample, Map in, const std::vector<float>& x,
-               const Exact& expected, double bound) {
-  const std::string what =
-      sample.name + " on " + std::to_string(in.height) + "x" + std::to_string(in.width) + ", " + target.isa + " " +
-      target.format;
+                  const Exact& expected, double bound) {
+  const std::string what = sample.name + " on " + std::to_string(in.height) + "x" + std::to_string(in.width) +
+                           ", " + target.isa + " " + target.format;
   const std::unique_ptr<Block> block = sample.build(target);
   Map out{};
   char error[256] = "";
@@ -144,7 +146,8 @@ void check_target(const Target& target, const Sample& sample, Map in, const std:
   std::int64_t parameters = 0;
   for (const auto& [name, weight] : sample.tensors)
     parameters += static_cast<std::int64_t>(weight.values.size());
-  CHECK_THAT(block->packed_bytes() >= target.value_bytes * parameters, what + ": fewer bytes than parameters");
+  CHECK_THAT(block->packed_bytes() >= target.value_bytes * parameters,
+             what + ": fewer bytes than parameters");
 
   Workplace place(*block, in, 5);
   const std::vector<float> prepared = place.prepared();
@@ -189,7 +192,8 @@ void check_target(const Target& target, const Sample& sample, Map in, const std:
 
 Guarded stored(const Target& target, const std::vector<float>& values) {
   Guarded memory = room_for(target, static_cast<std::int64_t>(values.size()));
-  for (std::size_t i = 0; i < values.size(); ++i) put(target, memory, static_cast<std::int64_t>(i), values[i]);
+  for (std::size_t i = 0; i < values.size(); ++i)
+    put(target, memory, static_cast<std::int64_t>(i), values[i]);
   return memory;
 }
 

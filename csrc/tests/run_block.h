@@ -35,7 +35,8 @@ Strided dense_map(const Target& target, const std::vector<float>& x, Map size);
 std::vector<Strided> strided_maps(const Target& target, const std::vector<float>& x, Map size);
 
 // Runs the block on every available target, with teams of 1, 2, 3 and 5 threads, twice in a row:
-// - the output is within `bound` of the reference (in fp32), and the same bits for every team and input layout;
+// - the output is within `bound` of the reference (in fp32), and the same bits for every team and input
+// layout;
 // - every output is written, and nothing outside of the outputs and of the scratch that was promised;
 // - scratch may hold anything before; input and prepared data are only read.
 void check_block(const Sample& sample, Map in, const std::vector<float>& x, double bound = kBlockBound);

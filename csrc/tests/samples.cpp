@@ -73,10 +73,10 @@ template <class Function>
 auto with_spec(const Sample& sample, Function f) {
   const Fields fields = sample.fields();
   FieldReader reader(sample.kind, fields);
-#define EFFV2_CALL(name, Spec)  \
-  if (sample.kind == #name) {   \
-    Spec spec{};                \
-    spec.visit(reader);         \
+#define EFFV2_CALL(name, Spec)     \
+  if (sample.kind == #name) {      \
+    Spec spec{};                   \
+    spec.visit(reader);            \
     return f(spec, &Target::name); \
   }
   EFFV2_BLOCKS(EFFV2_CALL)
@@ -186,7 +186,8 @@ Sample bottleneck_sample(Random& random, int channels, int hidden, int out, cons
   spec.stride = options.stride;
   spec.residual = options.residual;
   spec.activation = options.activation;
-  std::string sizes = std::to_string(channels) + "-" + std::to_string(spec.hidden) + "-" + std::to_string(out);
+  std::string sizes =
+      std::to_string(channels) + "-" + std::to_string(spec.hidden) + "-" + std::to_string(out);
   sizes += ", window of " + std::to_string(options.kernel) + ", stride " + std::to_string(options.stride) +
            (options.expands ? "" : ", without expansion") + (options.residual ? ", residual" : "") + ", " +
            kActivationNames[static_cast<int>(options.activation)];
@@ -204,10 +205,10 @@ Sample attention_sample(Random& random, int channels, HeadSizes sizes, int strid
   spec.activation = parts.activation;
   const std::string left_out = std::string(parts.mixing ? "" : ", no talking heads") +
                                (parts.bias ? "" : ", no bias") + (parts.local ? "" : ", no local branch");
-  Sample sample = sample_of(random, spec,
-                            std::to_string(channels) + ", " + text(sizes) + ", stride " +
-                                std::to_string(stride) + text(bias) + left_out + ", " +
-                                kActivationNames[static_cast<int>(parts.activation)]);
+  Sample sample =
+      sample_of(random, spec,
+                std::to_string(channels) + ", " + text(sizes) + ", stride " + std::to_string(stride) +
+                    text(bias) + left_out + ", " + kActivationNames[static_cast<int>(parts.activation)]);
   scale_queries(sample, "qkv", sizes);
   if (parts.mixing) sample.enlarge("mix2_bias", 0.07f);  // multiplies the sum of the values over all keys
   return sample;

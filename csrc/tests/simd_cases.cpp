@@ -203,8 +203,8 @@ class Cases {
     prefetch(line);
   }
 
-  // What is stored is the nearest value of the format, in whole vectors and in parts of one, and comes back as it
-  // is; and packed columns lie where a product looks for them.
+  // What is stored is the nearest value of the format, in whole vectors and in parts of one, and comes back
+  // as it is; and packed columns lie where a product looks for them.
   void formats() {
     Lanes found;
     values_.fill(a_.of);
@@ -222,7 +222,8 @@ class Cases {
       store(found.of, load_n(some + 1, count));
       for (int i = -1; i <= kLanes; ++i) {
         const bool inside = i >= 0 && i < count;
-        const float expected = inside ? static_cast<float>(all[i]) : 7.5f, stored = static_cast<float>(some[i + 1]);
+        const float expected = inside ? static_cast<float>(all[i]) : 7.5f,
+                    stored = static_cast<float>(some[i + 1]);
         if (!same(stored, expected)) report("store_n as stored", stored, expected, 0, 0, 0);
         if (i < 0 || i == kLanes) continue;
         const float read = inside ? expected : 0.0f;
@@ -233,7 +234,8 @@ class Cases {
   }
   void columns() {
     Stored packed[kWidePanel];
-    for (int c = 0; c < kWidePanel; ++c) packed[packed_column(c)] = static_cast<Stored>(static_cast<float>(c));
+    for (int c = 0; c < kWidePanel; ++c)
+      packed[packed_column(c)] = static_cast<Stored>(static_cast<float>(c));
     Vec wide[kTileVectors + 1], narrow[kTileVectors], one[1];
     load_columns(packed, wide);
     load_columns(packed, narrow);
@@ -255,7 +257,8 @@ class Cases {
 
   // Against double precision, over the range that matters and at its ends.
   void activations() {
-    for (const Activation a : {Activation::silu, Activation::hardswish, Activation::relu, Activation::relu6}) {
+    for (const Activation a :
+         {Activation::silu, Activation::hardswish, Activation::relu, Activation::relu6}) {
       for (int round = 0; round < 200; ++round) {
         Lanes x;
         for (float& value : x.of) value = 4 * values_.finite();
@@ -271,7 +274,8 @@ class Cases {
           const double allowed = (5e-7 + 1.2e-7 * std::fabs(x.of[i])) * std::fabs(expected) + 1e-9;
           const bool near = std::isnan(expected) ? std::isnan(y[i])
                                                  : y[i] == expected || std::fabs(y[i] - expected) <= allowed;
-          if (!near) report(kActivationNames[static_cast<int>(a)], y[i], static_cast<float>(expected), x.of[i], 0, 0);
+          if (!near)
+            report(kActivationNames[static_cast<int>(a)], y[i], static_cast<float>(expected), x.of[i], 0, 0);
         }
       }
     }

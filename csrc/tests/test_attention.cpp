@@ -49,13 +49,15 @@ TEST(attention, heads) {
 // Without talking heads, bias or local branch, and with other activations.
 TEST(attention, parts_left_out) {
   Random random;
-  constexpr Activation kAll[] = {Activation::gelu, Activation::none, Activation::relu6, Activation::hardswish};
+  constexpr Activation kAll[] = {Activation::gelu, Activation::none, Activation::relu6,
+                                 Activation::hardswish};
   for (int parts = 0; parts < 8; ++parts) {
     const AttentionParts kept{(parts & 1) != 0, (parts & 2) != 0, (parts & 4) != 0, kAll[parts % 4]};
     for (const int stride : {1, 2}) {
       for (const Size& map : {Size{1, 1}, {5, 6}, {9, 7}}) {
         const BiasTable table{tokens(map.height, stride), tokens(map.width, stride)};
-        check_block(attention_sample(random, 24, {3, 8, 20}, stride, table, kept), map.height, map.width, random);
+        check_block(attention_sample(random, 24, {3, 8, 20}, stride, table, kept), map.height, map.width,
+                    random);
       }
     }
   }

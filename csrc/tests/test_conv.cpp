@@ -23,19 +23,19 @@ TEST(conv, widths) {
   Random random;
   for (const int in : {8, 24, 40, 72, 104})
     check_block(conv_sample(random, in, in + 16, {3, 2}), 5, 8, random);
-  for (const int out : {1, 7, 10, 33, 132})
-    check_block(conv_sample(random, 13, out, {3, 2}), 6, 7, random);
+  for (const int out : {1, 7, 10, 33, 132}) check_block(conv_sample(random, 13, out, {3, 2}), 6, 7, random);
 }
 
 TEST(conv, windows_strides_and_activations) {
   Random random;
-  constexpr Activation kAll[] = {Activation::none, Activation::gelu, Activation::relu,
+  constexpr Activation kAll[] = {Activation::none,  Activation::gelu, Activation::relu,
                                  Activation::relu6, Activation::silu, Activation::hardswish};
   int next = 0;
   for (const int kernel : {1, 3, 5, 7}) {
     for (const int stride : {1, 2}) {
       for (const Size& map : {Size{1, 1}, {2, 3}, {5, 4}, {7, 12}}) {
-        check_block(conv_sample(random, 9, 21, {kernel, stride, kAll[next++ % 6]}), map.height, map.width, random);
+        check_block(conv_sample(random, 9, 21, {kernel, stride, kAll[next++ % 6]}), map.height, map.width,
+                    random);
       }
     }
   }

@@ -49,7 +49,8 @@ TEST(dispatch, table) {
   for (const char* unknown : {"", "avx", "AVX2", "avx512f", "scalar ", "neon2"}) {
     CHECK_THAT(!knows_isa(unknown) && !find_target(unknown, "fp32"), unknown);
   }
-  for (const char* unknown : {"", "fp16", "FP32", "bf16 "}) CHECK_THAT(!find_target("scalar", unknown), unknown);
+  for (const char* unknown : {"", "fp16", "FP32", "bf16 "})
+    CHECK_THAT(!find_target("scalar", unknown), unknown);
 }
 
 TEST(dispatch, available_isas_are_those_of_the_processor) {

@@ -89,8 +89,10 @@ TEST(ffn, wide_bottlenecks) {
   Random random;
   for (const int stride : {1, 2}) {
     for (const Size& map : {Size{5, 7}, {12, 12}, {8, 3}, {20, 21}}) {
-      check_block(bottleneck_sample(random, 40, 600, 72, {true, 3, stride, false}), map.height, map.width, random);
-      check_block(bottleneck_sample(random, 300, 0, 56, {false, 3, stride, false}), map.height, map.width, random);
+      check_block(bottleneck_sample(random, 40, 600, 72, {true, 3, stride, false}), map.height, map.width,
+                  random);
+      check_block(bottleneck_sample(random, 300, 0, 56, {false, 3, stride, false}), map.height, map.width,
+                  random);
     }
   }
 }

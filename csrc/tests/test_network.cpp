@@ -154,7 +154,8 @@ TEST(network, layouts) {
     for (const Strides& strides : layouts) {
       const Batch batch = batch_of(values, 3, kImage, strides);
       for (const int threads : {1, 2, 3}) {
-        const Outputs outputs = run_network(whole, *network, batch.images, threads, named(*target, 3, threads));
+        const Outputs outputs =
+            run_network(whole, *network, batch.images, threads, named(*target, 3, threads));
         if (first.empty()) first = outputs;
         CHECK_THAT(same_bits(outputs, first), named(*target, 3, threads) + ": other bits for another layout");
       }
@@ -255,7 +256,8 @@ TEST(network, what_is_not_finite_stays_in_its_image) {
         batch.memory.data()[place * size.values() + random.bits() % size.values()] = bad;
         // Afterwards the same memory serves clean images again.
         const Outputs outputs = run_network(sample, *network, batch.images, 2, target->isa);
-        CHECK_THAT(same_bits(run_network(sample, *network, clean.images, 2, target->isa), expected), target->isa);
+        CHECK_THAT(same_bits(run_network(sample, *network, clean.images, 2, target->isa), expected),
+                   target->isa);
         for (int n = 0; n < 5; ++n) {
           if (n == place) {
             const Outputs logits = image_of(outputs, n, 5);
@@ -269,7 +271,8 @@ TEST(network, what_is_not_finite_stays_in_its_image) {
   }
 }
 
-// Stored in halves, a whole network stays near the reference, and its bits depend on neither threads nor batch.
+// Stored in halves, a whole network stays near the reference, and its bits depend on neither threads nor
+// batch.
 TEST(network, in_halves) {
   Random random;
   NetworkSample sample = small_network(random, kImage.height, kImage.width);
@@ -283,7 +286,14 @@ TEST(network, in_halves) {
     const auto run = [&](int first, int count, int threads) {
       const Strides s = nhwc(kImage);
       const Images images{reinterpret_cast<const char*>(memory.data()) + 2 * first * s.image,
-                          count, kImage.channels, kImage.height, kImage.width, s.image, s.channel, s.row, s.pixel};
+                          count,
+                          kImage.channels,
+                          kImage.height,
+                          kImage.width,
+                          s.image,
+                          s.channel,
+                          s.row,
+                          s.pixel};
       Outputs outputs;
       std::vector<Guarded> room;
       std::vector<void*> addresses;

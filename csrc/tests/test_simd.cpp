@@ -7,9 +7,9 @@
 #include "run_block.h"
 #include "simd_cases.h"
 
-#define X(the_isa, the_format)                                          \
-  namespace effv2::the_isa##_##the_format {                             \
-  void check_simd(std::uint64_t seed, const tests::Mismatch& mismatch); \
+#define X(the_isa, the_format)                                            \
+  namespace effv2::the_isa##_##the_format {                               \
+    void check_simd(std::uint64_t seed, const tests::Mismatch& mismatch); \
   }
 #include "targets.inc"
 #undef X

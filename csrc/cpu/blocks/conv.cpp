@@ -7,6 +7,7 @@ namespace effv2::EFFV2_TARGET {
 namespace {
 
 constexpr int kPixels = 256;  // of a product at a time
+constexpr int kGroup = 8;     // rows whose windows are copied at a time
 
 class ConvBlock final : public TypedBlock {
  public:
@@ -27,18 +28,19 @@ class ConvBlock final : public TypedBlock {
   std::int64_t multiply_adds(Map in) const override { return conv_.multiply_adds(in); }
   std::int64_t packed_bytes() const override { return conv_.bytes(); }
   std::int64_t own_bytes(Map in) const override {
-    return pointwise_ ? counted([&](Carver& c) { pixels(c, in); }) : counted([&](Carver& c) { strip(c, in); });
+    return pointwise_ ? counted([&](Carver& c) { pixels(c, in); })
+                      : counted([&](Carver& c) { strip(c, in); });
   }
 
  private:
-  // What a thread needs: the rows of a window with their margins, and a row of results.
+  // What a thread needs: the rows of some windows with their margins, and a row of results.
   struct Strip {
     Operand *rows, *results;
   };
   Strip strip(Carver& c, Map in) const {
-    const Range window = conv_.reach(0, 1);
     const Map out = conv_.output(in);
-    return {c.take<Operand>((window.end - window.begin) * conv_.pitch(in.width)),
+    const Range windows = conv_.reach(0, out.height < kGroup ? out.height : kGroup);
+    return {c.take<Operand>((windows.end - windows.begin) * conv_.pitch(in.width)),
             c.take<Operand>(converted(std::int64_t{out.width} * out.channels))};
   }
   // Where a window is a pixel: some pixels, and their results.
@@ -47,7 +49,8 @@ class ConvBlock final : public TypedBlock {
   };
   Pixels pixels(Carver& c, Map in) const {
     const std::int64_t most = by_pixels(in) && in.pixels() > kPixels ? kPixels : in.pixels();
-    return {c.take<Operand>(converted(most * in.channels)), c.take<Operand>(converted(most * conv_.outputs()))};
+    return {c.take<Operand>(converted(most * in.channels)),
+            c.take<Operand>(converted(most * conv_.outputs()))};
   }
 
   void run(const Input& x, Stored* y, Map in, const float*, const Scratch& scratch,
@@ -67,14 +70,18 @@ class ConvBlock final : public TypedBlock {
   void run_rows(const Input& x, Stored* y, Map in, const Strip& own, const Team& team) const {
     const Map out = conv_.output(in);
     const std::int64_t row_values = std::int64_t{out.width} * out.channels;
-    const Range rows = team.share(out.height);
-    for (int row = rows.begin; row < rows.end; ++row) {
-      Stored* const to = y + row * row_values;
-      Operand* const results = staged(to, own.results);
-      conv_.pad_rows(x, in, conv_.reach(row, row + 1), own.rows);
-      conv_.run_row(own.rows, in.width, results, out.width);
-      activate<true>(activation_, results, row_values);
-      commit(results, row_values, to);
+    const std::int64_t step = conv_.stride() * conv_.pitch(in.width);
+    const Range mine = team.share(out.height);
+    for (int top = mine.begin; top < mine.end; top += kGroup) {
+      const int bottom = mine.end - top < kGroup ? mine.end : top + kGroup;
+      conv_.pad_rows(x, in, conv_.reach(top, bottom), own.rows);
+      for (int row = top; row < bottom; ++row) {
+        Stored* const to = y + row * row_values;
+        Operand* const results = staged(to, own.results);
+        conv_.run_row(own.rows + (row - top) * step, in.width, results, out.width);
+        activate<true>(activation_, results, row_values);
+        commit(results, row_values, to);
+      }
     }
   }
 
@@ -84,7 +91,8 @@ class ConvBlock final : public TypedBlock {
     for (int begin = mine.begin; begin < mine.end; begin += kPixels) {
       const int count = mine.end - begin < kPixels ? mine.end - begin : kPixels;
       const std::int64_t results = std::int64_t{count} * outputs;
-      const Operand* rows = operands(x + std::int64_t{begin} * inputs, std::int64_t{count} * inputs, own.inputs);
+      const Operand* rows =
+          operands(x + std::int64_t{begin} * inputs, std::int64_t{count} * inputs, own.inputs);
       Stored* const to = y + std::int64_t{begin} * outputs;
       Operand* const made = staged(to, own.results);
       conv_.product().run(plain_rows(rows, inputs, inputs), {0, count}, Into<Operand>{made, outputs}, {});

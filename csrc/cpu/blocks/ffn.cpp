@@ -1,9 +1,9 @@
-// FFN, a bottleneck: y = [x +] fc2(f(dw(f(fc1(x))))), dw depthwise with stride 1 or 2, f an activation; fc1 may be
-// left out.
+// FFN, a bottleneck: y = [x +] fc2(f(dw(f(fc1(x))))), dw depthwise with stride 1 or 2, f an activation; fc1
+// may be left out.
 //
 // The hidden activation exists only as slices that stay in the cache: a band of rows times a chunk of
 // channels. One panel of channels at a time goes through fc1 + f into a small private map, from there through
-// dw + f into the chunk, and the chunk is multiplied by its part of fc2 at once.
+// dw + f into the chunk, and the chunk is multiplied by its part of fc2 at once. Without fc1 the map is x.
 //
 // Large maps: each thread has rows of its own and walks them band by band; the last rows of fc1's output are
 // kept, so that the next band does not compute them again. Small maps: the whole map is one band, and the
@@ -94,12 +94,13 @@ class Ffn final : public TypedBlock {
     Operand *x, *hidden, *chunk, *sums;
   };
   Own own(Carver& c, Map in) const {
-    return {c.take<Operand>(converted(in.values())), c.take<Operand>(in.pixels() * kPanel),
+    return {c.take<Operand>(expands_ ? converted(in.values()) : 0),
+            c.take<Operand>(expands_ ? in.pixels() * kPanel : 0),
             c.take<Operand>(in.pixels() * kPanel * chunk_panels(in)),
             c.take<Operand>(converted(size_of_output(in).values()))};
   }
-  // What it needs to walk a large map: rows of x and of a panel of the hidden map, those kept of every panel, the
-  // chunk, and parts of fc2's sums.
+  // What it needs to walk a large map: rows of x and of a panel of the hidden map, those kept of every panel,
+  // the chunk, and parts of fc2's sums.
   struct Band {
     Operand *x, *hidden, *kept, *chunk, *sums;
   };
@@ -107,7 +108,8 @@ class Ffn final : public TypedBlock {
     const int rows = band_rows(in);
     const std::int64_t hidden = std::int64_t{in.width} * dw_.reach(rows);
     const std::int64_t pixels = std::int64_t{size_of_output(in).width} * rows;
-    return {c.take<Operand>(converted(hidden * in_)), c.take<Operand>(hidden * kPanel),
+    return {c.take<Operand>(expands_ ? converted(hidden * in_) : 0),
+            c.take<Operand>(expands_ ? hidden * kPanel : 0),
             c.take<Operand>(std::int64_t{in.width} * kept_rows() * kPanel * panels_),
             c.take<Operand>(pixels * kPanel * chunk_panels(in)), c.take<Operand>(converted(pixels * out_))};
   }
@@ -116,8 +118,8 @@ class Ffn final : public TypedBlock {
   static bool whole(Map in) { return in.pixels() <= kWholePixels; }
   bool divides_evenly(Map in, int threads) const {
     const int rows = in.height / threads;
-    return dw_.kernel() == 3 && dw_.stride() == 1 && rows * threads == in.height && rows >= kEdgeRows &&
-           rows <= kMostBandRows;
+    return expands_ && dw_.kernel() == 3 && dw_.stride() == 1 && rows * threads == in.height &&
+           rows >= kEdgeRows && rows <= kMostBandRows;
   }
   int chunk_panels(Map in) const {
     const int whole_chunks = whole(in) ? static_cast<int>(kSharedChunkValues / in.pixels() / kChunk) : 1;
@@ -130,7 +132,7 @@ class Ffn final : public TypedBlock {
     return rows < 1 ? 1 : rows > kMostBandRows ? kMostBandRows : rows;
   }
   // Of the hidden map: those that one band and the next one need.
-  int kept_rows() const { return dw_.kernel() > dw_.stride() ? dw_.kernel() - dw_.stride() : 0; }
+  int kept_rows() const { return expands_ && dw_.kernel() > dw_.stride() ? dw_.kernel() - dw_.stride() : 0; }
 
   void run(const Input& x, Stored* y, Map in, const float*, const Scratch& scratch,
            const Team& team) const override {
@@ -149,7 +151,7 @@ class Ffn final : public TypedBlock {
     const Map out = size_of_output(in);
     const int pixels = static_cast<int>(out.pixels()), most = chunk_panels(in);
     const std::int64_t panel_values = std::int64_t{pixels} * kPanel;
-    const Operand* const inputs = operands(x, in.values(), own.x);
+    const Operand* const inputs = expands_ ? operands(x, in.values(), own.x) : nullptr;
     // Divide what is larger: pixels, or output panels (then the threads also share the weights).
     const bool share_pixels = pixels > out_;
     int turn = 0;
@@ -166,10 +168,14 @@ class Ffn final : public TypedBlock {
           left ? fc1_.ahead(begin + count + team.share(left < most ? left : most).begin) : Next{};
       for (int i = mine.begin; i < mine.end; ++i) {
         const int p = begin + i;
-        expand(inputs, static_cast<int>(in.pixels()), p, own.hidden, begin == 0 && i == mine.begin,
-               i + 1 < mine.end ? fc1_.ahead(p + 1) : to_fc2);
         Operand* const to = chunk + i * panel_values;
-        dw_.run_map(p, own.hidden, in, kPanel, {0, out.height}, to, kPanel, kPanel);
+        if (expands_) {
+          expand(inputs, static_cast<int>(in.pixels()), p, own.hidden, begin == 0 && i == mine.begin,
+                 i + 1 < mine.end ? fc1_.ahead(p + 1) : to_fc2);
+          dw_.run_map(p, own.hidden, in, kPanel, {0, out.height}, to, kPanel, kPanel);
+        } else {
+          convolve_input(x, in, p, {0, out.height}, to);
+        }
         activate(activation_, to, panel_values);
       }
       team.sync();
@@ -204,7 +210,8 @@ class Ffn final : public TypedBlock {
       };
       const auto convolve = [&](const Operand* const* window, int i, int row, int rows_out) {
         Operand* const to = own.chunk + (std::int64_t{i} * rows + row) * pitch;
-        dw_.run(begin + i, InputRows<Operand>{window, kPanel, in.width}, {to, kPanel, in.width, rows_out}, kPanel);
+        dw_.run(begin + i, InputRows<Operand>{window, kPanel, in.width}, {to, kPanel, in.width, rows_out},
+                kPanel);
         activate(activation_, to, rows_out * pitch);
       };
       for (int i = 0; i < count; ++i) {
@@ -252,13 +259,17 @@ class Ffn final : public TypedBlock {
       const HiddenRows hidden(*this, in, rows, top, bottom);
       const std::int64_t new_values = std::int64_t{hidden.end - hidden.begin} * in.width * in_;
       const Operand* const inputs =
-          operands(x + std::int64_t{hidden.begin} * in.width * in_, new_values, own.x);
+          expands_ ? operands(x + std::int64_t{hidden.begin} * in.width * in_, new_values, own.x) : nullptr;
       for (int begin = 0; begin < panels_; begin += kChunkPanels) {
         const int count = panels_ - begin < kChunkPanels ? panels_ - begin : kChunkPanels;
         for (int i = 0; i < count; ++i) {
           Operand* const to = own.chunk + std::int64_t{i} * pixels * kPanel;
-          expand(inputs, (hidden.end - hidden.begin) * in.width, begin + i, own.hidden, false, {});
-          convolve_band(in, own, hidden, begin + i, {to, kPanel, out.width, bottom - top});
+          if (expands_) {
+            expand(inputs, (hidden.end - hidden.begin) * in.width, begin + i, own.hidden, false, {});
+            convolve_band(in, own, hidden, begin + i, {to, kPanel, out.width, bottom - top});
+          } else {
+            convolve_input(x, in, begin + i, {top, bottom}, to);
+          }
           activate(activation_, to, std::int64_t{pixels} * kPanel);
         }
         const Depth part{begin * kPanel, count * kPanel};
@@ -270,8 +281,8 @@ class Ffn final : public TypedBlock {
     }
   }
 
-  // The rows of the hidden map that output rows [top, bottom) need: first ... , as far as they exist. Those before
-  // `begin` are kept from the band before.
+  // The rows of the hidden map that output rows [top, bottom) need: first ... , as far as they exist. Those
+  // before `begin` are kept from the band before.
   struct HiddenRows {
     HiddenRows(const Ffn& f, Map in, Range all, int top, int bottom)
         : first(top * f.dw_.stride() - f.dw_.padding()),
@@ -294,7 +305,8 @@ class Ffn final : public TypedBlock {
     Operand* const kept = own.kept + p * kept_rows() * pitch;
     const auto row_at = [&](int row) -> const Operand* {
       if (row < 0 || row >= in.height) return nullptr;
-      return row >= hidden.begin ? own.hidden + (row - hidden.begin) * pitch : kept + (row - hidden.first) * pitch;
+      return row >= hidden.begin ? own.hidden + (row - hidden.begin) * pitch
+                                 : kept + (row - hidden.first) * pitch;
     };
     const Operand* window[kMostHiddenRows];
     for (int i = 0; i < dw_.reach(to.count); ++i) window[i] = row_at(hidden.first + i);
@@ -307,19 +319,22 @@ class Ffn final : public TypedBlock {
     }
   }
 
-  // hidden = f(fc1(x)) of panel p for some pixels, or x itself; next: weights to fetch ahead.
+  // Output rows of panel p where nothing expands: of x itself, whose last panel may have fewer channels.
+  void convolve_input(const Stored* x, Map in, int p, Range rows, Operand* to) const {
+    const int first = p * kPanel, channels = in_ - first < kPanel ? in_ - first : kPanel;
+    if (channels < kPanel) {
+      const std::int64_t pixels = std::int64_t{rows.end - rows.begin} * dw_.outputs(in.width);
+      std::memset(to, 0, pixels * kPanel * sizeof(Operand));
+    }
+    dw_.prefetch_panel(p);
+    dw_.run_map(p, x + first, in, in_, rows, to, kPanel, channels);
+  }
+
+  // hidden = f(fc1(x)) of panel p for some pixels; next: weights to fetch ahead.
   void expand(const Operand* x, int pixels, int p, Operand* hidden, bool fresh, Next next) const {
     dw_.prefetch_panel(p);
-    if (expands_) {
-      fc1_.run(p, plain_rows(x, in_, in_, fresh), {0, pixels}, into_panel(hidden), next);
-      activate(activation_, hidden, std::int64_t{pixels} * kPanel);
-      return;
-    }
-    const int first = p * kPanel, channels = in_ - first < kPanel ? in_ - first : kPanel;
-    for (int i = 0; i < pixels; ++i, x += in_, hidden += kPanel) {
-      std::memcpy(hidden, x + first, channels * sizeof(Operand));
-      std::memset(hidden + channels, 0, (kPanel - channels) * sizeof(Operand));
-    }
+    fc1_.run(p, plain_rows(x, in_, in_, fresh), {0, pixels}, into_panel(hidden), next);
+    activate(activation_, hidden, std::int64_t{pixels} * kPanel);
   }
 
   // Has run(into) add a chunk's part of fc2 to sums; the last part makes y, and adds x.

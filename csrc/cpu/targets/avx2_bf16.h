@@ -24,7 +24,8 @@ inline void narrow(std::uint16_t* p, Vec v) {
 }
 
 inline void widen_pair(const std::uint16_t* p, Vec& first, Vec& second) {
-  const __m256i halves = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)), zeros = _mm256_setzero_si256();
+  const __m256i halves = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)),
+                zeros = _mm256_setzero_si256();
   first = _mm256_castsi256_ps(_mm256_unpacklo_epi16(zeros, halves));
   second = _mm256_castsi256_ps(_mm256_unpackhi_epi16(zeros, halves));
 }

@@ -77,7 +77,8 @@ inline Product pack_projection(const Heads& heads, const Layer& layer, int outpu
   Product packed(outputs, heads.value_panels() * kPanel, Tail::joined);
   for (int n = 0; n < outputs; ++n) {
     for (int c = 0; c < depth; ++c) {
-      packed.set(n, heads.padded_value(c), scaled(layer.weight[std::int64_t{n} * depth + c], after(activation)));
+      packed.set(n, heads.padded_value(c),
+                 scaled(layer.weight[std::int64_t{n} * depth + c], after(activation)));
     }
     packed.set_bias(n, layer.bias[n]);
   }
@@ -159,8 +160,8 @@ inline void weigh_values(const Heads& heads, int head, const Attended& a, const 
 }
 
 // Attention whose heads do not mix; plane: [query][pitch].
-inline void attend_heads(const Heads& heads, const Attended& a, const AttentionBias::Block& bias, Operand* plane,
-                         Activation activation) {
+inline void attend_heads(const Heads& heads, const Attended& a, const AttentionBias::Block& bias,
+                         Operand* plane, Activation activation) {
   for (int h = 0; h < heads.count; ++h) {
     logits(heads, h, a, plane, bias.data + h * bias.head_stride);
     for (int i = 0; i < a.query_count; ++i) softmax_row(plane + std::int64_t{i} * a.pitch(), a.pitch());

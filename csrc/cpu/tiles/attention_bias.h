@@ -3,7 +3,8 @@
 // It is stored by distance on the grid of keys, mirrored along the columns, so that the bias of one
 // query against a row of keys is a run in memory: entry (h, dr, cols - 1 + dc) for dc of either sign.
 // Like all logits it is multiplied by log2(e). Small bias matrices are gathered once per resolution; larger
-// ones block by block of queries. Without a table the bias is 0, on any grid; what is left of it is the padding.
+// ones block by block of queries. Without a table the bias is 0, on any grid; what is left of it is the
+// padding.
 #pragma once
 
 #include <cmath>

@@ -16,17 +16,13 @@ class Conv {
   Conv() = default;
   // weight: (out, in, kernel, kernel). The depth runs over taps, then input channels.
   Conv(const float* weight, const float* bias, int out, int in, int kernel, int stride, Scale scale = {})
-      : kernel_(kernel),
-        stride_(stride),
-        channels_(in),
-        product_(out, kernel * kernel * in, Tail::joined) {
+      : kernel_(kernel), stride_(stride), channels_(in), product_(out, kernel * kernel * in, Tail::joined) {
     const int taps = kernel * kernel;
     for (int n = 0; n < out; ++n) {
       for (int c = 0; c < in; ++c) {
         for (int tap = 0; tap < taps; ++tap) {
-          product_.set(
-              n, tap * in + c,
-              scaled(weight[(static_cast<std::int64_t>(n) * in + c) * taps + tap], scale.weight));
+          product_.set(n, tap * in + c,
+                       scaled(weight[(static_cast<std::int64_t>(n) * in + c) * taps + tap], scale.weight));
         }
       }
       product_.set_bias(n, scaled(bias[n], scale.bias));
@@ -63,8 +59,8 @@ class Conv {
   }
 
   // The windows of output rows [begin, end), [pixel][kernel][kernel * channels], zero outside the map. Takes
-  // more memory than a strip, but makes one matrix of the whole map: for narrow maps, whose rows are too short
-  // for whole tiles.
+  // more memory than a strip, but makes one matrix of the whole map: for narrow maps, whose rows are too
+  // short for whole tiles.
   void gather(const Stored* map, Map in, int begin, int end, Operand* patches) const {
     const int width = output(in).width;
     const std::int64_t run = std::int64_t{kernel_} * channels_;
@@ -82,8 +78,8 @@ class Conv {
           }
           Operand* const end_of_map = patches + std::int64_t{skip + count} * channels_;
           std::memset(patches, 0, skip * channels_ * sizeof(Operand));
-          convert(map + (std::int64_t{y} * in.width + first + skip) * channels_, std::int64_t{count} * channels_,
-                  patches + std::int64_t{skip} * channels_);
+          convert(map + (std::int64_t{y} * in.width + first + skip) * channels_,
+                  std::int64_t{count} * channels_, patches + std::int64_t{skip} * channels_);
           std::memset(end_of_map, 0, (patches + run - end_of_map) * sizeof(Operand));
         }
       }
@@ -110,17 +106,24 @@ class Conv {
       convert(row, static_cast<std::int64_t>(width) * channels_, out);
     } else if (channels_ == 3) {
       const Stored *red = row, *green = row + x.channel_stride, *blue = row + 2 * x.channel_stride;
-      for (int i = 0; i < width; ++i) {
-        out[3 * i] = red[i * x.pixel_stride];
-        out[3 * i + 1] = green[i * x.pixel_stride];
-        out[3 * i + 2] = blue[i * x.pixel_stride];
-      }
+      if (x.pixel_stride == 1) return interleave(red, green, blue, 1, width, out);
+      interleave(red, green, blue, x.pixel_stride, width, out);
     } else {
       for (int i = 0; i < width; ++i) {
         for (int c = 0; c < channels_; ++c) {
           out[i * channels_ + c] = row[i * x.pixel_stride + c * x.channel_stride];
         }
       }
+    }
+  }
+
+  // Inlined for neighbouring pixels, which compilers turn into shuffles of vectors.
+  static EFFV2_INLINE void interleave(const Stored* red, const Stored* green, const Stored* blue,
+                                      std::int64_t stride, int width, Operand* __restrict out) {
+    for (int i = 0; i < width; ++i) {
+      out[3 * i] = red[i * stride];
+      out[3 * i + 1] = green[i * stride];
+      out[3 * i + 2] = blue[i * stride];
     }
   }
 

@@ -1,7 +1,7 @@
 // Depthwise convolution: a window of one channel at a time, with padding so that its middle is on the map.
 //
-// Weights are packed [panel][taps][kPanel]: kernel x kernel taps, row by row, then the bias. Taps and sums are in
-// float.
+// Weights are packed [panel][taps][kPanel]: kernel x kernel taps, row by row, then the bias. Taps and sums
+// are in float.
 #pragma once
 
 #include <cstdint>
@@ -177,7 +177,8 @@ class Depthwise {
   }
 
   void set(int channel, const float* weight, float bias, Scale scale) {
-    float* to = taps_.data() + static_cast<std::int64_t>(channel / kPanel) * panel_floats() + channel % kPanel;
+    float* to =
+        taps_.data() + static_cast<std::int64_t>(channel / kPanel) * panel_floats() + channel % kPanel;
     for (int tap = 0; tap < kernel_ * kernel_; ++tap) to[tap * kPanel] = scaled(weight[tap], scale.weight);
     to[kernel_ * kernel_ * kPanel] = scaled(bias, scale.bias);
   }
@@ -207,7 +208,8 @@ class Depthwise {
     }
   }
 
-  // The same for rows [begin, end) of the output of a map that lies whole in memory; out: of the first of them.
+  // The same for rows [begin, end) of the output of a map that lies whole in memory; out: of the first of
+  // them.
   template <class In>
   void run_map(int p, const In* map, Map size, std::int64_t pixel_stride, Range rows, Operand* out,
                std::int64_t out_pixel_stride, int channels) const {
@@ -221,14 +223,14 @@ class Depthwise {
         const int y = begin * stride_ + i - padding();
         window[i] = y >= 0 && y < size.height ? map + y * pixel_stride * size.width : nullptr;
       }
-      const OutputRows to{out + (begin - rows.begin) * out_pixel_stride * out_width, out_pixel_stride, out_width,
-                          count};
+      const OutputRows to{out + (begin - rows.begin) * out_pixel_stride * out_width, out_pixel_stride,
+                          out_width, count};
       run(p, InputRows<In>{window, pixel_stride, size.width}, to, channels);
     }
   }
 
-  // All channels of a dense map into another one, shared out by rows: who wrote the rows of the map has most of
-  // them at hand.
+  // All channels of a dense map into another one, shared out by rows: who wrote the rows of the map has most
+  // of them at hand.
   template <class In>
   void share(const Team& team, const In* x, Map in, Operand* out) const {
     const Range mine = team.share(outputs(in.height));

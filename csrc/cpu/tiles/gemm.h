@@ -1,10 +1,10 @@
 // Matrix product of rows of activations with a panel of columns: out[m, n] = sum_k a[m, k] * b[k, n].
 //
 // A register tile holds kTileRows x kTileVectors sums; the format's multiply() adds one step of the depth to
-// them. The depth is cut into pieces of kDepthBlock: each piece is summed from zero and the pieces are added in
-// order, which bounds the rounding error and keeps a piece of b in the L1 cache. A sum therefore depends on
-// the depth alone, never on how rows and columns are divided among tiles or threads; that is what makes results
-// bitwise reproducible.
+// them. The depth is cut into pieces of kDepthBlock: each piece is summed from zero and the pieces are added
+// in order, which bounds the rounding error and keeps a piece of b in the L1 cache. A sum therefore depends
+// on the depth alone, never on how rows and columns are divided among tiles or threads; that is what makes
+// results bitwise reproducible.
 #pragma once
 
 #include <cstdint>
@@ -264,7 +264,8 @@ inline void gemm_of(const Rows& a, int m0, int m1, Panel<Right> b, int depth, co
   const int small = rows / tiles, larger = rows - small * tiles;  // `larger` tiles have one row more
   const int split = m0 + larger * (small + 1);
   // Whoever came before has fetched the first piece of b.
-  const auto* const b_rest = reinterpret_cast<const char*>(b.below(depth < kDepthBlock ? depth : kDepthBlock).data);
+  const auto* const b_rest =
+      reinterpret_cast<const char*>(b.below(depth < kDepthBlock ? depth : kDepthBlock).data);
   const auto* const b_end = reinterpret_cast<const char*>(b.below(depth).data);
   const std::int64_t runs = std::int64_t{tiles} * ((depth + kRun - 1) / kRun) * kCacheLine;
   const std::int64_t lines = (b_end - b_rest + next.bytes + runs - 1) / runs;
@@ -274,7 +275,8 @@ inline void gemm_of(const Rows& a, int m0, int m1, Panel<Right> b, int depth, co
       for (int m = m0; m < split; m += small + 1) {
         rounded_tile<Vectors, MostRows>(small + 1, a, m, b, depth, r, ahead);
       }
-      for (int m = split; m < m1; m += small) rounded_tile<Vectors, MostRows>(small, a, m, b, depth, r, ahead);
+      for (int m = split; m < m1; m += small)
+        rounded_tile<Vectors, MostRows>(small, a, m, b, depth, r, ahead);
       return;
     }
   }

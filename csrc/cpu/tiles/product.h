@@ -57,8 +57,7 @@ class Product {
       --panels_;
       last_width_ = kWidePanel;
     }
-    weights_ =
-        Array<Stored>((static_cast<std::int64_t>(panels_ - 1) * kPanel + last_width_) * depth_padded);
+    weights_ = Array<Stored>((static_cast<std::int64_t>(panels_ - 1) * kPanel + last_width_) * depth_padded);
   }
   // weight: (outputs, depth).
   Product(const float* weight, const float* bias, int outputs, int depth, int depth_padded, Scale scale,
@@ -74,7 +73,8 @@ class Product {
 
   void set(int output, int k, float value) {
     const int p = output / kPanel < panels_ ? output / kPanel : panels_ - 1;
-    weights_.data()[offset(p) + static_cast<std::int64_t>(k) * width(p) + packed_column(output - p * kPanel)] =
+    weights_
+        .data()[offset(p) + static_cast<std::int64_t>(k) * width(p) + packed_column(output - p * kPanel)] =
         static_cast<Stored>(value);
   }
   void set_bias(int output, float value) { bias_.data()[output] = value; }
@@ -137,7 +137,8 @@ class Product {
     }
   }
 
-  // A thread's share of panels x rows, so that threads share out the weights and still divide the work evenly.
+  // A thread's share of panels x rows, so that threads share out the weights and still divide the work
+  // evenly.
   template <class Out>
   void share(const Team& team, const Rows& a, int rows, const Into<Out>& into, Next next) const {
     share(team, a, rows, into, next, {0, depth_padded_});

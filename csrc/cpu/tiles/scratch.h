@@ -1,5 +1,5 @@
-// Scratch memory, laid out by one piece of code that counts or carves it; and stored maps as products take and
-// make them.
+// Scratch memory, laid out by one piece of code that counts or carves it; and stored maps as products take
+// and make them.
 #pragma once
 
 #include <cstddef>
