@@ -27,7 +27,9 @@ class Network:
     # format: what weights, images and outputs are kept in.
     def __init__(self, isa: str, weight_bytes: int = 0, format: str = "fp32") -> None: ...
     # tensors: float32, C-contiguous numpy arrays by the field names of effv2_kernels.blocks.
-    def add(self, kind: str, tensors: dict[str, np.ndarray[Any, Any]], options: dict[str, int | str]) -> None: ...
+    def add(
+        self, kind: str, tensors: dict[str, np.ndarray[Any, Any]], options: dict[str, int | str]
+    ) -> None: ...
     # Return the output of the block added last as a feature, scaled and shifted if given.
     def add_feature(
         self, scale: np.ndarray[Any, Any] | None = None, shift: np.ndarray[Any, Any] | None = None

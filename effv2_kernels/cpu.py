@@ -97,9 +97,7 @@ class Engine:
             features = {len(network.blocks) - 1: blocks.Feature(len(network.blocks) - 1)}
         try:
             weight_bytes = sum(t.nbytes for block in network.blocks for t in block.tensors().values())
-            self._network: _native.Network = engine.Network(
-                isa or default_isa(), weight_bytes, dtype
-            )
+            self._network: _native.Network = engine.Network(isa or default_isa(), weight_bytes, dtype)
             for i, block in enumerate(network.blocks):
                 self._network.add(block.kind, _arrays(block.tensors()), block.options())
                 if i in features:

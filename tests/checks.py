@@ -1,6 +1,5 @@
 """How tests run a block or network and compare it: NaN-poisoned memory, guards, float64, derived bounds."""
 
-import dataclasses
 from contextlib import contextmanager
 from functools import lru_cache
 
@@ -65,17 +64,6 @@ def eager(block, x):
 def rebuilt(block, **changes):
     """The block with other tensors or options, by name."""
     return declaration.assemble(type(block), {**block.values(), **changes})
-
-
-def runnable(cases):
-    """Of some shapes by name, those that the CPU engine has kernels for."""
-
-    def runs(shape):
-        sizes = {name: size if name == "kernel" else min(size, 8) for name, size in shape.sizes.items()}
-        small = dataclasses.replace(shape, sizes=sizes)
-        return cpu.refusal(shapes.random_block(small, torch.Generator())) is None
-
-    return {name: shape for name, shape in cases.items() if runs(shape)}
 
 
 def as_network(block):
@@ -212,6 +200,7 @@ def check_not_finite(shape, isa, positions=((0, 0), (-1, -1), (1, 0))):
     block, clean, _ = block_case(shape, 3, seed=5)
     engine = cpu.Engine(as_network(block), isa)
     (others,) = engine.run(clean, 2)
+    clips = getattr(block, "activation", "") == "relu6"  # an infinity may then be an ordinary number
     for value in (torch.nan, torch.inf, -torch.inf):
         for row, column in positions:
             x = clean.clone()
@@ -219,7 +208,8 @@ def check_not_finite(shape, isa, positions=((0, 0), (-1, -1), (1, 0))):
             (y,) = run_engine(engine, x)
             expected = eager(block, x)
             what = f"{shape} on {isa}, {value} at {(row, column)}"
-            assert not bool(expected[1].isfinite().all()), f"{what}: the test shows nothing"
+            if not (clips and x[1].isinf().any()):
+                assert not bool(expected[1].isfinite().all()), f"{what}: the test shows nothing"
             for other in (0, 2):
                 assert torch.equal(y[other], others[other]), f"{what}: spread to image {other}"
             check_same_kind(y[1], expected[1], what)
