@@ -78,8 +78,8 @@ class Engine:
     """A network of packed blocks on the CPU; calls may come from several threads at once.
 
     ``run`` takes images (N, C, H, W) of its dtype, of any strides, and returns the network's outputs in the
-    same dtype: feature maps (N, C, H, W) in channels_last, or one tensor of logits (N, classes). For a network
-    without head and without features (a single block) the output of the last block is returned.
+    same dtype: feature maps (N, C, H, W) in channels_last, or one tensor of logits (N, classes). For a
+    network without head and without features (a single block) the output of the last block is returned.
 
     dtype: "fp32", or "bf16" where the ISA keeps weights and maps in it; it computes in float32.
 

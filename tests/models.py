@@ -139,6 +139,9 @@ SMALL_MOBILE = [
     ),
 ]
 
+# One of each family, for what is the same for all.
+FAMILIES = [SMALL[0], SMALL_MOBILE[0]]
+
 
 def relative_error(actual, expected):
     """Relative L2 distance over the whole output, in float64."""

@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from block_shapes import OPTIONS, SHAPES
 from checks import (
     BLOCK_BOUND,
-    ISAS,
+    TARGETS,
     as_network,
     assert_close,
     check_block,
@@ -185,18 +185,19 @@ def test_an_earlier_op_gives_the_same_bits():
     assert torch.equal(found, cpu.Engine(as_network(block)).run(x)[0])
 
 
-@pytest.mark.parametrize("isa", ISAS)
-def test_on_the_cpu(shape, isa):
-    check_block(shape, isa)
-    check_layouts(shape, isa)
+@pytest.mark.parametrize("target", TARGETS, ids=str)
+def test_on_the_cpu(shape, target):
+    check_block(shape, target)
+    check_layouts(shape, target)
 
 
-@pytest.mark.parametrize("isa", ISAS)
-def test_values_that_are_not_finite_on_the_cpu(shape, isa, request):
-    if shape.options.get("activation") == "relu6" and shape.sizes.get("hidden") == 40 and isa != "scalar":
+@pytest.mark.parametrize("target", TARGETS, ids=str)
+def test_values_that_are_not_finite_on_the_cpu(shape, target, request):
+    hidden = shape.sizes.get("hidden")
+    if shape.options.get("activation") == "relu6" and hidden == 40 and target.isa != "scalar":
         # An infinity times the zeros that fill the last panel of hidden channels is NaN, and spreads.
         request.applymarker(pytest.mark.xfail(reason="hidden channels that fill a panel spread NaN"))
-    check_not_finite(shape, isa, ((1, 0),))
+    check_not_finite(shape, target, ((1, 0),))
 
 
 def test_an_attention_without_bias_takes_any_size():

@@ -270,7 +270,7 @@ def test_descriptions_that_are_none(path, text):
 def test_options_of_load_are_those_of_optimize(path):
     with pytest.raises(UnknownNameError, match="unknown ISA"):
         load(path, isa="avx1024")
-    with pytest.raises(UnavailableError, match="the cpu backend runs fp32.*, not int8"):
+    with pytest.raises(UnavailableError, match=r"the cpu backend runs fp32.*, not int8"):
         load(path, dtype="int8")
 
 
