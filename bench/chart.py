@@ -18,7 +18,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from bench import drawing, readme
 from effv2_kernels.benchmarking import Comparison, pooled, read, report
-from effv2_kernels.benchmarking.targets import short
+from effv2_kernels.families import short
 
 COLOURS = {
     "eager": drawing.GREY,

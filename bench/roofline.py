@@ -1,6 +1,6 @@
 """Measure every block of the networks, and draw it below the roofs of the machine: peak and memory.
 
-python bench/roofline.py [--models s0,s1,s2,l] [--batch 1] [--threads 1] [--json build/roofline.json]
+python bench/roofline.py [--models s0,mobilenetv2_100] [--batch 1] [--threads 1] [--json build/roofline.json]
 python bench/roofline.py --from build/roofline.json     # draws what was measured before
 
 A dot is one block: its multiply-adds for each byte that it must move (weights, input and output, each once),
@@ -27,8 +27,9 @@ import torch
 
 import effv2_kernels
 from effv2_kernels import cpu
-from effv2_kernels.benchmarking.targets import MODELS, short
+from effv2_kernels.benchmarking.targets import MODELS
 from effv2_kernels.cli.models import randomise
+from effv2_kernels.families import short, variant_named
 
 COPIED_BYTES = 256 << 20  # of the memory that is read; as many are written
 PIECE_BYTES = 4 << 20
@@ -86,7 +87,7 @@ class Roofline:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--models", default=",".join(short(name).lower() for name in MODELS))
+    parser.add_argument("--models", default=",".join(MODELS), help="e.g. s0,l or in full")
     parser.add_argument("--batch", type=int, default=1, metavar="N")
     parser.add_argument("--threads", type=int, default=1, metavar="N")
     parser.add_argument("--size", type=int, default=224, metavar="PIXELS", help="of the square images")
@@ -99,7 +100,7 @@ def main() -> None:
     if args.measured is not None:
         found = Roofline.from_json(json.loads(Path(args.measured).read_text(encoding="utf-8")))
     else:
-        models = [f"efficientformerv2_{name}" for name in args.models.split(",")]
+        models = [variant_named(name) for name in args.models.split(",")]
         found = measure(models, args.batch, args.threads, args.size, args.rounds)
     if args.cpu is not None:
         found = replace(found, cpu=args.cpu)

@@ -23,9 +23,7 @@ TORCH_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.flo
 DTYPE_NAMES = {torch_dtype: name for name, torch_dtype in TORCH_DTYPES.items()}
 
 # What a dtype means on the CPU, for who might expect more of it.
-_NOTES = {
-    "bf16": ". Weights and maps are kept in bf16, sums computed in float32: half the memory, as fast as fp32"
-}
+_NOTES = {"bf16": ". Weights and maps are kept in bf16 and computed in float32: half the memory, not faster"}
 
 # The least that Triton supports.
 _LEAST_CAPABILITY = (8, 0)

@@ -1,23 +1,65 @@
 """How tests run a block or network and compare it: NaN-poisoned memory, guards, float64, derived bounds."""
 
-import dataclasses
 from contextlib import contextmanager
 from functools import lru_cache
+from typing import NamedTuple
 
 import torch
 from conftest import SEED
 
 from effv2_kernels import blocks, cpu, declaration, shapes
+from effv2_kernels.backends import TORCH_DTYPES
 from effv2_kernels.reference import run, run_block
 
 # Relative L2 over the output, fp32 against the float64 reference.
 BLOCK_BOUND = 5e-7
 NETWORK_BOUND = 1e-6
+# The same of bf16, against the reference of the rounded input.
+BF16_BLOCK_BOUND = 5e-3
+BF16_NETWORK_BOUND = 2e-2
 
 ISAS = cpu.native().available_isas()
 
-_GUARD = 96  # floats before and after every buffer, more than two of the widest vectors
-_GUARD_BITS = 0x7FC0BEEF  # a NaN that arithmetic does not make
+
+class Target(NamedTuple):
+    """What a processor runs: an instruction set, and what weights and maps are kept in."""
+
+    isa: str
+    dtype: str = "fp32"
+
+    def __str__(self):
+        return self.isa if self.dtype == "fp32" else f"{self.isa}-{self.dtype}"
+
+    @classmethod
+    def of(cls, target):
+        """Of a target, or of an ISA alone."""
+        return cls(target) if isinstance(target, str) else target
+
+    @property
+    def torch_dtype(self):
+        return TORCH_DTYPES[self.dtype]
+
+    @property
+    def block_bound(self):
+        return {"fp32": BLOCK_BOUND, "bf16": BF16_BLOCK_BOUND}[self.dtype]
+
+    @property
+    def network_bound(self):
+        return {"fp32": NETWORK_BOUND, "bf16": BF16_NETWORK_BOUND}[self.dtype]
+
+    def engine(self, network):
+        return cpu.Engine(network, self.isa, self.dtype)
+
+    def kept(self, x):
+        """Images as this target takes them."""
+        return x.to(self.torch_dtype)
+
+
+TARGETS = [Target(isa, dtype) for isa in ISAS for dtype in cpu.native().formats(isa)]
+
+_GUARD = 96  # values before and after every buffer, more than two of the widest vectors
+# The integers that have the size of a number, and a NaN that arithmetic does not make.
+_GUARD_BITS = {torch.float32: (torch.int32, 0x7FC0BEEF), torch.bfloat16: (torch.int16, 0x7FDB)}
 
 
 def seeded(number):
@@ -67,32 +109,21 @@ def rebuilt(block, **changes):
     return declaration.assemble(type(block), {**block.values(), **changes})
 
 
-def runnable(cases):
-    """Of some shapes by name, those that the CPU engine has kernels for."""
-
-    def runs(shape):
-        sizes = {name: size if name == "kernel" else min(size, 8) for name, size in shape.sizes.items()}
-        small = dataclasses.replace(shape, sizes=sizes)
-        return cpu.refusal(shapes.random_block(small, torch.Generator())) is None
-
-    return {name: shape for name, shape in cases.items() if runs(shape)}
-
-
 def as_network(block):
     """A network of this block alone, which returns its output."""
     return blocks.Network((block,), ("",))
 
 
-def _guarded(count):
+def _guarded(count, dtype):
     """A buffer of NaN with guards on both sides."""
-    buffer = torch.full((count + 2 * _GUARD,), _GUARD_BITS, dtype=torch.int32).view(torch.float32)
-    return buffer
+    integers, bits = _GUARD_BITS[dtype]
+    return torch.full((count + 2 * _GUARD,), bits, dtype=integers).view(dtype)
 
 
 def in_poisoned_memory(x):
     """x with the same strides, in memory that is NaN wherever x is not."""
     extent = 1 + sum((size - 1) * stride for size, stride in zip(x.shape, x.stride(), strict=True))
-    buffer = _guarded(extent)
+    buffer = _guarded(extent, x.dtype)
     once = x  # every element of an expanded dimension is the same memory: write it once
     for dim, stride in enumerate(x.stride()):
         if stride == 0:
@@ -105,15 +136,16 @@ def run_engine(engine, x, threads=2):
     """The outputs for x, from poisoned input memory into poisoned outputs whose guards must survive."""
     planned = engine.run(x, threads)  # also what users call: its outputs must be the same bits
     x = in_poisoned_memory(x)
-    buffers = [_guarded(y.numel()) for y in planned]
+    buffers = [_guarded(y.numel(), y.dtype) for y in planned]
     addresses = [buffer[_GUARD:].data_ptr() for buffer in buffers]
     engine._network.run(x.data_ptr(), x.shape, x.stride(), addresses, threads)
     outputs = []
     for y, buffer in zip(planned, buffers, strict=True):
-        bits = buffer.view(torch.int32)
+        integers, nan = _GUARD_BITS[y.dtype]
+        bits = buffer.view(integers)
         for guard in (bits[:_GUARD], bits[-_GUARD:]):
-            assert bool((guard == _GUARD_BITS).all()), "the engine wrote outside of an output"
-        assert not bool((bits[_GUARD:-_GUARD] == _GUARD_BITS).any()), "the engine left outputs unwritten"
+            assert bool((guard == nan).all()), "the engine wrote outside of an output"
+        assert not bool((bits[_GUARD:-_GUARD] == nan).any()), "the engine left outputs unwritten"
         output = buffer[_GUARD:-_GUARD].as_strided(y.shape, y.stride())
         assert same_bits(output, y), "two runs on the same input differ"
         outputs.append(output)
@@ -121,7 +153,7 @@ def run_engine(engine, x, threads=2):
 
 
 def same_bits(a, b):
-    """Whether two float32 tensors hold the same numbers, with NaN equal to NaN."""
+    """Whether two tensors hold the same numbers, with NaN equal to NaN."""
     return a.shape == b.shape and bool(((a == b) | (a.isnan() & b.isnan())).all())
 
 
@@ -129,10 +161,10 @@ def relative_l2(actual, expected):
     return float((actual.double() - expected).norm() / expected.norm())
 
 
-def assert_close(actual, expected, bound, what=""):
+def assert_close(actual, expected, bound, what="", dtype=torch.float32):
     """Relative L2 within ``bound``; the worst element is printed otherwise."""
     assert actual.shape == expected.shape, f"{what}: {tuple(actual.shape)} != {tuple(expected.shape)}"
-    assert actual.dtype == torch.float32
+    assert actual.dtype == dtype
     assert bool(actual.isfinite().all()), f"{what}: {int((~actual.isfinite()).sum())} values are not finite"
     found = relative_l2(actual, expected)
     if not found <= bound:
@@ -145,16 +177,16 @@ def assert_close(actual, expected, bound, what=""):
 
 
 @lru_cache(maxsize=512)
-def block_case(shape, batch=1, seed=0, spread=0.5):
-    """(block, x, float64 reference output); one result for all ISAs that ask for it."""
+def block_case(shape, batch=1, seed=0, spread=0.5, dtype=torch.float32):
+    """(block, x in dtype, float64 reference output); one result for all ISAs that ask for it."""
     g = seeded(seed + 7919 * (shape.height * 1009 + shape.width) + batch)
     block = shapes.random_block(shape, g, spread=spread)
-    x = shapes.random_input(shape, g, batch)
+    x = shapes.random_input(shape, g, batch).to(dtype)
     return block, x, exact(block, x)
 
 
-def check_block(shape, isa, *, batch=1, bound=BLOCK_BOUND):
-    """One random block at this shape against the float64 reference.
+def check_block(shape, target, *, batch=1, bound=None):
+    """One random block at this shape against the float64 reference. target: one, or an ISA in fp32.
 
     The relative L2 of a handful of values is large whenever they happen to cancel: maps of few values are
     run with more images, and the first of these alone as well, which must give the same bits.
@@ -163,13 +195,15 @@ def check_block(shape, isa, *, batch=1, bound=BLOCK_BOUND):
         "out", shape.sizes["in"]
     )
     images = max(batch, min(24, 2000 // values))
-    block, x, expected = block_case(shape, images)
-    engine = cpu.Engine(as_network(block), isa)
+    target = Target.of(target)
+    block, x, expected = block_case(shape, images, dtype=target.torch_dtype)
+    engine = target.engine(as_network(block))
     (y,) = run_engine(engine, x)
-    assert_close(y, expected, bound, f"{shape} on {isa}, batch {images}")
+    what = f"{shape} on {target}"
+    assert_close(y, expected, bound or target.block_bound, f"{what}, batch {images}", target.torch_dtype)
     if images > batch:
         (alone,) = run_engine(engine, x[:batch])
-        assert torch.equal(alone, y[:batch]), f"{shape} on {isa}: batch {batch} differs from batch {images}"
+        assert torch.equal(alone, y[:batch]), f"{what}: batch {batch} differs from batch {images}"
 
 
 def layouts(x):
@@ -178,24 +212,25 @@ def layouts(x):
     yield "channels_last", x.contiguous(memory_format=torch.channels_last)
     yield "transposed", x.transpose(2, 3).contiguous().transpose(2, 3)
     yield "batch innermost", x.permute(1, 2, 3, 0).contiguous().permute(3, 0, 1, 2)
-    wide = torch.full((n, c, h + 3, w + 5), torch.nan)
+    wide = torch.full((n, c, h + 3, w + 5), torch.nan, dtype=x.dtype)
     wide[:, :, 1 : h + 1, 2 : w + 2] = x
     yield "a window", wide[:, :, 1 : h + 1, 2 : w + 2]
-    sparse = torch.full((2 * n, 2 * c, 2 * h, 3 * w), torch.nan)
+    sparse = torch.full((2 * n, 2 * c, 2 * h, 3 * w), torch.nan, dtype=x.dtype)
     sparse[1::2, ::2, 1::2, ::3] = x
     yield "every second", sparse[1::2, ::2, 1::2, ::3]
 
 
-def check_layouts(shape, isa):
+def check_layouts(shape, target):
     """Inputs of any strides give the bits that a contiguous one gives; expanded inputs as well."""
-    block, x, expected = block_case(shape, 3)
-    engine = cpu.Engine(as_network(block), isa)
+    target = Target.of(target)
+    block, x, expected = block_case(shape, 3, dtype=target.torch_dtype)
+    engine = target.engine(as_network(block))
     (contiguous,) = run_engine(engine, x)
-    assert_close(contiguous, expected, BLOCK_BOUND, f"{shape} on {isa}")
+    assert_close(contiguous, expected, target.block_bound, f"{shape} on {target}", target.torch_dtype)
     for name, view in layouts(x):
         assert name == "channels_last" or not view.is_contiguous()
         (y,) = run_engine(engine, view)
-        assert torch.equal(y, contiguous), f"{shape} on {isa}, {name}"
+        assert torch.equal(y, contiguous), f"{shape} on {target}, {name}"
     for name, view in (
         ("batch expanded", x[:1].expand(4, -1, -1, -1)),
         ("channels expanded", x[:, :1].expand(-1, x.shape[1], -1, -1)),
@@ -204,28 +239,31 @@ def check_layouts(shape, isa):
     ):
         (y,) = run_engine(engine, view)
         (contiguous,) = run_engine(engine, view.contiguous())
-        assert torch.equal(y, contiguous), f"{shape} on {isa}, {name}"
+        assert torch.equal(y, contiguous), f"{shape} on {target}, {name}"
 
 
-def check_not_finite(shape, isa, positions=((0, 0), (-1, -1), (1, 0))):
+def check_not_finite(shape, target, positions=((0, 0), (-1, -1), (1, 0))):
     """NaN and infinities come out where PyTorch has them, and never in other images of the batch."""
-    block, clean, _ = block_case(shape, 3, seed=5)
-    engine = cpu.Engine(as_network(block), isa)
+    target = Target.of(target)
+    block, clean, _ = block_case(shape, 3, seed=5, dtype=target.torch_dtype)
+    engine = target.engine(as_network(block))
     (others,) = engine.run(clean, 2)
+    clips = getattr(block, "activation", "") == "relu6"  # an infinity may then be an ordinary number
     for value in (torch.nan, torch.inf, -torch.inf):
         for row, column in positions:
             x = clean.clone()
             x[1, x.shape[1] // 2, min(row, shape.height - 1), min(column, shape.width - 1)] = value
             (y,) = run_engine(engine, x)
-            expected = eager(block, x)
-            what = f"{shape} on {isa}, {value} at {(row, column)}"
-            assert not bool(expected[1].isfinite().all()), f"{what}: the test shows nothing"
+            expected = eager(block, x.float())
+            what = f"{shape} on {target}, {value} at {(row, column)}"
+            if not (clips and x[1].isinf().any()):
+                assert not bool(expected[1].isfinite().all()), f"{what}: the test shows nothing"
             for other in (0, 2):
                 assert torch.equal(y[other], others[other]), f"{what}: spread to image {other}"
-            check_same_kind(y[1], expected[1], what)
+            check_same_kind(y[1], expected[1], what, 4 * target.block_bound)
 
 
-def check_same_kind(actual, expected, what):
+def check_same_kind(actual, expected, what, bound=4 * BLOCK_BOUND):
     """Where PyTorch gives NaN, +inf or -inf, so does ``actual``; elsewhere the numbers agree."""
     for kind in (torch.isnan, torch.isposinf, torch.isneginf):
         wrong = kind(actual) != kind(expected)
@@ -235,8 +273,8 @@ def check_same_kind(actual, expected, what):
         )
     finite = expected.isfinite()
     if bool(finite.any()):
-        # both are fp32: each is within the bound of the exact value
-        assert relative_l2(actual[finite], expected[finite].double()) <= 4 * BLOCK_BOUND, what
+        # neither is exact: each is within the bound of the exact value
+        assert relative_l2(actual[finite], expected[finite].double()) <= bound, what
 
 
 def propagated_bound(network, x, number=0):

@@ -139,6 +139,15 @@ SMALL_MOBILE = [
     ),
 ]
 
+# One of each family, for what is the same for all; and the least that shows it.
+FAMILIES = [SMALL[0], SMALL_MOBILE[0]]
+LEAST = [TINY, SMALL_MOBILE[0]]
+
+
+def name_of(spec):
+    """For the names of test cases."""
+    return spec.name
+
 
 def relative_error(actual, expected):
     """Relative L2 distance over the whole output, in float64."""

@@ -37,6 +37,7 @@ from effv2_kernels.blocks import BLOCK_TYPES
 from effv2_kernels.cli.bench import rivals
 from effv2_kernels.cli.models import randomise
 from effv2_kernels.errors import InputError, ModelError, UnknownNameError
+from effv2_kernels.families import short, variant_named
 from effv2_kernels.reference import Architecture, EfficientFormerV2
 
 ROOT = Path(__file__).parents[1]
@@ -54,6 +55,27 @@ def model() -> nn.Module:
 @pytest.fixture
 def images() -> Tensor:
     return torch.randn(3, 3, 32, 32)
+
+
+@pytest.mark.parametrize(
+    ("given", "variant", "shown"),
+    [
+        ("s0", "efficientformerv2_s0", "S0"),
+        ("efficientformerv2_l", "efficientformerv2_l", "L"),
+        ("100", "mobilenetv2_100", "MobileNetV2 x1.0"),
+        ("mobilenetv2_035", "mobilenetv2_035", "MobileNetV2 x0.35"),
+        ("110d", "mobilenetv2_110d", "MobileNetV2 x1.1d"),
+    ],
+)
+def test_names_of_models(given: str, variant: str, shown: str) -> None:
+    assert variant_named(given) == variant
+    assert short(variant) == shown
+
+
+def test_names_that_no_model_has() -> None:
+    assert short("resnet50") == "resnet50"
+    with pytest.raises(UnknownNameError, match="unknown model 's3'"):
+        variant_named("s3")
 
 
 def entry(name: str, rounds: tuple[float, ...]) -> Entry:

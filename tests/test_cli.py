@@ -172,6 +172,15 @@ def test_explain_lists_every_kind_of_block(capsys):
         assert kind in out
 
 
+@pytest.mark.parametrize("command", ["explain", "profile"])
+def test_a_model_for_images_of_any_size(command, capsys):
+    """It has no size of its own: what is shown is that of --img-size."""
+    code, out, _ = run(capsys, command, "--model", "mobilenetv2_035", "--img-size", "64x96")
+    assert code == 0
+    assert "features.17" in out
+    assert "3x64x96" in out
+
+
 def test_profile_lists_every_kind_of_block(capsys):
     code, out, _ = run(capsys, "profile", "--batch", 2, "--threads", 1, *SMALL)
     assert code == 0

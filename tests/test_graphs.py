@@ -6,21 +6,23 @@ import io
 import pytest
 import torch
 from checks import PackingCounter, assert_close, one_torch_thread, seeded
-from models import SMALL, TINY
+from models import FAMILIES, LEAST, SMALL, SMALL_MOBILE, name_of
 
 from effv2_kernels import optimize
+from effv2_kernels.reference import run
 
 
 @pytest.fixture(autouse=True)
 def quiet_pytorch():
+    torch._dynamo.reset()  # it gives up on a function that it has compiled for several models
     with one_torch_thread():
         yield
 
 
-@pytest.fixture
-def fast_and_images():
+@pytest.fixture(params=LEAST, ids=name_of)
+def fast_and_images(request):
     g = seeded(34)
-    return optimize(TINY.build(g)), TINY.images(g, 3)
+    return optimize(request.param.build(g)), request.param.images(g, 3)
 
 
 def test_compiles_without_a_graph_break(fast_and_images, monkeypatch):
@@ -68,10 +70,10 @@ def test_compiles_with_gradients(fast_and_images):
 
 @pytest.mark.filterwarnings("ignore:No complete tensor found in the group")  # the weights are views of one
 @pytest.mark.parametrize("features", [False, True])
-def test_exports_runs_and_loads_again(features):
+@pytest.mark.parametrize("spec", FAMILIES, ids=name_of)
+def test_exports_runs_and_loads_again(spec, features):
     g = seeded(35)
-    model = SMALL[0].build(g, features_only=features)
-    fast, images = optimize(model), SMALL[0].images(g, 3)
+    fast, images = optimize(spec.build(g, features_only=features)), spec.images(g, 3)
     batch = torch.export.Dim("batch", min=1, max=64)
     program = torch.export.export(fast, (images,), dynamic_shapes=({0: batch},))
     assert set(program.state_dict) == set(fast.state_dict())
@@ -89,11 +91,14 @@ def test_exports_runs_and_loads_again(features):
                 assert torch.equal(y, e)
 
 
-def test_exports_with_dynamic_height_and_width():
-    """Where the bias is resized, any size works, and the graph knows how outputs follow from it."""
+@pytest.mark.parametrize(
+    ("spec", "options"), [(SMALL[0], {"resize_bias": True}), (SMALL_MOBILE[0], {})], ids=["resized", "none"]
+)
+def test_exports_with_dynamic_height_and_width(spec, options):
+    """Where no bias is made for one size, any works, and the graph knows how outputs follow from it."""
     g = seeded(36)
-    model = SMALL[0].build(g, features_only=True, resize_bias=True)
-    fast, images = optimize(model), SMALL[0].images(g, 2)
+    model = spec.build(g, features_only=True, **options)
+    fast, images = optimize(model), spec.images(g, 2)
     # From 33 on: below, the last map has one row or column, which torch.export takes for a special case.
     height, width = torch.export.Dim("height", min=33, max=512), torch.export.Dim("width", min=33, max=512)
     module = torch.export.export(fast, (images,), dynamic_shapes=({2: height, 3: width},)).module()
@@ -142,10 +147,20 @@ def test_gradients_pass_through_a_whole_model():
     assert_close(found, twin.grad, 2e-5)
 
 
-def test_no_graph_is_kept_where_none_is_asked_for():
-    g = seeded(33)
-    fast = optimize(SMALL[0].build(g))
-    images = SMALL[0].images(g).requires_grad_()
+@pytest.mark.parametrize("spec", FAMILIES, ids=name_of)
+def test_gradients_are_those_of_the_blocks(spec):
+    """The same operations, so that even activations with kinks differ by rounding alone."""
+    g = seeded(38)
+    fast, images = optimize(spec.build(g)), spec.images(g, 2).requires_grad_()
+    upstream = torch.randn(2, 10, generator=g)
+    (found,) = torch.autograd.grad(fast(images), images, upstream)
+    (expected,) = torch.autograd.grad(run(fast.network, images), images, upstream)
+    assert_close(found, expected.double(), 1e-6)
+
+
+def test_no_graph_is_kept_where_none_is_asked_for(fast_and_images):
+    fast, images = fast_and_images
+    images.requires_grad_()
     with torch.no_grad():
         assert not fast(images).requires_grad
     with torch.inference_mode():

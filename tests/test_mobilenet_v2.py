@@ -8,8 +8,8 @@ from checks import BLOCK_BOUND, assert_close, seeded
 from models import SMALL_MOBILE, randomise, relative_error
 from torch import nn
 
-from effv2_kernels import backends, blocks, create_model, declaration, explain, optimize, shapes, sources
-from effv2_kernels.errors import CheckpointError, ModelError, UnavailableError
+from effv2_kernels import blocks, create_model, declaration, explain, optimize, shapes, sources
+from effv2_kernels.errors import CheckpointError, ModelError
 from effv2_kernels.families.mobilenet_v2 import VARIANTS, Architecture, MobileNetV2, scaled
 from effv2_kernels.families.mobilenet_v2.architecture import Stage
 from effv2_kernels.families.mobilenet_v2.shapes import network_shapes
@@ -273,28 +273,6 @@ def test_parts_stand_alone(generator):
             assert_close(y, found.double()(x.double()), 2 * BLOCK_BOUND)
 
 
-def runs_on_the_cpu():
-    """Whether its kernels run all blocks of the family."""
-    made = (shapes.random_block(shape, seeded(721)) for shape in network_shapes(SMALL, (32, 32), classes=5))
-    try:
-        backends.require_kernels("cpu", list(made))
-    except UnavailableError:
-        return False
-    return True
-
-
-@pytest.mark.skipif(runs_on_the_cpu(), reason="the cpu backend runs the family")
-def test_a_backend_without_kernels_refuses_by_name(generator):
-    model = randomise(MobileNetV2(SMALL, num_classes=5), generator)
-    with pytest.raises(
-        UnavailableError, match="the cpu backend has no kernel for conv with activation='relu6'"
-    ):
-        optimize(model)
-    with pytest.raises(ModelError, match="the cpu backend has no kernel for conv with activation='relu6'"):
-        optimize(model, strict=False)
-
-
-@pytest.mark.skipif(not runs_on_the_cpu(), reason="the cpu backend has no kernels for the family")
 def test_optimize(model, generator):
     """With the verification that optimize() does; other properties are those of test_network."""
     fast = optimize(model)

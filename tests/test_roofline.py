@@ -14,11 +14,14 @@ SIZE, BATCH = 64, 2
 def found():
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(roofline, "COPIED_BYTES", 4 * roofline.PIECE_BYTES)
-        return roofline.measure(["efficientformerv2_s0"], BATCH, threads=1, size=SIZE, rounds=1)
+        return roofline.measure(
+            ["efficientformerv2_s0", "mobilenetv2_035"], BATCH, threads=1, size=SIZE, rounds=1
+        )
 
 
 def test_every_block_by_its_work_and_bytes(found):
-    (panel,) = found.panels
+    panel, other = found.panels
+    assert (other.model, len(other.points)) == ("MobileNetV2 x0.35", 20)
     assert (panel.model, len(panel.points)) == ("S0", 23)
     assert (found.isa, found.dtype, found.threads, found.batch, found.size)[1:] == ("fp32", 1, BATCH, SIZE)
     # 3x3, stride 2: 3 channels to 16 at 32x32 and to 32 at 16x16, each image; a bias for each channel

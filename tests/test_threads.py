@@ -8,9 +8,9 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
-from checks import ISAS, as_network, block_case, run_engine, seeded
+from checks import TARGETS, as_network, block_case, run_engine, seeded
 from conftest import THREADS
-from models import SMALL
+from models import FAMILIES, SMALL, SMALL_MOBILE
 
 from effv2_kernels import cpu, optimize, shapes, sources
 
@@ -22,6 +22,9 @@ SHAPES = [
     shapes.attention(24, 17, 11, stride=2),
     shapes.attention(24, 16, 17),
     shapes.conv(24, 40, 15, 10, stride=2),
+    shapes.conv(24, 72, 9, 10, kernel=1, activation="relu6"),
+    shapes.ffn(24, 72, 15, 12, out=40, stride=2, residual=0, activation="relu6"),
+    shapes.ffn(40, 40, 13, 11, out=24, residual=0, activation="relu6", without=("fc1",)),
     shapes.attention_downsample(24, 40, 13, 10),
     shapes.head(40, 37, 7, 5),
 ]
@@ -52,34 +55,35 @@ def model_and_images(batch=2, spec=SMALL[0], number=0):
     return spec.build(g), spec.images(g, batch)
 
 
-@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("target", TARGETS, ids=str)
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
-def test_large_teams_of_a_block(shape, isa, many_processors):
-    block, x, _ = block_case(shape, 5)
-    engine = cpu.Engine(as_network(block), isa)
+def test_large_teams_of_a_block(shape, target, many_processors):
+    block, x, _ = block_case(shape, 5, dtype=target.torch_dtype)
+    engine = target.engine(as_network(block))
     expected = engine.run(x, 1)
     for threads, images in ((8, 1), (16, 3), (32, 1), (32, 5)):
         (y,) = engine.run(x[:images], threads)
         assert torch.equal(y, expected[0][:images]), f"{threads} threads, {images} images"
 
 
-@pytest.mark.parametrize("isa", ISAS)
-def test_large_teams_of_a_network(isa, many_processors):
-    model, images = model_and_images(3)
-    engine = cpu.Engine(sources.read(model), isa)
+@pytest.mark.parametrize("target", TARGETS, ids=str)
+@pytest.mark.parametrize("spec", FAMILIES, ids=lambda spec: spec.name)
+def test_large_teams_of_a_network(target, spec, many_processors):
+    model, images = model_and_images(3, spec)
+    engine, images = target.engine(sources.read(model)), target.kept(images)
     (expected,) = engine.run(images, 1)
     for threads in (8, 24, 32):
         assert torch.equal(engine.run(images, threads)[0], expected)
         assert torch.equal(engine.run(images[:1], threads)[0], expected[:1])
 
 
-@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("target", TARGETS, ids=str)
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
-def test_blocks_do_not_depend_on_threads_or_place(shape, isa):
-    block, x, _ = block_case(shape, 5)
-    engine = cpu.Engine(as_network(block), isa)
+def test_blocks_do_not_depend_on_threads_or_place(shape, target):
+    block, x, _ = block_case(shape, 5, dtype=target.torch_dtype)
+    engine = target.engine(as_network(block))
     (expected,) = run_engine(engine, x, 1)
-    for threads in (2, 3, 5, 64):
+    for threads in (2, 3, 4, 5, 64):
         (y,) = run_engine(engine, x, threads)
         assert torch.equal(y, expected), f"{threads} threads"
     for i in range(5):
@@ -91,11 +95,11 @@ def test_blocks_do_not_depend_on_threads_or_place(shape, isa):
     assert torch.equal(reordered, expected[order])
 
 
-@pytest.mark.parametrize("isa", ISAS)
-@pytest.mark.parametrize("spec", SMALL, ids=lambda spec: spec.name)
-def test_networks_do_not_depend_on_threads_or_place(spec, isa):
+@pytest.mark.parametrize("target", TARGETS, ids=str)
+@pytest.mark.parametrize("spec", [*SMALL, *SMALL_MOBILE], ids=lambda spec: spec.name)
+def test_networks_do_not_depend_on_threads_or_place(spec, target):
     model, images = model_and_images(7, spec)
-    engine = cpu.Engine(sources.read(model), isa)
+    engine, images = target.engine(sources.read(model)), target.kept(images)
     (expected,) = engine.run(images, 1)
     for threads in (2, 3, 5):
         for batch in (1, 2, 3, 5, 7):
@@ -180,7 +184,7 @@ def test_works_in_data_loader_workers():
 
 def test_several_python_threads_on_one_model_and_on_several():
     cases = []
-    for i, spec in enumerate(SMALL[:3]):
+    for i, spec in enumerate([*SMALL[:2], *SMALL_MOBILE[:1]]):
         model, images = model_and_images(3, spec, i)
         fast = optimize(model)
         cases.append((fast, images, fast(images)))

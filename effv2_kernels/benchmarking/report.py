@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from effv2_kernels.benchmarking.comparison import Comparison, Entry, percentile
 from effv2_kernels.benchmarking.contestants import OPENVINO
+from effv2_kernels.families import short
 from effv2_kernels.tables import shape_text, text_table
 
 LABELS = {
@@ -113,7 +114,7 @@ def _ratio_row(c: Comparison) -> tuple[str, ...]:
 
 
 def _what(c: Comparison) -> str:
-    return f"{c.model.removeprefix('efficientformerv2_').upper()}, batch {c.batch}, {_threads(c)}"
+    return f"{short(c.model)}, batch {c.batch}, {_threads(c)}"
 
 
 def _threads(c: Comparison) -> str:

@@ -12,6 +12,7 @@ from effv2_kernels.benchmarking import footprint, report
 from effv2_kernels.benchmarking.comparison import Comparison, write
 from effv2_kernels.benchmarking.contestants import OPENVINO, Contestant, effv2, installed
 from effv2_kernels.benchmarking.measure import compare, peak_gauge
+from effv2_kernels.families import short, variant_named
 from effv2_kernels.tables import text_table
 
 MODELS = ("efficientformerv2_s0", "efficientformerv2_s1", "efficientformerv2_s2", "efficientformerv2_l")
@@ -153,11 +154,6 @@ def table(targets: Sequence[Target]) -> str:
     return text_table(("target", "bound", "found", ""), rows, left=1)
 
 
-def short(model: str) -> str:
-    """ "efficientformerv2_s0" -> "S0"."""
-    return model.removeprefix("efficientformerv2_").upper()
-
-
 def main(argv: Sequence[str] | None = None) -> int:
     """Measure, print both tables, and return 1 if a target is missed."""
     parser = argparse.ArgumentParser(
@@ -168,12 +164,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         default="openvino,openvino_streams",
         help="besides OpenVINO, whom the targets are about: eager, compile, onnxruntime; or all",
     )
-    parser.add_argument("--models", default=",".join(short(m).lower() for m in MODELS), help="e.g. s0,l")
+    parser.add_argument("--models", default=",".join(MODELS), help="e.g. s0,l or in full")
     parser.add_argument("--seconds", type=float, default=12.0, help="of timing per comparison; default: 12")
     parser.add_argument("--json", metavar="FILE", help="also write everything measured")
     args = parser.parse_args(argv)
     rivals = installed() if args.rivals == "all" else args.rivals.split(",")
-    models = [f"efficientformerv2_{name}" for name in args.models.split(",")]
+    models = [variant_named(name) for name in args.models.split(",")]
     comparisons, targets = measure(models, rivals, args.seconds, lambda text: print(text, file=sys.stderr))
     print(report.ratios(comparisons))
     print()

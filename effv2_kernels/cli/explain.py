@@ -15,5 +15,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     import effv2_kernels
 
-    print(effv2_kernels.explain(models.build_optimised(args)))
+    # A saved network may be made for images of another size than --img-size says by default.
+    size = None if models.is_saved(args) else args.img_size
+    print(effv2_kernels.explain(models.build_optimised(args), size))
     return 0

@@ -27,7 +27,7 @@ def add_arguments(parser: argparse.ArgumentParser, *, saved: bool = False) -> No
         "--model",
         default="efficientformerv2_s0",
         metavar="NAME",
-        help="efficientformerv2_s0 (default), _s1, _s2 or _l",
+        help="efficientformerv2_s0 (default), _s1, _s2 or _l, mobilenetv2_100, _140, ...",
     )
     weights = parser.add_mutually_exclusive_group()
     weights.add_argument(

@@ -61,6 +61,9 @@ class Family(Protocol):
     ) -> list[BlockShape]:
         """The shapes of the blocks of a variant, in order of execution."""
 
+    def short(self, variant: str) -> str:
+        """What tables and pictures call a variant."""
+
     def advice(self, source: str, height: int, width: int) -> str:
         """What to do, beside resizing it, about an image that the attention biases do not fit; "" is nothing.
 
@@ -92,6 +95,29 @@ def readers() -> list[Reader]:
 def origins() -> str:
     """Where models may come from, for messages."""
     return ", ".join(dict.fromkeys(origin for family in families() for origin in family.READERS))
+
+
+def variants() -> dict[str, Family]:
+    """Of all families, by name."""
+    return {variant: family for family in families() for variant in family.VARIANTS}
+
+
+def short(model: str) -> str:
+    """What tables and pictures call a model: "S0" for efficientformerv2_s0; what is no variant, itself."""
+    family = variants().get(model)
+    return model if family is None else family.short(model)
+
+
+def variant_named(text: str) -> str:
+    """The variant of this name, given in full or by what stands behind its underscore: "s0".
+
+    Raises UnknownNameError where there is none.
+    """
+    known = variants()
+    found = [name for name in known if text in (name, name.rpartition("_")[2])]
+    if not found:
+        raise UnknownNameError.of("model", text, known)
+    return found[0]
 
 
 def advice(source: str, height: int, width: int) -> str:
@@ -127,7 +153,7 @@ def create_model(
     family does not have, and CheckpointError for a file that does not fit, or without the weights that are
     asked for.
     """
-    known = {variant: family for family in families() for variant in family.VARIANTS}
+    known = variants()
     if name not in known:
         raise UnknownNameError.of("model", name, known)
     if checkpoint is not None and pretrained:

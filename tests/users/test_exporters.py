@@ -6,7 +6,7 @@ import types
 import pytest
 import torch
 from checks import plain_pytorch, seeded
-from models import TINY, relative_error
+from models import LEAST, name_of, relative_error
 
 from effv2_kernels import optimize
 from effv2_kernels.errors import ExportError, InputError
@@ -14,14 +14,19 @@ from effv2_kernels.errors import ExportError, InputError
 WHAT_TO_DO = r"cannot take an optimised model.*[Gg]ive it the model that was optimised"
 
 
-@pytest.fixture(scope="module")
-def fast():
-    return optimize(TINY.build(seeded(651)))
+@pytest.fixture(scope="module", params=LEAST, ids=name_of)
+def spec(request):
+    return request.param
 
 
 @pytest.fixture(scope="module")
-def images():
-    return TINY.images(seeded(652), 2)
+def fast(spec):
+    return optimize(spec.build(seeded(651)))
+
+
+@pytest.fixture(scope="module")
+def images(spec):
+    return spec.images(seeded(652), 2)
 
 
 @pytest.mark.situation("`torch.jit.script`", "refused: script the original")

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from checks import NETWORK_BOUND, assert_close, exact_network, seeded
-from models import TINY, relative_error
+from models import LEAST, name_of, relative_error
 from torch import nn
 from torch.nn.utils import parameters_to_vector, parametrizations, parametrize, prune, vector_to_parameters
 from torch.optim.swa_utils import AveragedModel
@@ -19,9 +19,14 @@ from effv2_kernels.errors import ModelError, UnavailableError
 from effv2_kernels.model import OptimizedModel
 
 
+@pytest.fixture(params=LEAST, ids=name_of)
+def spec(request):
+    return request.param
+
+
 @pytest.fixture
-def model():
-    return TINY.build(seeded(611))
+def model(spec):
+    return spec.build(seeded(611))
 
 
 @pytest.fixture
@@ -30,13 +35,13 @@ def fast(model):
 
 
 @pytest.fixture
-def other():
-    return optimize(TINY.build(seeded(612)))
+def other(spec):
+    return optimize(spec.build(seeded(612)))
 
 
 @pytest.fixture
-def images():
-    return TINY.images(seeded(613), 2)
+def images(spec):
+    return spec.images(seeded(613), 2)
 
 
 @pytest.mark.situation("`next(model.parameters()).device` and `.dtype`", "works")
@@ -143,7 +148,7 @@ def test_an_average_of_weights(fast, other, images):
     "`p.data = p.data.half()`, `.cuda()` weight by weight", "refused: move the model as a whole"
 )
 def test_data_that_does_not_fit(fast, images):
-    expected, weight = fast(images), fast.blocks[0].conv1_weight
+    expected, weight = fast(images), fast.blocks[1].dw_weight
     for wrong in (weight.half(), weight[:1], weight.to("meta")):
         with pytest.raises(ModelError, match=r"cannot become .*Move the model"):
             weight.data = wrong
@@ -153,13 +158,13 @@ def test_data_that_does_not_fit(fast, images):
 @pytest.mark.parametrize(
     "change",
     [
-        lambda part: prune.random_unstructured(part, "conv1_weight", amount=0.3),
-        lambda part: parametrizations.orthogonal(part, "conv1_weight"),
-        lambda part: nn.utils.weight_norm(part, "conv1_weight"),
-        lambda part: nn.utils.spectral_norm(part, "conv1_weight"),
-        lambda part: parametrize.register_parametrization(part, "conv1_weight", nn.Identity()),
-        lambda part: setattr(part, "conv1_weight", nn.Parameter(torch.zeros(4, 3, 3, 3))),
-        lambda part: delattr(part, "conv1_weight"),
+        lambda part: prune.random_unstructured(part, "dw_weight", amount=0.3),
+        lambda part: parametrizations.orthogonal(part, "dw_weight"),
+        lambda part: nn.utils.weight_norm(part, "dw_weight"),
+        lambda part: nn.utils.spectral_norm(part, "dw_weight"),
+        lambda part: parametrize.register_parametrization(part, "dw_weight", nn.Identity()),
+        lambda part: setattr(part, "dw_weight", nn.Parameter(torch.zeros(8, 3, 3))),
+        lambda part: delattr(part, "dw_weight"),
         lambda part: part.register_parameter("more", nn.Parameter(torch.zeros(1))),
         lambda part: part.register_buffer("more", torch.zeros(1)),
     ],
@@ -170,7 +175,7 @@ def test_data_that_does_not_fit(fast, images):
 def test_weights_that_would_become_something_else(change, fast, images):
     expected, names = fast(images), [name for name, _ in fast.named_parameters()]
     with pytest.raises(ModelError):
-        change(fast.blocks[0])
+        change(fast.blocks[1])
     assert torch.equal(fast(images), expected)
     assert [name for name, _ in fast.named_parameters()] == names
 
@@ -188,9 +193,9 @@ def test_loading_by_swapping_tensors_is_refused(fast, other, images):
 
 
 def test_gradients_of_weights_survive_a_move(fast):
-    fast.blocks[0].conv1_weight.requires_grad_()
+    fast.blocks[1].dw_weight.requires_grad_()
     fast.to("meta").to_empty(device="cpu")
-    assert [name for name, p in fast.named_parameters() if p.requires_grad] == ["blocks.0.conv1_weight"]
+    assert [name for name, p in fast.named_parameters() if p.requires_grad] == ["blocks.1.dw_weight"]
     assert fast._ledger.gradients
 
 

@@ -77,6 +77,11 @@ def variant_shapes(
     return network_shapes(VARIANTS[variant], image, classes=classes)
 
 
+def short(variant: str) -> str:
+    """ "efficientformerv2_s0" -> "S0"."""
+    return variant.rpartition("_")[2].upper()
+
+
 def advice(source: str, height: int, width: int) -> str:
     """What to do, beside resizing it, about an image of height x width that attention biases do not fit."""
     if source == "official" and height != width:

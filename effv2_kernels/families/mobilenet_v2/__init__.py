@@ -61,6 +61,12 @@ def variant_shapes(
     return network_shapes(VARIANTS[variant], image, classes=classes)
 
 
+def short(variant: str) -> str:
+    """ "mobilenetv2_140" -> "MobileNetV2 x1.4"; the d of deeper ones stays behind it."""
+    factor = variant.rpartition("_")[2]
+    return f"{NAME} x{int(factor.rstrip('d')) / 100}{'d' * factor.endswith('d')}"
+
+
 def advice(source: str, height: int, width: int) -> str:
     """Nothing: there are no attention biases."""
     return ""
