@@ -1,11 +1,12 @@
 // Attention, at half the resolution where the stride is 2; its heads may talk to each other.
 //
 //   z = dw(x) or x;  q, k, v = qkv(z);  P = softmax(mix1 . (q k^T) + bias);
-//   u = (mix2 . P + mix2_bias) v + local(v);  u = enlarged 2x if strided;  y = x + proj(f(u)), f an activation
+//   u = (mix2 . P + mix2_bias) v + local(v);  u = enlarged 2x if strided;  y = x + proj(f(u)), f an
+//   activation
 //
-// mix1 and mix2, bias and local may be left out. A block of a few queries sees all keys and all heads at once, so
-// the softmax is exact in one pass and its memory grows with the number of keys, not with its square; at 7 x 7 it
-// stays in the L1 cache.
+// mix1 and mix2, bias and local may be left out. A block of a few queries sees all keys and all heads at
+// once, so the softmax is exact in one pass and its memory grows with the number of keys, not with its
+// square; at 7 x 7 it stays in the L1 cache.
 #include <cstring>
 
 #include "cpu/tiles/attend.h"
@@ -93,8 +94,8 @@ class Attention final : public TypedBlock {
     return {c.take<Operand>(stride_ == 1 ? converted(in.values()) : 0),
             c.take<Operand>(std::int64_t{tokens(in).cells()} * kPanel)};
   }
-  // For a block of queries: a plane of probabilities for each head and one of ones, which mix2's bias is multiplied
-  // with, and a column of panels of them; or a plane alone.
+  // For a block of queries: a plane of probabilities for each head and one of ones, which mix2's bias is
+  // multiplied with, and a column of panels of them; or a plane alone.
   struct Attending {
     Operand *planes, *mixing;
     AttentionBias::Own bias;
@@ -227,8 +228,8 @@ class Attention final : public TypedBlock {
     for (int h = 0; h < count; ++h) weigh_values(heads_, h, a, own.planes + h * plane, activation);
   }
 
-  // planes[h] = sum_g weights[h, g] planes[g] (+ bias[h]), in place, so that they stay in the near cache. A tile
-  // reads all planes before it writes; what needs several tiles reads a copy.
+  // planes[h] = sum_g weights[h, g] planes[g] (+ bias[h]), in place, so that they stay in the near cache. A
+  // tile reads all planes before it writes; what needs several tiles reads a copy.
   void mix(const Array<Operand>& weights, int inputs, const Attending& own, std::int64_t plane,
            const AttentionBias::Block* bias) const {
     const Rows rows = plain_rows(weights.data(), inputs, inputs);
@@ -255,25 +256,29 @@ class Attention final : public TypedBlock {
     const Grid grid = tokens(in);
     const int n = grid.cells(), step = enlarged_rows(in);
     const Clamp clamp = clamp_of(activation_);
-    const Range mine = team.share(in.height);
-    for (int top = mine.begin; top < mine.end; top += step) {
-      const int bottom = mine.end - top < step ? mine.end : top + step;
-      const int pixels = (bottom - top) * in.width;
+    // Shared out by pixels: a row that belongs to two threads is enlarged by both.
+    const Range mine = team.share(static_cast<int>(in.pixels()));
+    for (int begin = mine.begin, end; begin < mine.end; begin = end) {
+      const int top = begin / in.width, most = (top + step) * in.width;
+      end = mine.end < most ? mine.end : most;
+      const int bottom = (end + in.width - 1) / in.width, rows_pixels = (bottom - top) * in.width;
+      const int skip = begin - top * in.width, pixels = end - begin;
       for (int p = 0; p < heads_.value_panels(); ++p) {
         const Operand* map = u + value_panel(p, n);
-        Operand* const panel = own + std::int64_t{p} * pixels * kPanel;
+        Operand* const panel = own + std::int64_t{p} * rows_pixels * kPanel;
         for (int row = top; row < bottom; ++row) {
           const Blend blend = blend_at(row, grid.rows);
           enlarge_row(map + std::int64_t{blend.a} * grid.cols * kPanel,
                       map + std::int64_t{blend.b} * grid.cols * kPanel, blend.t, grid.cols,
                       panel + std::int64_t{row - top} * in.width * kPanel, in.width);
         }
-        if (clamp.any) apply(panel, std::int64_t{pixels} * kPanel, clamp);
-        activate(activation_, panel, std::int64_t{pixels} * kPanel);
+        Operand* const values = panel + std::int64_t{skip} * kPanel;
+        if (clamp.any) apply(values, std::int64_t{pixels} * kPanel, clamp);
+        activate(activation_, values, std::int64_t{pixels} * kPanel);
       }
       const std::int64_t offset = std::int64_t{top} * in.width * channels_;
-      proj_.run(panel_rows(own, pixels), {0, pixels}, Into<Stored>{y + offset, channels_, kPanel, x + offset},
-                {});
+      proj_.run(panel_rows(own, rows_pixels), {skip, skip + pixels},
+                Into<Stored>{y + offset, channels_, kPanel, x + offset}, {});
     }
   }
 
