@@ -16,6 +16,7 @@ COMMANDS = {
     "demo": "read handwritten digits and a photograph, plain and optimised",
     "bench": "time one model and what could be used instead",
     "profile": "time every block of a model",
+    "scaling": "count how the work of networks divides among threads",
     "explain": "say what runs each block, and why",
     "convert": "fold a checkpoint into a file that loads without the model's code",
     "verify": "compare an optimised model with the float64 reference",

@@ -26,6 +26,12 @@ class Network:
     # weight_bytes: about how much there will be; large networks are packed into large pages of memory.
     # format: what weights, images and outputs are kept in.
     def __init__(self, isa: str, weight_bytes: int = 0, format: str = "fp32") -> None: ...
+    # For count() alone: with the panels and tiles of an ISA, "avx2" or "avx512", on any processor.
+    @staticmethod
+    def counting(isa: str) -> Network: ...
+    # For each thread and block: (multiply-adds, meetings of its team) of a batch of such images. Only a network
+    # for counting counts multiply-adds.
+    def count(self, images: int, height: int, width: int, threads: int) -> list[list[tuple[int, int]]]: ...
     # tensors: float32, C-contiguous numpy arrays by the field names of effv2_kernels.blocks.
     def add(
         self, kind: str, tensors: dict[str, np.ndarray[Any, Any]], options: dict[str, int | str]

@@ -91,21 +91,12 @@ class Engine:
         engine = native()
         self._dtype = TORCH_DTYPES[dtype]
         require_kernels("cpu", network.blocks)
-        features = {f.block: f for f in network.features}
+        features = features_of(network)
         self._has_head = isinstance(network.blocks[-1], blocks.Head)
-        if not features and not self._has_head:
-            features = {len(network.blocks) - 1: blocks.Feature(len(network.blocks) - 1)}
         try:
             weight_bytes = sum(t.nbytes for block in network.blocks for t in block.tensors().values())
             self._network: _native.Network = engine.Network(isa or default_isa(), weight_bytes, dtype)
-            for i, block in enumerate(network.blocks):
-                self._network.add(block.kind, _arrays(block.tensors()), block.options())
-                if i in features:
-                    scale, shift = features[i].scale, features[i].shift
-                    if scale is None or shift is None:
-                        self._network.add_feature()
-                    else:
-                        self._network.add_feature(**_arrays({"scale": scale, "shift": shift}))
+            add_blocks(self._network, network)
         except engine.NativeError as error:
             raise ModelError(f"the cpu engine does not take this network: {error}") from error
         self._outputs = [len(network.blocks) - 1] if self._has_head else sorted(features)
@@ -221,6 +212,28 @@ class Engine:
             self._plans.clear()
         self._plans[x.shape, stop] = shapes
         return shapes
+
+
+def features_of(network: blocks.Network) -> dict[int, blocks.Feature]:
+    """What the network returns, by the block that makes it: the last one's output where it has neither."""
+    last = len(network.blocks) - 1
+    if network.features or isinstance(network.blocks[last], blocks.Head):
+        return {f.block: f for f in network.features}
+    return {last: blocks.Feature(last)}
+
+
+def add_blocks(to: Any, network: blocks.Network) -> None:
+    """Add the blocks and features of a network to one of the compiled module's."""
+    features = features_of(network)
+    for i, block in enumerate(network.blocks):
+        to.add(block.kind, _arrays(block.tensors()), block.options())
+        if i not in features:
+            continue
+        scale, shift = features[i].scale, features[i].shift
+        if scale is None or shift is None:
+            to.add_feature()
+        else:
+            to.add_feature(**_arrays({"scale": scale, "shift": shift}))
 
 
 def _arrays(tensors: dict[str, Tensor]) -> dict[str, Any]:

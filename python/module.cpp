@@ -120,6 +120,25 @@ std::vector<double> run(const effv2::Network& network, std::uintptr_t input, con
   return seconds;
 }
 
+// (multiply-adds, meetings) of each block, for each thread.
+std::vector<std::vector<std::pair<std::int64_t, std::int64_t>>> count(const effv2::Network& network,
+                                                                      int images, int height, int width,
+                                                                      int threads) {
+  if (network.out_channels() == 0) throw effv2::Error("the network has no blocks");
+  if (images < 1 || threads < 1) throw effv2::Error("at least one image and one thread are needed");
+  std::vector<effv2::Effort> efforts;
+  {
+    const py::gil_scoped_release released;
+    efforts = network.count(images, height, width, threads);
+  }
+  std::vector<std::vector<std::pair<std::int64_t, std::int64_t>>> counts(static_cast<std::size_t>(threads));
+  for (std::size_t i = 0; i < efforts.size(); ++i) {
+    counts[i / static_cast<std::size_t>(network.size())].emplace_back(efforts[i].multiply_adds,
+                                                                      efforts[i].meetings);
+  }
+  return counts;
+}
+
 // Whether the dictionaries' values are these very objects, in this order. In Python it takes ten times as
 // long.
 bool same_objects(const py::tuple& expected, const py::tuple& dictionaries) {
@@ -184,6 +203,14 @@ PYBIND11_MODULE(_native, m) {
              return std::make_unique<effv2::Network>(&target_named(isa, format), weight_bytes);
            }),
            py::arg("isa"), py::arg("weight_bytes") = 0, py::arg("format") = "fp32")
+      .def_static(
+          "counting",
+          [](const std::string& isa) {
+            const effv2::Target* target = effv2::counting_target(isa.c_str());
+            if (!target) throw effv2::Error("nothing counts the work of ISA '" + isa + "'");
+            return std::make_unique<effv2::Network>(target);
+          },
+          py::arg("isa"))
       .def("add", add, py::arg("kind"), py::arg("tensors"), py::arg("options"))
       .def("add_feature", add_feature, py::arg("scale") = py::none(), py::arg("shift") = py::none())
       .def_property_readonly("isa", [](const effv2::Network& n) { return std::string(n.target().isa); })
@@ -199,6 +226,7 @@ PYBIND11_MODULE(_native, m) {
           },
           py::arg("height"), py::arg("width"))
       .def("block_macs", &effv2::Network::multiply_adds, py::arg("height"), py::arg("width"))
+      .def("count", count, py::arg("images"), py::arg("height"), py::arg("width"), py::arg("threads"))
       .def(
           "run",
           [](const effv2::Network& n, std::uintptr_t input, const Size4& shape, const Size4& strides,

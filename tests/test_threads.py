@@ -18,6 +18,8 @@ SHAPES = [
     shapes.stem(24, 21, 34),
     shapes.ffn(40, 132, 13, 11),
     shapes.ffn(24, 72, 1, 5),
+    shapes.ffn(24, 800, 14, 13),  # chunks of other sizes for larger teams
+    shapes.ffn(24, 72, 12, 9, out=40, kernel=5, stride=2, residual=0),
     shapes.attention(24, 7, 9),
     shapes.attention(24, 17, 11, stride=2),
     shapes.attention(24, 16, 17),

@@ -1,10 +1,10 @@
 #include "engine/network.h"
 
 #include <algorithm>
-#include <atomic>
 #include <chrono>
 #include <cstring>
 
+#include "engine/network_run.h"
 #include "engine/threads.h"
 
 namespace effv2 {
@@ -15,54 +15,12 @@ constexpr std::size_t kPlans = 8;
 constexpr std::size_t kContexts = 16;
 // Fewer weights than this gain nothing from large pages: the processor keeps the places of all small ones.
 constexpr std::int64_t kArenaBytes = std::int64_t{32} << 20;
-// Images of a batch that one thread takes through the late blocks together.
-constexpr int kGroup = 4;
 
-// What depends on the size of the images alone.
-struct Network::Plan {
-  int height, width;
-  std::vector<Map> inputs, outputs;  // of every block
-  std::vector<std::int64_t> prepared_at;
-  Buffer prepared;
-  std::int64_t map_bytes = 0;  // the largest map between two blocks
-  std::int64_t shared_bytes = 0, own_bytes = 0;
-  // From this block on weights outweigh the maps, none of which has more than late_map_bytes.
-  std::size_t late = 0;
-  std::int64_t late_map_bytes = 0;
-
-  std::int64_t arena_bytes(int group) const {
-    return 2 * map_bytes + shared_bytes + own_bytes + (group > 1 ? 2 * group * late_map_bytes : 0);
-  }
-};
-
-// The memory of one call: an arena per thread.
-struct Network::Context {
-  std::shared_ptr<const Plan> plan;
-  int group;
-  std::vector<Buffer> arenas;
-  std::vector<Barrier> barriers;
-};
-
-// How far one image has come.
-struct Network::Walk {
-  int image;
-  MapView x;
-  std::byte* maps[2];  // for the next output, in turn
-  int spare = 0;
-  std::size_t feature = 0;
-};
-
-struct Network::Run {
-  const Images& images;
-  void* const* outputs;
-  const Plan& plan;
-  Context& context;
-  int group;           // images that a thread takes at a time
-  double* seconds;     // [thread][block], or null
-  std::size_t blocks;  // that are run
-  bool features;       // whether these are returned, or else the output of the last of those blocks
-  std::atomic<int> next{0};
-};
+// Of the calling thread, as a member of this team.
+static Effort effort_so_far(const Team& team) {
+  const std::chrono::duration<double> now = std::chrono::steady_clock::now().time_since_epoch();
+  return {now.count(), counted_multiply_adds, team.barrier ? team.barrier->meetings() : 0};
+}
 
 Network::Network(const Target* target, std::int64_t weight_bytes)
     : target_(target), arena_(weight_bytes < kArenaBytes ? nullptr : std::make_unique<Arena>()) {}
@@ -184,16 +142,15 @@ std::unique_ptr<Network::Context> Network::take_context(int height, int width, i
 
 void Network::run(const Images& images, void* const* outputs, int threads, double* seconds, int stop) const {
   threads = std::max(1, std::min(threads, usable_cpus()));
-  // Small enough that every thread gets several groups.
-  const int group = std::max(1, std::min(kGroup, images.count / (2 * threads)));
+  const int group = Dealing::group(images.count, threads);
   std::unique_ptr<Context> context = take_context(images.height, images.width, threads, group);
-  std::vector<double> times(seconds ? blocks_.size() * static_cast<std::size_t>(threads) : 0);
+  std::vector<Effort> efforts(seconds ? blocks_.size() * static_cast<std::size_t>(threads) : 0);
   Run run{images,
           outputs,
           *context->plan,
           *context,
           group,
-          seconds ? times.data() : nullptr,
+          seconds ? efforts.data() : nullptr,
           stop ? static_cast<std::size_t>(stop) : blocks_.size(),
           !stop && !features_.empty(),
           {}};
@@ -214,8 +171,8 @@ void Network::run(const Images& images, void* const* outputs, int threads, doubl
     for (std::size_t block = 0; block < blocks_.size(); ++block) {
       seconds[block] = 0;
       for (int t = 0; t < threads; ++t) {
-        seconds[block] =
-            std::max(seconds[block], times[static_cast<std::size_t>(t) * blocks_.size() + block]);
+        const Effort& effort = efforts[static_cast<std::size_t>(t) * blocks_.size() + block];
+        seconds[block] = std::max(seconds[block], effort.seconds);
       }
     }
   }
@@ -224,46 +181,47 @@ void Network::run(const Images& images, void* const* outputs, int threads, doubl
   contexts_.push_back(std::move(context));
 }
 
-// As many images as can be dealt out evenly go to single threads, which take a few at a time; what is left is
-// shared by teams.
 void Network::work(Run& run, int rank, int size) const {
-  const int count = run.images.count;
-  double* seconds = run.seconds ? run.seconds + static_cast<std::size_t>(rank) * blocks_.size() : nullptr;
+  Effort* efforts = run.efforts ? run.efforts + static_cast<std::size_t>(rank) * blocks_.size() : nullptr;
   const Plan& plan = run.plan;
-  const auto own = [&](std::byte* arena) { return arena + 2 * plan.map_bytes + plan.shared_bytes; };
   std::byte* arena = run.context.arenas[static_cast<std::size_t>(rank)].data();
 
-  const int alone = size == 1 ? count : count / size * size;
-  for (int image; (image = run.next.fetch_add(run.group, std::memory_order_relaxed)) < alone;) {
-    const int end = std::min(image + run.group, alone);
-    run_group(run, {image, end}, arena, own(arena), seconds);
+  const Dealing dealing(run.images.count, size);
+  for (int image; (image = run.next.fetch_add(run.group, std::memory_order_relaxed)) < dealing.alone;) {
+    const int end = std::min(image + run.group, dealing.alone);
+    run_group(run, {image, end}, arena, plan.own(arena), efforts);
   }
-  const int left = count - alone;
-  if (left == 0) return;
-  int team = 0;
-  Range members{0, size};
-  while (members = split(size, team, left), rank >= members.end) ++team;
+  if (dealing.left == 0) return;
+  const int team = dealing.team_of(rank);
+  const int first = dealing.members(team).begin;
   Barrier& barrier = run.context.barriers[static_cast<std::size_t>(team)];
-  barrier.set_size(members.end - members.begin);
-  std::byte* leader = run.context.arenas[static_cast<std::size_t>(members.begin)].data();
-  const Team me{rank - members.begin, members.end - members.begin, &barrier};
+  const Team me{rank - first, dealing.helpers(team), &barrier};
+  if (me.rank >= me.size) return;
+  barrier.set_size(me.size);
+  std::byte* leader = run.context.arenas[static_cast<std::size_t>(first)].data();
   // The leader's arena becomes common property: it must have finished its own images.
-  me.sync();
-  const Scratch scratch{leader + 2 * plan.map_bytes, own(arena)};
-  Walk walk = enter(run, alone + team, leader, me);
-  for (std::size_t i = 0; i < run.blocks; ++i) step(run, i, walk, scratch, me, seconds);
+  if (dealing.alone) me.sync();
+  run_together(run, dealing.alone + team, leader, plan.own(arena), me, efforts);
+}
+
+// An image by a team, on its leader's arena.
+void Network::run_together(const Run& run, int image, std::byte* leader, std::byte* own, const Team& team,
+                           Effort* efforts) const {
+  const Scratch scratch{leader + 2 * run.plan.map_bytes, own};
+  Walk walk = enter(run, image, leader, team);
+  for (std::size_t i = 0; i < run.blocks; ++i) step(run, i, walk, scratch, team, efforts);
 }
 
 // One image after the other through the early blocks, whose maps are large; then block after block, so that
 // weights that fit into no near cache are read once for the whole group.
 void Network::run_group(const Run& run, Range images, std::byte* arena, std::byte* own,
-                        double* seconds) const {
+                        Effort* efforts) const {
   const Plan& plan = run.plan;
   const Scratch scratch{arena + 2 * plan.map_bytes, own};
   std::byte* late_maps = own + plan.own_bytes;
   const bool grouped = images.end - images.begin > 1;
   const std::size_t late = grouped ? std::min(plan.late, run.blocks) : run.blocks;
-  Walk walks[kGroup];
+  Walk walks[Dealing::kMostInGroup];
   for (int image = images.begin; image < images.end; ++image, late_maps += 2 * plan.late_map_bytes) {
     Walk& walk = walks[image - images.begin];
     walk = enter(run, image, arena, {});
@@ -273,11 +231,11 @@ void Network::run_group(const Run& run, Range images, std::byte* arena, std::byt
         walk.maps[0] = late_maps;
         walk.maps[1] = late_maps + plan.late_map_bytes;
       }
-      step(run, i, walk, scratch, {}, seconds);
+      step(run, i, walk, scratch, {}, efforts);
     }
   }
   for (std::size_t i = late + 1; i < run.blocks; ++i) {
-    for (int g = 0; g < images.end - images.begin; ++g) step(run, i, walks[g], scratch, {}, seconds);
+    for (int g = 0; g < images.end - images.begin; ++g) step(run, i, walks[g], scratch, {}, efforts);
   }
 }
 
@@ -305,9 +263,9 @@ Network::Walk Network::enter(const Run& run, int image, std::byte* arena, const 
 
 // An image through block i.
 void Network::step(const Run& run, std::size_t i, Walk& walk, const Scratch& scratch, const Team& team,
-                   double* seconds) const {
+                   Effort* efforts) const {
   const Plan& plan = run.plan;
-  const auto start = std::chrono::steady_clock::now();
+  const Effort start = efforts ? effort_so_far(team) : Effort{};
   const Map out = plan.outputs[i];
   std::byte* y = walk.maps[walk.spare];
   const Feature* wanted =
@@ -333,9 +291,7 @@ void Network::step(const Run& run, std::size_t i, Walk& walk, const Scratch& scr
   walk.x = dense(y, out);
   // A map that was returned directly leaves both buffers free.
   if (!direct) walk.spare ^= 1;
-  if (seconds) {
-    seconds[i] += std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
-  }
+  if (efforts) efforts[i] += effort_so_far(team) - start;
 }
 
 }  // namespace effv2

@@ -8,6 +8,8 @@
 
 #include "engine/arena.h"
 #include "engine/block.h"
+#include "engine/dealing.h"
+#include "engine/effort.h"
 #include "engine/target.h"
 
 namespace effv2 {
@@ -56,6 +58,11 @@ class Network {
   // return what the last of them makes; 0 is the whole network. May be called from several threads at once.
   void run(const Images& images, void* const* outputs, int threads, double* seconds, int stop = 0) const;
 
+  // What each of so many threads would spend on each block for a batch of such images, [thread][block], by
+  // the engine's own division of them. Nothing is timed and all of it happens on the calling thread, with a
+  // target that counts; the number of processors does not matter.
+  std::vector<Effort> count(int images, int height, int width, int threads) const;
+
  private:
   struct Feature {
     int block;
@@ -70,10 +77,13 @@ class Network {
   std::shared_ptr<const Plan> plan(int height, int width) const;
   std::unique_ptr<Context> take_context(int height, int width, int threads, int group) const;
   void work(Run& run, int rank, int size) const;
-  void run_group(const Run& run, Range images, std::byte* arena, std::byte* own, double* seconds) const;
+  void run_group(const Run& run, Range images, std::byte* arena, std::byte* own, Effort* efforts) const;
+  void run_together(const Run& run, int image, std::byte* leader, std::byte* own, const Team& team,
+                    Effort* efforts) const;
+  std::vector<Effort> count_team(const Plan& plan, int members) const;
   Walk enter(const Run& run, int image, std::byte* arena, const Team& team) const;
   void step(const Run& run, std::size_t block, Walk& walk, const Scratch& scratch, const Team& team,
-            double* seconds) const;
+            Effort* efforts) const;
 
   const Target* target_;
   int in_channels_ = 0, out_channels_ = 0;

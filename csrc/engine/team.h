@@ -13,6 +13,8 @@ class Barrier {
   // Every member may set the size, to the same value, before it first waits.
   void set_size(int size) { size_.store(size, std::memory_order_relaxed); }
   void arrive_and_wait();
+  // So far; for members, who take part in each.
+  std::int64_t meetings() const { return generation_.load(std::memory_order_relaxed); }
 
  private:
   std::atomic<int> size_{1};

@@ -11,6 +11,7 @@
 #include <cstdio>
 #include <thread>
 
+#include "engine/dealing.h"
 #include "engine/threads.h"
 #include "networks.h"
 
@@ -163,6 +164,33 @@ TEST(threads, shares_cover_everything_once) {
         for (const int last_cost : {1, 2, 3}) check_panels({panels, 2, last_cost}, rows, size);
       }
     }
+  }
+}
+
+// Every image goes to threads that take it alone or to one team; nobody is in two, and more threads of a team
+// never become fewer that help.
+TEST(threads, images_are_dealt_out_once) {
+  for (const int threads : {1, 2, 3, 8, 31, 128}) {
+    for (const int images : {1, 2, 5, 31, 64, 1000}) {
+      const Dealing dealing(images, threads);
+      const int group = Dealing::group(images, threads);
+      int alone = 0, last = 0;
+      for (int rank = 0; rank < threads; ++rank) alone += dealing.taken_alone(rank, group);
+      CHECK(alone == dealing.alone && dealing.alone + dealing.left == images);
+      CHECK(dealing.left < threads);
+      for (int team = 0; team < dealing.left; ++team) {
+        const Range members = dealing.members(team);
+        CHECK(members.begin == last && members.end > last);
+        CHECK(dealing.helpers(team) >= 1 && dealing.helpers(team) <= members.end - members.begin);
+        for (int rank = members.begin; rank < members.end; ++rank) CHECK(dealing.team_of(rank) == team);
+        last = members.end;
+      }
+      CHECK(dealing.left == 0 || last == threads);
+    }
+  }
+  for (int threads = 1; threads < 256; ++threads) {
+    CHECK(helpful(threads) <= threads && helpful(threads) <= helpful(threads + 1));
+    CHECK(4 * threads <= 5 * helpful(threads) + 1);
   }
 }
 

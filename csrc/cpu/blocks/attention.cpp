@@ -256,25 +256,29 @@ class Attention final : public TypedBlock {
     const Grid grid = tokens(in);
     const int n = grid.cells(), step = enlarged_rows(in);
     const Clamp clamp = clamp_of(activation_);
-    const Range mine = team.share(in.height);
-    for (int top = mine.begin; top < mine.end; top += step) {
-      const int bottom = mine.end - top < step ? mine.end : top + step;
-      const int pixels = (bottom - top) * in.width;
+    // Shared out by pixels: a row that belongs to two threads is enlarged by both.
+    const Range mine = team.share(static_cast<int>(in.pixels()));
+    for (int begin = mine.begin, end; begin < mine.end; begin = end) {
+      const int top = begin / in.width, most = (top + step) * in.width;
+      end = mine.end < most ? mine.end : most;
+      const int bottom = (end + in.width - 1) / in.width, rows_pixels = (bottom - top) * in.width;
+      const int skip = begin - top * in.width, pixels = end - begin;
       for (int p = 0; p < heads_.value_panels(); ++p) {
         const Operand* map = u + value_panel(p, n);
-        Operand* const panel = own + std::int64_t{p} * pixels * kPanel;
+        Operand* const panel = own + std::int64_t{p} * rows_pixels * kPanel;
         for (int row = top; row < bottom; ++row) {
           const Blend blend = blend_at(row, grid.rows);
           enlarge_row(map + std::int64_t{blend.a} * grid.cols * kPanel,
                       map + std::int64_t{blend.b} * grid.cols * kPanel, blend.t, grid.cols,
                       panel + std::int64_t{row - top} * in.width * kPanel, in.width);
         }
-        if (clamp.any) apply(panel, std::int64_t{pixels} * kPanel, clamp);
-        activate(activation_, panel, std::int64_t{pixels} * kPanel);
+        Operand* const values = panel + std::int64_t{skip} * kPanel;
+        if (clamp.any) apply(values, std::int64_t{pixels} * kPanel, clamp);
+        activate(activation_, values, std::int64_t{pixels} * kPanel);
       }
       const std::int64_t offset = std::int64_t{top} * in.width * channels_;
-      proj_.run(panel_rows(own, pixels), {0, pixels}, Into<Stored>{y + offset, channels_, kPanel, x + offset},
-                {});
+      proj_.run(panel_rows(own, rows_pixels), {skip, skip + pixels},
+                Into<Stored>{y + offset, channels_, kPanel, x + offset}, {});
     }
   }
 

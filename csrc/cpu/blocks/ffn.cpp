@@ -8,7 +8,7 @@
 // Large maps: each thread has rows of its own and walks them band by band; the last rows of fc1's output are
 // kept, so that the next band does not compute them again. Small maps: the whole map is one band, and the
 // threads meet once per chunk. Where the rows divide evenly among them, each keeps to its own and shows the
-// others only the edges; elsewhere they divide the panels.
+// others only the edges; elsewhere they divide the panels, and where these are few their rows as well.
 #include <cstring>
 
 #include "cpu/tiles/depthwise.h"
@@ -31,9 +31,10 @@ constexpr int kEdgeRows = 4;
 // Channels of one chunk; a multiple of kDepthBlock, so that sums do not depend on chunks.
 constexpr int kChunk = kDepthBlock;
 constexpr int kChunkPanels = kChunk / kPanel;
-// A map that is one band has larger chunks, as long as they stay in the L2 cache: threads meet once per
-// chunk.
+// A map that is one band has larger chunks, as long as they stay in the L2 caches of the team: threads meet
+// once per chunk.
 constexpr int kSharedChunkValues = 1 << 16;
+constexpr int kLargeTeam = 8;  // from here on it has no larger ones
 
 class Ffn final : public TypedBlock {
  public:
@@ -78,16 +79,17 @@ class Ffn final : public TypedBlock {
  private:
   // What threads share of a map that is one band.
   struct Shared {
-    Operand* chunks[2];  // in turn; or two sets of edges, which are never more rows than the map has
-    Operand* sums;       // parts of fc2's, where the output cannot hold them
+    Operand* chunks;  // two in turn; or two sets of edges, which are never more rows than the map has
+    Operand* sums;    // parts of fc2's, where the output cannot hold them
   };
   Shared shared(Carver& c, Map in) const {
-    const std::int64_t chunk = in.pixels() * kPanel * chunk_panels(in);
-    Shared s{};
-    s.chunks[0] = c.take<Operand>(chunk);
-    s.chunks[1] = chunks(in) > 1 ? c.take<Operand>(chunk) : s.chunks[0];
-    s.sums = c.take<Operand>(chunks(in) > 1 ? converted(size_of_output(in).values()) : 0);
-    return s;
+    std::int64_t most = 0;  // of any team
+    for (int threads = 1; threads <= kLargeTeam; ++threads) {
+      const std::int64_t values = (chunks(in, threads) > 1 ? 2 : 1) * chunk_values(in, threads);
+      if (values > most) most = values;
+    }
+    return {c.take<Operand>(most),
+            c.take<Operand>(chunks(in, 1) > 1 ? converted(size_of_output(in).values()) : 0)};
   }
   // What a thread has of its own then: a panel of the hidden map, and the chunk of its own rows.
   struct Own {
@@ -95,8 +97,7 @@ class Ffn final : public TypedBlock {
   };
   Own own(Carver& c, Map in) const {
     return {c.take<Operand>(expands_ ? converted(in.values()) : 0),
-            c.take<Operand>(expands_ ? in.pixels() * kPanel : 0),
-            c.take<Operand>(in.pixels() * kPanel * chunk_panels(in)),
+            c.take<Operand>(expands_ ? in.pixels() * kPanel : 0), c.take<Operand>(chunk_values(in, 1)),
             c.take<Operand>(converted(size_of_output(in).values()))};
   }
   // What it needs to walk a large map: rows of x and of a panel of the hidden map, those kept of every panel,
@@ -111,7 +112,8 @@ class Ffn final : public TypedBlock {
     return {c.take<Operand>(expands_ ? converted(hidden * in_) : 0),
             c.take<Operand>(expands_ ? hidden * kPanel : 0),
             c.take<Operand>(std::int64_t{in.width} * kept_rows() * kPanel * panels_),
-            c.take<Operand>(pixels * kPanel * chunk_panels(in)), c.take<Operand>(converted(pixels * out_))};
+            c.take<Operand>(pixels * kPanel * chunk_panels(in, 1)),
+            c.take<Operand>(converted(pixels * out_))};
   }
 
   Map size_of_output(Map in) const { return {dw_.outputs(in.height), dw_.outputs(in.width), out_}; }
@@ -121,12 +123,19 @@ class Ffn final : public TypedBlock {
     return expands_ && dw_.kernel() == 3 && dw_.stride() == 1 && rows * threads == in.height &&
            rows >= kEdgeRows && rows <= kMostBandRows;
   }
-  int chunk_panels(Map in) const {
-    const int whole_chunks = whole(in) ? static_cast<int>(kSharedChunkValues / in.pixels() / kChunk) : 1;
+  int chunk_panels(Map in, int threads) const {
+    const int caches = threads < 2 ? 1 : (threads < kLargeTeam ? threads : kLargeTeam) / 2;
+    const int whole_chunks =
+        whole(in) ? static_cast<int>(kSharedChunkValues * caches / in.pixels() / kChunk) : 1;
     const int most = whole_chunks > 1 ? whole_chunks * kChunkPanels : kChunkPanels;
     return panels_ < most ? panels_ : most;
   }
-  int chunks(Map in) const { return (panels_ + chunk_panels(in) - 1) / chunk_panels(in); }
+  std::int64_t chunk_values(Map in, int threads) const {
+    return in.pixels() * kPanel * chunk_panels(in, threads);
+  }
+  int chunks(Map in, int threads) const {
+    return (panels_ + chunk_panels(in, threads) - 1) / chunk_panels(in, threads);
+  }
   int band_rows(Map in) const {
     const int rows = (kBandPixels / in.width - dw_.kernel()) / dw_.stride() + 1;
     return rows < 1 ? 1 : rows > kMostBandRows ? kMostBandRows : rows;
@@ -149,35 +158,28 @@ class Ffn final : public TypedBlock {
   void run_whole(const Stored* x, Stored* y, Map in, const Shared& shared, const Own& own,
                  const Team& team) const {
     const Map out = size_of_output(in);
-    const int pixels = static_cast<int>(out.pixels()), most = chunk_panels(in);
-    const std::int64_t panel_values = std::int64_t{pixels} * kPanel;
+    const int pixels = static_cast<int>(out.pixels()), most = chunk_panels(in, team.size);
     const Operand* const inputs = expands_ ? operands(x, in.values(), own.x) : nullptr;
     // Divide what is larger: pixels, or output panels (then the threads also share the weights).
     const bool share_pixels = pixels > out_;
     int turn = 0;
     for (int begin = 0; begin < panels_; begin += most, turn ^= 1) {
-      const int count = panels_ - begin < most ? panels_ - begin : most;
+      const int count = panels_ - begin < most ? panels_ - begin : most, left = panels_ - begin - count;
       const Depth part{begin * kPanel, count * kPanel};
       // In turn: nobody overwrites a chunk before everybody has passed the next meeting.
-      Operand* const chunk = shared.chunks[turn];
-      const Range mine = team.share(count);
+      Operand* const chunk = shared.chunks + turn * chunk_values(in, team.size);
       // Small maps pass once over weights that no near cache holds: what comes next is fetched ahead.
       const Next to_fc2 = fc2_.ahead(share_pixels ? 0 : fc2_.first_of_share(team, pixels), part);
-      const int left = panels_ - begin - count;
       const Next to_fc1 =
-          left ? fc1_.ahead(begin + count + team.share(left < most ? left : most).begin) : Next{};
-      for (int i = mine.begin; i < mine.end; ++i) {
-        const int p = begin + i;
-        Operand* const to = chunk + i * panel_values;
-        if (expands_) {
-          expand(inputs, static_cast<int>(in.pixels()), p, own.hidden, begin == 0 && i == mine.begin,
-                 i + 1 < mine.end ? fc1_.ahead(p + 1) : to_fc2);
-          dw_.run_map(p, own.hidden, in, kPanel, {0, out.height}, to, kPanel, kPanel);
-        } else {
-          convolve_input(x, in, p, {0, out.height}, to);
-        }
-        activate(activation_, to, panel_values);
-      }
+          left ? fc1_.ahead(begin + count + first_hidden_panel(team, left < most ? left : most, out))
+               : Next{};
+      share_hidden(team, count, out, [&](PanelPart mine) {
+        const int p = begin + mine.panel;
+        Operand* const to = chunk + std::int64_t{mine.panel} * pixels * kPanel;
+        if (!expands_) return convolve_input(x, in, p, {mine.row_begin, mine.row_end}, to);
+        make_rows(inputs, in, p, mine, begin == 0 && mine.first, own.hidden, to,
+                  mine.last ? to_fc2 : fc1_.ahead(p + 1));
+      });
       team.sync();
       const Rows rows = panel_rows(chunk, pixels, true);
       project(part, x, y, staged(y, shared.sums), [&](const auto& into) {
@@ -190,13 +192,48 @@ class Ffn final : public TypedBlock {
     }
   }
 
+  // How `count` panels of a chunk are shared out: whole, or cut between rows as well, where that gives the
+  // busiest thread less to do by an eighth at least. A cut costs rows of fc1, which both sides need.
+  bool cuts_panels(const Team& team, int count, Map out) const {
+    const int rows = count * out.height, overlap = dw_.reach(1) - dw_.stride();
+    const int cut = (rows + team.size - 1) / team.size + overlap;
+    const int whole = (count + team.size - 1) / team.size * out.height;
+    return 8 * cut <= 7 * whole;
+  }
+  template <class Function>
+  void share_hidden(const Team& team, int count, Map out, Function f) const {
+    if (cuts_panels(team, count, out)) return share_panels(team, {count, 1, 1}, out.height, f);
+    const Range mine = team.share(count);
+    for (int p = mine.begin; p < mine.end; ++p) {
+      f(PanelPart{p, 0, out.height, p == mine.begin, p + 1 == mine.end});
+    }
+  }
+  int first_hidden_panel(const Team& team, int count, Map out) const {
+    if (cuts_panels(team, count, out)) return first_panel(team, {count, 1, 1}, out.height);
+    return team.share(count).begin;
+  }
+
+  // Rows of dw's output in panel p, by way of the rows of fc1's that they need; out: the panel of all rows.
+  void make_rows(const Operand* x, Map in, int p, const PanelPart& rows, bool fresh, Operand* hidden,
+                 Operand* out, Next next) const {
+    const std::int64_t pitch = std::int64_t{dw_.outputs(in.width)} * kPanel;
+    const int first = rows.row_begin * dw_.stride() - dw_.padding();
+    const int last = first + dw_.reach(rows.row_end - rows.row_begin);
+    const int top = first < 0 ? 0 : first, bottom = last > in.height ? in.height : last;
+    expand(x + std::int64_t{top} * in.width * in_, (bottom - top) * in.width, p,
+           hidden + std::int64_t{top} * in.width * kPanel, fresh, next);
+    Operand* const to = out + rows.row_begin * pitch;
+    dw_.run_map(p, hidden, in, kPanel, {rows.row_begin, rows.row_end}, to, kPanel, kPanel);
+    activate(activation_, to, (rows.row_end - rows.row_begin) * pitch);
+  }
+
   // Each thread makes its own rows of the hidden map. The dw of its first and last row needs one row more,
   // from the neighbour: the four rows around every border are copied to an edge that both sides see.
   void run_rows(const Stored* x, Stored* y, Map in, const Shared& shared, const Own& own,
                 const Team& team) const {
     const std::int64_t pitch = std::int64_t{in.width} * kPanel;
     const Range mine = team.share(in.height);
-    const int rows = mine.end - mine.begin, pixels = rows * in.width, most = chunk_panels(in);
+    const int rows = mine.end - mine.begin, pixels = rows * in.width, most = chunk_panels(in, 1);
     const std::int64_t first = std::int64_t{mine.begin} * in.width;
     const bool above = team.rank > 0, below = team.rank + 1 < team.size;
     const Operand* const inputs = operands(x + first * in_, std::int64_t{pixels} * in_, own.x);
@@ -206,7 +243,8 @@ class Ffn final : public TypedBlock {
       const Depth part{begin * kPanel, count * kPanel};
       // In turn: nobody overwrites a set of edges before everybody has passed the next meeting.
       const auto edge = [&](int border, int i) {
-        return shared.chunks[turn] + (std::int64_t{border} * most + i) * kEdgeRows * pitch;
+        return shared.chunks + turn * chunk_values(in, 1) +
+               (std::int64_t{border} * most + i) * kEdgeRows * pitch;
       };
       const auto convolve = [&](const Operand* const* window, int i, int row, int rows_out) {
         Operand* const to = own.chunk + (std::int64_t{i} * rows + row) * pitch;
@@ -264,12 +302,12 @@ class Ffn final : public TypedBlock {
         const int count = panels_ - begin < kChunkPanels ? panels_ - begin : kChunkPanels;
         for (int i = 0; i < count; ++i) {
           Operand* const to = own.chunk + std::int64_t{i} * pixels * kPanel;
-          if (expands_) {
-            expand(inputs, (hidden.end - hidden.begin) * in.width, begin + i, own.hidden, false, {});
-            convolve_band(in, own, hidden, begin + i, {to, kPanel, out.width, bottom - top});
-          } else {
-            convolve_input(x, in, begin + i, {top, bottom}, to);
+          if (!expands_) {
+            convolve_input(x, in, begin + i, {top, bottom}, to - first_pixel * kPanel);
+            continue;
           }
+          expand(inputs, (hidden.end - hidden.begin) * in.width, begin + i, own.hidden, false, {});
+          convolve_band(in, own, hidden, begin + i, {to, kPanel, out.width, bottom - top});
           activate(activation_, to, std::int64_t{pixels} * kPanel);
         }
         const Depth part{begin * kPanel, count * kPanel};
@@ -319,15 +357,17 @@ class Ffn final : public TypedBlock {
     }
   }
 
-  // Output rows of panel p where nothing expands: of x itself, whose last panel may have fewer channels.
-  void convolve_input(const Stored* x, Map in, int p, Range rows, Operand* to) const {
+  // Rows of dw's output in panel p where nothing expands: of x itself, whose last panel may have fewer
+  // channels. out: the panel of all rows.
+  void convolve_input(const Stored* x, Map in, int p, Range rows, Operand* out) const {
     const int first = p * kPanel, channels = in_ - first < kPanel ? in_ - first : kPanel;
-    if (channels < kPanel) {
-      const std::int64_t pixels = std::int64_t{rows.end - rows.begin} * dw_.outputs(in.width);
-      std::memset(to, 0, pixels * kPanel * sizeof(Operand));
-    }
+    const std::int64_t pitch = std::int64_t{dw_.outputs(in.width)} * kPanel;
+    const std::int64_t values = (rows.end - rows.begin) * pitch;
+    Operand* const to = out + rows.begin * pitch;
+    if (channels < kPanel) std::memset(to, 0, values * sizeof(Operand));
     dw_.prefetch_panel(p);
     dw_.run_map(p, x + first, in, in_, rows, to, kPanel, channels);
+    activate(activation_, to, values);
   }
 
   // hidden = f(fc1(x)) of panel p for some pixels; next: weights to fetch ahead.

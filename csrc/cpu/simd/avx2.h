@@ -1,14 +1,12 @@
 // AVX2 + FMA: vectors of 8 floats, 16 registers.
 #pragma once
 
+#include "cpu/simd/avx2_sizes.h"
 #include "cpu/simd/x86.h"
 
 namespace effv2::EFFV2_TARGET {
 
 using Vec = __m256;
-inline constexpr int kLanes = 8;
-inline constexpr int kGeluVectors = 2;  // more do not fit into the registers
-inline constexpr int kTogether = 3;     // pixels of a depthwise convolution, beside its nine weights
 
 inline Vec zero() { return _mm256_setzero_ps(); }
 inline Vec set1(float value) { return _mm256_set1_ps(value); }

@@ -1,14 +1,12 @@
 // AVX-512 (F, BW, DQ, VL): vectors of 16 floats, 32 registers.
 #pragma once
 
+#include "cpu/simd/avx512_sizes.h"
 #include "cpu/simd/x86.h"
 
 namespace effv2::EFFV2_TARGET {
 
 using Vec = __m512;
-inline constexpr int kLanes = 16;
-inline constexpr int kGeluVectors = 4;
-inline constexpr int kTogether = 7;  // pixels of a depthwise convolution, beside its nine weights
 
 inline Vec zero() { return _mm512_setzero_ps(); }
 inline Vec set1(float value) { return _mm512_set1_ps(value); }
