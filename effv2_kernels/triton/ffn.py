@@ -9,8 +9,8 @@ By pixels, for many of them:
 By channels, for small maps and few images, where the second of these would be a handful of programs that go
 through all hidden channels one step after another, and for wide blocks:
 
-1. ``hidden``: f(fc1(x)), and f of the depthwise convolution, of a few channels of an image's rows. Without fc1
-   it is ``depthwise``.
+1. ``hidden``: f(fc1(x)), and f of the depthwise convolution, of a few channels of an image's rows. Without
+   fc1 it is ``depthwise``.
 2. ``product``: fc2 of that, plus x if there is a residual.
 """
 

@@ -71,7 +71,7 @@ def image_conv(
 
 
 def convolved_image(x: FeatureMap, w: Tensor, bias: Tensor, *, activation: str) -> Launch:
-    """y = f(conv3x3(x)) with stride 2. w: (in * 9, out), float16 where x is and else float32; bias: (out,)."""
+    """y = f(conv3x3(x)) with stride 2. w: see ``packing.image_matrix``; bias: (out,) float32."""
     y = x.like(w.shape[1], blocks_of(x.height, 2), blocks_of(x.width, 2))
     pixel = x.width * x.channels
     strides = x.strides or (x.height * pixel, 1, pixel, x.channels)
