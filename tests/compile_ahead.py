@@ -6,8 +6,8 @@ Run by test_triton_ahead.py in a process without Triton's interpreter:
     python compile_ahead.py VARIANTS DTYPE CAPABILITIES WHICH
 
 WHICH: "all" launches of the first network, at batch 1 and 256, and of the others those that have another
-kernel, other flags or another tile than all before; or, of each kernel and way to compute its input, the one
-with the "smallest" or "largest" tile.
+kernel, other flags or another tile than all before; or, of each kernel, way to compute its input, stride and
+activation, the one with the "smallest" or "largest" tile.
 """
 
 import json
@@ -17,11 +17,14 @@ import sys
 import torch
 
 from effv2_kernels import blocks, shapes
-from effv2_kernels.families.efficientformer_v2 import VARIANTS, network_shapes
+from effv2_kernels.families import families
 from effv2_kernels.triton.ahead import Compilation, compile_in_parallel, first_that_fits
 from effv2_kernels.triton.feature import Feature
 from effv2_kernels.triton.launch import FeatureMap
 from effv2_kernels.triton.plan import pack
+
+# Constants that make a kernel another one.
+_WAYS = ("SOURCE", "DENSE", "STRIDE", "ACTIVATION")
 
 # A product of float32 on ordinary units (any other inputPrecision is written out) and what it adds to.
 _EXACT = re.compile(r"tt\.dot %\w+, %\w+, %(?P<added>\w+) : tensor<\w+xf32, (?=[^*]*\* tensor<\w+xf32, )")
@@ -45,9 +48,9 @@ def overwritten(code):
 def launches_of(variant, dtype):
     """(block shape, batch, launch), those of the largest maps and tiles last."""
     g = torch.Generator().manual_seed(0)
-    architecture = VARIANTS[variant]
-    larger = network_shapes(architecture, (512, 512))  # where attention takes two passes over the keys
-    made = network_shapes(architecture) + [s for s in larger if "attention" in s.kind]
+    (family,) = (family for family in families() if variant in family.VARIANTS)
+    larger = family.variant_shapes(variant, (512, 512))  # where attention takes two passes over the keys
+    made = family.variant_shapes(variant) + [s for s in larger if "attention" in s.kind]
     packed = [(shape, pack(shapes.random_block(shape, g), dtype, "cpu")) for shape in made]
     for batch in (1, 256):
         for shape, block in packed:
@@ -68,7 +71,7 @@ def chosen(variants, dtype, which):
             flags = {name: v for name, v in launch.constants.items() if isinstance(v, (bool, str))}
             key = (launch.name, str(flags), str(launch.tiles[0]), str(launch.constants), str(launch.tiles))
             if which != "all":
-                key = (launch.name, *map(flags.get, ("SOURCE", "DENSE")))
+                key = (launch.name, *map(launch.constants.get, _WAYS))
             if number and key[:3] in tiles:
                 continue
             if which == "largest":

@@ -222,6 +222,17 @@ def test_everything_is_checked():
     assert all("384x384" in group.what for group in groups[-3:])
 
 
+def test_another_family_is_checked_where_it_is_asked_for():
+    variants = targets.models("mobilenetv2_100")
+    keys = [check.key for group in parity.groups(variants, CPU) for check in group.checks]
+    for name in parity.shapes_of(variants):
+        assert f"{name} fp16 batch 1" in keys
+    assert keys[0] == "mobilenetv2_100 fp16 224x224 batch 1"
+    model = parity.build(*variants, (33, 40), CPU)
+    assert not model.training
+    assert model(torch.zeros(1, 3, 33, 40)).shape == (1, 1000)
+
+
 def test_models_have_weights_that_hide_no_error():
     model = parity.build("s0", (64, 96), CPU)
     assert model.img_size == (64, 96)

@@ -241,8 +241,14 @@ def test_in_the_interpreter(tmp_path):
 
 
 REFUSED = {
-    "model": (["--models", "s0,s9"], "unknown model 's9'; known: s0, s1, s2, l"),
-    "no model": (["--models", ""], "unknown model ''; known: s0, s1, s2, l"),
+    "model": (
+        ["--models", "s0,s9"],
+        "unknown model 's9'; known: s0, s1, s2, l, mobilenetv2_100, mobilenetv2_140",
+    ),
+    "no model": (
+        ["--models", ""],
+        "unknown model ''; known: s0, s1, s2, l, mobilenetv2_100, mobilenetv2_140",
+    ),
     "batch": (["--batches", "1,-8"], "expected positive numbers of images such as 1,32, but got '1,-8'"),
     "no batch": (["--batches", "x"], "but got 'x'"),
     "seconds": (["--seconds", "-1"], "expected a number of seconds, but got '-1'"),

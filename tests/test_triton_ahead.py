@@ -27,6 +27,7 @@ KERNELS = {
     "hidden",
     "resize",
 }
+OF_MOBILENET = {"scale_and_shift", "image_conv", "product", "mean", "hidden"}
 
 
 # Compiled once for all tests; make clean removes it.
@@ -48,10 +49,10 @@ def compiled(*arguments, script="compile_ahead.py", cache=CACHE):
     return [json.loads(line) for line in done.stdout.splitlines()]
 
 
-def check(rows, capabilities):
+def check(rows, capabilities, kernels=KERNELS):
     """Every kernel is there for every chip and fits; returns those whose first tile does not."""
     assert {(row["kernel"], row["capability"]) for row in rows} == {
-        (kernel, capability) for kernel in KERNELS for capability in capabilities
+        (kernel, capability) for kernel in kernels for capability in capabilities
     }
     for row in rows:
         assert row["stack"] == 0, row
@@ -61,6 +62,7 @@ def check(rows, capabilities):
 
 
 S0, OTHERS = "efficientformerv2_s0", "efficientformerv2_s1,efficientformerv2_s2,efficientformerv2_l"
+MOBILE, WIDER = "mobilenetv2_100", "mobilenetv2_140"
 
 
 @pytest.mark.thorough
@@ -68,10 +70,12 @@ S0, OTHERS = "efficientformerv2_s0", "efficientformerv2_s1,efficientformerv2_s2,
 def test_every_launch_on_hopper():
     """The order of tiles is made for float16 there: the first one fits."""
     assert not check(compiled(f"{S0},{OTHERS}", "float16", "90", "all"), {90})
+    assert not check(compiled(f"{MOBILE},{WIDER}", "float16", "90", "all"), {90}, OF_MOBILENET)
 
 
 @pytest.mark.thorough
 @pytest.mark.alone
+@pytest.mark.parametrize(("network", "kernels"), [(S0, KERNELS), (MOBILE, OF_MOBILENET)], ids=[S0, MOBILE])
 @pytest.mark.parametrize(
     ("dtype", "capabilities", "which"),
     [
@@ -82,10 +86,10 @@ def test_every_launch_on_hopper():
         ("float32", "80,120", "smallest"),
     ],
 )
-def test_every_kernel_for_three_generations(dtype, capabilities, which):
+def test_every_kernel_for_three_generations(dtype, capabilities, which, network, kernels):
     """One launch of each kernel; make test-ahead compiles all of them."""
     which = os.environ.get("EFFV2_AHEAD", which)
-    check(compiled(S0, dtype, capabilities, which), set(map(int, capabilities.split(","))))
+    check(compiled(network, dtype, capabilities, which), set(map(int, capabilities.split(","))), kernels)
 
 
 def test_launches_find_what_was_compiled_in_parallel(tmp_path):

@@ -8,7 +8,7 @@ import threading
 import pytest
 import torch
 from checks import NETWORK_BOUND, assert_close, exact_network, one_torch_thread, seeded
-from models import SMALL, TINY
+from models import SMALL, SMALL_MOBILE, TINY
 from torch import nn
 
 pytest.importorskip("triton")
@@ -108,6 +108,15 @@ def test_layouts(fast, logits, layout):
     x = LAYOUTS[layout](images())
     assert torch.equal(x, images())
     assert torch.equal(fast(x), logits)
+
+
+@pytest.mark.parametrize("spec", [TINY, SMALL_MOBILE[0]], ids=lambda spec: spec.name)
+def test_images_of_either_layout_are_not_copied(spec):
+    engine = Engine(sources.read(spec.build(seeded(60))), torch.float16, torch.device("cpu"))
+    x = spec.images(seeded(61), 2).half()
+    for image in (x, LAYOUTS["channels_last"](x)):
+        assert engine._accepted(image).data_ptr() == image.data_ptr()
+        assert engine._accepted(image).stride() == image.stride()
 
 
 def test_a_lazily_negated_input_is_negated(fast):
@@ -412,9 +421,10 @@ def test_explained(fast):
     assert explanation.why[0].startswith("OptimizedModel: backend triton in fp16; GPU interpreter")
 
 
+@pytest.mark.parametrize("spec", [SMALL[0], SMALL_MOBILE[0]], ids=lambda spec: spec.name)
 @pytest.mark.parametrize("size", [(64, 64), (49, 61)])
-def test_multiply_adds_are_counted_as_on_the_cpu(size):
-    network = sources.read(SMALL[0].build(seeded(66)))
+def test_multiply_adds_are_counted_as_on_the_cpu(size, spec):
+    network = sources.read(spec.build(seeded(66)))
     on_cpu = effv2_kernels.cpu.Engine(network)
     engine = Engine(network, torch.float16, torch.device("cpu"))
     assert engine.block_macs(*size) == on_cpu.block_macs(*size)

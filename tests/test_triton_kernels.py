@@ -6,13 +6,14 @@ import pytest
 import torch
 from block_shapes import HEADS
 from checks import BLOCK_BOUND, NETWORK_BOUND, assert_close, exact, exact_network, relative_l2, seeded
-from models import SMALL
+from models import SMALL, SMALL_MOBILE, MobileSpec
 
 pytest.importorskip("triton")
 
 from bench.gpu import parity
 from effv2_kernels import blocks, shapes, sources
 from effv2_kernels.errors import ResolutionError
+from effv2_kernels.families.mobilenet_v2 import scaled
 from effv2_kernels.triton import attention, ffn
 from effv2_kernels.triton import launch as launch_module
 from effv2_kernels.triton.feature import Feature
@@ -77,13 +78,15 @@ def map_of(x, strides=None):
     return FeatureMap(x.shape[0], x.shape[2], x.shape[3], x.shape[1], x.dtype, strides)
 
 
-def check(shape, dtype, batch=2, *, change=lambda launch: launch, choose=first_tile):
+def check(shape, dtype, batch=2, *, plan="plan", change=lambda launch: launch, choose=first_tile):
+    """A block of some shape against float64. plan: the method that makes its launches."""
     g = seeded(shape.height * 131 + shape.width)
     block = shapes.random_block(shape, g)
     x = shapes.random_input(shape, g, batch).to(dtype)
     expected = exact(block, x)
-    image = map_of(x, x.stride() if shape.kind == "stem" else None)
-    launches = [change(launch) for launch in pack(block, dtype, "cpu").plan(image, "ieee")]
+    packed = pack(block, dtype, "cpu")
+    image = map_of(x, x.stride() if packed.reads_any_layout else None)
+    launches = [change(launch) for launch in getattr(packed, plan)(image, "ieee")]
     y = run_launches(launches, x, image, choose=choose).float()
     assert_close(y.reshape(expected.shape), expected, BOUNDS[dtype], f"{shape} {dtype}")
 
@@ -146,6 +149,8 @@ CUT = [
     shapes.ffn(8, 8, 1, 1),
     shapes.attention(24, 9, 7, stride=2, **HEADS),
     shapes.attention(16, 1, 1, stride=2, **HEADS),
+    shapes.ffn(24, 72, 9, 6, out=40, stride=2, residual=0, activation="relu6"),
+    shapes.ffn(24, 24, 5, 7, out=16, residual=0, activation="relu6", without=("fc1",)),
 ]
 # In every dtype for newcomers as well: one of each kind.
 FIRST = [next(shape for shape in CASES if shape.kind == kind) for kind in blocks.BLOCK_TYPES]
@@ -163,7 +168,7 @@ def test_block_of_many_pixels(shape, dtype, many_pixels):
 
 
 @pytest.mark.thorough
-@pytest.mark.parametrize("shape", CUT[1:5:2], ids=str)
+@pytest.mark.parametrize("shape", [*CUT[1:5:2], *CUT[5:]], ids=str)
 def test_every_tile_of_many_pixels(shape, many_pixels):
     check_every_tile(shape, torch.float16)
 
@@ -191,6 +196,13 @@ def test_the_way_to_cut_follows_the_number_of_pixels():
     assert kernels(shapes.ffn(8, 16, 7, 7), 1000) == ["hidden", "product"]
     assert kernels(shapes.ffn(8, 16, 56, 56), 2) == ["hidden", "product"]
     assert kernels(shapes.ffn(8, 16, 56, 56), 3) == ["product", "product"]
+    # Of the output, which programs share.
+    strided = shapes.ffn(8, 16, 112, 112, stride=2, residual=0)
+    assert kernels(strided, 2) == ["hidden", "product"]
+    assert kernels(strided, 3) == ["product", "product"]
+    narrow = shapes.ffn(8, 8, 56, 56, residual=0, without=("fc1",))
+    assert kernels(narrow, 2) == ["depthwise", "product"]
+    assert kernels(narrow, 3) == ["product"]
 
 
 @pytest.mark.thorough
@@ -209,6 +221,11 @@ ONE_OF_EACH = [
     shapes.conv(24, 40, 5, 3, stride=2),
     shapes.attention_downsample(24, 40, 5, 3, **HEADS),
     shapes.head(24, 10, 3, 2),
+    shapes.ffn(24, 40, 3, 6, out=16, stride=2, residual=0, activation="relu6"),
+    shapes.ffn(24, 24, 3, 5, activation="relu6", without=("fc1",)),
+    shapes.conv(3, 24, 5, 3, stride=2, activation="relu6"),
+    shapes.conv(24, 40, 5, 3, activation="relu6"),
+    shapes.conv(24, 40, 5, 3, kernel=1, activation="relu6"),
 ]
 
 
@@ -261,8 +278,12 @@ def test_what_there_is_for_each_query_and_key_is_wide(shape, kernel, largest, mo
         assert launch().constants["WIDE"] is wide
 
 
-def test_stem_reads_any_strides(generator):
-    shape = shapes.stem(16, 9, 11)
+@pytest.mark.parametrize(
+    "shape",
+    [shapes.stem(16, 9, 11), shapes.conv(3, 16, 9, 11, stride=2, activation="relu6")],
+    ids=str,
+)
+def test_what_takes_images_reads_any_strides(shape, generator):
     block = shapes.random_block(shape, generator)
     x = shapes.random_input(shape, generator, 2)
     packed = pack(block, torch.float32, "cpu")
@@ -289,12 +310,31 @@ def not_a_number(plan):
     return torch.full((plan.bytes,), 0xFF, dtype=torch.uint8)
 
 
+# One of each family, and MobileNetV2 as it is published.
+NETWORKS = {
+    spec.name: spec
+    for spec in (
+        SMALL[0],
+        SMALL_MOBILE[0],
+        *(MobileSpec(f"mobilenet_v2 x{width}", scaled(width), (33, 40)) for width in (0.5, 1.0, 1.4)),
+    )
+}
+_QUICK = {(SMALL[0].name, torch.float32), *((SMALL_MOBILE[0].name, dtype) for dtype in DTYPES)}
+
+
 @pytest.mark.parametrize(
-    "dtype", [DTYPES[0], *(pytest.param(d, marks=pytest.mark.thorough) for d in DTYPES[1:])], ids=str
+    ("name", "dtype"),
+    [
+        pytest.param(
+            name, dtype, id=f"{name}-{dtype}", marks=() if (name, dtype) in _QUICK else pytest.mark.thorough
+        )
+        for name in NETWORKS
+        for dtype in DTYPES
+    ],
 )
-def test_network(dtype, generator):
+def test_network(name, dtype, generator):
     """Of another size than that of test_triton_engine, which newcomers run in every dtype."""
-    spec = SMALL[0]
+    spec = NETWORKS[name]
     network = sources.read(spec.build(generator))
     x = spec.images(generator, batch=2).to(dtype)
     (expected,) = exact_network(network, x)
@@ -306,22 +346,25 @@ def test_network(dtype, generator):
         assert_close(y.float().reshape(expected.shape), expected, NETWORK_BOUNDS[dtype], str(dtype))
 
 
+NORMS = (True, False, True, False)
+
+
 @pytest.mark.parametrize(
-    "norms",
+    ("spec", "norms", "options"),
     [
-        pytest.param(None, id="plain", marks=pytest.mark.thorough),
-        pytest.param((True, False, True, False), id="norms"),
+        pytest.param(SMALL[0], (False,) * 4, {"num_classes": 0}, id="plain", marks=pytest.mark.thorough),
+        pytest.param(SMALL[0], NORMS, {"num_classes": 0, "feature_norms": NORMS}, id="norms"),
+        pytest.param(SMALL_MOBILE[0], (False,) * 3, {}, id="mobilenet_v2"),
     ],
 )
-def test_feature_maps(generator, norms):
+def test_feature_maps(generator, spec, norms, options):
     """A backbone keeps the outputs of some blocks, or their BatchNorm, while later ones run."""
-    spec = SMALL[0]
-    network = sources.read(spec.build(generator, num_classes=0, features_only=True, feature_norms=norms))
+    network = sources.read(spec.build(generator, features_only=True, **options))
     x = spec.images(generator)
     expected = exact_network(network, x)
     packed = [pack(block, torch.float32, "cpu") for block in network.blocks]
     outputs = [(f.block, None if f.scale is None else Feature(f, "cpu")) for f in network.features]
-    assert tuple(feature is not None for _, feature in outputs) == (norms or (False,) * 4)
+    assert tuple(feature is not None for _, feature in outputs) == norms
     plan = Plan(packed, map_of(x, x.stride()), outputs, "ieee")
     for y, y_expected in zip(plan.run(x, not_a_number(plan)), expected, strict=True):
         assert_close(y, y_expected, NETWORK_BOUND)

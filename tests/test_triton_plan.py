@@ -1,4 +1,4 @@
-"""Plans of S0 to L: launches, bytes and memory. None of it needs a GPU."""
+"""Plans of whole networks: launches, bytes and memory. None of it needs a GPU."""
 
 import dataclasses
 
@@ -10,13 +10,20 @@ from torch.utils._python_dispatch import TorchDispatchMode
 pytest.importorskip("triton")
 
 from effv2_kernels import shapes
-from effv2_kernels.families.efficientformer_v2 import VARIANTS, network_shapes
+from effv2_kernels.families import families
 from effv2_kernels.triton import plan as plans
 from effv2_kernels.triton.launch import FeatureMap
 from effv2_kernels.triton.memory import lay_out, lifetimes
 from effv2_kernels.triton.plan import Plan, pack, plan_blocks
 
 aten = torch.ops.aten
+
+# The shapes of the blocks of every variant of every family.
+VARIANTS = {variant: family.variant_shapes(variant) for family in families() for variant in family.VARIANTS}
+S0, MOBILE = "efficientformerv2_s0", "mobilenetv2_100"
+SOME = [
+    name for name in VARIANTS if name.startswith("efficientformerv2") or name in (MOBILE, "mobilenetv2_140")
+]
 
 LAUNCHES = {"stem": 2, "ffn": 2, "attention": 4, "conv": 1, "attention_downsample": 5, "head": 2}
 
@@ -26,16 +33,26 @@ def is_strided(shape):
     return shape.kind == "attention" and shape.options["stride"] == 2
 
 
+def output_pixels(shape):
+    stride = int(shape.options.get("stride", 1))
+    return -(-shape.height // stride) * -(-shape.width // stride)
+
+
 def is_cut_by_channels(shape, batch):
     """See effv2_kernels.triton.ffn."""
-    of_one = shape.height * shape.width
-    return of_one <= 64 or batch * of_one <= 8192
+    return output_pixels(shape) <= 64 or batch * output_pixels(shape) <= 8192
+
+
+def number_of_launches(shape, batch):
+    if "fc1" in shape.without and not is_cut_by_channels(shape, batch):
+        return 1
+    return LAUNCHES[shape.kind] + 2 * is_strided(shape)
 
 
 def planned(variant, batch, dtype=torch.float16):
     """(block shapes, image, launches of each block)."""
     g = seeded(5)
-    made = network_shapes(VARIANTS[variant])
+    made = VARIANTS[variant]
     packed = [pack(shapes.random_block(shape, g), dtype, "cpu") for shape in made]
     image = FeatureMap(batch, 224, 224, 3, dtype, (3 * 224 * 224, 224 * 224, 224, 1))
     return made, image, plan_blocks(packed, image, "ieee")
@@ -48,19 +65,22 @@ def planned(variant, batch, dtype=torch.float16):
         ("efficientformerv2_s1", 73),
         ("efficientformerv2_s2", 107),
         ("efficientformerv2_l", 141),
+        ("mobilenetv2_100", 37),
+        ("mobilenetv2_140", 37),
     ],
 )
 def test_number_of_launches(variant, launches):
     for batch in (1, 32):
         made, _, blocks = planned(variant, batch)
-        assert [len(b) for b in blocks] == [LAUNCHES[shape.kind] + 2 * is_strided(shape) for shape in made]
+        assert [len(b) for b in blocks] == [number_of_launches(shape, batch) for shape in made]
         assert sum(map(len, blocks)) == launches
 
 
+@pytest.mark.parametrize("variant", [S0, MOBILE])
 @pytest.mark.parametrize("batch", [1, 32])
-def test_activations_that_move(batch):
+def test_activations_that_move(batch, variant):
     """Each launch reads its inputs once and writes its output once; nothing else exists in memory."""
-    made, _, blocks = planned("efficientformerv2_s0", batch)
+    made, _, blocks = planned(variant, batch)
     for shape, launches in zip(made, blocks, strict=True):
         pixels = batch * shape.height * shape.width
         small = batch * -(-shape.height // 2) * -(-shape.width // 2)
@@ -71,9 +91,18 @@ def test_activations_that_move(batch):
             for m in {id(v): v for v in launch.arguments.values() if isinstance(v, FeatureMap)}.values()
         )
         if shape.kind == "ffn":
-            maps = 3 if is_cut_by_channels(shape, batch) else 2
-            # x, h, d | d, x, y; or without d, the depthwise result: x, h | h, x, y
-            assert moved == pixels * (3 * width + maps * shape.sizes["hidden"])
+            hidden, out_pixels = shape.sizes["hidden"], batch * output_pixels(shape)
+            # x, h, d | d, x, y; or without d, the depthwise result: x, h | h, x, y. Without a residual no
+            # second x, and without fc1 x is h.
+            expected = out_pixels * shape.sizes.get("out", width)
+            expected += pixels * width * (1 + shape.options.get("residual", 1))
+            if "fc1" not in shape.without:
+                expected += pixels * hidden * (1 if is_cut_by_channels(shape, batch) else 2)
+            if is_cut_by_channels(shape, batch):
+                expected += 2 * out_pixels * hidden
+            assert moved == expected
+        elif shape.kind == "conv":  # x, y
+            assert moved == pixels * width + batch * output_pixels(shape) * shape.sizes["out"]
         elif shape.kind == "stem":  # x, m | m, y
             out = shape.sizes["out"]
             assert moved == pixels * 3 + batch * (2 * 112 * 112 * out // 2 + 56 * 56 * out)
@@ -90,14 +119,17 @@ def test_activations_that_move(batch):
             assert moved == pixels * (3 * width + 2 * 640) + small * of_small
 
 
-def test_multiply_adds_are_those_of_the_network():
-    """The products of S0 at 224 x 224: 0.396 G, of which the local branches and resizing are not counted."""
-    _, _, blocks = planned("efficientformerv2_s0", 1)
+@pytest.mark.parametrize(
+    ("variant", "published"), [(S0, 0.396e9), (MOBILE, 0.300e9), ("mobilenetv2_140", 0.582e9)]
+)
+def test_multiply_adds_are_those_of_the_network(variant, published):
+    """At 224 x 224; of S0 the local branches and resizing are not counted."""
+    _, _, blocks = planned(variant, 1)
     macs = sum(launch.macs for launches in blocks for launch in launches)
-    assert macs == pytest.approx(0.396e9, rel=0.02)
+    assert macs == pytest.approx(published, rel=0.02)
 
 
-@pytest.mark.parametrize("variant", list(VARIANTS))
+@pytest.mark.parametrize("variant", SOME)
 @pytest.mark.parametrize("batch", [1, 256])
 def test_buffers_alive_together_do_not_overlap(variant, batch):
     _, image, blocks = planned(variant, batch)
@@ -117,8 +149,9 @@ def test_buffers_alive_together_do_not_overlap(variant, batch):
                 assert layout.offsets[first] + first.bytes <= layout.offsets[second]
 
 
-def test_memory_is_little_more_than_what_is_alive_at_once():
-    _, _, blocks = planned("efficientformerv2_s0", 32)
+@pytest.mark.parametrize("variant", [S0, MOBILE])
+def test_memory_is_little_more_than_what_is_alive_at_once(variant):
+    _, _, blocks = planned(variant, 32)
     launches = [launch for made in blocks for launch in made]
     outside = {launches[-1].output}
     alive = lifetimes(launches, outside)
@@ -205,7 +238,7 @@ class Replay:
         return self.launches
 
 
-@pytest.mark.parametrize("variant", list(VARIANTS))
+@pytest.mark.parametrize("variant", SOME)
 def test_a_run_allocates_its_memory_and_launches_and_does_nothing_else(variant, no_waiting):
     """No operation of PyTorch computes, copies or waits between two launches, so the CPU runs ahead."""
     batch = 3
@@ -249,4 +282,4 @@ def test_anything_else_would_be_noticed(name, no_waiting, monkeypatch):
 
     monkeypatch.setattr(plans, "execute", breaking)
     with pytest.raises(AssertionError, match=rf"^a plan .*({message})"):
-        run_without_gpu("efficientformerv2_s0", 1)
+        run_without_gpu(S0, 1)

@@ -2,13 +2,15 @@
 
 import pytest
 import torch
+from block_shapes import OPTIONS
 from checks import seeded
 from models import TINY
 
 pytest.importorskip("triton")
 
-from effv2_kernels import backends, optimize
+from effv2_kernels import backends, optimize, shapes
 from effv2_kernels.errors import InputError, ModelError, UnavailableError
+from effv2_kernels.triton.plan import pack, refusal
 
 GPU = torch.device("cuda:0")
 
@@ -105,6 +107,27 @@ def test_without_triton(monkeypatch):
 def test_options_that_mean_nothing_on_a_gpu(options, error, message):
     with pytest.raises(error, match=message):
         tiny(**options)
+
+
+# Of block_shapes.OPTIONS, what has no kernel; all others run, see test_triton_parts.
+WITHOUT_KERNEL = {
+    "ffn with silu, 5x5": "ffn with kernel=5",
+    "ffn with hardswish, 7x7": "ffn with kernel=7",
+    "strided ffn without expansion, 5x5": "ffn with kernel=5",
+    "strided conv 7x7": "conv with kernel=7",
+    "attention without talking heads": "attention without mix1_weight",
+    "attention without bias": "attention without bias",
+    "attention without local": "attention without local",
+    "strided attention of products alone": "attention without local",
+}
+
+
+def test_blocks_without_a_kernel_are_refused_by_name():
+    made = {name: shapes.random_block(shape, seeded(1)) for name, shape in OPTIONS.items()}
+    assert {name: why for name, block in made.items() if (why := refusal(block))} == WITHOUT_KERNEL
+    for name, what in WITHOUT_KERNEL.items():
+        with pytest.raises(UnavailableError, match=f"the triton backend has no kernel for {what}"):
+            pack(made[name], torch.float16, "cpu")
 
 
 def test_a_device_that_nothing_runs_on():

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from block_shapes import HEADS, SHAPES
+from block_shapes import HEADS, OPTIONS, SHAPES
 from claimed_gpu import claim_to_pytorch, claim_to_triton
 from torch._functorch._aot_autograd.autograd_cache import AOTAutogradCacheDetails
 from torch._functorch.aot_autograd import aot_export_joint_simple
@@ -44,6 +44,14 @@ CASES = [
     (SHAPES["conv"], torch.float16, "nhwc"),
     (SHAPES["attention_downsample"], torch.float16, "nhwc"),
     (SHAPES["head"], torch.float16, "nhwc"),
+    (OPTIONS["strided ffn"], torch.float16, "nhwc"),
+    (OPTIONS["ffn without expansion"], torch.bfloat16, "nchw"),
+    (shapes.ffn(16, 16, 99, 91, activation="relu6", without=("fc1",)), torch.float16, "nhwc"),
+    (OPTIONS["conv 1x1 with relu6"], torch.float16, "nhwc"),
+    (OPTIONS["conv 3x3"], torch.float32, "nchw"),
+    (OPTIONS["strided conv with relu6"], torch.float16, "nchw"),
+    (OPTIONS["strided conv with relu6"], torch.float32, "nhwc"),
+    (OPTIONS["attention with silu"], torch.float16, "nhwc"),
 ]
 
 
@@ -135,10 +143,11 @@ def measure(shape):
 def planned(block, x):
     """The launches of a plan, each with the tile that was measured or else the first one that fits."""
     n, c, h, w = x.shape
-    strides = x.stride() if block.kind == "stem" and x.is_contiguous() else None
+    packed = pack(block, x.dtype, "cpu")
+    strides = x.stride() if packed.reads_any_layout and x.is_contiguous() else None
     source = FeatureMap(n, h, w, c, x.dtype, strides)
     made = {source: ["image", [n, c, h, w], list(source.strides or (h * w * c, 1, w * c, c))]}
-    for i, launch in enumerate(pack(block, x.dtype, "cpu").plan(source, "ieee")):
+    for i, launch in enumerate(packed.plan(source, "ieee")):
         tile = table_of(GPU).find(launch) or launch.tiles[min(1, len(launch.tiles) - 1)]
         arguments = dict(launch.arguments)
         for name, value in launch.arguments.items():

@@ -11,17 +11,24 @@ import torch
 from torch import Tensor, nn
 
 import effv2_kernels
+from bench.gpu.targets import VARIANTS
 from effv2_kernels.cli.models import randomise
-from effv2_kernels.families.efficientformer_v2 import VARIANTS, network_shapes
+from effv2_kernels.families import Family, families
 from effv2_kernels.families.efficientformer_v2.layers import AttentionLayer, DownsampleAttentionLayer
 from effv2_kernels.shapes import BlockShape
+
+
+def _found(variant: str) -> tuple[Family, str]:
+    """The family of a variant, and what that calls it."""
+    name = f"efficientformerv2_{variant}" if variant in VARIANTS else variant
+    return next(family for family in families() if name in family.VARIANTS), name
 
 
 @cache
 def _on_cpu(variant: str, size: tuple[int, int]) -> nn.Module:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        model = effv2_kernels.create_model(f"efficientformerv2_{variant}", img_size=size)
+        model = effv2_kernels.create_model(_found(variant)[1], img_size=size)
         randomise(model)
         return model.requires_grad_(False)
 
@@ -29,7 +36,8 @@ def _on_cpu(variant: str, size: tuple[int, int]) -> nn.Module:
 def build(variant: str, size: tuple[int, int], device: torch.device) -> nn.Module:
     """A model of its own with random weights, BatchNorm statistics and layer scales; fp32, in eval mode.
 
-    variant: "s0" to "l". size: rows and columns of its images. The same weights at every call.
+    variant: "s0" to "l", or the whole name of another family's, such as "mobilenetv2_100". size: rows and
+    columns of its images. The same weights at every call.
     """
     with torch.inference_mode(False):  # whose tensors could not be packed
         return copy.deepcopy(_on_cpu(variant, size)).to(device)
@@ -52,7 +60,8 @@ def shapes_of(variants: Sequence[str], size: tuple[int, int] = (224, 224)) -> di
     """Every different block of some variants for images of (rows, columns); of several the first is named."""
     found: dict[str, BlockShape] = {}
     for variant in variants:
-        for shape in network_shapes(VARIANTS[f"efficientformerv2_{variant}"], size):
+        family, name = _found(variant)
+        for shape in family.variant_shapes(name, size):
             if shape not in found.values():
                 found[f"{variant}-{shape}"] = shape
     return found

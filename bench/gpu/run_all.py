@@ -38,7 +38,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from bench.gpu.report import report, wrong
 from bench.gpu.results import blame, forget, read, steps_done
-from bench.gpu.targets import BATCHES, VARIANTS, batches, models
+from bench.gpu.targets import BATCHES, MODELS, VARIANTS, batches, models
 from bench.gpu.worker import DONE, RESTART, UNAVAILABLE, Wanted
 
 WORKER = Path(__file__).with_name("worker.py")
@@ -174,7 +174,12 @@ def parse(arguments: list[str] | None) -> Wanted:
         default=default.tune_seconds,
         help=f"and for tuning ahead; 0 leaves all tuning out; default: {default.tune_seconds:g}",
     )
-    parser.add_argument("--models", type=models, default=VARIANTS, help=f"default: {','.join(VARIANTS)}")
+    parser.add_argument(
+        "--models",
+        type=models,
+        default=VARIANTS,
+        help=f"of {','.join(MODELS)}; default: {','.join(VARIANTS)}",
+    )
     parser.add_argument(
         "--batches",
         type=batches,

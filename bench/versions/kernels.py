@@ -147,15 +147,20 @@ def _launches(networks: list[str], batches: list[int], dtype: Any) -> Iterator[t
     import torch
 
     from effv2_kernels import shapes
-    from effv2_kernels.reference.model import VARIANTS
     from effv2_kernels.triton.launch import FeatureMap
     from effv2_kernels.triton.plan import pack
+
+    try:
+        from effv2_kernels.families.efficientformer_v2 import VARIANTS, network_shapes
+    except ImportError:  # of a version that knew one family
+        from effv2_kernels.reference.model import VARIANTS
+        from effv2_kernels.shapes import network_shapes  # type: ignore[attr-defined, no-redef]
 
     for network in networks:
         architecture = VARIANTS[f"efficientformerv2_{network}"]
         g = torch.Generator().manual_seed(0)
-        usual = shapes.network_shapes(architecture)
-        larger = [s for s in shapes.network_shapes(architecture, (512, 512)) if "attention" in s.kind]
+        usual = network_shapes(architecture)
+        larger = [s for s in network_shapes(architecture, (512, 512)) if "attention" in s.kind]
         for size, of_size in ((224, usual), (512, larger)):
             for number, shape in enumerate(of_size):
                 block = pack(shapes.random_block(shape, g), dtype, "cpu")

@@ -3,7 +3,7 @@
 1. ``product``: q, k and v of x, or of its strided ``depthwise`` convolution.
 2. ``mixed_softmax``: the probabilities of each head, from the logits of all of them mixed.
 3. ``mixed_values``: the probabilities of all heads mixed, times v, and the local branch.
-4. ``product``: proj of GELU(u), or of the GELU of u resized 2x by ``resize``, plus x.
+4. ``product``: proj of f(u), or of f of u resized 2x by ``resize``, plus x.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ from effv2_kernels.triton.launch import FeatureMap, Launch, Tile, blocks_of, is_
 from effv2_kernels.triton.packing import BiasTable, Packed, matrix, taps, vector
 from effv2_kernels.triton.product import pointwise_product
 from effv2_kernels.triton.tiles import (
+    activated,
     depthwise_tiles,
     dot,
-    gelu,
     narrow,
     ok_of,
     output_tile,
@@ -159,7 +159,7 @@ def mixed_values(
     KEY: tl.constexpr,
     VALUE: tl.constexpr,
     BV: tl.constexpr,  # VALUE rounded up to what tl.dot takes
-    GELU: tl.constexpr,
+    ACTIVATION: tl.constexpr,
     WIDE: tl.constexpr,
     PRECISION: tl.constexpr,
     BQ: tl.constexpr,
@@ -193,7 +193,7 @@ def mixed_values(
     place = place_of(task, width)
     (branch,) = depthwise_tiles(v, filters, place, c, HEADS * VALUE, PITCH, 1, 1, VALUE != BV)
     out = acc + branch.to(tl.float32)
-    out = gelu(out, u_ptr.dtype.element_ty) if GELU else narrow(out, u_ptr.dtype.element_ty)
+    out = activated(out, ACTIVATION, u_ptr.dtype.element_ty)
     u_ptrs = u_ptr + (image * tokens + query)[:, None] * (HEADS * VALUE) + c[None, :]
     tl.store(u_ptrs, out, mask=query_ok[:, None] & c_ok[None, :])
 
@@ -204,10 +204,11 @@ def resized_tile(
     place,  # of the larger map
     c,  # (BC,)
     CHANNELS: tl.constexpr,
+    ACTIVATION: tl.constexpr,
     MASKED: tl.constexpr,  # c may pass CHANNELS
     dtype: tl.constexpr,
 ):
-    """(BM, BC): GELU(bilinear 2x of x) at some pixels and channels (align_corners=False).
+    """(BM, BC): f(bilinear 2x of x) at some pixels and channels (align_corners=False).
 
     A pixel of the larger map lies a quarter of a pixel from the nearer row of x and three quarters from the
     farther one, which is the nearer one again at the edge; columns alike. float16 is interpolated in float16:
@@ -230,26 +231,28 @@ def resized_tile(
     ff = tl.load(x_ptr + (far_at + far_column)[:, None] * CHANNELS + c, mask=ok, other=0.0).to(between)
     nearer = nn * three_quarters + nf * quarter
     farther = fn * three_quarters + ff * quarter
-    return gelu(nearer * three_quarters + farther * quarter, dtype)
+    return activated(nearer * three_quarters + farther * quarter, ACTIVATION, dtype)
 
 
 @triton.jit(do_not_specialize=["pixels", "out_height", "out_width", "height", "width"])
 def resize(
     x_ptr,  # (images, height, width, CHANNELS)
-    y_ptr,  # out: (images, out_height, out_width, CHANNELS), GELU(bilinear 2x of x), cropped
+    y_ptr,  # out: (images, out_height, out_width, CHANNELS), f(bilinear 2x of x), cropped
     pixels,  # of y
     out_height,
     out_width,
     height,
     width,
     CHANNELS: tl.constexpr,
+    ACTIVATION: tl.constexpr,
     WIDE: tl.constexpr,
     BM: tl.constexpr,
     BC: tl.constexpr,
 ):
     c, place = output_tile(pixels, out_height, out_width, CHANNELS, BM, BC, WIDE)
     dtype: tl.constexpr = y_ptr.dtype.element_ty
-    y_tile = resized_tile((x_ptr, height, width), place, c, CHANNELS, CHANNELS % BC != 0, dtype)
+    x = (x_ptr, height, width)
+    y_tile = resized_tile(x, place, c, CHANNELS, ACTIVATION, CHANNELS % BC != 0, dtype)
     tl.store(ptrs_of(y_ptr, place, c, CHANNELS), y_tile, mask=ok_of(place, c, CHANNELS))
 
 
@@ -295,6 +298,7 @@ class Attention(Packed):
         )
         self.proj, self.proj_bias = matrix(block.proj.weight, dtype, device), vector(block.proj.bias, device)
         self.heads, self.key_dim, self.value_dim = block.heads, block.key_dim, block.value_dim
+        self.activation = block.activation
 
     def plan(self, x: FeatureMap, precision: str) -> list[Launch]:
         launches: list[Launch] = []
@@ -303,15 +307,17 @@ class Attention(Packed):
             launches.append(strided_depthwise(x, self.dw, self.dw_bias))
             source = launches[-1].output
         launches.append(pointwise_product(source, self.qkv, self.qkv_bias, precision))
-        launches += self._talking_heads(launches[-1].output, precision, gelu=self.dw is None)
+        # What is resized is activated behind that.
+        activation = "none" if self.dw is not None else self.activation
+        launches += self._talking_heads(launches[-1].output, precision, activation)
         if self.dw is not None:
-            launches.append(_resize(launches[-1].output, x))
+            launches.append(_resize(launches[-1].output, x, self.activation))
         u = launches[-1].output
         return [*launches, pointwise_product(u, self.proj, self.proj_bias, precision, residual=x)]
 
-    def _talking_heads(self, qkv: FeatureMap, precision: str, *, gelu: bool) -> list[Launch]:
+    def _talking_heads(self, qkv: FeatureMap, precision: str, activation: str) -> list[Launch]:
         # What is resized is not rounded before; to the 8 bits of bfloat16 that would be one time too many.
-        precise = qkv.dtype == torch.bfloat16 and not gelu
+        precise = qkv.dtype == torch.bfloat16 and self.dw is not None
         dtype = torch.float32 if precise else qkv.dtype
         u = FeatureMap(qkv.images, qkv.height, qkv.width, self.heads * self.value_dim, dtype)
         tokens = qkv.height * qkv.width
@@ -353,7 +359,7 @@ class Attention(Packed):
                 "tokens": tokens, "height": qkv.height, "width": qkv.width, "key_tiles": key_tiles,
             },
             sizes
-            | {"VALUE": self.value_dim, "BV": round_up_to_power(self.value_dim), "GELU": gelu}
+            | {"VALUE": self.value_dim, "BV": round_up_to_power(self.value_dim), "ACTIVATION": activation}
             | common,
             programs,
             _values_tiles(keys, small, qkv.dtype),
@@ -363,8 +369,8 @@ class Attention(Packed):
         return [softmax, values]
 
 
-def _resize(u: FeatureMap, x: FeatureMap) -> Launch:
-    """GELU(bilinear 2x of u), cropped to the size of x, in the dtype of x."""
+def _resize(u: FeatureMap, x: FeatureMap, activation: str) -> Launch:
+    """f(bilinear 2x of u), cropped to the size of x, in the dtype of x."""
     y = x.like(u.channels)
     return Launch(
         resize,
@@ -372,7 +378,7 @@ def _resize(u: FeatureMap, x: FeatureMap) -> Launch:
             "x_ptr": u, "y_ptr": y, "pixels": y.pixels, "out_height": y.height, "out_width": y.width,
             "height": u.height, "width": u.width,
         },
-        {"CHANNELS": u.channels, "WIDE": is_wide(y)},
+        {"CHANNELS": u.channels, "ACTIVATION": activation, "WIDE": is_wide(y)},
         lambda t: blocks_of(y.pixels, t.blocks["BM"]) * blocks_of(y.channels, t.blocks["BC"]),
         [tile(4, 1, BM=16, BC=128), tile(4, 1, BM=32, BC=128), tile(4, 1, BM=32, BC=64)],
         y,

@@ -2,7 +2,7 @@
 
 1. ``depthwise``: every other pixel of x and those around it, and ``product``: q of that.
 2. ``product``: k and v.
-3. ``downsample_attention``: softmax(q k^T + bias) v plus the strided local branch, then GELU.
+3. ``downsample_attention``: softmax(q k^T + bias) v plus the strided local branch, then f.
 4. ``two_paths``: proj(u) + conv(x), both summed in the same registers.
 """
 
@@ -20,10 +20,10 @@ from effv2_kernels.triton.packing import BiasTable, Packed, conv_matrix, matrix,
 from effv2_kernels.triton.product import pointwise_product
 from effv2_kernels.triton.ranking import conv_tiles, product_programs
 from effv2_kernels.triton.tiles import (
+    activated,
     conv_sum,
     depthwise_tiles,
     dot,
-    gelu,
     load_row,
     narrow,
     ok_of,
@@ -77,6 +77,7 @@ def downsample_attention(
     BD: tl.constexpr,  # KEY and VALUE rounded up to what tl.dot takes
     BV: tl.constexpr,
     DENSE: tl.constexpr,
+    ACTIVATION: tl.constexpr,
     WIDE: tl.constexpr,
     PRECISION: tl.constexpr,
     BQ: tl.constexpr,
@@ -124,7 +125,8 @@ def downsample_attention(
     c = head * VALUE + dv
     v, filters = (kv_ptr + HEADS * KEY, height, width), (local_ptr, local_bias_ptr)
     (branch,) = depthwise_tiles(v, filters, place, c, HEADS * VALUE, PITCH, 2, 1, VALUE != BV)
-    out = gelu(acc / total[:, None] + branch.to(tl.float32), u_ptr.dtype.element_ty)
+    out = acc / total[:, None] + branch.to(tl.float32)
+    out = activated(out, ACTIVATION, u_ptr.dtype.element_ty)
     u_ptrs = u_ptr + (image * queries + query)[:, None] * (HEADS * VALUE) + c[None, :]
     tl.store(u_ptrs, out, mask=query_ok[:, None] & (dv < VALUE)[None, :])
 
@@ -178,6 +180,7 @@ class AttentionDownsample(Packed):
         self.conv = conv_matrix(block.conv.weight, dtype, device)
         self.out_bias = vector(block.proj.bias + block.conv.bias, device)
         self.heads, self.key_dim, self.value_dim = block.heads, block.key_dim, block.value_dim
+        self.activation = block.activation
 
     def plan(self, x: FeatureMap, precision: str) -> list[Launch]:
         height, width = blocks_of(x.height, 2), blocks_of(x.width, 2)
@@ -201,7 +204,8 @@ class AttentionDownsample(Packed):
             {
                 "HEADS": self.heads, "KEY": self.key_dim, "VALUE": self.value_dim,
                 "BD": round_up_to_power(self.key_dim), "BV": round_up_to_power(self.value_dim),
-                "DENSE": dense, "WIDE": wide, "PRECISION": _split_precision(precision),
+                "DENSE": dense, "ACTIVATION": self.activation, "WIDE": wide,
+                "PRECISION": _split_precision(precision),
             },
             lambda t: blocks_of(queries, t.blocks["BQ"]) * self.heads * x.images,
             _tiles(queries, self.heads * x.images, x.dtype),

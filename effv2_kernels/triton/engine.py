@@ -66,7 +66,6 @@ class Engine:
     ) -> None:
         self._dtype, self._device, self._cuda_graph = dtype, device, cuda_graph and device.type == "cuda"
         self._channels = block_sizes(network.blocks[0])["in"]
-        self._reads_any_layout = isinstance(network.blocks[0], blocks.Stem)
         self._has_head = isinstance(network.blocks[-1], blocks.Head)
         self._sizes = fitting_sizes(network)
         self._refuse_within_capture("packed")
@@ -234,7 +233,7 @@ class Engine:
         if not traced:
             check_memory(x)
         x = x.detach().resolve_neg()
-        if not self._reads_any_layout:
+        if not self._packed[0].reads_any_layout:
             return x.contiguous(memory_format=torch.channels_last)
         if x.is_contiguous(memory_format=torch.channels_last):
             return x

@@ -1,16 +1,17 @@
-"""The feed-forward block on a GPU: ``blocks.FFN`` in two launches, cut in one of two ways.
+"""The bottleneck on a GPU: ``blocks.FFN`` in two launches, cut in one of two ways.
 
 By pixels, for many of them:
 
-1. ``product``: GELU(fc1(x)).
-2. ``product``: the depthwise convolution and its GELU are made tile by tile in registers and fed straight to
-   fc2, plus x.
+1. ``product``: f(fc1(x)). Not without fc1.
+2. ``product``: f of the depthwise convolution is made tile by tile in registers and fed straight to fc2, plus
+   x if there is a residual.
 
 By channels, for small maps and few images, where the second of these would be a handful of programs that go
 through all hidden channels one step after another, and for wide blocks:
 
-1. ``hidden``: GELU(fc1(x)), the depthwise convolution and its GELU of a few channels of an image's rows.
-2. ``product``: fc2 of that, plus x.
+1. ``hidden``: f(fc1(x)), and f of the depthwise convolution, of a few channels of an image's rows. Without
+   fc1 it is ``depthwise``.
+2. ``product``: fc2 of that, plus x if there is a residual.
 """
 
 from __future__ import annotations
@@ -109,19 +110,20 @@ def hidden(
 class FFN(Packed):
     """``blocks.FFN`` with its weights in the kernels' layouts."""
 
-    fc1: Tensor | None
-    fc1_bias: Tensor | None
-    activation, stride, residual = "gelu", 1, True
-
     def __init__(self, block: blocks.FFN, dtype: torch.dtype, device: torch.device | str) -> None:
-        assert block.fc1 is not None  # or it was refused, see triton.plan
-        self.fc1, self.fc1_bias = matrix(block.fc1.weight, dtype, device), vector(block.fc1.bias, device)
+        self.activation, self.stride, self.residual = block.activation, block.stride, block.residual
+        self.fc1: Tensor | None = None
+        self.fc1_bias: Tensor | None = None
+        if block.fc1 is not None:
+            self.fc1, self.fc1_bias = matrix(block.fc1.weight, dtype, device), vector(block.fc1.bias, device)
         self.dw, self.dw_bias = taps(block.dw.weight, dtype, device), vector(block.dw.bias, device)
         self.fc2, self.fc2_bias = matrix(block.fc2.weight, dtype, device), vector(block.fc2.bias, device)
 
     def plan(self, x: FeatureMap, precision: str) -> list[Launch]:
-        small = x.height * x.width <= _SMALL_MAP or x.pixels <= _FEW_PIXELS
-        if small or x.channels > _ONE_TILE:
+        # Of the output, which is what the programs of the second launch share.
+        of_one = blocks_of(x.height, self.stride) * blocks_of(x.width, self.stride)
+        small = of_one <= _SMALL_MAP or x.images * of_one <= _FEW_PIXELS
+        if small or self.fc2.shape[1] > _ONE_TILE:
             return self.by_channels(x, precision)
         return self.by_pixels(x, precision)
 

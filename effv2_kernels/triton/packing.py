@@ -23,7 +23,12 @@ _MAX_GRIDS = 16
 
 
 class Packed(ABC):
-    """A block with its weights on a device, ready to be planned for any size of its input."""
+    """A block with its weights on a device, ready to be planned for any size of its input.
+
+    reads_any_layout: whether its input may have strides; that of others is dense.
+    """
+
+    reads_any_layout: bool = False
 
     @abstractmethod
     def plan(self, x: FeatureMap, precision: str) -> list[Launch]:
@@ -42,6 +47,11 @@ def matrix(weight: Tensor, dtype: torch.dtype, device: torch.device | str) -> Te
 def conv_matrix(weight: Tensor, dtype: torch.dtype, device: torch.device | str) -> Tensor:
     """(out, in, 3, 3) -> (9, in, out), and any other size of kernel alike."""
     return weight.flatten(2).permute(2, 1, 0).contiguous().to(device, dtype)
+
+
+def image_matrix(weight: Tensor, dtype: torch.dtype, device: torch.device | str) -> Tensor:
+    """(out, in, 3, 3) -> (in * 9, out), float16 for networks in float16 and else float32."""
+    return matrix(weight.flatten(1), half_or_float(dtype), device)
 
 
 def half_or_float(dtype: torch.dtype) -> torch.dtype:

@@ -10,13 +10,21 @@ from torch import Tensor
 
 from effv2_kernels import blocks, support
 from effv2_kernels.backends import require_kernels
+from effv2_kernels.support import Limits
 from effv2_kernels.triton.feature import Feature
 from effv2_kernels.triton.launch import FeatureMap, Launch, Tile
 from effv2_kernels.triton.memory import lay_out
 from effv2_kernels.triton.packing import Packed
 
 # What the kernels of each kind of block can run; a kind that is not here has none.
-LIMITS = support.AS_IN_0_2
+LIMITS = {
+    "stem": Limits(),
+    "ffn": Limits({"kernel": (3,)}, absent=("fc1",)),
+    "attention": Limits(),
+    "conv": Limits({"kernel": (1, 3)}),
+    "attention_downsample": Limits(),
+    "head": Limits(),
+}
 
 
 def refusal(block: blocks.Block) -> str | None:
