@@ -375,6 +375,13 @@ class Ffn final : public TypedBlock {
     dw_.prefetch_panel(p);
     fc1_.run(p, plain_rows(x, in_, in_, fresh), {0, pixels}, into_panel(hidden), next);
     activate(activation_, hidden, std::int64_t{pixels} * kPanel);
+    // Of an infinite x the columns that fill a panel up are NaN. Where a clamp makes numbers of all others,
+    // they must not reach those by way of fc2.
+    const int channels = hidden_ - p * kPanel;
+    if (channels >= kPanel || !clamp_of(activation_).any) return;
+    for (int i = 0; i < pixels; ++i) {
+      std::memset(hidden + std::int64_t{i} * kPanel + channels, 0, (kPanel - channels) * sizeof(Operand));
+    }
   }
 
   // Has run(into) add a chunk's part of fc2 to sums; the last part makes y, and adds x.
