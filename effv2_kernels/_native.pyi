@@ -29,8 +29,8 @@ class Network:
     # For count() alone: with the panels and tiles of an ISA, "avx2" or "avx512", on any processor.
     @staticmethod
     def counting(isa: str) -> Network: ...
-    # For each thread and block: (multiply-adds, meetings of its team) of a batch of such images. Only a network
-    # for counting counts multiply-adds.
+    # For each thread and block: (multiply-adds, meetings of its team) of a batch of such images. Only a
+    # network for counting counts multiply-adds.
     def count(self, images: int, height: int, width: int, threads: int) -> list[list[tuple[int, int]]]: ...
     # tensors: float32, C-contiguous numpy arrays by the field names of effv2_kernels.blocks.
     def add(
