@@ -4,7 +4,7 @@
 //   q = q_proj(dw(x));  k, v = kv(x);  P = softmax(q k^T + bias);
 //   y = proj(f(P v + local(v))) + conv(x);  dw, local and conv 3x3 with stride 2, f an activation
 #include "cpu/tiles/attend.h"
-#include "cpu/tiles/conv.h"
+#include "cpu/tiles/convolution.h"
 #include "cpu/tiles/scratch.h"
 #include "cpu/tiles/typed_block.h"
 
@@ -171,7 +171,7 @@ class AttentionDownsample final : public TypedBlock {
   Depthwise local_;
   AttentionBias bias_;
   Product proj_;
-  Conv conv_;
+  Convolution conv_;
 };
 
 }  // namespace

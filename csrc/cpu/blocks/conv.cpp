@@ -1,5 +1,5 @@
 // Conv: y = activation(conv(x)), a window of any odd size, with stride 1 or 2.
-#include "cpu/tiles/conv.h"
+#include "cpu/tiles/convolution.h"
 
 #include "cpu/tiles/activation.h"
 
@@ -9,9 +9,9 @@ namespace {
 constexpr int kPixels = 256;  // of a product at a time
 constexpr int kGroup = 8;     // rows whose windows are copied at a time
 
-class ConvBlock final : public TypedBlock {
+class Conv final : public TypedBlock {
  public:
-  explicit ConvBlock(const ConvSpec& s)
+  explicit Conv(const ConvSpec& s)
       : activation_(s.activation),
         pointwise_(s.kernel == 1 && s.stride == 1),
         conv_(s.conv.weight, s.conv.bias, s.out_channels, s.in_channels, s.kernel, s.stride,
@@ -109,11 +109,11 @@ class ConvBlock final : public TypedBlock {
 
   Activation activation_;
   bool pointwise_;
-  Conv conv_;
+  Convolution conv_;
 };
 
 }  // namespace
 
-Block* make_conv(const ConvSpec& spec) { return new ConvBlock(spec); }
+Block* make_conv(const ConvSpec& spec) { return new Conv(spec); }
 
 }  // namespace effv2::EFFV2_TARGET

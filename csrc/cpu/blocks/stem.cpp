@@ -4,7 +4,7 @@
 #include <cstring>
 
 #include "cpu/tiles/activation.h"
-#include "cpu/tiles/conv.h"
+#include "cpu/tiles/convolution.h"
 
 namespace effv2::EFFV2_TARGET {
 namespace {
@@ -99,7 +99,7 @@ class Stem final : public TypedBlock {
   }
 
   Activation activation_;
-  Conv conv1_, conv2_;
+  Convolution conv1_, conv2_;
 };
 
 }  // namespace

@@ -11,11 +11,12 @@
 
 namespace effv2::EFFV2_TARGET {
 
-class Conv {
+class Convolution {
  public:
-  Conv() = default;
+  Convolution() = default;
   // weight: (out, in, kernel, kernel). The depth runs over taps, then input channels.
-  Conv(const float* weight, const float* bias, int out, int in, int kernel, int stride, Scale scale = {})
+  Convolution(const float* weight, const float* bias, int out, int in, int kernel, int stride,
+              Scale scale = {})
       : kernel_(kernel), stride_(stride), channels_(in), product_(out, kernel * kernel * in, Tail::joined) {
     const int taps = kernel * kernel;
     for (int n = 0; n < out; ++n) {
