@@ -35,8 +35,8 @@ def some_tiles(launch):
     return launch.tiles[::-3]
 
 
-# With so many channels that roundings to bfloat16 even out: of 12, 20 and 12 channels one block in 300 is more
-# than 5e-3 off, of these at most 4.4e-3, by the same sums in float64 with the same roundings.
+# With so many channels that roundings to bfloat16 even out: of 12, 20 and 12 channels one block in 300 is
+# more than 5e-3 off, of these at most 4.4e-3, by the same sums in float64 with the same roundings.
 BOTTLENECKS = {
     **{
         (f, "strided"): shapes.ffn(24, 72, 9, 6, out=40, stride=2, residual=0, activation=f)
