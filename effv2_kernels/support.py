@@ -33,17 +33,6 @@ class Limits:
         return None
 
 
-# The blocks as version 0.2.0 had them: what kernels can run that nobody has widened since.
-AS_IN_0_2: dict[str, Limits] = {
-    "stem": Limits({"activation": ("gelu",)}),
-    "ffn": Limits({"activation": ("gelu",), "stride": (1,), "residual": (True,), "kernel": (3,)}),
-    "attention": Limits({"activation": ("gelu",)}),
-    "conv": Limits({"activation": ("none",), "stride": (2,), "kernel": (3,)}),
-    "attention_downsample": Limits({"activation": ("gelu",)}),
-    "head": Limits(),
-}
-
-
 def refusal(limits: Mapping[str, Limits], block: Block) -> str | None:
     """What of a block kernels with these limits, by kind, cannot run; None where they run it."""
     return limits[block.kind].exceeded_by(block) if block.kind in limits else block.kind
