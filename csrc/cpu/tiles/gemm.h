@@ -77,59 +77,6 @@ struct Result {
   }
 };
 
-// Adds what belongs to a tile of sums and stores it. Whole: all of its columns exist. last: the sum is
-// complete.
-template <int RowCount, int Vectors, bool Whole, class Out>
-EFFV2_INLINE void finish(Vec (&sum)[RowCount][Vectors], const Result<Out>& r, int m, bool last) {
-  const int tail = r.columns - (Vectors - 1) * kLanes;  // columns of the last vector
-  const auto get = [&](const auto* p, int v) {
-    return Whole || v + 1 < Vectors ? load(p + v * kLanes) : load_n(p + v * kLanes, tail);
-  };
-  if (r.sum) {
-#pragma GCC unroll 16
-    for (int i = 0; i < RowCount; ++i) {
-#pragma GCC unroll 4
-      for (int v = 0; v < Vectors; ++v) sum[i][v] = add(sum[i][v], get(r.sum + (m + i) * r.sum_stride, v));
-    }
-  }
-  if (last && r.bias) {
-#pragma GCC unroll 16
-    for (int i = 0; i < RowCount; ++i) {
-#pragma GCC unroll 4
-      for (int v = 0; v < Vectors; ++v) sum[i][v] = add(sum[i][v], load(r.bias + v * kLanes));
-    }
-  }
-  if (last && r.clamp) {
-    const Clamp clamp = *r.clamp;
-#pragma GCC unroll 16
-    for (int i = 0; i < RowCount; ++i) {
-#pragma GCC unroll 4
-      for (int v = 0; v < Vectors; ++v) sum[i][v] = clamp(sum[i][v]);
-    }
-  }
-  if (last && r.residual) {
-#pragma GCC unroll 16
-    for (int i = 0; i < RowCount; ++i) {
-#pragma GCC unroll 4
-      for (int v = 0; v < Vectors; ++v) {
-        sum[i][v] = add(sum[i][v], get(r.residual + (m + i) * r.residual_stride, v));
-      }
-    }
-  }
-#pragma GCC unroll 16
-  for (int i = 0; i < RowCount; ++i) {
-#pragma GCC unroll 4
-    for (int v = 0; v < Vectors; ++v) {
-      Out* out = r.out + (m + i) * r.out_stride + v * kLanes;
-      if (Whole || v + 1 < Vectors) {
-        store(out, sum[i][v]);
-      } else {
-        store_n(out, sum[i][v], tail);
-      }
-    }
-  }
-}
-
 constexpr int kRun = 16;  // steps of k between two prefetches
 static_assert(kRun % kDepthGroup == 0 && kDepthBlock % kRun == 0, "steps of a product divide its pieces");
 
@@ -164,67 +111,23 @@ struct Ahead {
   }
 };
 
-// `tiles` tiles of RowCount rows from row m on, k from begin to end.
-template <int RowCount, int Vectors, class Right, class Out>
-__attribute__((noinline)) void run_tiles(const Rows& a, int m, int tiles, Panel<Right> b, int begin, int end,
-                                         const Result<Out>& result, bool last, Ahead& ahead) {
-  const Result<Out> r = result;
-  Ahead soon = ahead;
-  const std::int64_t stride = a.row_stride;
-  const bool whole = r.columns >= Vectors * kLanes;
-  const int first_block = begin ? begin / a.block : 0;
-  const int first_offset = begin - first_block * a.block;
-  const Operand* const start = a.data + first_block * a.block_stride + first_offset;
-  const Right* const first_row_of_b = b.below(begin).data;
-  const std::int64_t b_stride = b.stride * kDepthGroup;
+// `tiles` tiles of so many rows and vectors from row m on, k from begin to end. last: the sum is complete.
+template <class Right, class Out>
+using RunTiles = void (*)(const Rows& a, int m, int tiles, Panel<Right> b, int begin, int end,
+                          const Result<Out>& result, bool last, Ahead& ahead);
 
-  for (; tiles > 0; --tiles, m += RowCount) {
-    Vec sum[RowCount][Vectors];
-#pragma GCC unroll 16
-    for (int i = 0; i < RowCount; ++i) {
-#pragma GCC unroll 4
-      for (int v = 0; v < Vectors; ++v) sum[i][v] = zero();
-    }
-    const Right* b_row = first_row_of_b;
-    const Operand* p = start + m * stride;
-    int block_left = a.block - first_offset;
-    for (int left = end - begin; left > 0;) {
-      int run = left < kRun ? left : kRun;
-      if (run > block_left) run = block_left;
-      left -= run;
-      block_left -= run;
-      soon.fetch();
-      if (a.fresh) {
-#pragma GCC unroll 16
-        for (int i = 0; i < RowCount; ++i) prefetch(p + (RowCount + i) * stride);
-      }
-      for (int k = 0; k < run; k += kDepthGroup, p += kDepthGroup, b_row += b_stride) {
-        multiply(p, stride, b_row, sum);
-      }
-      if (block_left == 0) {
-        p += a.block_stride - a.block;
-        block_left = a.block;
-      }
-    }
-    if (whole) {
-      finish<RowCount, Vectors, true>(sum, r, m, last);
-    } else {
-      finish<RowCount, Vectors, false>(sum, r, m, last);
-    }
-  }
-  ahead = soon;
-}
+// By vectors and rows, each less one. Compiled once for a target, in gemm.cpp: they are most of its code.
+template <class Right, class Out>
+struct TileRuns {
+  RunTiles<Right, Out> of[kTileVectors + 1][kTileRows];
 
-template <int Vectors, int RowCount, class Right, class Out>
-EFFV2_INLINE void tiles_of(int row_count, const Rows& a, int m, int tiles, Panel<Right> b, int begin, int end,
-                           const Result<Out>& r, bool last, Ahead& ahead) {
-  if constexpr (RowCount > 0) {
-    if (row_count == RowCount) {
-      run_tiles<RowCount, Vectors>(a, m, tiles, b, begin, end, r, last, ahead);
-    } else {
-      tiles_of<Vectors, RowCount - 1>(row_count, a, m, tiles, b, begin, end, r, last, ahead);
-    }
-  }
+  static const TileRuns table;
+};
+
+template <int Vectors, class Right, class Out>
+inline void tiles_of(int row_count, const Rows& a, int m, int tiles, Panel<Right> b, int begin, int end,
+                     const Result<Out>& r, bool last, Ahead& ahead) {
+  TileRuns<Right, Out>::table.of[Vectors - 1][row_count - 1](a, m, tiles, b, begin, end, r, last, ahead);
 }
 
 // A tile whose result cannot hold parts of a sum: they wait beside it.
@@ -241,7 +144,7 @@ inline void rounded_tile(int row_count, const Rows& a, int m, Panel<Right> b, in
   if (part.sum) part.columns = r.columns;
   int begin = 0;
   for (; depth - begin > kDepthBlock; begin += kDepthBlock) {
-    tiles_of<Vectors, MostRows>(row_count, rows, 0, 1, b, begin, begin + kDepthBlock, part, false, ahead);
+    tiles_of<Vectors>(row_count, rows, 0, 1, b, begin, begin + kDepthBlock, part, false, ahead);
     part.sum = held;
     part.sum_stride = part.out_stride;
   }
@@ -250,7 +153,7 @@ inline void rounded_tile(int row_count, const Rows& a, int m, Panel<Right> b, in
     rest.sum = held;
     rest.sum_stride = part.out_stride;
   }
-  tiles_of<Vectors, MostRows>(row_count, rows, 0, 1, b, begin, depth, rest, true, ahead);
+  tiles_of<Vectors>(row_count, rows, 0, 1, b, begin, depth, rest, true, ahead);
 }
 
 // The rows are divided evenly, so that no tile is left with too few rows to hide the latency of a
@@ -285,8 +188,8 @@ inline void gemm_of(const Rows& a, int m0, int m1, Panel<Right> b, int depth, co
   for (int begin = 0; begin < depth; begin += kDepthBlock) {
     const int end = depth - begin > kDepthBlock ? begin + kDepthBlock : depth;
     const bool last = end == depth;
-    if (larger) tiles_of<Vectors, MostRows>(small + 1, a, m0, larger, b, begin, end, *into, last, ahead);
-    tiles_of<Vectors, MostRows>(small, a, split, tiles - larger, b, begin, end, *into, last, ahead);
+    if (larger) tiles_of<Vectors>(small + 1, a, m0, larger, b, begin, end, *into, last, ahead);
+    tiles_of<Vectors>(small, a, split, tiles - larger, b, begin, end, *into, last, ahead);
     if constexpr (std::is_same_v<Out, Operand>) {
       if (last || begin) continue;
       onto = r;

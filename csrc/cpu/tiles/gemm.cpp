@@ -1,0 +1,141 @@
+// The tiles of a product: one function for each number of rows and vectors that fits into the registers.
+#include "cpu/tiles/gemm.h"
+
+#include <utility>
+
+namespace effv2::EFFV2_TARGET {
+namespace {
+
+// Adds what belongs to a tile of sums and stores it. Whole: all of its columns exist. last: the sum is
+// complete.
+template <int RowCount, int Vectors, bool Whole, class Out>
+EFFV2_INLINE void finish(Vec (&sum)[RowCount][Vectors], const Result<Out>& r, int m, bool last) {
+  const int tail = r.columns - (Vectors - 1) * kLanes;  // columns of the last vector
+  const auto get = [&](const auto* p, int v) {
+    return Whole || v + 1 < Vectors ? load(p + v * kLanes) : load_n(p + v * kLanes, tail);
+  };
+  if (r.sum) {
+#pragma GCC unroll 16
+    for (int i = 0; i < RowCount; ++i) {
+#pragma GCC unroll 4
+      for (int v = 0; v < Vectors; ++v) sum[i][v] = add(sum[i][v], get(r.sum + (m + i) * r.sum_stride, v));
+    }
+  }
+  if (last && r.bias) {
+#pragma GCC unroll 16
+    for (int i = 0; i < RowCount; ++i) {
+#pragma GCC unroll 4
+      for (int v = 0; v < Vectors; ++v) sum[i][v] = add(sum[i][v], load(r.bias + v * kLanes));
+    }
+  }
+  if (last && r.clamp) {
+    const Clamp clamp = *r.clamp;
+#pragma GCC unroll 16
+    for (int i = 0; i < RowCount; ++i) {
+#pragma GCC unroll 4
+      for (int v = 0; v < Vectors; ++v) sum[i][v] = clamp(sum[i][v]);
+    }
+  }
+  if (last && r.residual) {
+#pragma GCC unroll 16
+    for (int i = 0; i < RowCount; ++i) {
+#pragma GCC unroll 4
+      for (int v = 0; v < Vectors; ++v) {
+        sum[i][v] = add(sum[i][v], get(r.residual + (m + i) * r.residual_stride, v));
+      }
+    }
+  }
+#pragma GCC unroll 16
+  for (int i = 0; i < RowCount; ++i) {
+#pragma GCC unroll 4
+    for (int v = 0; v < Vectors; ++v) {
+      Out* out = r.out + (m + i) * r.out_stride + v * kLanes;
+      if (Whole || v + 1 < Vectors) {
+        store(out, sum[i][v]);
+      } else {
+        store_n(out, sum[i][v], tail);
+      }
+    }
+  }
+}
+
+// `tiles` tiles of RowCount rows from row m on, k from begin to end.
+template <int Vectors, int RowCount, class Right, class Out>
+void run_tiles(const Rows& a, int m, int tiles, Panel<Right> b, int begin, int end, const Result<Out>& result,
+               bool last, Ahead& ahead) {
+  const Result<Out> r = result;
+  Ahead soon = ahead;
+  const std::int64_t stride = a.row_stride;
+  const bool whole = r.columns >= Vectors * kLanes;
+  const int first_block = begin ? begin / a.block : 0;
+  const int first_offset = begin - first_block * a.block;
+  const Operand* const start = a.data + first_block * a.block_stride + first_offset;
+  const Right* const first_row_of_b = b.below(begin).data;
+  const std::int64_t b_stride = b.stride * kDepthGroup;
+
+  for (; tiles > 0; --tiles, m += RowCount) {
+    Vec sum[RowCount][Vectors];
+#pragma GCC unroll 16
+    for (int i = 0; i < RowCount; ++i) {
+#pragma GCC unroll 4
+      for (int v = 0; v < Vectors; ++v) sum[i][v] = zero();
+    }
+    const Right* b_row = first_row_of_b;
+    const Operand* p = start + m * stride;
+    int block_left = a.block - first_offset;
+    for (int left = end - begin; left > 0;) {
+      int run = left < kRun ? left : kRun;
+      if (run > block_left) run = block_left;
+      left -= run;
+      block_left -= run;
+      soon.fetch();
+      if (a.fresh) {
+#pragma GCC unroll 16
+        for (int i = 0; i < RowCount; ++i) prefetch(p + (RowCount + i) * stride);
+      }
+      for (int k = 0; k < run; k += kDepthGroup, p += kDepthGroup, b_row += b_stride) {
+        multiply(p, stride, b_row, sum);
+      }
+      if (block_left == 0) {
+        p += a.block_stride - a.block;
+        block_left = a.block;
+      }
+    }
+    if (whole) {
+      finish<RowCount, Vectors, true>(sum, r, m, last);
+    } else {
+      finish<RowCount, Vectors, false>(sum, r, m, last);
+    }
+  }
+  ahead = soon;
+}
+
+// What there is of a tile of so many rows: the widest have fewer.
+template <int Vectors, int RowCount, class Right, class Out>
+constexpr RunTiles<Right, Out> tile_run() {
+  if constexpr (Vectors > kTileVectors && RowCount > kWideTileRows) {
+    return nullptr;
+  } else {
+    return run_tiles<Vectors, RowCount, Right, Out>;
+  }
+}
+
+template <class Right, class Out, int... Row>
+constexpr TileRuns<Right, Out> all(std::integer_sequence<int, Row...>) {
+  static_assert(kTileVectors == 2, "a row of the table for each number of vectors");
+  return {{{tile_run<1, Row + 1, Right, Out>()...},
+           {tile_run<2, Row + 1, Right, Out>()...},
+           {tile_run<3, Row + 1, Right, Out>()...}}};
+}
+
+}  // namespace
+
+template <class Right, class Out>
+const TileRuns<Right, Out> TileRuns<Right, Out>::table =
+    all<Right, Out>(std::make_integer_sequence<int, kTileRows>{});
+
+// Those that blocks ask for. Some are the same where a format stores what it multiplies.
+[[gnu::used]] extern const void* const kTileRuns[] = {
+    &TileRuns<Operand, Operand>::table, &TileRuns<Stored, Operand>::table, &TileRuns<Stored, Stored>::table};
+
+}  // namespace effv2::EFFV2_TARGET
