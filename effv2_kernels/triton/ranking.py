@@ -107,8 +107,8 @@ def hidden_tiles(x: FeatureMap, y: FeatureMap, stride: int) -> list[Tile]:
         return y.height if x.height * x.width <= m else min(y.height, max(1, (m // x.width - 2) // stride))
 
     if x.dtype == torch.float32:
-        # The last one for where both others spill on sm_90, by no rule that we know: of MobileNetV2's launches
-        # that of 96 channels to 576 with stride 2.
+        # The last one for where both others spill on sm_90, by no rule that we know: of MobileNetV2's
+        # launches that of 96 channels to 576 with stride 2.
         sizes = ((4, 32), (4, 16), (8, 32))
         return [tile(w, 1, BM=m, BN=m, BK=32, BAND=band(_FLOAT32_BAND)) for w, m in sizes]
     most = round_up_to_power(x.height * x.width)
