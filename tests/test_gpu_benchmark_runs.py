@@ -180,9 +180,12 @@ def test_the_time_is_kept(command, capsys, monkeypatch):
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
 def test_nothing_is_lost_and_nothing_left_running_when_it_is_killed(command, how, tmp_path):
     command.script("right:right", "sleep:sleep")
+    # Who starts tests in the background of a shell has them ignore SIGINT, and with them what they start.
     code = f"""
+        import signal
         import sys
         from pathlib import Path
+        signal.signal(signal.SIGINT, signal.default_int_handler)
         sys.path.insert(0, {str(ROOT)!r})
         from bench.gpu import run_all
         run_all.WORKER = Path({str(command.worker)!r})
