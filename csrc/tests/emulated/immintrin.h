@@ -9,6 +9,8 @@
 #include <simde/x86/avx512.h>
 #include <simde/x86/fma.h>
 
+#include <cstdint>
+
 namespace effv2::emulated {
 
 // SIMDe's masked loads and stores touch the lanes that the mask leaves out (0.8.2).
@@ -25,9 +27,20 @@ inline void mask_storeu(float* p, __mmask16 mask, __m512 v) {
   }
 }
 
+// Not in SIMDe (0.8.2): the lower half of each value.
+inline __m256i cvtepi32_epi16(__m512i v) {
+  alignas(64) std::int32_t values[16];
+  alignas(32) std::int16_t halves[16];
+  _mm512_store_si512(values, v);
+  for (int i = 0; i < 16; ++i) halves[i] = static_cast<std::int16_t>(values[i]);
+  return _mm256_load_si256(reinterpret_cast<const __m256i*>(halves));
+}
+
 }  // namespace effv2::emulated
 
 #undef _mm512_maskz_loadu_ps
 #define _mm512_maskz_loadu_ps(mask, p) effv2::emulated::maskz_loadu(mask, p)
 #undef _mm512_mask_storeu_ps
 #define _mm512_mask_storeu_ps(p, mask, v) effv2::emulated::mask_storeu(p, mask, v)
+#undef _mm512_cvtepi32_epi16
+#define _mm512_cvtepi32_epi16(v) effv2::emulated::cvtepi32_epi16(v)
