@@ -82,35 +82,34 @@ const Target* counting_target(const char* isa) {
   return nullptr;
 }
 
-static bool isa_is(const char* isa, bool (*what)(const Target&)) {
+// Its first format's: availability is that of the instruction set.
+static const Target* first_of(const char* isa) {
   for (const Target& target : targets()) {
-    if (std::strcmp(target.isa, isa) == 0) return what(target);
+    if (std::strcmp(target.isa, isa) == 0) return &target;
   }
-  return false;
+  return nullptr;
 }
-bool knows_isa(const char* isa) {
-  return isa_is(isa, [](const Target&) { return true; });
-}
+bool knows_isa(const char* isa) { return first_of(isa) != nullptr; }
 bool can_run_isa(const char* isa) {
-  return isa_is(isa, [](const Target& target) { return target.available(); });
+  const Target* target = first_of(isa);
+  return target && target->available();
 }
 
 const char* default_isa(char* error) {
   const char* forced = std::getenv("EFFV2_FORCE_ISA");
   if (forced && *forced) {
-    if (!knows_isa(forced)) {
+    const Target* target = first_of(forced);
+    if (!target) {
       std::snprintf(error, 256, "EFFV2_FORCE_ISA names the unknown ISA '%.64s'", forced);
       return nullptr;
     }
-    if (!can_run_isa(forced)) {
+    if (!target->available()) {
       std::snprintf(error, 256,
                     "EFFV2_FORCE_ISA asks for '%.64s', which this processor or operating system lacks",
                     forced);
       return nullptr;
     }
-    for (const Target& target : targets()) {
-      if (std::strcmp(target.isa, forced) == 0) return target.isa;
-    }
+    return target->isa;
   }
   for (const Target& target : targets()) {
     if (target.available()) return target.isa;

@@ -70,26 +70,26 @@ class Ffn final : public TypedBlock {
   std::int64_t packed_bytes() const override { return fc1_.bytes() + fc2_.bytes() + dw_.bytes(); }
 
   std::int64_t shared_bytes(Map in) const override {
-    return whole(in) ? counted([&](Carver& c) { shared(c, in); }) : 0;
+    std::int64_t most = 0;
+    for (int threads = 1; whole(in) && threads <= kLargeTeam; ++threads) {
+      const std::int64_t bytes = counted([&](Carver& c) { shared(c, in, threads); });
+      if (bytes > most) most = bytes;
+    }
+    return most;
   }
   std::int64_t own_bytes(Map in) const override {
     return whole(in) ? counted([&](Carver& c) { own(c, in); }) : counted([&](Carver& c) { band(c, in); });
   }
 
  private:
-  // What threads share of a map that is one band.
+  // What a team shares of a map that is one band.
   struct Shared {
-    Operand* chunks;  // two in turn; or two sets of edges, which are never more rows than the map has
     Operand* sums;    // parts of fc2's, where the output cannot hold them
+    Operand* chunks;  // two in turn; or two sets of edges, which are never more rows than the map has
   };
-  Shared shared(Carver& c, Map in) const {
-    std::int64_t most = 0;  // of any team
-    for (int threads = 1; threads <= kLargeTeam; ++threads) {
-      const std::int64_t values = (chunks(in, threads) > 1 ? 2 : 1) * chunk_values(in, threads);
-      if (values > most) most = values;
-    }
-    return {c.take<Operand>(most),
-            c.take<Operand>(chunks(in, 1) > 1 ? converted(size_of_output(in).values()) : 0)};
+  Shared shared(Carver& c, Map in, int threads) const {
+    return {c.take<Operand>(chunks(in, 1) > 1 ? converted(size_of_output(in).values()) : 0),
+            c.take<Operand>((chunks(in, threads) > 1 ? 2 : 1) * chunk_values(in, threads))};
   }
   // What a thread has of its own then: a panel of the hidden map, and the chunk of its own rows.
   struct Own {
@@ -147,9 +147,9 @@ class Ffn final : public TypedBlock {
            const Team& team) const override {
     Carver shared_part(scratch.shared), own_part(scratch.own);
     if (whole(in) && team.size > 1 && divides_evenly(in, team.size)) {
-      run_rows(x.data, y, in, shared(shared_part, in), own(own_part, in), team);
+      run_rows(x.data, y, in, shared(shared_part, in, team.size), own(own_part, in), team);
     } else if (whole(in)) {
-      run_whole(x.data, y, in, shared(shared_part, in), own(own_part, in), team);
+      run_whole(x.data, y, in, shared(shared_part, in, team.size), own(own_part, in), team);
     } else {
       run_banded(x.data, y, in, band(own_part, in), team.share(size_of_output(in).height));
     }
