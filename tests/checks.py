@@ -277,29 +277,6 @@ def check_same_kind(actual, expected, what, bound=4 * BLOCK_BOUND):
         assert relative_l2(actual[finite], expected[finite].double()) <= bound, what
 
 
-def propagated_bound(network, x, number=0):
-    """What the bound of one block becomes at the output of a whole network.
-
-    In float64, each block's output gets a random error of relative L2 BLOCK_BOUND; the errors of the
-    network's outputs are returned. Networks with weights of any size need it: where activations grow and
-    cancel, the rounding errors of any fp32 implementation grow with them.
-    """
-    g = seeded(977 + number)
-    clean = exact_network(network, x)
-    outputs = []
-    y = x.double()
-    for block in network.blocks:
-        y = exact(block, y)
-        noise = torch.randn(y.shape, generator=g, dtype=torch.float64)
-        y = y + noise * (BLOCK_BOUND * y.norm() / noise.norm())
-        outputs.append(y)
-    wanted = [outputs[f.block] for f in network.features] or [outputs[-1]]
-    for i, f in enumerate(network.features):
-        if f.scale is not None:
-            wanted[i] = wanted[i] * f.scale[:, None, None].double() + f.shift[:, None, None].double()
-    return [relative_l2(noisy, c) for noisy, c in zip(wanted, clean, strict=True)]
-
-
 class PackingCounter:
     """Counts the engines that are packed."""
 
