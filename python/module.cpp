@@ -6,6 +6,7 @@
 #include <algorithm>
 #include <cstring>
 
+#include "cpu/counting.h"
 #include "cpu/dispatch.h"
 #include "engine/builder.h"
 #include "engine/network.h"

@@ -9,31 +9,9 @@
 #include <cstring>
 #include <vector>
 
-namespace effv2 {
+#include "cpu/target_row.h"
 
-#define EFFV2_DECLARE_FACTORY(kind, Spec) Block* make_##kind(const Spec&);
-#define EFFV2_ENTER_FACTORY(kind, Spec) made.kind = make_##kind;
-// What csrc/cpu defines for a target, and its row of the table.
-#define EFFV2_TARGET_ROW(the_isa, the_format, is_available)                                  \
-  namespace the_isa##_##the_format {                                                         \
-    EFFV2_BLOCKS(EFFV2_DECLARE_FACTORY)                                                      \
-    extern const int kValueBytes;                                                            \
-    void scale_and_shift(const void*, const float*, const float*, std::int64_t, int, void*); \
-    void copy_rows(const MapView&, Map, int, int, void*);                                    \
-    double peak_loop(long);                                                                  \
-    static Target row() {                                                                    \
-      Target made{};                                                                         \
-      made.isa = #the_isa;                                                                   \
-      made.format = #the_format;                                                             \
-      made.value_bytes = kValueBytes;                                                        \
-      made.available = is_available;                                                         \
-      made.scale_and_shift = scale_and_shift;                                                \
-      made.copy_rows = copy_rows;                                                            \
-      made.peak_loop = peak_loop;                                                            \
-      EFFV2_BLOCKS(EFFV2_ENTER_FACTORY)                                                      \
-      return made;                                                                           \
-    }                                                                                        \
-  }
+namespace effv2 {
 
 #if defined(__x86_64__)
 // The compiler's run-time checks include the operating system's part (XCR0).
@@ -54,10 +32,6 @@ static bool has_scalar() { return true; }
 #include "targets.inc"
 #undef X
 
-// In a table of their own, since they run anywhere, but compute nothing.
-EFFV2_TARGET_ROW(avx2, counting, has_scalar)
-EFFV2_TARGET_ROW(avx512, counting, has_scalar)
-
 const std::vector<Target>& targets() {
 #define X(the_isa, the_format) the_isa##_##the_format::row(),
   static const std::vector<Target> table{
@@ -70,14 +44,6 @@ const std::vector<Target>& targets() {
 const Target* find_target(const char* isa, const char* format) {
   for (const Target& target : targets()) {
     if (std::strcmp(target.isa, isa) == 0 && std::strcmp(target.format, format) == 0) return &target;
-  }
-  return nullptr;
-}
-
-const Target* counting_target(const char* isa) {
-  static const Target table[] = {avx512_counting::row(), avx2_counting::row()};
-  for (const Target& target : table) {
-    if (std::strcmp(target.isa, isa) == 0) return &target;
   }
   return nullptr;
 }

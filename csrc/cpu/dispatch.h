@@ -11,8 +11,6 @@ namespace effv2 {
 const std::vector<Target>& targets();
 // Null if there is none of this ISA and format, or it is unknown.
 const Target* find_target(const char* isa, const char* format);
-// Counts the multiply-adds of this ISA's tiles on any processor, for Network::count(); null if there is none.
-const Target* counting_target(const char* isa);
 bool knows_isa(const char* isa);
 // Whether the processor and the operating system can.
 bool can_run_isa(const char* isa);
