@@ -6,6 +6,14 @@
 namespace effv2::EFFV2_TARGET {
 namespace {
 
+// A pointer that the compiler knows nothing about. It would otherwise keep one for every row of a tile and
+// step all of them from tile to tile, in memory: a fifth of what a product of little depth executes.
+template <class T>
+EFFV2_INLINE T* opaque(T* pointer) {
+  asm("" : "+r"(pointer));
+  return pointer;
+}
+
 // Adds what belongs to a tile of sums and stores it. Whole: all of its columns exist. last: the sum is
 // complete.
 template <int RowCount, int Vectors, bool Whole, class Out>
@@ -15,10 +23,11 @@ EFFV2_INLINE void finish(Vec (&sum)[RowCount][Vectors], const Result<Out>& r, in
     return Whole || v + 1 < Vectors ? load(p + v * kLanes) : load_n(p + v * kLanes, tail);
   };
   if (r.sum) {
+    const Operand* row = opaque(r.sum + m * r.sum_stride);
 #pragma GCC unroll 16
-    for (int i = 0; i < RowCount; ++i) {
+    for (int i = 0; i < RowCount; ++i, row += r.sum_stride) {
 #pragma GCC unroll 4
-      for (int v = 0; v < Vectors; ++v) sum[i][v] = add(sum[i][v], get(r.sum + (m + i) * r.sum_stride, v));
+      for (int v = 0; v < Vectors; ++v) sum[i][v] = add(sum[i][v], get(row, v));
     }
   }
   if (last && r.bias) {
@@ -37,23 +46,22 @@ EFFV2_INLINE void finish(Vec (&sum)[RowCount][Vectors], const Result<Out>& r, in
     }
   }
   if (last && r.residual) {
+    const Out* row = opaque(r.residual + m * r.residual_stride);
 #pragma GCC unroll 16
-    for (int i = 0; i < RowCount; ++i) {
+    for (int i = 0; i < RowCount; ++i, row += r.residual_stride) {
 #pragma GCC unroll 4
-      for (int v = 0; v < Vectors; ++v) {
-        sum[i][v] = add(sum[i][v], get(r.residual + (m + i) * r.residual_stride, v));
-      }
+      for (int v = 0; v < Vectors; ++v) sum[i][v] = add(sum[i][v], get(row, v));
     }
   }
+  Out* out = opaque(r.out + m * r.out_stride);
 #pragma GCC unroll 16
-  for (int i = 0; i < RowCount; ++i) {
+  for (int i = 0; i < RowCount; ++i, out += r.out_stride) {
 #pragma GCC unroll 4
     for (int v = 0; v < Vectors; ++v) {
-      Out* out = r.out + (m + i) * r.out_stride + v * kLanes;
       if (Whole || v + 1 < Vectors) {
-        store(out, sum[i][v]);
+        store(out + v * kLanes, sum[i][v]);
       } else {
-        store_n(out, sum[i][v], tail);
+        store_n(out + v * kLanes, sum[i][v], tail);
       }
     }
   }
@@ -93,7 +101,7 @@ void run_tiles(const Rows& a, int m, int tiles, Panel<Right> b, int begin, int e
 #pragma GCC unroll 16
         for (int i = 0; i < RowCount; ++i) prefetch(p + (RowCount + i) * stride);
       }
-      for (int k = 0; k < run; k += kDepthGroup, p += kDepthGroup, b_row += b_stride) {
+      for (const Operand* const run_end = p + run; p < run_end; p += kDepthGroup, b_row += b_stride) {
         multiply(p, stride, b_row, sum);
       }
       if (block_left == 0) {
