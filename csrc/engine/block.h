@@ -37,6 +37,16 @@ struct Scratch {
   void* own;
 };
 
+// The dense maps of some images at a block, one image after the other; steps in bytes.
+struct Group {
+  int images;
+  const std::byte* x;
+  std::int64_t x_step;
+  std::byte* y;
+  std::int64_t y_step;
+};
+inline constexpr int kMostInGroup = 4;
+
 // Messages of blocks that an input does not fit are plain text: they reach the user.
 class Block {
  public:
@@ -57,6 +67,13 @@ class Block {
   // y must not overlap x. The caller synchronises the team between blocks.
   virtual void run(const MapView& x, void* y, Map in, const void* prepared, const Scratch& scratch,
                    const Team& team) const = 0;
+  // The same for a group of images by one thread. Blocks for which an image alone does not repay the reading
+  // of their weights take all at once.
+  virtual void run_group(const Group& group, Map in, const void* prepared, const Scratch& scratch) const {
+    for (int i = 0; i < group.images; ++i) {
+      run(dense(group.x + i * group.x_step, in), group.y + i * group.y_step, in, prepared, scratch, {});
+    }
+  }
 };
 
 }  // namespace effv2

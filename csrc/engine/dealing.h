@@ -4,6 +4,7 @@
 
 #include <algorithm>
 
+#include "engine/block.h"
 #include "engine/team.h"
 
 namespace effv2 {
@@ -18,9 +19,8 @@ inline int helpful(int threads) {
 }
 
 struct Dealing {
-  // Images of a batch that one thread takes through the late blocks together.
-  static constexpr int kMostInGroup = 4;
-  // Small enough that every thread gets several groups.
+  // Images that one thread takes through the late blocks together: few enough that every thread gets several
+  // groups.
   static int group(int images, int threads) {
     return std::max(1, std::min(kMostInGroup, images / (2 * threads)));
   }

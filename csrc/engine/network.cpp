@@ -221,7 +221,7 @@ void Network::run_group(const Run& run, Range images, std::byte* arena, std::byt
   std::byte* late_maps = own + plan.own_bytes;
   const bool grouped = images.end - images.begin > 1;
   const std::size_t late = grouped ? std::min(plan.late, run.blocks) : run.blocks;
-  Walk walks[Dealing::kMostInGroup];
+  Walk walks[kMostInGroup];
   for (int image = images.begin; image < images.end; ++image, late_maps += 2 * plan.late_map_bytes) {
     Walk& walk = walks[image - images.begin];
     walk = enter(run, image, arena, {});
@@ -235,7 +235,7 @@ void Network::run_group(const Run& run, Range images, std::byte* arena, std::byt
     }
   }
   for (std::size_t i = late + 1; i < run.blocks; ++i) {
-    for (int g = 0; g < images.end - images.begin; ++g) step(run, i, walks[g], scratch, {}, efforts);
+    step_group(run, i, walks, images.end - images.begin, scratch, efforts);
   }
 }
 
@@ -266,32 +266,57 @@ void Network::step(const Run& run, std::size_t i, Walk& walk, const Scratch& scr
                    Effort* efforts) const {
   const Plan& plan = run.plan;
   const Effort start = efforts ? effort_so_far(team) : Effort{};
-  const Map out = plan.outputs[i];
-  std::byte* y = walk.maps[walk.spare];
-  const Feature* wanted =
-      run.features && walk.feature < features_.size() && features_[walk.feature].block == static_cast<int>(i)
-          ? &features_[walk.feature]
-          : nullptr;
-  const auto output = [&](std::size_t feature) {
-    return static_cast<std::byte*>(run.outputs[feature]) + walk.image * bytes_of(out);
-  };
-  std::byte* returned = nullptr;
-  if (wanted) returned = output(walk.feature++);
-  if (!run.features && i + 1 == run.blocks) returned = output(0);
-  const bool direct = returned && !(wanted && wanted->scale.data());
-  if (direct) y = returned;
-  blocks_[i]->run(walk.x, y, plan.inputs[i], plan.prepared.data() + plan.prepared_at[i], scratch, team);
+  const Place to = place(run, i, walk);
+  blocks_[i]->run(walk.x, to.y, plan.inputs[i], plan.prepared.data() + plan.prepared_at[i], scratch, team);
   team.sync();
-  if (returned && !direct) {
+  leave(run, i, to, walk, team);
+  if (efforts) efforts[i] += effort_so_far(team) - start;
+}
+
+// The images of a group through block i. Their maps, like what is returned of them, lie at equal distances.
+void Network::step_group(const Run& run, std::size_t i, Walk* walks, int images, const Scratch& scratch,
+                         Effort* efforts) const {
+  const Plan& plan = run.plan;
+  const Effort start = efforts ? effort_so_far({}) : Effort{};
+  Place to[kMostInGroup]{};
+  for (int g = 0; g < images; ++g) to[g] = place(run, i, walks[g]);
+  const auto* x = static_cast<const std::byte*>(walks[0].x.data);
+  const std::int64_t x_step = images > 1 ? static_cast<const std::byte*>(walks[1].x.data) - x : 0;
+  const std::int64_t y_step = images > 1 ? to[1].y - to[0].y : 0;
+  blocks_[i]->run_group({images, x, x_step, to[0].y, y_step}, plan.inputs[i],
+                        plan.prepared.data() + plan.prepared_at[i], scratch);
+  for (int g = 0; g < images; ++g) leave(run, i, to[g], walks[g], {});
+  if (efforts) efforts[i] += effort_so_far({}) - start;
+}
+
+Network::Place Network::place(const Run& run, std::size_t i, Walk& walk) const {
+  const auto output = [&](std::size_t feature) {
+    return static_cast<std::byte*>(run.outputs[feature]) + walk.image * bytes_of(run.plan.outputs[i]);
+  };
+  Place to{walk.maps[walk.spare], nullptr, nullptr};
+  if (run.features && walk.feature < features_.size() &&
+      features_[walk.feature].block == static_cast<int>(i)) {
+    to.wanted = &features_[walk.feature];
+    to.returned = output(walk.feature++);
+  } else if (!run.features && i + 1 == run.blocks) {
+    to.returned = output(0);
+  }
+  if (to.returned && !(to.wanted && to.wanted->scale.data())) to.y = to.returned;
+  return to;
+}
+
+// What block i has made is returned if it is wanted, and is what the next one reads.
+void Network::leave(const Run& run, std::size_t i, const Place& place, Walk& walk, const Team& team) const {
+  const Map out = run.plan.outputs[i];
+  if (place.returned && !place.direct()) {
     const Range pixels = team.share(static_cast<int>(out.pixels()));
     const std::int64_t first = pixels.begin * std::int64_t{out.channels} * target_->value_bytes;
-    target_->scale_and_shift(y + first, wanted->scale.data(), wanted->shift.data(), pixels.end - pixels.begin,
-                             out.channels, returned + first);
+    target_->scale_and_shift(place.y + first, place.wanted->scale.data(), place.wanted->shift.data(),
+                             pixels.end - pixels.begin, out.channels, place.returned + first);
   }
-  walk.x = dense(y, out);
+  walk.x = dense(place.y, out);
   // A map that was returned directly leaves both buffers free.
-  if (!direct) walk.spare ^= 1;
-  if (efforts) efforts[i] += effort_so_far(team) - start;
+  if (!place.direct()) walk.spare ^= 1;
 }
 
 }  // namespace effv2

@@ -72,6 +72,7 @@ class Network {
   struct Context;
   struct Run;
   struct Walk;
+  struct Place;
 
   std::int64_t bytes_of(Map map) const { return map.values() * target_->value_bytes; }
   std::shared_ptr<const Plan> plan(int height, int width) const;
@@ -84,6 +85,10 @@ class Network {
   Walk enter(const Run& run, int image, std::byte* arena, const Team& team) const;
   void step(const Run& run, std::size_t block, Walk& walk, const Scratch& scratch, const Team& team,
             Effort* efforts) const;
+  void step_group(const Run& run, std::size_t block, Walk* walks, int images, const Scratch& scratch,
+                  Effort* efforts) const;
+  Place place(const Run& run, std::size_t block, Walk& walk) const;
+  void leave(const Run& run, std::size_t block, const Place& place, Walk& walk, const Team& team) const;
 
   const Target* target_;
   int in_channels_ = 0, out_channels_ = 0;

@@ -44,6 +44,14 @@ struct Network::Walk {
   std::size_t feature = 0;
 };
 
+// Where the output of a block goes.
+struct Network::Place {
+  std::byte* y;
+  const Feature* wanted;  // what is returned of it, if it is a feature
+  std::byte* returned;    // to where, if it is returned; y itself unless it is scaled
+  bool direct() const { return returned == y; }
+};
+
 struct Network::Run {
   const Images& images;
   void* const* outputs;

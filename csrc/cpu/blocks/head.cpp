@@ -25,7 +25,9 @@ class Head final : public TypedBlock {
   }
 
  private:
-  Operand* own(Carver& c) const { return c.take<Operand>(round_up(channels_, kPanel)); }
+  // The means of a group of images.
+  Operand* own(Carver& c) const { return c.take<Operand>(kMostInGroup * pitch()); }
+  std::int64_t pitch() const { return round_up(channels_, kPanel); }
 
   void run(const Input& x, Stored* y, Map in, const float*, const Scratch& scratch,
            const Team& team) const override {
@@ -34,6 +36,18 @@ class Head final : public TypedBlock {
     Operand* const means = own(carver);
     mean(x.data, in, means);
     linear_.share(team, plain_rows(means, 0, channels_), 1, Into<Stored>{y, 0}, {});
+  }
+
+  // The weights are most of what a head reads.
+  void run_group(const Group& group, Map in, const void*, const Scratch& scratch) const override {
+    Carver carver(scratch.own);
+    Operand* const means = own(carver);
+    for (int i = 0; i < group.images; ++i) {
+      mean(reinterpret_cast<const Stored*>(group.x + i * group.x_step), in, means + i * pitch());
+    }
+    const Into<Stored> logits{reinterpret_cast<Stored*>(group.y),
+                              group.y_step / static_cast<std::int64_t>(sizeof(Stored))};
+    linear_.run(plain_rows(means, pitch(), channels_), {0, group.images}, logits, {});
   }
 
   // Row sums first: their error grows with the sides of the map, not with its area.
