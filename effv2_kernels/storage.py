@@ -72,15 +72,15 @@ def load(
             f"{_VERSION!r}. Save the model again, or use the package that wrote it."
         )
     try:
-        described = metadata.get("structure", "")
-        expected = structure.keys(described)
+        outline = structure.parse(metadata.get("structure", ""))
+        expected = outline.keys
         missing, extra = sorted({*expected} - {*tensors}), sorted({*tensors} - {*expected})
         if missing or extra:
             raise CheckpointError(
                 f"{name} does not hold the tensors that it describes: "
                 f"{_some('missing', missing)}{'; ' * bool(missing and extra)}{_some('unexpected', extra)}."
             )
-        network = structure.rebuild(described, [tensors[key] for key in expected])
+        network = outline.rebuild([tensors[key] for key in expected])
     except ModelError as error:
         raise CheckpointError(f"{name} does not describe a network that can be run: {error}") from error
     for key, tensor in tensors.items():

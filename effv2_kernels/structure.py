@@ -8,59 +8,19 @@ order, then scale and shift of every feature that has them.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
 from dataclasses import MISSING
 from functools import lru_cache
 from typing import Any
 
-import torch
-from torch import Tensor
-
 from effv2_kernels import blocks
 from effv2_kernels.blocks import BLOCK_TYPES, EARLIER_KINDS
-from effv2_kernels.declaration import arguments, assemble, block_sizes, changed_options
+from effv2_kernels.declaration import arguments, block_sizes, changed_options
 from effv2_kernels.errors import ModelError
-
-
-def check(network: blocks.Network) -> None:
-    """Raise ModelError where the blocks of a network do not fit together, or a feature names no block."""
-    if not network.blocks:
-        raise ModelError("a network needs at least one block.")
-    if len(network.names) != len(network.blocks):
-        raise ModelError(f"{len(network.blocks)} blocks have {len(network.names)} names.")
-    has_head = isinstance(network.blocks[-1], blocks.Head)
-    if has_head == bool(network.features):
-        raise ModelError("a network ends in a head or returns features: one of them, not both.")
-    widths: list[int] = []
-    for i, block in enumerate(network.blocks):
-        sizes = block_sizes(block)
-        if widths and sizes["in"] != widths[-1]:
-            raise ModelError(
-                f"block {i} ({block.kind}) takes {sizes['in']} channels, "
-                f"but the block before it returns {widths[-1]}."
-            )
-        if isinstance(block, blocks.Head) and i + 1 < len(network.blocks):
-            raise ModelError(f"block {i} is a head; it must be the last block.")
-        widths.append(sizes["out"])
-    order = [feature.block for feature in network.features]
-    if order != sorted(set(order)):
-        raise ModelError(f"features are listed in the order of their blocks, once each; got {order}.")
-    for feature in network.features:
-        if not 0 <= feature.block < len(widths):
-            raise ModelError(f"a feature names block {feature.block}; there are {len(widths)} blocks.")
-        width = widths[feature.block]
-        for tensor in (feature.scale, feature.shift):
-            if tensor is not None and (tuple(tensor.shape) != (width,) or tensor.dtype != torch.float32):
-                raise ModelError(
-                    f"scale and shift of the feature of block {feature.block} must be float32 of shape "
-                    f"({width},), got {tensor.dtype} of shape {tuple(tensor.shape)}."
-                )
-        if (feature.scale is None) != (feature.shift is None):
-            raise ModelError(f"the feature of block {feature.block} needs both scale and shift or neither.")
+from effv2_kernels.outline import Outline, Part
 
 
 def describe(network: blocks.Network) -> str:
-    """The structure of a network as JSON; ``tensors`` gives what belongs to it."""
+    """The structure of a network as JSON; ``outline.tensors`` gives what belongs to it."""
     data = {
         "blocks": [_entry(b, name) for b, name in zip(network.blocks, network.names, strict=True)],
         "features": [{"block": f.block, "scaled": f.scale is not None} for f in network.features],
@@ -78,18 +38,9 @@ def _entry(block: blocks.Block, name: str) -> dict[str, Any]:
     return {"kind": kind, "name": name, "options": options, "tensors": list(block.tensors())}
 
 
-def tensors(network: blocks.Network) -> list[Tensor]:
-    """The tensors of a network in the order of ``keys``."""
-    found = [t for block in network.blocks for t in block.tensors().values()]
-    for feature in network.features:
-        if feature.scale is not None and feature.shift is not None:
-            found += [feature.scale, feature.shift]
-    return found
-
-
 @lru_cache(maxsize=64)
-def parse(structure: str) -> dict[str, Any]:
-    """The data of a structure string. Raises ModelError where it is not one."""
+def parse(structure: str) -> Outline:
+    """The outline that a structure string describes. Raises ModelError where it is not one."""
     try:
         data = json.loads(structure)
         for entry in data["blocks"]:
@@ -106,8 +57,11 @@ def parse(structure: str) -> dict[str, Any]:
         raise ModelError(
             f"this does not describe a network of blocks that this package knows: {error!r}."
         ) from error
-    checked: dict[str, Any] = data
-    return checked
+    parts = [
+        Part(e["kind"], e["name"], tuple(e["options"].items()), tuple(e["tensors"])) for e in data["blocks"]
+    ]
+    features = [(f["block"], f["scaled"]) for f in data["features"]]
+    return Outline(tuple(parts), tuple(features), data["source"])
 
 
 def _check_entry(entry: dict[str, Any]) -> None:
@@ -126,16 +80,6 @@ def _check_entry(entry: dict[str, Any]) -> None:
         raise TypeError("the name of a block is a string")
 
 
-def keys(structure: str) -> list[str]:
-    """The name of every tensor, e.g. ``blocks.3.fc1_weight`` or ``features.0.scale``."""
-    data = parse(structure)
-    names = [f"blocks.{i}.{name}" for i, entry in enumerate(data["blocks"]) for name in entry["tensors"]]
-    for i, feature in enumerate(data["features"]):
-        if feature["scaled"]:
-            names += [f"features.{i}.scale", f"features.{i}.shift"]
-    return names
-
-
 @lru_cache(maxsize=64)
 def without_head(structure: str) -> tuple[str, int, int]:
     """The structure of all blocks but the last, which returns their map; their number, and their tensors'."""
@@ -148,28 +92,4 @@ def without_head(structure: str) -> tuple[str, int, int]:
         "source": data["source"],
     }
     described = json.dumps(trunk, separators=(",", ":"))
-    return described, len(kept), len(keys(described))
-
-
-def rebuild(structure: str, weights: Sequence[Tensor]) -> blocks.Network:
-    """The network of a structure and its tensors, in the order of ``keys``; the tensors are not copied.
-
-    Raises ModelError where number, shapes or dtypes of the tensors do not fit.
-    """
-    data = parse(structure)
-    names = keys(structure)
-    if len(names) != len(weights):
-        raise ModelError(f"the structure names {len(names)} tensors, but {len(weights)} were given.")
-    by_name = dict(zip(names, weights, strict=True))
-    made: list[blocks.Block] = []
-    for i, entry in enumerate(data["blocks"]):
-        own = {name: by_name[f"blocks.{i}.{name}"] for name in entry["tensors"]}
-        made.append(assemble(BLOCK_TYPES[entry["kind"]], {**own, **entry["options"]}))
-    features = tuple(
-        blocks.Feature(f["block"], by_name.get(f"features.{i}.scale"), by_name.get(f"features.{i}.shift"))
-        for i, f in enumerate(data["features"])
-    )
-    block_names = tuple(entry["name"] for entry in data["blocks"])
-    network = blocks.Network(tuple(made), block_names, features, data["source"])
-    check(network)
-    return network
+    return described, len(kept), len(parse(described).keys)

@@ -8,7 +8,7 @@ from block_shapes import SHAPES
 from checks import seeded
 from models import SMALL, SMALL_MOBILE
 
-from effv2_kernels import blocks, cpu, declaration, reference, shapes, sources, structure
+from effv2_kernels import blocks, cpu, declaration, outline, reference, shapes, sources, structure
 from effv2_kernels.errors import ModelError
 from effv2_kernels.families.efficientformer_v2 import network_shapes
 from effv2_kernels.reference import VARIANTS, EfficientFormerV2
@@ -120,9 +120,10 @@ def test_random_blocks_are_of_their_shape_and_size(kind):
 @pytest.mark.parametrize("spec", [*SMALL, *SMALL_MOBILE], ids=lambda spec: spec.name)
 def test_a_network_can_be_described_and_rebuilt(spec):
     network = sources.read(spec.build(seeded(81)))
-    text, tensors = structure.describe(network), structure.tensors(network)
-    assert len(structure.keys(text)) == len(set(structure.keys(text))) == len(tensors)
-    rebuilt = structure.rebuild(text, tensors)
+    text, tensors = structure.describe(network), outline.tensors(network)
+    found = structure.parse(text)
+    assert len(found.keys) == len(set(found.keys)) == len(tensors)
+    rebuilt = found.rebuild(tensors)
     assert structure.describe(rebuilt) == text
     assert rebuilt.names == network.names
     for a, b in zip(rebuilt.blocks, network.blocks, strict=True):
@@ -164,4 +165,4 @@ def two_blocks():
 def test_networks_that_do_not_fit_together(change, message):
     made, names, features = change(two_blocks())
     with pytest.raises(ModelError, match=message):
-        structure.check(blocks.Network(tuple(made), tuple(names), tuple(features)))
+        outline.check(blocks.Network(tuple(made), tuple(names), tuple(features)))

@@ -26,6 +26,7 @@ from effv2_kernels import (
     declaration,
     explain,
     optimize,
+    outline,
     shapes,
     structure,
     support,
@@ -149,7 +150,7 @@ def test_a_description_holds_them(shape):
     block, _, _ = case(shape)
     network = blocks.Network((block,), ("a",), (blocks.Feature(0),))
     text = structure.describe(network)
-    again = structure.rebuild(text, structure.tensors(network)).blocks[0]
+    again = structure.parse(text).rebuild(outline.tensors(network)).blocks[0]
     assert again.values().keys() == block.values().keys()
     for name, value in block.values().items():
         found = again.values()[name]
@@ -172,9 +173,11 @@ def test_what_earlier_versions_know_is_written_for_them():
         ("conv_downsample", {}),
         ("conv", {"stride": 2}),  # of a kernel that they do not have
     ]
-    rebuilt_blocks = structure.rebuild(text, structure.tensors(network)).blocks
+    rebuilt_blocks = structure.parse(text).rebuild(outline.tensors(network)).blocks
     assert [type(b) for b in rebuilt_blocks] == [blocks.FFN, blocks.Conv, blocks.Conv]
-    assert structure.keys(text) == [f"blocks.{i}.{name}" for i, b in enumerate(built) for name in b.tensors()]
+    assert list(structure.parse(text).keys) == [
+        f"blocks.{i}.{name}" for i, b in enumerate(built) for name in b.tensors()
+    ]
 
 
 def test_an_earlier_op_gives_the_same_bits():

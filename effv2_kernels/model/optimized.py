@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 import effv2_kernels.ops  # noqa: F401  (registers torch.ops.effv2)
-from effv2_kernels import structure
+from effv2_kernels import outline, structure
 from effv2_kernels.backends import CPU, TORCH_DTYPES, Choice, Settings
 from effv2_kernels.blocks import Head, Network
 from effv2_kernels.engine import Engine
@@ -32,6 +32,11 @@ _HINTS = {
 
 # Dynamo of older versions knows no parameters but those of nn.Parameter itself.
 _OLD_DYNAMO = tuple(int(part) for part in torch.__version__.split(".")[:2]) < (2, 10)
+
+
+_DERIVED = frozenset(
+    ("_modules", "_engine", "_ledger", "_parts", "_held", "_own", "_views", "_plain", "_outline", "_trunk")
+)
 
 
 class OptimizedModel(nn.Module):
@@ -71,6 +76,7 @@ class OptimizedModel(nn.Module):
     _own: tuple[Weight, ...]
     _views: tuple[Tensor, ...]
     _plain: Any  # what plain tensors look like, see ops.routes
+    _outline: outline.Outline  # what _structure describes
     _trunk: tuple[str, int, int] | None
     # With values for models in pickles from before there were these.
     _tail: Tail | None = None
@@ -87,7 +93,7 @@ class OptimizedModel(nn.Module):
     ) -> None:
         super().__init__()
         self.training = False
-        structure.check(network)
+        outline.check(network)
         check_names(attributes or {}, taken=OptimizedModel)
         self._settings = settings
         self._structure = structure.describe(network)
@@ -96,7 +102,7 @@ class OptimizedModel(nn.Module):
         self._engine = None
         self._version = 0
         self._tail = None if network.norm is None else Tail.of(*network.norm)
-        weights = structure.tensors(network)
+        weights = outline.tensors(network)
         # A normal tensor even under inference mode, where tensors have no version counter.
         with torch.inference_mode(False):
             self._flat = torch.empty(sum(t.numel() for t in weights), dtype=torch.float32, device="cpu")
@@ -121,7 +127,7 @@ class OptimizedModel(nn.Module):
     @property
     def network(self) -> Network:
         """The blocks, with the parameters of this module as their tensors (not copied)."""
-        return structure.rebuild(self._structure, self._weights())
+        return self._outline.rebuild(self._weights())
 
     @property
     def engine(self) -> Engine:
@@ -130,7 +136,7 @@ class OptimizedModel(nn.Module):
         # Weights that are trained may change without being counted: network_engine compares them.
         if engine is None or self._version != self._flat._version or self._ledger.gradients:
             version = self._flat._version
-            engine = network_engine(self._own, self._structure, self._settings)
+            engine = network_engine(self._own, self._outline, self._settings)
             self._engine, self._version = engine, version
         return engine
 
@@ -233,23 +239,24 @@ class OptimizedModel(nn.Module):
         return [t for part in self._parts for t in part._parameters.values()]  # type: ignore[misc]
 
     def _bind(self, shapes: list[torch.Size], require_gradients: list[bool] | None = None) -> None:
-        """Make the parameters: views of the one flat tensor, in the order of ``structure.keys``."""
-        data = structure.parse(self._structure)
-        tensors: dict[str, dict[str, Weight]] = {f"blocks.{i}": {} for i in range(len(data["blocks"]))}
-        tensors |= {f"features.{i}": {} for i in range(len(data["features"]))}
+        """Make the parameters: views of the one flat tensor, in the order of ``Outline.keys``."""
+        self._outline = structure.parse(self._structure)
+        count = len(self._outline.parts)
+        tensors: dict[str, dict[str, Weight]] = {f"blocks.{i}": {} for i in range(count)}
+        tensors |= {f"features.{i}": {} for i in range(len(self._outline.features))}
         self._ledger = Ledger()
         offset = 0
         with torch.inference_mode(False):
-            for i, (key, shape) in enumerate(zip(structure.keys(self._structure), shapes, strict=True)):
+            for i, (key, shape) in enumerate(zip(self._outline.keys, shapes, strict=True)):
                 path, _, name = key.rpartition(".")
                 view = self._flat[offset : offset + shape.numel()].view(shape)
                 asked = bool(require_gradients and require_gradients[i])
                 tensors[path][name] = Weight.of(view, self._ledger, requires_grad=asked)
                 offset += shape.numel()
-        kinds = [*(entry["kind"] for entry in data["blocks"]), *["feature"] * len(data["features"])]
+        kinds = [*(part.kind for part in self._outline.parts), *["feature"] * len(self._outline.features)]
         parts = [Weights(kind, held) for kind, held in zip(kinds, tensors.values(), strict=True)]
-        self._modules["blocks"] = Parts(parts[: len(data["blocks"])])
-        self._modules["features"] = Parts(parts[len(data["blocks"]) :])
+        self._modules["blocks"] = Parts(parts[:count])
+        self._modules["features"] = Parts(parts[count:])
         self._parts = tuple(parts)
         self._held = tuple(part._parameters for part in parts)
         self._own = tuple(weight for held in tensors.values() for weight in held.values())
@@ -332,8 +339,7 @@ class OptimizedModel(nn.Module):
 
     def __getstate__(self) -> dict[str, Any]:
         # One flat tensor instead of its views: pickle would store the whole memory once for each of them.
-        derived = {"_modules", "_engine", "_ledger", "_parts", "_held", "_own", "_views", "_plain", "_trunk"}
-        state = {k: v for k, v in self.__dict__.items() if k not in derived}
+        state = {k: v for k, v in self.__dict__.items() if k not in _DERIVED}
         asked = [t.requires_grad for t in self._own]
         return {**state, "_shapes": [t.shape for t in self._own], "_require_gradients": asked}
 
@@ -350,9 +356,8 @@ class OptimizedModel(nn.Module):
         return {"structure": self._structure, "returns": "tensor" if self._single else "default"}
 
     def extra_repr(self) -> str:
-        data = structure.parse(self._structure)
         asked = ", ".join(f"{name}={value}" for name, value in asdict(self._settings).items())
-        return f"source={data['source'] or None}, blocks={len(data['blocks'])}, {asked}"
+        return f"source={self._outline.source or None}, blocks={len(self._outline.parts)}, {asked}"
 
 
 def _for_modes(weights: list[Tensor]) -> list[Tensor]:

@@ -21,7 +21,7 @@ from effv2_kernels import backends, blocks, cpu
 from effv2_kernels.declaration import block_sizes
 from effv2_kernels.engine import Engine
 from effv2_kernels.errors import InputError, ModelError
-from effv2_kernels.structure import rebuild
+from effv2_kernels.outline import Outline
 
 
 @dataclass
@@ -96,8 +96,8 @@ def new_block_engine(
         raise InputError(str(error)) from error
 
 
-def network_engine(weights: Sequence[Tensor], structure: str, settings: backends.Settings) -> Engine:
-    """The engine of a whole network, given as ``effv2_kernels.structure`` describes it.
+def network_engine(weights: Sequence[Tensor], outline: Outline, settings: backends.Settings) -> Engine:
+    """The engine of the network that an outline and its weights make.
 
     It runs where the weights are. Raises UnavailableError where that cannot be.
     """
@@ -105,9 +105,9 @@ def network_engine(weights: Sequence[Tensor], structure: str, settings: backends
     choice = settings.choose(device)
 
     def make() -> Engine:
-        return _engine(rebuild(structure, weights), choice, device, cuda_graph=settings.cuda_graph)
+        return _engine(outline.rebuild(weights), choice, device, cuda_graph=settings.cuda_graph)
 
-    return _find((structure, choice, settings.cuda_graph), weights, make)
+    return _find((outline, choice, settings.cuda_graph), weights, make)
 
 
 def _engine(

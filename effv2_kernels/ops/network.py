@@ -25,7 +25,7 @@ from effv2_kernels.declaration import block_sizes
 from effv2_kernels.inputs import check_input
 from effv2_kernels.ops.registration import define, empty_map, output_size
 from effv2_kernels.ops.routes import refuse_exporters
-from effv2_kernels.structure import rebuild
+from effv2_kernels.structure import parse
 
 
 def run(
@@ -41,13 +41,13 @@ def run(
     from effv2_kernels.ops.engines import network_engine
 
     settings = Settings(backend, dtype, isa or None, threads or None, cuda_graph)
-    return network_engine(weights, structure, settings).run(x, threads or None)
+    return network_engine(weights, parse(structure), settings).run(x, threads or None)
 
 
 def fake(x: Tensor, weights: list[Tensor], structure: str, backend: str, dtype: str, *_: Any) -> list[Tensor]:
     # What Dynamo traces comes by here alone.
     refuse_exporters()
-    network = rebuild(structure, weights)
+    network = parse(structure).rebuild(weights)
     expected = TORCH_DTYPES[dtype]
     torch._check(x.dtype == expected, lambda: f"expected images of {expected}, got {x.dtype}")
     channels = block_sizes(network.blocks[0])["in"]
@@ -69,7 +69,7 @@ def reference(
     """The outputs by PyTorch's own operations, in the precision of the images; raises as an engine does."""
     from effv2_kernels.reference import run as run_reference
 
-    network = rebuild(structure, weights)
+    network = parse(structure).rebuild(weights)
     check_input(x, block_sizes(network.blocks[0])["in"], TORCH_DTYPES[dtype], weights[0].device)
     with torch.autocast(x.device.type, enabled=False):
         y = run_reference(network, x)

@@ -150,9 +150,14 @@ def head(name: str, norm: Normalisation, classifiers: list[Affine]) -> blocks.He
     """The mean of the classifiers behind the normalisation; without one the normalised mean itself."""
     if not classifiers:
         return blocks.Head(Layer(single(name, torch.diag(norm.scale)), single(name, norm.shift)))
-    weight = torch.stack([c.folded() for c in classifiers]).mean(0)
+    # In place: these may be the largest weights of a network, and are in float64 here.
+    weight = classifiers[0].folded()
+    for other in classifiers[1:]:
+        weight += other.folded()
+    weight /= len(classifiers)
     bias = torch.stack([c.bias for c in classifiers]).mean(0) + weight @ norm.shift
-    return blocks.Head(Layer(single(name, weight * norm.scale), single(name, bias)))
+    weight *= norm.scale
+    return blocks.Head(Layer(single(name, weight), single(name, bias)))
 
 
 def feature(name: str, block: int, norm: Normalisation | None) -> blocks.Feature:
