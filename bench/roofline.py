@@ -27,7 +27,7 @@ import torch
 
 import effv2_kernels
 from effv2_kernels import cpu
-from effv2_kernels.benchmarking.targets import MODELS
+from effv2_kernels.benchmarking.targets import EFFICIENTFORMERS
 from effv2_kernels.cli.models import randomise
 from effv2_kernels.families import short, variant_named
 
@@ -87,7 +87,7 @@ class Roofline:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--models", default=",".join(MODELS), help="e.g. s0,l or in full")
+    parser.add_argument("--models", default=",".join(EFFICIENTFORMERS), help="e.g. s0,l or in full")
     parser.add_argument("--batch", type=int, default=1, metavar="N")
     parser.add_argument("--threads", type=int, default=1, metavar="N")
     parser.add_argument("--size", type=int, default=224, metavar="PIXELS", help="of the square images")

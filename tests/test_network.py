@@ -6,16 +6,18 @@ from functools import lru_cache
 import pytest
 import torch
 from checks import (
+    BLOCK_BOUND,
     ISAS,
     NETWORK_BOUND,
-    TARGETS,
     as_network,
     assert_close,
     check_same_kind,
+    eager,
     exact,
     exact_network,
     layouts,
     plain_pytorch,
+    relative_l2,
     run_engine,
     same_bits,
     seeded,
@@ -96,23 +98,25 @@ def test_logits(name, isa):
     assert_close(logits, expected, NETWORK_BOUND, f"{name} on {isa}")
 
 
-@pytest.mark.parametrize("target", TARGETS, ids=str)
+@pytest.mark.parametrize("isa", ISAS)
 @pytest.mark.parametrize("name", [*(spec.name for spec in (*SMALL, *SMALL_MOBILE)), "s0-224"])
-def test_large_weights(name, target):
+def test_large_weights(name, isa):
     """Block by block, each from what the engine made of the block before; the network is that chain.
 
     Activations of such a network grow and cancel, and what one block adds to the error another magnifies a
-    hundredfold: no bound of the network's outputs holds for all weights.
+    hundredfold: no bound of the network's outputs holds for all weights. Large logits of an attention magnify
+    its own rounding errors as well; PyTorch's float32 tells by how much.
     """
     network, images = hard_case(name)
-    x = target.kept(images)
-    (logits,) = run_engine(target.engine(network), x)
+    (logits,) = run_engine(cpu.Engine(network, isa), images)
+    x = images
     for block, block_name in zip(network.blocks, network.names, strict=True):
-        (y,) = run_engine(target.engine(as_network(block)), x)
-        what = f"{block_name} of {name} on {target}"
-        assert_close(y, exact(block, x), target.block_bound, what, target.torch_dtype)
+        (y,) = run_engine(cpu.Engine(as_network(block), isa), x)
+        expected = exact(block, x)
+        bound = max(BLOCK_BOUND, 3 * relative_l2(eager(block, x), expected))
+        assert_close(y, expected, bound, f"{block_name} of {name} on {isa}")
         x = y
-    assert torch.equal(logits, x), f"{name} on {target}"
+    assert torch.equal(logits, x), f"{name} on {isa}"
 
 
 @pytest.mark.parametrize("isa", ISAS)
