@@ -26,7 +26,7 @@ help:
 	@echo "make test-ahead  compile every launch of the GPU kernels for every dtype and GPU (30 minutes)"
 	@echo "make bench    time every block and whole networks           (about 1 minute)"
 	@echo "make rivals   compare with eager, torch.compile, ONNX Runtime and OpenVINO (15 minutes)"
-	@echo "make targets  measure every speed target and say which are met (about 7 minutes)"
+	@echo "make targets  measure every speed target and say which are met (about 12 minutes)"
 	@echo "make roofline draw every block below the roofs of this machine (about 1 minute)"
 	@echo "make docs     make the pages of docs/ that are made from tests and docstrings"
 	@echo "make lint     ruff, mypy and clang-format"
