@@ -21,6 +21,7 @@ from effv2_kernels import cpu
 from effv2_kernels.benchmarking.comparison import median_ratio
 from effv2_kernels.benchmarking.contestants import find
 from effv2_kernels.benchmarking.interleave import interleave
+from effv2_kernels.benchmarking.measure import reference, relative_error
 from effv2_kernels.cli.models import randomise
 from effv2_kernels.families import short
 
@@ -61,15 +62,13 @@ def measure(batch: int, threads: int, seconds: float, size: int = 224) -> Rounds
         torch.manual_seed(0)
         model = effv2_kernels.create_model(name, img_size=size)
         randomise(model)
-        with torch.inference_mode():
-            expected[name] = model.double()(images.double())
-        model.float()
+        expected[name], _ = reference(model, images)
         for engine in ENGINES:
             runs[f"{engine} {name}"], _ = find(engine).build(model, images, threads)
     found = interleave(runs, seconds)
     for key, output in found.outputs.items():
-        wanted = expected[key.split()[1]]
-        error = float((torch.as_tensor(output).double() - wanted).norm() / wanted.norm())
+        assert isinstance(output, torch.Tensor)
+        error = relative_error(output, expected[key.split()[1]])
         if not error <= BOUND:
             raise SystemExit(f"{key} is wrong: relative L2 {error:.1e}")
     return {

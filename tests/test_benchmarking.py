@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -30,17 +27,13 @@ from effv2_kernels.benchmarking import (
 from effv2_kernels.benchmarking import interleave as turns
 from effv2_kernels.benchmarking.comparison import median_ratio, percentile
 from effv2_kernels.benchmarking.contestants import OWN_BOUND, RIVAL_BOUND
-from effv2_kernels.benchmarking.footprint import import_seconds, optimize_memory, verify_seconds
 from effv2_kernels.benchmarking.report import markdown, one, ratios
 from effv2_kernels.benchmarking.targets import Target, speed_targets, table
-from effv2_kernels.blocks import BLOCK_TYPES
 from effv2_kernels.cli.bench import rivals
 from effv2_kernels.cli.models import randomise
 from effv2_kernels.errors import InputError, ModelError, UnknownNameError
 from effv2_kernels.families import short, variant_named
 from effv2_kernels.reference import Architecture, EfficientFormerV2
-
-ROOT = Path(__file__).parents[1]
 
 
 @pytest.fixture(scope="module")
@@ -417,51 +410,3 @@ def test_targets_have_verdicts() -> None:
     text = table([Target("memory", 2.5, False, 2.6), Target("speed", 1.0, True, None, note="no AVX-512")])
     assert "MISSED" in text
     assert "not measured (no AVX-512)" in text
-
-
-@pytest.mark.alone
-def test_import_adds_next_to_nothing() -> None:
-    assert import_seconds(repeats=1) <= 0.05
-
-
-@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
-def test_optimize_takes_little_memory() -> None:
-    memory = optimize_memory("efficientformerv2_s0")
-    assert memory.weights > 14e6  # 3.6 M parameters
-    assert 0 < memory.kept <= memory.peak
-    assert memory.peak_over_weights <= 2.5
-
-
-@pytest.mark.alone
-def test_verifying_takes_little_time() -> None:
-    # make targets measures seconds; how many there are depends on how busy the machine is.
-    cost, eager = verify_seconds("efficientformerv2_s0")
-    assert 0 < cost <= 10 * eager
-
-
-@pytest.mark.parametrize("kind", BLOCK_TYPES)
-def test_every_block_has_a_bench(kind: str) -> None:
-    assert (ROOT / "bench" / f"bench_{kind}.py").is_file()
-
-
-@pytest.mark.alone
-def test_bench_reports_speed_share_isa_and_threads(tmp_path: Path) -> None:
-    path = tmp_path / "bench.json"
-    command = [sys.executable, "-m", "pytest", "bench/bench_head.py", "-q", "-p", "no:cacheprovider"]
-    options = ["--benchmark-only", "--threads=1", f"--benchmark-json={path}", "-k", "s0"]
-    environment = {k: v for k, v in os.environ.items() if not k.startswith("PYTEST_")}  # xdist's, above all
-    environment["PYTHONPATH"] = str(ROOT)
-    done = subprocess.run(
-        [*command, *options], cwd=ROOT, env=environment, capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    found = json.loads(path.read_text())["benchmarks"]
-    assert len(found) == 1
-    for bench in found:
-        info = bench["extra_info"]
-        assert bench["group"] == "head"
-        assert info["threads"] == 1
-        assert info["isa"] in ("avx512", "avx2", "scalar")
-        assert info["relative_l2"] <= 5e-7
-        assert info["gflops"] == pytest.approx(info["gflop"] / bench["stats"]["median"], rel=0.01)
-        assert 0 < info["share_of_peak"] < 1
