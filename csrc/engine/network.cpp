@@ -137,6 +137,7 @@ std::unique_ptr<Network::Context> Network::take_context(int height, int width, i
   context->group = group;
   for (int i = 0; i < threads; ++i) context->arenas.emplace_back(context->plan->arena_bytes(group));
   context->barriers = std::vector<Barrier>(static_cast<std::size_t>(threads));
+  context->hands = std::vector<Hand>(static_cast<std::size_t>(threads));
   return context;
 }
 
@@ -144,6 +145,7 @@ void Network::run(const Images& images, void* const* outputs, int threads, doubl
   threads = std::max(1, std::min(threads, usable_cpus()));
   const int group = Dealing::group(images.count, threads);
   std::unique_ptr<Context> context = take_context(images.height, images.width, threads, group);
+  for (Hand& hand : context->hands) hand.reset();
   std::vector<Effort> efforts(seconds ? blocks_.size() * static_cast<std::size_t>(threads) : 0);
   Run run{images,
           outputs,
@@ -195,7 +197,8 @@ void Network::work(Run& run, int rank, int size) const {
   const int team = dealing.team_of(rank);
   const int first = dealing.members(team).begin;
   Barrier& barrier = run.context.barriers[static_cast<std::size_t>(team)];
-  const Team me{rank - first, dealing.helpers(team), &barrier};
+  Team me{rank - first, dealing.helpers(team), &barrier};
+  if (me.size > 1) me.hands = run.context.hands.data() + first;
   if (me.rank >= me.size) return;
   barrier.set_size(me.size);
   std::byte* leader = run.context.arenas[static_cast<std::size_t>(first)].data();

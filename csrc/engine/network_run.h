@@ -4,6 +4,7 @@
 
 #include <atomic>
 
+#include "engine/hand.h"
 #include "engine/network.h"
 
 namespace effv2 {
@@ -33,6 +34,7 @@ struct Network::Context {
   int group;
   std::vector<Buffer> arenas;
   std::vector<Barrier> barriers;
+  std::vector<Hand> hands;  // of every thread
 };
 
 // How far one image has come.

@@ -12,6 +12,7 @@
 #include <thread>
 
 #include "engine/dealing.h"
+#include "engine/panels.h"
 #include "engine/threads.h"
 #include "networks.h"
 
@@ -126,7 +127,7 @@ void check_panels(PanelShares shares, int rows, int size) {
     const Team team{rank, size, nullptr};
     int calls = 0, cost = 0;
     bool ended = false;
-    share_panels(team, shares, rows, [&](PanelPart part) {
+    share_panels(team, shares, rows, 6, [&](PanelPart part) {
       CHECK(!ended);
       ended = part.last;
       CHECK(part.first == (++calls == 1));

@@ -168,8 +168,9 @@ class Attention final : public TypedBlock {
     const Map size{grid.rows, grid.cols, kPanel};
     const Range mine = team.share(qkv_.panels());
     const Next to_proj = proj_.ahead(stride_ == 1 ? proj_.first_of_share(team, n) : 0);
-    for (int p = mine.begin; p < mine.end; ++p) {
-      const Rows rows = plain_rows(z, channels_, channels_, p == mine.begin);
+    deal(team, qkv_.panels(), Parts{1}, [&](Range part, bool follows) {
+      const int p = part.begin;
+      const Rows rows = plain_rows(z, channels_, channels_, !follows);
       const Next next = p + 1 < mine.end ? qkv_.ahead(p + 1) : to_proj;
       if (p < key_panels) {
         qkv_.run(p, rows, {0, n}, Into<Operand>{shared.queries, heads_.query_pitch()}, next);
@@ -181,11 +182,11 @@ class Attention final : public TypedBlock {
         Operand* const map = shared.values + value_panel(value, n);
         if (has_local_) local_.prefetch_panel(value);
         qkv_.run(p, rows, {0, n}, into_panel(map), next);
-        if (!has_local_) continue;
+        if (!has_local_) return;
         local_.run_map(value, map, size, kPanel, {0, grid.rows}, shared.u + value_panel(value, n), kPanel,
                        kPanel);
       }
-    }
+    });
   }
 
   void attend(Map in, const float* prepared, const Shared& shared, const Scratch& scratch,
@@ -257,10 +258,12 @@ class Attention final : public TypedBlock {
     const int n = grid.cells(), step = enlarged_rows(in);
     const Clamp clamp = clamp_of(activation_);
     // Shared out by pixels: a row that belongs to two threads is enlarged by both.
-    const Range mine = team.share(static_cast<int>(in.pixels()));
-    for (int begin = mine.begin, end; begin < mine.end; begin = end) {
-      const int top = begin / in.width, most = (top + step) * in.width;
-      end = mine.end < most ? mine.end : most;
+    const auto size = [&](Range left, bool alone) {
+      const int most = (left.begin / in.width + step) * in.width - left.begin;
+      return Parts{most, kTileRows}(left, alone);
+    };
+    deal(team, static_cast<int>(in.pixels()), size, [&](Range part, bool) {
+      const int begin = part.begin, end = part.end, top = begin / in.width;
       const int bottom = (end + in.width - 1) / in.width, rows_pixels = (bottom - top) * in.width;
       const int skip = begin - top * in.width, pixels = end - begin;
       for (int p = 0; p < heads_.value_panels(); ++p) {
@@ -279,7 +282,7 @@ class Attention final : public TypedBlock {
       const std::int64_t offset = std::int64_t{top} * in.width * channels_;
       proj_.run(panel_rows(own, rows_pixels), {skip, skip + pixels},
                 Into<Stored>{y + offset, channels_, kPanel, x + offset}, {});
-    }
+    });
   }
 
   int channels_, stride_;

@@ -127,21 +127,22 @@ class AttentionDownsample final : public TypedBlock {
              Into<Operand>{shared.queries, heads_.query_pitch()}, kv_.ahead(mine.begin));
     const Operand* const inputs = operands(x, in.values(), own.x);
     const Next to_conv = conv_.product().ahead(conv_.product().first_of_share(team, queries));
-    for (int p = mine.begin; p < mine.end; ++p) {
-      const Rows rows = plain_rows(inputs, in_, in_, p == mine.begin);
+    deal(team, kv_.panels(), Parts{1}, [&](Range part, bool follows) {
+      const int p = part.begin;
+      const Rows rows = plain_rows(inputs, in_, in_, !follows);
       const Next next = p + 1 < mine.end ? kv_.ahead(p + 1) : to_conv;
       const int value = p - heads_.key_channel_panels();
       if (value < 0) {
         kv_.run(p, rows, {0, keys}, into_panel(own.keys), next);
         pack_keys(heads_, own.keys, keys, p, shared.keys);
-        continue;
+        return;
       }
       Operand* const map = shared.values + std::int64_t{value} * keys * kPanel;
       local_.prefetch_panel(value);
       kv_.run(p, rows, {0, keys}, into_panel(map), next);
       local_.run_map(value, map, in, kPanel, {0, local_.outputs(in.height)},
                      shared.u + std::int64_t{value} * queries * kPanel, kPanel, kPanel);
-    }
+    });
   }
 
   void attend(Map in, const float* prepared, const Shared& shared, const Scratch& scratch,

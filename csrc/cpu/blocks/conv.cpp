@@ -2,6 +2,7 @@
 #include "cpu/tiles/convolution.h"
 
 #include "cpu/tiles/activation.h"
+#include "engine/hand.h"
 
 namespace effv2::EFFV2_TARGET {
 namespace {
@@ -71,9 +72,8 @@ class Conv final : public TypedBlock {
     const Map out = conv_.output(in);
     const std::int64_t row_values = std::int64_t{out.width} * out.channels;
     const std::int64_t step = conv_.stride() * conv_.pitch(in.width);
-    const Range mine = team.share(out.height);
-    for (int top = mine.begin; top < mine.end; top += kGroup) {
-      const int bottom = mine.end - top < kGroup ? mine.end : top + kGroup;
+    deal(team, out.height, Parts{kGroup}, [&](Range part, bool) {
+      const int top = part.begin, bottom = part.end;
       conv_.pad_rows(x, in, conv_.reach(top, bottom), own.rows);
       for (int row = top; row < bottom; ++row) {
         Stored* const to = y + row * row_values;
@@ -82,14 +82,13 @@ class Conv final : public TypedBlock {
         activate<true>(activation_, results, row_values);
         commit(results, row_values, to);
       }
-    }
+    });
   }
 
   void run_pixels(const Stored* x, Stored* y, Map in, const Pixels& own, const Team& team) const {
     const int inputs = in.channels, outputs = conv_.outputs();
-    const Range mine = team.share(static_cast<int>(in.pixels()));
-    for (int begin = mine.begin; begin < mine.end; begin += kPixels) {
-      const int count = mine.end - begin < kPixels ? mine.end - begin : kPixels;
+    deal(team, static_cast<int>(in.pixels()), Parts{kPixels, kTileRows}, [&](Range part, bool) {
+      const int begin = part.begin, count = part.end - begin;
       const std::int64_t results = std::int64_t{count} * outputs;
       const Operand* rows =
           operands(x + std::int64_t{begin} * inputs, std::int64_t{count} * inputs, own.inputs);
@@ -98,7 +97,7 @@ class Conv final : public TypedBlock {
       conv_.product().run(plain_rows(rows, inputs, inputs), {0, count}, Into<Operand>{made, outputs}, {});
       activate<true>(activation_, made, results);
       commit(made, results, to);
-    }
+    });
   }
   // Many pixels are shared out by pixels, many weights by panels; activations that are no clamps take whole
   // pixels.

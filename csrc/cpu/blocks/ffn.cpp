@@ -5,16 +5,16 @@
 // channels. One panel of channels at a time goes through fc1 + f into a small private map, from there through
 // dw + f into the chunk, and the chunk is multiplied by its part of fc2 at once. Without fc1 the map is x.
 //
-// Large maps: each thread has rows of its own and walks them band by band; the last rows of fc1's output are
-// kept, so that the next band does not compute them again. Small maps: the whole map is one band, and the
-// threads meet once per chunk. Where the rows divide evenly among them, each keeps to its own and shows the
-// others only the edges; elsewhere they divide the panels, and where these are few their rows as well.
+// Large maps: threads walk the rows band by band; the last rows of fc1's output are kept, so that the next
+// band does not compute them again. Small maps: the whole map is one band, and the threads meet once per
+// chunk, whose panels they divide, and where these are few their rows as well.
 #include <cstring>
 
 #include "cpu/tiles/depthwise.h"
 #include "cpu/tiles/product.h"
 #include "cpu/tiles/scratch.h"
 #include "cpu/tiles/typed_block.h"
+#include "engine/hand.h"
 
 namespace effv2::EFFV2_TARGET {
 namespace {
@@ -25,9 +25,6 @@ constexpr int kWholePixels = 256;
 constexpr int kBandPixels = 336;
 constexpr int kMostBandRows = 32;
 constexpr int kMostHiddenRows = (kMostBandRows - 1) * 2 + Depthwise::kLargestKernel;
-// Rows of a small map that are worth a thread of their own. Also: how many of them make an edge, half of
-// which belong to either side.
-constexpr int kEdgeRows = 4;
 // Channels of one chunk; a multiple of kDepthBlock, so that sums do not depend on chunks.
 constexpr int kChunk = kDepthBlock;
 constexpr int kChunkPanels = kChunk / kPanel;
@@ -85,20 +82,19 @@ class Ffn final : public TypedBlock {
   // What a team shares of a map that is one band.
   struct Shared {
     Operand* sums;    // parts of fc2's, where the output cannot hold them
-    Operand* chunks;  // two in turn; or two sets of edges, which are never more rows than the map has
+    Operand* chunks;  // two in turn
   };
   Shared shared(Carver& c, Map in, int threads) const {
     return {c.take<Operand>(chunks(in, 1) > 1 ? converted(size_of_output(in).values()) : 0),
             c.take<Operand>((chunks(in, threads) > 1 ? 2 : 1) * chunk_values(in, threads))};
   }
-  // What a thread has of its own then: a panel of the hidden map, and the chunk of its own rows.
+  // What a thread has of its own then: a panel of the hidden map.
   struct Own {
-    Operand *x, *hidden, *chunk, *sums;
+    Operand *x, *hidden;
   };
   Own own(Carver& c, Map in) const {
     return {c.take<Operand>(expands_ ? converted(in.values()) : 0),
-            c.take<Operand>(expands_ ? in.pixels() * kPanel : 0), c.take<Operand>(chunk_values(in, 1)),
-            c.take<Operand>(converted(size_of_output(in).values()))};
+            c.take<Operand>(expands_ ? in.pixels() * kPanel : 0)};
   }
   // What it needs to walk a large map: rows of x and of a panel of the hidden map, those kept of every panel,
   // the chunk, and parts of fc2's sums.
@@ -118,11 +114,6 @@ class Ffn final : public TypedBlock {
 
   Map size_of_output(Map in) const { return {dw_.outputs(in.height), dw_.outputs(in.width), out_}; }
   static bool whole(Map in) { return in.pixels() <= kWholePixels; }
-  bool divides_evenly(Map in, int threads) const {
-    const int rows = in.height / threads;
-    return expands_ && dw_.kernel() == 3 && dw_.stride() == 1 && rows * threads == in.height &&
-           rows >= kEdgeRows && rows <= kMostBandRows;
-  }
   int chunk_panels(Map in, int threads) const {
     const int caches = threads < 2 ? 1 : (threads < kLargeTeam ? threads : kLargeTeam) / 2;
     const int whole_chunks =
@@ -146,12 +137,10 @@ class Ffn final : public TypedBlock {
   void run(const Input& x, Stored* y, Map in, const float*, const Scratch& scratch,
            const Team& team) const override {
     Carver shared_part(scratch.shared), own_part(scratch.own);
-    if (whole(in) && team.size > 1 && divides_evenly(in, team.size)) {
-      run_rows(x.data, y, in, shared(shared_part, in, team.size), own(own_part, in), team);
-    } else if (whole(in)) {
+    if (whole(in)) {
       run_whole(x.data, y, in, shared(shared_part, in, team.size), own(own_part, in), team);
     } else {
-      run_banded(x.data, y, in, band(own_part, in), team.share(size_of_output(in).height));
+      run_banded(x.data, y, in, band(own_part, in), team);
     }
   }
 
@@ -184,7 +173,8 @@ class Ffn final : public TypedBlock {
       const Rows rows = panel_rows(chunk, pixels, true);
       project(part, x, y, staged(y, shared.sums), [&](const auto& into) {
         if (share_pixels) {
-          fc2_.run(rows, team.share(pixels), into, to_fc1, part);
+          deal(team, pixels, Parts{8 * kTileRows, kTileRows},
+               [&](Range mine, bool) { fc2_.run(rows, mine, into, to_fc1, part); });
         } else {
           fc2_.share(team, rows, pixels, into, to_fc1, part);
         }
@@ -202,11 +192,15 @@ class Ffn final : public TypedBlock {
   }
   template <class Function>
   void share_hidden(const Team& team, int count, Map out, Function f) const {
-    if (cuts_panels(team, count, out)) return share_panels(team, {count, 1, 1}, out.height, f);
+    if (cuts_panels(team, count, out)) return share_panels(team, {count, 1, 1}, out.height, 1, f);
     const Range mine = team.share(count);
-    for (int p = mine.begin; p < mine.end; ++p) {
-      f(PanelPart{p, 0, out.height, p == mine.begin, p + 1 == mine.end});
-    }
+    bool first = true;
+    deal(team, count, Parts{kChunkPanels}, [&](Range part, bool) {
+      for (int p = part.begin; p < part.end; ++p) {
+        f(PanelPart{p, 0, out.height, first, p + 1 == mine.end || p + 1 == count});
+        first = false;
+      }
+    });
   }
   int first_hidden_panel(const Team& team, int count, Map out) const {
     if (cuts_panels(team, count, out)) return first_panel(team, {count, 1, 1}, out.height);
@@ -227,74 +221,13 @@ class Ffn final : public TypedBlock {
     activate(activation_, to, (rows.row_end - rows.row_begin) * pitch);
   }
 
-  // Each thread makes its own rows of the hidden map. The dw of its first and last row needs one row more,
-  // from the neighbour: the four rows around every border are copied to an edge that both sides see.
-  void run_rows(const Stored* x, Stored* y, Map in, const Shared& shared, const Own& own,
-                const Team& team) const {
-    const std::int64_t pitch = std::int64_t{in.width} * kPanel;
-    const Range mine = team.share(in.height);
-    const int rows = mine.end - mine.begin, pixels = rows * in.width, most = chunk_panels(in, 1);
-    const std::int64_t first = std::int64_t{mine.begin} * in.width;
-    const bool above = team.rank > 0, below = team.rank + 1 < team.size;
-    const Operand* const inputs = operands(x + first * in_, std::int64_t{pixels} * in_, own.x);
-    int turn = 0;
-    for (int begin = 0; begin < panels_; begin += most, turn ^= 1) {
-      const int count = panels_ - begin < most ? panels_ - begin : most;
-      const Depth part{begin * kPanel, count * kPanel};
-      // In turn: nobody overwrites a set of edges before everybody has passed the next meeting.
-      const auto edge = [&](int border, int i) {
-        return shared.chunks + turn * chunk_values(in, 1) +
-               (std::int64_t{border} * most + i) * kEdgeRows * pitch;
-      };
-      const auto convolve = [&](const Operand* const* window, int i, int row, int rows_out) {
-        Operand* const to = own.chunk + (std::int64_t{i} * rows + row) * pitch;
-        dw_.run(begin + i, InputRows<Operand>{window, kPanel, in.width}, {to, kPanel, in.width, rows_out},
-                kPanel);
-        activate(activation_, to, rows_out * pitch);
-      };
-      for (int i = 0; i < count; ++i) {
-        const int p = begin + i;
-        expand(inputs, pixels, p, own.hidden, false, i + 1 < count ? fc1_.ahead(p + 1) : fc2_.ahead(0, part));
-        show_edges(own.hidden, rows * pitch, pitch, above ? edge(team.rank - 1, i) : nullptr,
-                   below ? edge(team.rank, i) : nullptr);
-        const Operand* window[kMostBandRows + 2];
-        for (int row = -1; row <= rows; ++row) {
-          window[row + 1] = row >= 0 && row < rows ? own.hidden + row * pitch : nullptr;
-        }
-        convolve(window + above, i, above, rows - above - below);
-      }
-      team.sync();
-      for (int i = 0; i < count; ++i) {
-        const auto finish_row = [&](const Operand* top, int row) {
-          const Operand* const window[] = {top, top + pitch, top + 2 * pitch};
-          convolve(window, i, row, 1);
-        };
-        if (above) finish_row(edge(team.rank - 1, i) + pitch, 0);
-        if (below) finish_row(edge(team.rank, i), rows - 1);
-      }
-      project(part, x + first * in_, y + first * out_, staged(y + first * out_, own.sums),
-              [&](const auto& into) {
-                fc2_.run(panel_rows(own.chunk, pixels), {0, pixels}, into, fc1_.ahead(begin + count), part);
-              });
-    }
-  }
-
-  // Copies the first and last rows of a thread's hidden map to where its neighbours see them.
-  static void show_edges(const Operand* hidden, std::int64_t values, std::int64_t pitch, Operand* above,
-                         Operand* below) {
-    const std::int64_t half = kEdgeRows / 2 * pitch;
-    if (above) std::memcpy(above + half, hidden, half * sizeof(Operand));
-    if (below) std::memcpy(below, hidden + values - half, half * sizeof(Operand));
-  }
-
-  void run_banded(const Stored* x, Stored* y, Map in, const Band& own, Range rows) const {
+  void run_banded(const Stored* x, Stored* y, Map in, const Band& own, const Team& team) const {
     const Map out = size_of_output(in);
-    const int step = band_rows(in);
-    for (int top = rows.begin; top < rows.end; top += step) {
-      const int bottom = rows.end - top < step ? rows.end : top + step;
+    deal(team, out.height, Parts{band_rows(in)}, [&](Range part, bool follows) {
+      const int top = part.begin, bottom = part.end;
       const int pixels = (bottom - top) * out.width;
       const std::int64_t first_pixel = std::int64_t{top} * out.width;
-      const HiddenRows hidden(*this, in, rows, top, bottom);
+      const HiddenRows hidden(*this, in, follows, top, bottom);
       const std::int64_t new_values = std::int64_t{hidden.end - hidden.begin} * in.width * in_;
       const Operand* const inputs =
           expands_ ? operands(x + std::int64_t{hidden.begin} * in.width * in_, new_values, own.x) : nullptr;
@@ -310,23 +243,23 @@ class Ffn final : public TypedBlock {
           convolve_band(in, own, hidden, begin + i, {to, kPanel, out.width, bottom - top});
           activate(activation_, to, std::int64_t{pixels} * kPanel);
         }
-        const Depth part{begin * kPanel, count * kPanel};
+        const Depth depth{begin * kPanel, count * kPanel};
         Stored* const to = y + first_pixel * out_;
-        project(part, x + first_pixel * in_, to, staged(to, own.sums), [&](const auto& into) {
-          fc2_.run(panel_rows(own.chunk, pixels), {0, pixels}, into, {}, part);
+        project(depth, x + first_pixel * in_, to, staged(to, own.sums), [&](const auto& into) {
+          fc2_.run(panel_rows(own.chunk, pixels), {0, pixels}, into, {}, depth);
         });
       }
-    }
+    });
   }
 
   // The rows of the hidden map that output rows [top, bottom) need: first ... , as far as they exist. Those
   // before `begin` are kept from the band before.
   struct HiddenRows {
-    HiddenRows(const Ffn& f, Map in, Range all, int top, int bottom)
+    HiddenRows(const Ffn& f, Map in, bool follows, int top, int bottom)
         : first(top * f.dw_.stride() - f.dw_.padding()),
           next_first(bottom * f.dw_.stride() - f.dw_.padding()),
-          last_band(bottom == all.end) {
-      begin = top > all.begin ? first + f.kept_rows() : first;
+          last_band(bottom == f.size_of_output(in).height) {
+      begin = follows ? first + f.kept_rows() : first;
       end = first + f.dw_.reach(bottom - top);
       if (begin < 0) begin = 0;
       if (end > in.height) end = in.height;

@@ -5,6 +5,7 @@
 
 #include "cpu/tiles/activation.h"
 #include "cpu/tiles/convolution.h"
+#include "engine/hand.h"
 
 namespace effv2::EFFV2_TARGET {
 namespace {
@@ -57,14 +58,14 @@ class Stem final : public TypedBlock {
     Carver carver(scratch.own);
     const Own own = this->own(carver, in);
 
-    const Range rows = team.share(out.height);
-    for (int row = rows.begin; row < rows.end; row += kGroup) {
-      const int group = rows.end - row < kGroup ? rows.end - row : kGroup;
+    int before = 0;  // rows of the group before
+    deal(team, out.height, Parts{kGroup}, [&](Range rows, bool follows) {
+      const int row = rows.begin, group = rows.end - row;
       // mid holds the rows that the group needs; the first is the last of the group before.
       Range needed = conv2_.reach(row, row + group);
       Operand* fill = own.mid;
-      if (row > rows.begin) {
-        std::memcpy(own.mid, own.mid + 2 * kGroup * mid_pitch, mid_pitch * sizeof(Operand));
+      if (follows) {
+        std::memcpy(own.mid, own.mid + 2 * before * mid_pitch, mid_pitch * sizeof(Operand));
         ++needed.begin;
         fill += mid_pitch;
       }
@@ -76,7 +77,8 @@ class Stem final : public TypedBlock {
         activate<true>(activation_, results, row_values);
         commit(results, row_values, to);
       }
-    }
+      before = group;
+    });
   }
 
   // Rows of the first convolution, padded by a zero pixel at both ends; rows outside of the map are zero.

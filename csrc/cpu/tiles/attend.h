@@ -172,6 +172,9 @@ inline void attend_heads(const Heads& heads, const Attended& a, const AttentionB
 // f(first query, end) for this thread's queries, some at a time.
 template <class Function>
 inline void for_query_blocks(const Team& team, int queries, Function f) {
+  if (team.hands)
+    return deal(team, queries, Parts{kQueryBlock, kTileRows},
+                [&](Range part, bool) { f(part.begin, part.end); });
   const Range mine = team.share(queries);
   const int blocks = (mine.end - mine.begin + kQueryBlock - 1) / kQueryBlock;
   for (int b = 0; b < blocks; ++b) {

@@ -163,6 +163,7 @@ EFFV2_INLINE void wide_depthwise_vector(const InputRows<In>& in, int kernel, int
 class Depthwise {
  public:
   static constexpr int kLargestKernel = 7;
+  static constexpr int kSharedRows = 16;  // at a time, of those that a team shares out
 
   Depthwise() = default;
   // channels: with those that only fill panels up.
@@ -233,13 +234,14 @@ class Depthwise {
   // of them at hand.
   template <class In>
   void share(const Team& team, const In* x, Map in, Operand* out) const {
-    const Range mine = team.share(outputs(in.height));
-    const std::int64_t first_row = std::int64_t{mine.begin} * outputs(in.width) * in.channels;
-    for (int p = 0; p < panels_of(in.channels); ++p) {
-      const int first = p * kPanel, left = in.channels - first;
-      run_map(p, x + first, in, in.channels, mine, out + first_row + first, in.channels,
-              left < kPanel ? left : kPanel);
-    }
+    deal(team, outputs(in.height), Parts{kSharedRows}, [&](Range mine, bool) {
+      const std::int64_t first_row = std::int64_t{mine.begin} * outputs(in.width) * in.channels;
+      for (int p = 0; p < panels_of(in.channels); ++p) {
+        const int first = p * kPanel, left = in.channels - first;
+        run_map(p, x + first, in, in.channels, mine, out + first_row + first, in.channels,
+                left < kPanel ? left : kPanel);
+      }
+    });
   }
 
  private:

@@ -5,7 +5,7 @@
 #include "cpu/tiles/activation.h"
 #include "cpu/tiles/gemm.h"
 #include "engine/memory.h"
-#include "engine/team.h"
+#include "engine/panels.h"
 
 namespace effv2::EFFV2_TARGET {
 
@@ -94,9 +94,7 @@ class Product {
     return p < panels_ ? ahead_of(panel(p).below(part.first), part.count) : Next{};
   }
   // The panel that share() begins with.
-  int first_of_share(const Team& team, int rows) const {
-    return PanelCut(shares(), rows, team.rank, team.size).panel;
-  }
+  int first_of_share(const Team& team, int rows) const { return first_panel(team, shares(), rows); }
 
   // Rows times panel p. next: what is wanted after it.
   template <class Out>
@@ -145,7 +143,7 @@ class Product {
   }
   template <class Out>
   void share(const Team& team, const Rows& a, int rows, const Into<Out>& into, Next next, Depth part) const {
-    share_panels(team, shares(), rows, [&](PanelPart mine) {
+    share_panels(team, shares(), rows, kTileRows, [&](PanelPart mine) {
       Rows left = a;
       left.fresh = a.fresh && mine.first;
       run(mine.panel, left, {mine.row_begin, mine.row_end}, into,
