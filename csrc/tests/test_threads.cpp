@@ -120,18 +120,18 @@ void check_in_child(const char* what, const std::function<bool()>& check) {
              std::string(what) + ": the child ended with status " + std::to_string(status));
 }
 
-void check_panels(PanelShares shares, int rows, int size) {
+void check_panels(const PanelShares& shares, int size) {
+  const int rows = shares.rows, all = shares.work();
   std::vector<int> seen(static_cast<std::size_t>(shares.panels * rows));
-  const int all = rows * ((shares.panels - 1) * shares.each + shares.last);
   for (int rank = 0; rank < size; ++rank) {
     const Team team{rank, size, nullptr};
     int calls = 0, cost = 0;
     bool ended = false;
-    share_panels(team, shares, rows, 6, [&](PanelPart part) {
+    share_panels(team, shares, 6, [&](PanelPart part) {
       CHECK(!ended);
       ended = part.last;
       CHECK(part.first == (++calls == 1));
-      if (part.first) CHECK(part.panel == first_panel(team, shares, rows));
+      if (part.first) CHECK(part.panel == first_panel(team, shares));
       CHECK(part.panel >= 0 && part.panel < shares.panels);
       CHECK(part.row_begin >= 0 && part.row_begin < part.row_end && part.row_end <= rows);
       for (int row = part.row_begin; row < part.row_end; ++row) {
@@ -162,9 +162,11 @@ TEST(threads, shares_cover_everything_once) {
     }
     for (const int panels : {1, 2, 5}) {
       for (const int rows : {1, 4, 13}) {
-        for (const int last_cost : {1, 2, 3}) check_panels({panels, 2, last_cost}, rows, size);
+        for (const int last_cost : {1, 2, 3}) check_panels({panels, 2, last_cost, rows}, size);
       }
     }
+    // More than a hand holds.
+    check_panels({3, 1 << 24, 5, 7}, size);
   }
 }
 

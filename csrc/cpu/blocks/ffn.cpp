@@ -192,7 +192,7 @@ class Ffn final : public TypedBlock {
   }
   template <class Function>
   void share_hidden(const Team& team, int count, Map out, Function f) const {
-    if (cuts_panels(team, count, out)) return share_panels(team, {count, 1, 1}, out.height, 1, f);
+    if (cuts_panels(team, count, out)) return share_panels(team, {count, 1, 1, out.height}, 1, f);
     const Range mine = team.share(count);
     bool first = true;
     deal(team, count, Parts{kChunkPanels}, [&](Range part, bool) {
@@ -203,7 +203,7 @@ class Ffn final : public TypedBlock {
     });
   }
   int first_hidden_panel(const Team& team, int count, Map out) const {
-    if (cuts_panels(team, count, out)) return first_panel(team, {count, 1, 1}, out.height);
+    if (cuts_panels(team, count, out)) return first_panel(team, {count, 1, 1, out.height});
     return team.share(count).begin;
   }
 

@@ -94,7 +94,7 @@ class Product {
     return p < panels_ ? ahead_of(panel(p).below(part.first), part.count) : Next{};
   }
   // The panel that share() begins with.
-  int first_of_share(const Team& team, int rows) const { return first_panel(team, shares(), rows); }
+  int first_of_share(const Team& team, int rows) const { return first_panel(team, shares(rows)); }
 
   // Rows times panel p. next: what is wanted after it.
   template <class Out>
@@ -143,7 +143,7 @@ class Product {
   }
   template <class Out>
   void share(const Team& team, const Rows& a, int rows, const Into<Out>& into, Next next, Depth part) const {
-    share_panels(team, shares(), rows, kTileRows, [&](PanelPart mine) {
+    share_panels(team, shares(rows), kTileRows, [&](PanelPart mine) {
       Rows left = a;
       left.fresh = a.fresh && mine.first;
       run(mine.panel, left, {mine.row_begin, mine.row_end}, into,
@@ -154,7 +154,9 @@ class Product {
  private:
   Panel<Stored> panel(int p) const { return {weights_.data() + offset(p), width(p)}; }
   // What a row of each panel costs, in vectors.
-  PanelShares shares() const { return {panels_, kTileVectors, (columns(panels_ - 1) + kLanes - 1) / kLanes}; }
+  PanelShares shares(int rows) const {
+    return {panels_, kTileVectors, (columns(panels_ - 1) + kLanes - 1) / kLanes, rows};
+  }
   int width(int p) const { return p + 1 < panels_ ? kPanel : last_width_; }
   std::int64_t offset(int p) const { return static_cast<std::int64_t>(p) * depth_padded_ * kPanel; }
 
