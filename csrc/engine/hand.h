@@ -53,14 +53,16 @@ class alignas(64) Hand {
       }
     }
   }
-  // For others: half of it, from the end; of `share` where the owner has not come so far.
+  // For others: half of it, from the end; of `share` where the owner is done with the deal before.
   bool take_from(std::uint32_t deal, Range share, Range* part) {
     std::uint64_t found = held_.load(std::memory_order_relaxed);
     for (;;) {
       Range left = range_of(found);
       if (deal_of(found) != (deal & kDealMask)) {
-        // One that is still at an earlier deal may hold what it has taken there.
-        if (reached(deal_of(found), deal) || left.begin < left.end) return false;
+        // An owner at an earlier deal may hold what it has taken there, or have its share of one before this
+        // to come.
+        if (!reached(deal_of(found), deal - 1) || reached(deal_of(found), deal)) return false;
+        if (left.begin < left.end) return false;
         left = share;
       }
       if (left.begin >= left.end) return false;

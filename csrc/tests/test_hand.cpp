@@ -99,6 +99,13 @@ TEST(hand, members_apart) {
   hand.pick_up(3, share);
   CHECK(!hand.take(3, all, &part));
   CHECK(!hand.take_from(3, share, &part));
+  // Its share of deal 5 is to come: that of deal 6 waits for it.
+  while (hand.take_from(4, share, &part)) {
+  }
+  CHECK(!hand.take_from(6, share, &part));
+  hand.pick_up(5, share);
+  CHECK(hand.take(5, all, &part) && part.begin == 10 && part.end == 20);
+  CHECK(hand.take_from(6, share, &part));
 }
 
 TEST(hand, without_hands_everybody_keeps_to_its_share) {
