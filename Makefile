@@ -84,8 +84,8 @@ native-test: $(BUILD)/CMakeCache.txt
 
 sanitize:
 	@scripts/check_prerequisites.sh "$(PYTHON)"
-	@set -e; for kind in address undefined thread; do \
-	    echo "== $$kind sanitizer"; \
+	@set -e; for kind in address,undefined thread; do \
+	    echo "== -fsanitize=$$kind"; \
 	    cmake -S . -B build/$$kind -DCMAKE_BUILD_TYPE=Release \
 	        -DEFFV2_PYTHON=OFF -DEFFV2_NATIVE_TESTS=ON -DEFFV2_SANITIZE=$$kind; \
 	    cmake --build build/$$kind --target effv2_native_tests --parallel $(JOBS); \
