@@ -78,7 +78,10 @@ class Conv final : public TypedBlock {
       for (int row = top; row < bottom; ++row) {
         Stored* const to = y + row * row_values;
         Operand* const results = staged(to, own.results);
-        conv_.run_row(own.rows + (row - top) * step, in.width, results, out.width);
+        // The row behind it is written next: it arrives meanwhile.
+        const Next next{to + row_values,
+                        row + 1 < out.height ? row_values * std::int64_t{sizeof(Stored)} : 0};
+        conv_.run_row(own.rows + (row - top) * step, in.width, results, out.width, next);
         activate<true>(activation_, results, row_values);
         commit(results, row_values, to);
       }

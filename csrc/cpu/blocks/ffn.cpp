@@ -244,12 +244,20 @@ class Ffn final : public TypedBlock {
           activate(activation_, to, std::int64_t{pixels} * kPanel);
         }
         const Depth depth{begin * kPanel, count * kPanel};
+        const Next next = begin + count < panels_ ? Next{} : rows_behind(x, in, hidden.end, part);
         Stored* const to = y + first_pixel * out_;
         project(depth, x + first_pixel * in_, to, staged(to, own.sums), [&](const auto& into) {
-          fc2_.run(panel_rows(own.chunk, pixels), {0, pixels}, into, {}, depth);
+          fc2_.run(panel_rows(own.chunk, pixels), {0, pixels}, into, next, depth);
         });
       }
     });
+  }
+
+  // Rows of x from `row` on that a band behind this one reads.
+  Next rows_behind(const Stored* x, Map in, int row, Range band) const {
+    const int wanted = (band.end - band.begin) * dw_.stride(), left = in.height - row;
+    const std::int64_t pitch = std::int64_t{in.width} * in_;
+    return {x + row * pitch, (wanted < left ? wanted : left) * pitch * std::int64_t{sizeof(Stored)}};
   }
 
   // The rows of the hidden map that output rows [top, bottom) need: first ... , as far as they exist. Those

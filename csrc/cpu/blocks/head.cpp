@@ -35,7 +35,7 @@ class Head final : public TypedBlock {
     // Every thread needs the whole mean, and the map is small: each computes it.
     Operand* const means = own(carver);
     mean(x.data, in, means);
-    linear_.share(team, plain_rows(means, 0, channels_), 1, Into<Stored>{y, 0}, {});
+    linear_.share_row(team, means, Into<Stored>{y, 0});
   }
 
   // The weights are most of what a head reads.
@@ -50,22 +50,35 @@ class Head final : public TypedBlock {
     linear_.run(plain_rows(means, pitch(), channels_), {0, group.images}, logits, {});
   }
 
-  // Row sums first: their error grows with the sides of the map, not with its area.
   void mean(const Stored* x, Map in, Operand* out) const {
-    const Vec scale = set1(1.0f / static_cast<float>(in.pixels()));
-    for (int c = 0; c < channels_; c += kLanes) {
-      const int count = channels_ - c < kLanes ? channels_ - c : kLanes;
-      Vec total = zero();
-      const Stored* p = x + c;
-      for (int row = 0; row < in.height; ++row) {
-        Vec sum = zero();
-        for (int column = 0; column < in.width; ++column, p += channels_) {
-          sum = add(sum, count == kLanes ? load(p) : load_n(p, count));
-        }
-        total = add(total, sum);
-      }
-      store(out + c, mul(total, scale));
+    constexpr int kVectors = 4;
+    int c = 0;
+    for (; c + kVectors * kLanes <= channels_; c += kVectors * kLanes) {
+      mean_of<kVectors>(x + c, kLanes, in, out + c);
     }
+    for (; c < channels_; c += kLanes) {
+      mean_of<1>(x + c, channels_ - c < kLanes ? channels_ - c : kLanes, in, out + c);
+    }
+  }
+  // Of neighbouring vectors of channels; count: channels of the last. Row sums first: their error grows with
+  // the sides of the map, not with its area.
+  template <int Vectors>
+  void mean_of(const Stored* x, int count, Map in, Operand* out) const {
+    const Vec scale = set1(1.0f / static_cast<float>(in.pixels()));
+    Vec total[Vectors];
+    for (Vec& t : total) t = zero();
+    for (int row = 0; row < in.height; ++row) {
+      Vec sum[Vectors];
+      for (Vec& s : sum) s = zero();
+      for (int column = 0; column < in.width; ++column, x += channels_) {
+#pragma GCC unroll 4
+        for (int v = 0; v < Vectors; ++v) {
+          sum[v] = add(sum[v], count == kLanes ? load(x + v * kLanes) : load_n(x + v * kLanes, count));
+        }
+      }
+      for (int v = 0; v < Vectors; ++v) total[v] = add(total[v], sum[v]);
+    }
+    for (int v = 0; v < Vectors; ++v) store(out + v * kLanes, mul(total[v], scale));
   }
 
   int channels_;

@@ -49,14 +49,15 @@ class Convolution {
     return {begin * stride_ - padding(), (end - 1) * stride_ - padding() + kernel_};
   }
 
-  // One output row, dense, of a strip that begins with the top row of its window.
-  void run_row(const Operand* strip, int width, Operand* out, int out_width) const {
-    run_row(strip, width, Into<Operand>{out, outputs()}, out_width);
+  // One output row, dense, of a strip that begins with the top row of its window. next: what is wanted after
+  // it.
+  void run_row(const Operand* strip, int width, Operand* out, int out_width, Next next = {}) const {
+    run_row(strip, width, Into<Operand>{out, outputs()}, out_width, next);
   }
   template <class Out>
-  void run_row(const Operand* strip, int width, const Into<Out>& out, int out_width) const {
+  void run_row(const Operand* strip, int width, const Into<Out>& out, int out_width, Next next = {}) const {
     const Rows rows{strip, static_cast<std::int64_t>(stride_) * channels_, kernel_ * channels_, pitch(width)};
-    product_.run(rows, {0, out_width}, out, {});
+    product_.run(rows, {0, out_width}, out, next);
   }
 
   // The windows of output rows [begin, end), [pixel][kernel][kernel * channels], zero outside the map. Takes

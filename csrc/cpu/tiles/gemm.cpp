@@ -101,6 +101,7 @@ void run_tiles(const Rows& a, int m, int tiles, Panel<Right> b, int begin, int e
 #pragma GCC unroll 16
         for (int i = 0; i < RowCount; ++i) prefetch(p + (RowCount + i) * stride);
       }
+#pragma GCC unroll kStepsOfRound
       for (const Operand* const run_end = p + run; p < run_end; p += kDepthGroup, b_row += b_stride) {
         multiply(p, stride, b_row, sum);
       }
@@ -116,6 +117,38 @@ void run_tiles(const Rows& a, int m, int tiles, Panel<Right> b, int begin, int e
     }
   }
   ahead = soon;
+}
+
+template <int Panels, class Right, class Out>
+void run_row(const Operand* row, Panel<Right> b, std::int64_t panel_step, int depth,
+             const Result<Out>& result) {
+  Vec held[Panels][1][kTileVectors] = {};
+  for (int begin = 0; begin < depth; begin += kDepthBlock) {
+    const int end = depth - begin > kDepthBlock ? begin + kDepthBlock : depth;
+    Vec sum[Panels][1][kTileVectors];
+#pragma GCC unroll 8
+    for (int p = 0; p < Panels; ++p) {
+#pragma GCC unroll 4
+      for (int v = 0; v < kTileVectors; ++v) sum[p][0][v] = zero();
+    }
+    const Right* b_row = b.below(begin).data;
+    for (int k = begin; k < end; k += kDepthGroup, b_row += b.stride * kDepthGroup) {
+#pragma GCC unroll 8
+      for (int p = 0; p < Panels; ++p) multiply(row + k, 0, b_row + p * panel_step, sum[p]);
+    }
+    for (int p = 0; p < Panels; ++p) {
+      for (int v = 0; v < kTileVectors; ++v) {
+        held[p][0][v] = begin ? add(sum[p][0][v], held[p][0][v]) : sum[p][0][v];
+      }
+    }
+  }
+  Result<Out> r = result;
+  for (int p = 0; p < Panels; ++p) {
+    finish<1, kTileVectors, true>(held[p], r, 0, true);
+    r.out += kPanel;
+    if (r.bias) r.bias += kPanel;
+    if (r.residual) r.residual += kPanel;
+  }
 }
 
 // What there is of a tile of so many rows: the widest have fewer.
@@ -136,14 +169,24 @@ constexpr TileRuns<Right, Out> all(std::integer_sequence<int, Row...>) {
            {tile_run<3, Row + 1, Right, Out>()...}}};
 }
 
+template <class Right, class Out, int... Panel>
+constexpr RowRuns<Right, Out> all_rows(std::integer_sequence<int, Panel...>) {
+  return {{run_row<Panel + 1, Right, Out>...}};
+}
+
 }  // namespace
 
 template <class Right, class Out>
 const TileRuns<Right, Out> TileRuns<Right, Out>::table =
     all<Right, Out>(std::make_integer_sequence<int, kTileRows>{});
 
+template <class Right, class Out>
+const RowRuns<Right, Out> RowRuns<Right, Out>::table =
+    all_rows<Right, Out>(std::make_integer_sequence<int, kSideBySide>{});
+
 // Those that blocks ask for. Some are the same where a format stores what it multiplies.
 [[gnu::used]] extern const void* const kTileRuns[] = {
-    &TileRuns<Operand, Operand>::table, &TileRuns<Stored, Operand>::table, &TileRuns<Stored, Stored>::table};
+    &TileRuns<Operand, Operand>::table, &TileRuns<Stored, Operand>::table, &TileRuns<Stored, Stored>::table,
+    &RowRuns<Stored, Stored>::table};
 
 }  // namespace effv2::EFFV2_TARGET

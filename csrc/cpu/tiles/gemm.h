@@ -124,6 +124,23 @@ struct TileRuns {
   static const TileRuns table;
 };
 
+// Panels that one row is multiplied with side by side. A row alone waits for its weights, and several streams
+// of them arrive sooner than one.
+constexpr int kSideBySide = 4;
+
+// One row times so many whole panels, each `panel_step` values behind the one before; result: of the first.
+template <class Right, class Out>
+using RunRow = void (*)(const Operand* row, Panel<Right> b, std::int64_t panel_step, int depth,
+                        const Result<Out>& result);
+
+// By panels, less one.
+template <class Right, class Out>
+struct RowRuns {
+  RunRow<Right, Out> of[kSideBySide];
+
+  static const RowRuns table;
+};
+
 template <int Vectors, class Right, class Out>
 inline void tiles_of(int row_count, const Rows& a, int m, int tiles, Panel<Right> b, int begin, int end,
                      const Result<Out>& r, bool last, Ahead& ahead) {

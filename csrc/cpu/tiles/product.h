@@ -103,22 +103,7 @@ class Product {
   }
   template <class Out>
   void run(int p, const Rows& a, Range rows, const Into<Out>& into, Next next, Depth part) const {
-    const std::int64_t column = p * into.panel_stride;
-    Result<Out> r{into.out + column, into.row_stride};
-    r.columns = into.whole_panels ? kPanel : columns(p);
-    if (into.sum) {
-      r.sum = into.sum + column;
-      r.sum_stride = into.row_stride;
-    }
-    if (part.first + part.count == depth_padded_) {
-      r.bias = bias_.data() + p * kPanel;
-      if (clamp_.any) r.clamp = &clamp_;
-      if (into.residual) {
-        r.residual = into.residual + column;
-        r.residual_stride = into.row_stride;
-      }
-    }
-    gemm(a, rows.begin, rows.end, panel(p).below(part.first), part.count, r, next);
+    gemm(a, rows.begin, rows.end, panel(p).below(part.first), part.count, result(p, into, part), next);
   }
 
   // All panels, each fetching the next one.
@@ -151,7 +136,41 @@ class Product {
     });
   }
 
+  // A thread's share of one row, whose weights are read once.
+  template <class Out>
+  void share_row(const Team& team, const Operand* row, const Into<Out>& into) const {
+    const Depth all{0, depth_padded_};
+    deal(team, panels_, Parts{kSideBySide}, [&](Range mine, bool) {
+      // The last may be narrower or wider.
+      const int whole = std::min(mine.end, panels_ - 1) - mine.begin;
+      if (whole > 0) {
+        RowRuns<Stored, Out>::table.of[whole - 1](row, panel(mine.begin), offset(1), depth_padded_,
+                                                  result(mine.begin, into, all));
+      }
+      if (mine.end == panels_) run(panels_ - 1, plain_rows(row, 0, depth_padded_), {0, 1}, into, {}, all);
+    });
+  }
+
  private:
+  template <class Out>
+  Result<Out> result(int p, const Into<Out>& into, Depth part) const {
+    const std::int64_t column = p * into.panel_stride;
+    Result<Out> r{into.out + column, into.row_stride};
+    r.columns = into.whole_panels ? kPanel : columns(p);
+    if (into.sum) {
+      r.sum = into.sum + column;
+      r.sum_stride = into.row_stride;
+    }
+    if (part.first + part.count == depth_padded_) {
+      r.bias = bias_.data() + p * kPanel;
+      if (clamp_.any) r.clamp = &clamp_;
+      if (into.residual) {
+        r.residual = into.residual + column;
+        r.residual_stride = into.row_stride;
+      }
+    }
+    return r;
+  }
   Panel<Stored> panel(int p) const { return {weights_.data() + offset(p), width(p)}; }
   // What a row of each panel costs, in vectors.
   PanelShares shares(int rows) const {
