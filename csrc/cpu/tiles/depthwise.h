@@ -36,95 +36,123 @@ struct OutputRows {
   std::int64_t row_stride() const { return pixel_stride * width; }
 };
 
-// One vector of channels, 3x3; the window of output row y begins at rows[y * Stride]. The nine taps stay in
-// registers for all rows. channels: how many exist, where not Whole.
-template <int Stride, bool Whole, bool Clamped, class In>
-EFFV2_INLINE void depthwise_vector(const InputRows<In>& in, int channel, const float* taps, Clamp clamp,
-                                   const OutputRows& to, int channels) {
-  const int out_width = to.width;
-  const std::int64_t out_pixel_stride = to.pixel_stride;
-  Operand* out = to.data + channel;
-  Vec w[9];
-#pragma GCC unroll 9
-  for (int i = 0; i < 9; ++i) w[i] = load(taps + channel + i * kPanel);
-  const Vec bias = load(taps + channel + 9 * kPanel);
-  const std::int64_t step = in.pixel_stride;
+// The nine taps of a vector of channels, in registers for all rows, and what follows them.
+struct Taps3x3 {
+  Vec of[9];
+  Vec bias;
+  Clamp clamp;
+};
 
+// One output; place: of the middle of its window in a row. left, right: whether the window has these columns.
+// channels: how many exist, where not Whole.
+template <unsigned kRows, bool Whole, bool Clamped, class In>
+EFFV2_INLINE void depthwise_pixel(const In* const* rows, std::int64_t place, std::int64_t step, bool left,
+                                  bool right, const Taps3x3& taps, Operand* out, int channels) {
+  Vec sum = taps.bias;
+#pragma GCC unroll 3
+  for (int row = 0; row < 3; ++row) {
+    if (!((kRows >> row) & 1u)) continue;
+    const In* p = rows[row] + place;
+    const auto at = [&](std::int64_t offset) {
+      return Whole ? load(p + offset) : load_n(p + offset, channels);
+    };
+    if (left) sum = fma(at(-step), taps.of[row * 3], sum);
+    sum = fma(at(0), taps.of[row * 3 + 1], sum);
+    if (right) sum = fma(at(step), taps.of[row * 3 + 2], sum);
+  }
+  if (Clamped) sum = taps.clamp(sum);
+  if (Whole) {
+    store(out, sum);
+  } else {
+    store_n(out, sum, channels);
+  }
+}
+
+// kTogether neighbours, which share what they read; their sums are independent of each other.
+template <unsigned kRows, bool Left, bool Right, bool Clamped, class In>
+EFFV2_INLINE void depthwise_neighbours(const In* const* rows, std::int64_t place, std::int64_t step,
+                                       const Taps3x3& taps, Operand* out, std::int64_t out_step) {
+  Vec sum[kTogether];
+#pragma GCC unroll 8
+  for (int i = 0; i < kTogether; ++i) sum[i] = taps.bias;
+#pragma GCC unroll 3
+  for (int row = 0; row < 3; ++row) {
+    if (!((kRows >> row) & 1u)) continue;
+    const In* p = rows[row] + place;
+#pragma GCC unroll 16
+    for (int j = Left ? -1 : 0; j < kTogether + (Right ? 1 : 0); ++j) {
+      Vec value = load(p + j * step);
+      keep(value);
+#pragma GCC unroll 8
+      for (int i = 0; i < kTogether; ++i) {
+        const int tap = j - i + 1;
+        if (tap >= 0 && tap < 3) sum[i] = fma(value, taps.of[row * 3 + tap], sum[i]);
+      }
+    }
+  }
+#pragma GCC unroll 8
+  for (int i = 0; i < kTogether; ++i) {
+    store(out + i * out_step, Clamped ? taps.clamp(sum[i]) : sum[i]);
+  }
+}
+
+// One row of outputs, whose windows are the three rows of `in`.
+template <unsigned kRows, int Stride, bool Whole, bool Clamped, class In>
+EFFV2_INLINE void depthwise_row(const InputRows<In>& in, int channel, const Taps3x3& taps, Operand* out,
+                                std::int64_t out_step, int width, int channels) {
+  const std::int64_t step = in.pixel_stride;
+  int x = 0;
+  if constexpr (Stride == 1 && Whole) {
+    const auto neighbours = [&](int first, auto left, auto right) {
+      depthwise_neighbours<kRows, left.value, right.value, Clamped>(in.rows, channel + first * step, step,
+                                                                    taps, out + first * out_step, out_step);
+    };
+    constexpr std::true_type kYes;
+    constexpr std::false_type kNo;
+    if (width == kTogether) {
+      neighbours(0, kNo, kNo);
+      x = kTogether;
+    } else if (width > kTogether) {
+      neighbours(0, kNo, kYes);
+      for (x = kTogether; x + kTogether < width; x += kTogether) neighbours(x, kYes, kYes);
+      if (2 * (width - x) > kTogether) {  // worth a group, though it computes some pixels again
+        neighbours(width - kTogether, kYes, kNo);
+        x = width;
+      }
+    }
+  }
+  for (; x < width; ++x) {
+    depthwise_pixel<kRows, Whole, Clamped>(in.rows, channel + std::int64_t{x} * Stride * step, step, x > 0,
+                                           x * Stride + 1 < in.width, taps, out + x * out_step, channels);
+  }
+}
+
+// One vector of channels, 3x3; the window of output row y begins at rows[y * Stride]. channels: how many
+// exist, where not Whole.
+template <int Stride, bool Whole, bool Clamped, class In>
+EFFV2_INLINE void depthwise_vector(const InputRows<In>& in, int channel, const float* weights, Clamp clamp,
+                                   const OutputRows& to, int channels) {
+  Taps3x3 taps;
+#pragma GCC unroll 9
+  for (int i = 0; i < 9; ++i) taps.of[i] = load(weights + channel + i * kPanel);
+  taps.bias = load(weights + channel + 9 * kPanel);
+  taps.clamp = clamp;
+  Operand* out = to.data + channel;
   for (int y = 0; y < to.count; ++y, out += to.row_stride()) {
     const In* const* rows = in.rows + y * Stride;
-    const auto pixels = [&](auto mask) {
-      constexpr unsigned kRows = decltype(mask)::kRows;
-      const auto pixel = [&](int x, bool left, bool right) {
-        Vec sum = bias;
-#pragma GCC unroll 3
-        for (int row = 0; row < 3; ++row) {
-          if (!((kRows >> row) & 1u)) continue;
-          const In* p = rows[row] + channel + static_cast<std::int64_t>(x) * Stride * step;
-          const auto at = [&](std::int64_t offset) {
-            return Whole ? load(p + offset) : load_n(p + offset, channels);
-          };
-          if (left) sum = fma(at(-step), w[row * 3], sum);
-          sum = fma(at(0), w[row * 3 + 1], sum);
-          if (right) sum = fma(at(step), w[row * 3 + 2], sum);
-        }
-        if (Clamped) sum = clamp(sum);
-        if (Whole) {
-          store(out + x * out_pixel_stride, sum);
-        } else {
-          store_n(out + x * out_pixel_stride, sum, channels);
-        }
-      };
-      // kTogether neighbours share what they read, and their sums are independent of each other.
-      const auto neighbours = [&](int x, auto left, auto right) {
-        constexpr int kFirst = decltype(left)::value ? -1 : 0;
-        constexpr int kEnd = kTogether + (decltype(right)::value ? 1 : 0);
-        Vec sum[kTogether];
-#pragma GCC unroll 8
-        for (int i = 0; i < kTogether; ++i) sum[i] = bias;
-#pragma GCC unroll 3
-        for (int row = 0; row < 3; ++row) {
-          if (!((kRows >> row) & 1u)) continue;
-          const In* p = rows[row] + channel + static_cast<std::int64_t>(x) * step;
-#pragma GCC unroll 16
-          for (int j = kFirst; j < kEnd; ++j) {
-            Vec value = load(p + j * step);
-            keep(value);
-#pragma GCC unroll 8
-            for (int i = 0; i < kTogether; ++i) {
-              const int tap = j - i + 1;
-              if (tap >= 0 && tap < 3) sum[i] = fma(value, w[row * 3 + tap], sum[i]);
-            }
-          }
-        }
-#pragma GCC unroll 8
-        for (int i = 0; i < kTogether; ++i) {
-          store(out + (x + i) * out_pixel_stride, Clamped ? clamp(sum[i]) : sum[i]);
-        }
-      };
-      constexpr std::true_type kYes;
-      constexpr std::false_type kNo;
-      int x = 0;
-      if (Stride == 1 && Whole && out_width == kTogether) {
-        neighbours(0, kNo, kNo);
-        x = kTogether;
-      } else if (Stride == 1 && Whole && out_width > kTogether) {
-        neighbours(0, kNo, kYes);
-        for (x = kTogether; x + kTogether < out_width; x += kTogether) neighbours(x, kYes, kYes);
-        if (2 * (out_width - x) > kTogether) {  // worth a group, though it computes some pixels again
-          neighbours(out_width - kTogether, kYes, kNo);
-          x = out_width;
-        }
-      }
-      for (; x < out_width; ++x) pixel(x, x > 0, x * Stride + 1 < in.width);
+    const auto row = [&](auto mask) {
+      depthwise_row<decltype(mask)::kRows, Stride, Whole, Clamped>(
+          InputRows<In>{rows, in.pixel_stride, in.width}, channel, taps, out, to.pixel_stride, to.width,
+          channels);
     };
     if (rows[0] && rows[2]) {
-      pixels(RowMask<7>{});
+      row(RowMask<7>{});
     } else if (rows[0]) {
-      pixels(RowMask<3>{});
+      row(RowMask<3>{});
     } else if (rows[2]) {
-      pixels(RowMask<6>{});
+      row(RowMask<6>{});
     } else {
-      pixels(RowMask<2>{});
+      row(RowMask<2>{});
     }
   }
 }
