@@ -32,7 +32,7 @@ help:
 	@echo "make lint     ruff, mypy and clang-format"
 	@echo "make sanitize native tests under the address, undefined-behaviour and thread sanitizers"
 	@echo "make build    only the compiled module, in place; quick to repeat"
-	@echo "make wheel    a wheel in dist/"
+	@echo "make wheel    a source distribution in dist/, and a wheel made of it"
 	@echo "make clean    remove what was built; make distclean: the environment as well"
 
 demo: build
@@ -93,7 +93,7 @@ sanitize:
 	done
 
 wheel: $(STAMPS)/test
-	CMAKE_BUILD_PARALLEL_LEVEL=$(JOBS) $(PY) -m pip wheel . --no-deps --wheel-dir dist
+	CMAKE_BUILD_PARALLEL_LEVEL=$(JOBS) $(PY) -m build --outdir dist
 
 # The module is built into the package's own folder; the .pth file makes that folder importable.
 $(BUILD)/CMakeCache.txt: $(STAMPS)/test

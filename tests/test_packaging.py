@@ -152,16 +152,16 @@ def sources(folder: Path) -> None:
 
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory) -> Path:
-    """A wheel made of the source distribution, so that a file missing from the latter is found out."""
+    """A wheel made of the source distribution, so that a file missing from the latter is found out.
+
+    EFFV2_TEST_WHEEL: one that was made already, by `make wheel`.
+    """
+    if made := os.environ.get("EFFV2_TEST_WHEEL"):
+        return Path(made)
     source, output = tmp_path_factory.mktemp("source"), tmp_path_factory.mktemp("output")
     sources(source)
-    code = "from scikit_build_core.setuptools.build_meta import build_sdist; build_sdist({!r})"
-    python(code.format(str(output)), cwd=source)
-    (sdist,) = output.glob("*.tar.gz")
-    command = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation"]
-    done = subprocess.run(
-        [*command, "--wheel-dir", output, sdist], capture_output=True, text=True, timeout=1200
-    )
+    command = [sys.executable, "-m", "build", "--no-isolation", "--outdir", output, source]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=1200)
     assert done.returncode == 0, done.stderr
     (built,) = output.glob("*.whl")
     return built
