@@ -10,11 +10,14 @@ import torch
 from torch import Tensor
 
 from effv2_kernels.blocks import BLOCK_TYPES
-from effv2_kernels.declaration import assemble, tensor_shapes
+from effv2_kernels.declaration import arguments, assemble, tensor_shapes
 
 # heads, key_dim and value_dim where none are given: those of EfficientFormerV2
 _ATTENTION = {"heads": 8, "key_dim": 32, "value_dim": 128}
 _ATTENTION_DOWNSAMPLE = {"heads": 8, "key_dim": 16, "value_dim": 64}
+_HEADS = {"attention": _ATTENTION, "attention_downsample": _ATTENTION_DOWNSAMPLE}
+# sizes that follow from others, or from the map where no table is given
+_FOLLOWING = {"stem": ("mid",), **dict.fromkeys(_HEADS, ("rows", "cols"))}
 
 
 @dataclass(frozen=True)
@@ -33,15 +36,30 @@ class BlockShape:
     without: tuple[str, ...] = ()
 
     def __str__(self) -> str:
-        inner = f"-{self.sizes['hidden']}" if "hidden" in self.sizes else ""
-        outer = f"-{self.sizes['out']}" if "out" in self.sizes else ""
+        """Another name for another shape: all sizes that do not follow, all options but defaults."""
+        elsewhere = ("kernel", *_FOLLOWING.get(self.kind, ()))
+        sizes = "".join(f"-{size}" for name, size in self.sizes.items() if name not in elsewhere)
         kernel = f"-k{self.sizes['kernel']}" if self.sizes.get("kernel", 3) != 3 else ""
         stride = f"-s{self.options['stride']}" if "stride" in self.options else ""
         activation = f"-{self.options['activation']}" if "activation" in self.options else ""
         absent = "".join(f"-no-{name}" for name in self.without)
-        absent += "-no-residual" * (self.options.get("residual", 1) == 0)
-        sizes = f"{self.sizes['in']}{inner}{outer}{kernel}"
-        return f"{self.kind}-{sizes}{stride}{activation}{absent}-{self.height}x{self.width}"
+        options = f"{stride}{activation}{absent}{self._others()}"
+        return f"{self.kind}{sizes}{kernel}{options}-{self.height}x{self.width}"
+
+    def _others(self) -> str:
+        """The options that are named in full, where they do not have their defaults."""
+        usual = {a.name: a.default for a in arguments(BLOCK_TYPES[self.kind])} | _HEADS.get(self.kind, {})
+        said = ""
+        for name, value in self.options.items():
+            if name in ("stride", "activation") or value == usual.get(name):
+                continue
+            if name == "resize_bias":
+                said += f"-table{self.sizes['rows']}x{self.sizes['cols']}"
+            elif isinstance(usual.get(name), bool):
+                said += f"-{name}" if value else f"-no-{name}"
+            else:
+                said += f"-{name}{value}"
+        return said
 
 
 def stem(width: int, height: int, columns: int, *, in_channels: int = 3, **options: int | str) -> BlockShape:

@@ -1,7 +1,7 @@
 """One small shape of every block, and of its variants, for tests that go through all of them.
 
-SHAPES are those that every backend runs; OPTIONS, one for each option and absent part, those that a backend
-may refuse (``backends.require_kernels``).
+SHAPES has every block, whatever backends have kernels for it; OPTIONS one shape for each option and each part
+that may be absent. A backend runs a shape or refuses it by name (``backends.require_kernels``).
 """
 
 from effv2_kernels import shapes
@@ -47,4 +47,12 @@ OPTIONS = {
         16, 5, 6, stride=2, **HEADS, activation="none", without=(*NO_HEADS_TALK, "bias", "local")
     ),
     "attention_downsample with relu": shapes.attention_downsample(16, 24, 5, 6, **HEADS, activation="relu"),
+    "attention_downsample with a resized bias": shapes.attention_downsample(
+        16, 24, 5, 6, table=(3, 4), **HEADS
+    ),
 }
+
+
+def of_kind(kind):
+    """The shapes of one block in SHAPES."""
+    return [shape for shape in SHAPES.values() if shape.kind == kind]

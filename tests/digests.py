@@ -1,8 +1,7 @@
 """Outputs of the CPU engine as digests: for every block and network, the bits that it has always given.
 
 Weights and inputs are integers times powers of two, made by integer arithmetic alone, so that they are the
-same with every library and on every machine. ``python tests/digests.py`` adds what digests.json lacks, for
-the ISAs at hand; an entry is never changed. EFFV2_TEST_NATIVE=build/native/emulating adds AVX-512.
+same with every library and on every machine. An entry is never changed; HOW_TO_ADD says how one comes in.
 """
 
 import hashlib
@@ -20,6 +19,10 @@ from checks import rebuilt
 from effv2_kernels import blocks, cpu, declaration, shapes
 from effv2_kernels.families.efficientformer_v2 import VARIANTS, network_shapes
 
+HOW_TO_ADD = (
+    "`python tests/digests.py` adds those of the ISAs that this machine has; without AVX-512, and after "
+    "`make test-emulated`, `EFFV2_TEST_NATIVE=build/native/emulating python tests/digests.py` adds the rest"
+)
 FILE = Path(__file__).with_name("digests.json")
 IMAGE = (224, 224)
 

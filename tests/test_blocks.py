@@ -1,10 +1,11 @@
 """Blocks as data: the table of shapes, the description as JSON, and one stem per block in every folder."""
 
+import re
 from pathlib import Path
 
 import pytest
 import torch
-from block_shapes import SHAPES
+from block_shapes import OPTIONS, SHAPES, of_kind
 from checks import seeded
 from models import SMALL, SMALL_MOBILE
 
@@ -20,6 +21,7 @@ ROOT = Path(__file__).parents[1]
 def test_a_block_has_its_file_in_every_folder(kind):
     for path in (
         f"csrc/cpu/blocks/{kind}.cpp",
+        f"csrc/tests/test_{kind}.cpp",
         f"effv2_kernels/reference/{kind}.py",
         f"tests/test_{kind}.py",
         f"bench/bench_{kind}.py",
@@ -36,11 +38,24 @@ def test_no_folder_knows_a_block_that_the_others_do_not():
     assert {cls.kind for cls in blocks.Block.__subclasses__()} == kinds
 
 
-def native_refusal(block, tensors):
-    """What C++ says to a block with other tensors."""
+def test_native_tests_are_of_the_group_that_their_file_is_named_after():
+    """By that name ctest runs them: those of another group it would leave out."""
+    for path in (ROOT / "csrc/tests").glob("test_*.cpp"):
+        groups = set(re.findall(r"^TEST\((\w+),", path.read_text(encoding="utf-8"), re.MULTILINE))
+        assert groups == {path.stem.removeprefix("test_")}, path.name
+
+
+@pytest.mark.parametrize("kind", blocks.BLOCK_TYPES)
+def test_a_block_has_its_shapes(kind):
+    assert hasattr(shapes, kind), f"shapes.py has no function {kind}"
+    assert of_kind(kind), f"SHAPES of tests/block_shapes.py has no {kind}"
+
+
+def native_refusal(block, tensors, **options):
+    """What C++ says to a block with other tensors, or with other options."""
     native = cpu.native()
     with pytest.raises(native.NativeError) as refused:
-        native.Network("scalar", 0).add(block.kind, tensors, block.options())
+        native.Network("scalar", 0).add(block.kind, tensors, {**block.options(), **options})
     return str(refused.value)
 
 
@@ -62,6 +77,9 @@ def test_cpp_expects_what_is_declared(shape):
         message = native_refusal(block, {**arrays, name: array[..., None].copy()})
         assert message.startswith(f"{kind}: {name} has the shape ")
         assert message.endswith(f", expected {declared[name]}")
+    for name in options:  # what it does not read it would not refuse
+        message = native_refusal(block, arrays, **{name: -1})
+        assert message == f"{kind}: the option {name} is missing or out of range"
     for name in ("heads", "key_dim", "value_dim"):
         if name in options:
             others = {key: value for key, value in options.items() if key != name}
@@ -101,15 +119,25 @@ def test_the_table_of_shapes_is_that_of_the_model(variant):
 
 def test_every_shape_of_the_family_is_listed_once():
     family = shapes.family_shapes()
-    assert len({(str(s), *s.sizes.items()) for s in family.values()}) == len(family)
+    assert len({str(s) for s in family.values()}) == len(family)
     for variant, architecture in VARIANTS.items():
         assert all(s in family.values() for s in network_shapes(architecture)), variant
     assert shapes.family_shapes("ffn").keys() == {name for name, s in family.items() if s.kind == "ffn"}
 
 
+def test_different_shapes_have_different_names():
+    made = [*SHAPES.values(), *OPTIONS.values(), *shapes.family_shapes().values()]
+    made += shapes.family_shapes(family="mobilenet_v2").values()
+    made += [shapes.attention(16, 4, 4, table=table) for table in (None, (3, 4), (4, 3), (4, 4))]
+    made += [shapes.attention(16, 4, 4, **{name: 9}) for name in ("heads", "key_dim", "value_dim")]
+    for i, shape in enumerate(made):
+        assert all(other == shape for other in made[:i] if str(other) == str(shape)), shape
+
+
 @pytest.mark.parametrize("kind", blocks.BLOCK_TYPES)
 def test_random_blocks_are_of_their_shape_and_size(kind):
-    for shape in list(shapes.family_shapes(kind).values())[:3]:
+    """Those of no family are made by tests alone."""
+    for shape in [*of_kind(kind), *list(shapes.family_shapes(kind).values())[:3]]:
         block = shapes.random_block(shape, seeded(80))
         found = declaration.block_sizes(block)
         assert {name: found[name] for name in shape.sizes} == shape.sizes

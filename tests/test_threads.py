@@ -12,7 +12,7 @@ from checks import TARGETS, as_network, block_case, run_engine, seeded
 from conftest import THREADS
 from models import FAMILIES, SMALL, SMALL_MOBILE
 
-from effv2_kernels import cpu, optimize, shapes, sources
+from effv2_kernels import blocks, cpu, optimize, shapes, sources
 
 SHAPES = [
     shapes.stem(24, 21, 34),
@@ -50,6 +50,11 @@ def many_processors():
 
 
 forks = pytest.mark.skipif(not hasattr(__import__("os"), "fork"), reason="this system cannot fork")
+
+
+def test_every_block_is_among_them():
+    missing = set(blocks.BLOCK_TYPES) - {shape.kind for shape in SHAPES}
+    assert not missing, f"SHAPES of {__file__} has none of {missing}: add one with work for several threads"
 
 
 def model_and_images(batch=2, spec=SMALL[0], number=0):

@@ -11,14 +11,14 @@ from models import SMALL, SMALL_MOBILE, MobileSpec
 pytest.importorskip("triton")
 
 from bench.gpu import parity
-from effv2_kernels import blocks, shapes, sources
+from effv2_kernels import shapes, sources
 from effv2_kernels.errors import ResolutionError
 from effv2_kernels.families.mobilenet_v2 import scaled
 from effv2_kernels.triton import attention, ffn
 from effv2_kernels.triton import launch as launch_module
 from effv2_kernels.triton.feature import Feature
 from effv2_kernels.triton.launch import FeatureMap, tile
-from effv2_kernels.triton.plan import Plan, execute, pack
+from effv2_kernels.triton.plan import LIMITS, Plan, execute, pack
 
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]
 BOUNDS = {torch.float32: BLOCK_BOUND, torch.float16: 5e-3, torch.bfloat16: 5e-3}
@@ -152,8 +152,8 @@ CUT = [
     shapes.ffn(24, 72, 9, 6, out=40, stride=2, residual=0, activation="relu6"),
     shapes.ffn(24, 24, 5, 7, out=16, residual=0, activation="relu6", without=("fc1",)),
 ]
-# In every dtype for newcomers as well: one of each kind.
-FIRST = [next(shape for shape in CASES if shape.kind == kind) for kind in blocks.BLOCK_TYPES]
+# In every dtype for newcomers as well: one of each kind that has kernels.
+FIRST = [next(shape for shape in CASES if shape.kind == kind) for kind in LIMITS]
 FIRST[FIRST.index(shapes.attention(24, 5, 7))] = shapes.attention(40, 3, 4, table=(7, 7), **HEADS)
 
 

@@ -1,16 +1,18 @@
 """What models and devices the GPU engine refuses, and why; asked without a GPU."""
 
+from pathlib import Path
+
 import pytest
 import torch
-from block_shapes import OPTIONS
+from block_shapes import OPTIONS, SHAPES
 from checks import seeded
 from models import TINY
 
 pytest.importorskip("triton")
 
-from effv2_kernels import backends, optimize, shapes
+from effv2_kernels import backends, blocks, optimize, shapes, triton
 from effv2_kernels.errors import InputError, ModelError, UnavailableError
-from effv2_kernels.triton.plan import pack, refusal
+from effv2_kernels.triton.plan import LIMITS, pack, refusal
 
 GPU = torch.device("cuda:0")
 
@@ -109,7 +111,9 @@ def test_options_that_mean_nothing_on_a_gpu(options, error, message):
         tiny(**options)
 
 
-# Of block_shapes.OPTIONS, what has no kernel; all others run, see test_triton_parts.
+# Of block_shapes, what has no kernel: kinds that have none at all are asked for. All others run, see
+# test_triton_kernels and test_triton_parts.
+MADE = {**SHAPES, **OPTIONS}
 WITHOUT_KERNEL = {
     "ffn with silu, 5x5": "ffn with kernel=5",
     "ffn with hardswish, 7x7": "ffn with kernel=7",
@@ -119,15 +123,21 @@ WITHOUT_KERNEL = {
     "attention without bias": "attention without bias",
     "attention without local": "attention without local",
     "strided attention of products alone": "attention without local",
+    **{name: shape.kind for name, shape in MADE.items() if shape.kind not in LIMITS},
 }
 
 
 def test_blocks_without_a_kernel_are_refused_by_name():
-    made = {name: shapes.random_block(shape, seeded(1)) for name, shape in OPTIONS.items()}
+    made = {name: shapes.random_block(shape, seeded(1)) for name, shape in MADE.items()}
     assert {name: why for name, block in made.items() if (why := refusal(block))} == WITHOUT_KERNEL
     for name, what in WITHOUT_KERNEL.items():
         with pytest.raises(UnavailableError, match=f"the triton backend has no kernel for {what}"):
             pack(made[name], torch.float16, "cpu")
+
+
+def test_a_block_has_both_kernels_and_limits_or_neither():
+    folder = Path(triton.__file__).parent
+    assert set(LIMITS) == {kind for kind in blocks.BLOCK_TYPES if (folder / f"{kind}.py").is_file()}
 
 
 def test_a_device_that_nothing_runs_on():

@@ -4,13 +4,14 @@ import timeit
 
 import pytest
 import torch
+from block_shapes import of_kind
 from checks import BLOCK_BOUND, block_case, plain_pytorch, rebuilt, seeded
 from models import TINY, Spec, relative_error
 from torch.autograd import forward_ad
 from torch.fx.experimental.proxy_tensor import make_fx
 
 import effv2_kernels.ops  # noqa: F401  (registers the ops)
-from effv2_kernels import cpu, optimize, shapes
+from effv2_kernels import blocks, cpu, optimize, shapes
 from effv2_kernels.errors import InputError
 from effv2_kernels.families.efficientformer_v2 import Architecture
 from effv2_kernels.inputs import check_memory
@@ -81,12 +82,15 @@ def test_transforms_give_the_original_s_values(name, model, fast, images):
     assert relative_error(transform(fast, images), expected) <= CLOSE
 
 
-@pytest.mark.parametrize("kind", ["stem", "ffn", "attention", "conv", "attention_downsample", "head"])
+@pytest.mark.parametrize("kind", blocks.BLOCK_TYPES)
 @pytest.mark.situation("The same transforms over single ops, `torch.ops.effv2.*`", "works")
 def test_transforms_of_single_ops(kind, fast):
-    block = next(b for b in fast.network.blocks if b.kind == kind)
-    block = rebuilt(block, **{k: t.detach() for k, t in block.tensors().items()})
-    x = input_of(block, fast)
+    block = next((b for b in fast.network.blocks if b.kind == kind), None)
+    if block is None:  # of no family
+        block, x, _ = block_case(of_kind(kind)[0])
+    else:
+        block = rebuilt(block, **{k: t.detach() for k, t in block.tensors().items()})
+        x = input_of(block, fast)
     values = list(block.values().values())
     op = getattr(torch.ops.effv2, kind)
     for name, transform in TRANSFORMS.items():
