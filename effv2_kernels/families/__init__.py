@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from functools import cache
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, Protocol, cast
@@ -23,6 +24,20 @@ if TYPE_CHECKING:
 
 # In order of trial. A new family is a new folder and its name here.
 FOLDERS = ("efficientformer_v2", "mobilenet_v2")
+
+
+@dataclass(frozen=True)
+class ModelOptions:
+    """What ``create_model`` was asked for, and says the meaning of; nothing that contradicts itself."""
+
+    checkpoint: str | os.PathLike[str] | None
+    pretrained: bool
+    num_classes: int
+    img_size: int | tuple[int, int] | None
+    features_only: bool
+    in_channels: int
+    distillation: bool | None
+    weights: str
 
 
 class Reader(Protocol):
@@ -53,8 +68,8 @@ class Family(Protocol):
     def VARIANTS(self) -> Mapping[str, Any]:
         """The architectures that have a name."""
 
-    def create(self, name: str, **options: Any) -> nn.Module:
-        """A variant, with the options of ``create_model``."""
+    def create(self, name: str, options: ModelOptions) -> nn.Module:
+        """A variant; ModelError for an option that the family does not have."""
 
     def variant_shapes(
         self, variant: str, image: tuple[int, int] = (224, 224), *, classes: int = 1000
@@ -160,8 +175,7 @@ def create_model(
         raise ModelError("give either checkpoint=... or pretrained=True, not both.")
     if checkpoint is None and not pretrained and weights != "auto":
         raise ModelError(f"weights={weights!r} chooses among those of a checkpoint: give checkpoint=... too.")
-    model = known[name].create(
-        name,
+    options = ModelOptions(
         checkpoint=checkpoint,
         pretrained=pretrained,
         num_classes=num_classes,
@@ -171,4 +185,4 @@ def create_model(
         distillation=distillation,
         weights=weights,
     )
-    return model.eval()
+    return known[name].create(name, options).eval()

@@ -5,8 +5,7 @@ Li et al., "Rethinking Vision Transformers for MobileNet Size and Speed", arXiv 
 
 from __future__ import annotations
 
-import os
-
+from effv2_kernels.families import ModelOptions
 from effv2_kernels.families.efficientformer_v2 import official, own, timm
 from effv2_kernels.families.efficientformer_v2.architecture import VARIANTS, Architecture
 from effv2_kernels.families.efficientformer_v2.model import EfficientFormerV2
@@ -29,39 +28,29 @@ _REMADE = {
 }
 
 
-def create(
-    name: str,
-    *,
-    checkpoint: str | os.PathLike[str] | None,
-    pretrained: bool,
-    num_classes: int,
-    img_size: int | tuple[int, int] | None,
-    features_only: bool,
-    in_channels: int,
-    distillation: bool | None,
-    weights: str,
-) -> EfficientFormerV2:
-    """A variant, with the options of ``create_model``.
+def create(name: str, options: ModelOptions) -> EfficientFormerV2:
+    """A variant.
 
     checkpoint: with timm's or the official keys. img_size: the attention biases are made for it; None is 224,
     or the training size of the checkpoint's backbone where that is an official detection or segmentation
     backbone (with features_only), which takes any size. distillation: a second classifier; None is True.
     """
     given = None
-    if checkpoint is not None:
-        given = read(checkpoint, weights)
-    elif pretrained:
-        given = read_pretrained(name, weights)
-    backbone = given if features_only else None
+    if options.checkpoint is not None:
+        given = read(options.checkpoint, options.weights)
+    elif options.pretrained:
+        given = read_pretrained(name, options.weights)
+    backbone = given if options.features_only else None
+    img_size = options.img_size
     if img_size is None:
         img_size = backbone.img_size() if backbone is not None and backbone.resize_bias else 224
     model = EfficientFormerV2(
         VARIANTS[name],
         img_size=img_size,
-        in_channels=in_channels,
-        num_classes=num_classes,
-        distillation=distillation is not False,
-        features_only=features_only,
+        in_channels=options.in_channels,
+        num_classes=options.num_classes,
+        distillation=options.distillation is not False,
+        features_only=options.features_only,
         feature_norms=None if backbone is None else backbone.feature_norms(),
         resize_bias=backbone is not None and backbone.resize_bias,
     )

@@ -5,10 +5,9 @@ Sandler et al., "MobileNetV2: Inverted Residuals and Linear Bottlenecks", arXiv 
 
 from __future__ import annotations
 
-import os
-
 from effv2_kernels import checkpoint as files
 from effv2_kernels.errors import ModelError
+from effv2_kernels.families import ModelOptions
 from effv2_kernels.families.mobilenet_v2 import own, timm, torchvision
 from effv2_kernels.families.mobilenet_v2 import weights as keys
 from effv2_kernels.families.mobilenet_v2.architecture import VARIANTS, Architecture, scaled
@@ -24,33 +23,24 @@ READERS = {"effv2_kernels.create_model": own, "timm": timm, "torchvision": torch
 __all__ = ["NAME", "READERS", "VARIANTS", "Architecture", "MobileNetV2", "network_shapes", "scaled"]
 
 
-def create(
-    name: str,
-    *,
-    checkpoint: str | os.PathLike[str] | None,
-    pretrained: bool,
-    num_classes: int,
-    img_size: int | tuple[int, int] | None,
-    features_only: bool,
-    in_channels: int,
-    distillation: bool | None,
-    weights: str,
-) -> MobileNetV2:
-    """A variant, with the options of ``create_model``.
+def create(name: str, options: ModelOptions) -> MobileNetV2:
+    """A variant.
 
     checkpoint: with torchvision's or timm's keys. img_size: any, since the model takes images of any size.
 
     Raises ModelError for distillation=True: the family has no second classifier.
     """
-    if distillation:
+    if options.distillation:
         raise ModelError(f"{name} has no classifier for distillation: leave out distillation=True.")
     model = MobileNetV2(
-        VARIANTS[name], in_channels=in_channels, num_classes=num_classes, features_only=features_only
+        VARIANTS[name],
+        in_channels=options.in_channels,
+        num_classes=options.num_classes,
+        features_only=options.features_only,
     )
-    if pretrained:
-        checkpoint = files.fetch(keys.repository(name))
+    checkpoint = files.fetch(keys.repository(name)) if options.pretrained else options.checkpoint
     if checkpoint is not None:
-        keys.load(model, checkpoint, weights)
+        keys.load(model, checkpoint, options.weights)
     return model
 
 
