@@ -61,8 +61,7 @@ class alignas(64) Hand {
       if (deal_of(found) != (deal & kDealMask)) {
         // An owner at an earlier deal may hold what it has taken there, or have its share of one before this
         // to come.
-        if (!reached(deal_of(found), deal - 1) || reached(deal_of(found), deal)) return false;
-        if (left.begin < left.end) return false;
+        if (deal_of(found) != ((deal - 1) & kDealMask) || left.begin < left.end) return false;
         left = share;
       }
       if (left.begin >= left.end) return false;

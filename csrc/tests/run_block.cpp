@@ -255,9 +255,11 @@ std::vector<Strided> strided_maps(const Target& target, const std::vector<float>
   return maps;
 }
 
-// Roundings to halves, of few values: their norm, and that of the values, are further from what is expected.
+// Of a few values the norm may be far smaller than what it is the rest of, and the norm of their roundings is
+// not.
 static double half_block_bound(std::int64_t values) {
-  return kHalfBlockBound * (1 + 2 / std::sqrt(static_cast<double>(values)));
+  constexpr std::int64_t kFew = 64;
+  return values < kFew ? kHalfBlockBound * (1 + 2 / std::sqrt(static_cast<double>(values))) : kHalfBlockBound;
 }
 
 void check_block(const Sample& sample, Map in, const std::vector<float>& x, double bound) {
