@@ -9,7 +9,7 @@ WORKERS ?= $(shell echo $$(($(JOBS) < 8 ? $(JOBS) : 8)))
 MAKEFLAGS += --no-print-directory
 PY := $(VENV)/bin/python
 STAMPS := $(VENV)/.stamps
-PYTEST := $(PY) -m pytest --numprocesses $(WORKERS) --dist loadfile
+PYTEST := $(PY) -m pytest --numprocesses $(WORKERS) --dist worksteal
 PIP := $(PY) -m pip install --quiet --disable-pip-version-check
 PURELIB = $(abspath $(shell $(PY) -c 'import sysconfig; print(sysconfig.get_path("purelib"))'))
 CMAKE_PYTHON = -DPython_EXECUTABLE="$(abspath $(PY))" -Dpybind11_DIR="$$($(PY) -m pybind11 --cmakedir)"
@@ -21,7 +21,7 @@ help:
 	@echo "make demo     read handwritten digits and a photograph, plain and optimised"
 	@echo "              (CHECKPOINT=path.pth or .safetensors: with trained ImageNet weights)"
 	@echo "make test     build, and test every module, block, ISA and error (8 minutes on two cores)"
-	@echo "make test-all what make test leaves out: more cases of the same (another 6 minutes)"
+	@echo "make test-all what make test leaves out: more cases of the same (another 8 minutes)"
 	@echo "make test-emulated  the tests of AVX-512's code, emulated by AVX2 on any x86 processor (3 minutes)"
 	@echo "make test-ahead  compile every launch of the GPU kernels for every dtype and GPU (30 minutes)"
 	@echo "make bench    time every block and whole networks           (about 1 minute)"

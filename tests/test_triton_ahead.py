@@ -66,7 +66,6 @@ MOBILE, WIDER = "mobilenetv2_100", "mobilenetv2_140"
 
 
 @pytest.mark.thorough
-@pytest.mark.alone  # compiles on all cores
 def test_every_launch_on_hopper():
     """The order of tiles is made for float16 there: the first one fits."""
     assert not check(compiled(f"{S0},{OTHERS}", "float16", "90", "all"), {90})
@@ -74,7 +73,6 @@ def test_every_launch_on_hopper():
 
 
 @pytest.mark.thorough
-@pytest.mark.alone
 @pytest.mark.parametrize(("network", "kernels"), [(S0, KERNELS), (MOBILE, OF_MOBILENET)], ids=[S0, MOBILE])
 @pytest.mark.parametrize(
     ("dtype", "capabilities", "which"),
