@@ -9,7 +9,8 @@ WORKERS ?= $(shell echo $$(($(JOBS) < 8 ? $(JOBS) : 8)))
 MAKEFLAGS += --no-print-directory
 PY := $(VENV)/bin/python
 STAMPS := $(VENV)/.stamps
-PYTEST := $(PY) -m pytest --numprocesses $(WORKERS) --dist worksteal
+# A file's tests stay together, for what they share; those of test-all are few and long.
+PYTEST := $(PY) -m pytest --numprocesses $(WORKERS) --dist loadfile
 PIP := $(PY) -m pip install --quiet --disable-pip-version-check
 PURELIB = $(abspath $(shell $(PY) -c 'import sysconfig; print(sysconfig.get_path("purelib"))'))
 CMAKE_PYTHON = -DPython_EXECUTABLE="$(abspath $(PY))" -Dpybind11_DIR="$$($(PY) -m pybind11 --cmakedir)"
@@ -22,7 +23,7 @@ help:
 	@echo "              (CHECKPOINT=path.pth or .safetensors: with trained ImageNet weights)"
 	@echo "make test     build, and test every module, block, ISA and error (8 minutes on two cores)"
 	@echo "make test-all what make test leaves out: more cases of the same (another 8 minutes)"
-	@echo "make test-emulated  the tests of AVX-512's code, emulated by AVX2 on any x86 processor (3 minutes)"
+	@echo "make test-emulated  the tests of AVX-512's and NEON's code, emulated by AVX2 (5 minutes)"
 	@echo "make test-ahead  compile every launch of the GPU kernels for every dtype and GPU (30 minutes)"
 	@echo "make bench    time every block and whole networks           (about 1 minute)"
 	@echo "make rivals   compare with eager, torch.compile, ONNX Runtime and OpenVINO (15 minutes)"
@@ -42,13 +43,13 @@ test: build native-test
 	$(PYTEST) -m "not thorough" $(ARGS)
 
 test-all: build
-	$(PYTEST) -m thorough $(ARGS)
+	$(PYTEST) --dist worksteal -m thorough $(ARGS)
 
-# AVX-512's code on any x86 processor: a test program and a module that only tests load.
+# AVX-512's and NEON's code on any x86 processor with AVX2: a test program and a module that only tests load.
 test-emulated: build
 	@cmake --build $(BUILD) --target effv2_emulating --parallel $(JOBS)
 	$(BUILD)/csrc/tests/effv2_emulating_tests
-	EFFV2_TEST_NATIVE="$(abspath $(BUILD))/emulating" $(PYTEST) -k avx512_emulated -m "not thorough" $(ARGS)
+	EFFV2_TEST_NATIVE="$(abspath $(BUILD))/emulating" $(PYTEST) -k emulated -m "not thorough" $(ARGS)
 
 test-ahead: build
 	EFFV2_AHEAD=all $(PY) -m pytest tests/test_triton_ahead.py $(ARGS)

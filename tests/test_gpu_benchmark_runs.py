@@ -340,6 +340,7 @@ print(sorted(HIDDEN & set(sys.modules)))
 """
 
 
+@pytest.mark.thorough
 def test_it_needs_torch_and_triton_only(tmp_path):
     code = HIDE.format(hidden=OPTIONAL, root=str(ROOT)) + PARITY.format(tests=str(ROOT / "tests"))
     done = as_users("-c", code, env={"TRITON_INTERPRET": "1"}, cwd=tmp_path)

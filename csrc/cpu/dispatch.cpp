@@ -22,8 +22,12 @@ namespace effv2 {
 [[maybe_unused]] static bool has_avx2() {
   return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
 }
-// For tests: AVX-512's code on a processor without it.
+// For tests: code of ISAs that the processor lacks.
 [[maybe_unused]] static bool has_avx512_emulated() { return has_avx2(); }
+[[maybe_unused]] static bool has_neon_emulated() { return has_avx2(); }
+#endif
+#if defined(__aarch64__)
+[[maybe_unused]] static bool has_neon() { return true; }
 #endif
 static bool has_scalar() { return true; }
 

@@ -9,8 +9,10 @@
 //   Operand         what maps inside of a block are kept in: left operands of products, and right ones that
 //   are
 //                   not packed
-//   kTileRows, kTileVectors, kWideTileRows   rows and vectors of sums in registers; rows of a tile one vector
-//                   wider
+//   kTileRows, kTileVectors, kWideTileRows, kNarrowTileRows   rows and vectors of sums in registers; rows of
+//   a
+//                   tile one vector wider, and of those at most half as wide
+//   kStepsOfRound   steps of the depth between two counts of a tile's loop
 //   kDepthGroup     values of the depth that one step of a product takes together
 //   packed_column() where a column of packed weights lies among those of its panel
 //   multiply()      one step: sums += rows of Operand times columns of a panel

@@ -117,12 +117,25 @@ class Cases {
     check("div", div(a, b), [](float x, float y, float) { return x / y; });
     check("fma", fma(a, b, c), fused);
     check("fnma", fnma(a, b, c), [](float x, float y, float z) { return fused(-x, y, z); });
-    check("max", max(a, b), [](float x, float y, float) { return x > y ? x : y; });
-    check("min", min(a, b), [](float x, float y, float) { return x < y ? x : y; });
-    // The sign of abs(-0) is open, and does not matter.
+    // The sign of a zero is open, and does not matter.
+    check("max", add(max(number(a, b), b), zero()),
+          [](float x, float y, float) { return (std::isnan(x) || !(x > y) ? y : x) + 0.0f; });
+    check("min", add(min(number(a, b), b), zero()),
+          [](float x, float y, float) { return (std::isnan(x) || !(x < y) ? y : x) + 0.0f; });
     check("abs", add(abs(a), zero()), [](float x, float, float) { return std::fabs(x) + 0.0f; });
     check("zero_below", zero_below(a, b, c),
           [](float x, float y, float limit) { return y < limit ? 0.0f : x; });
+  }
+
+  // a, or b where that is NaN: what comes of a NaN on the left alone is open.
+  static Vec number(Vec a, Vec b) {
+    Lanes x, y;
+    store(x.of, a);
+    store(y.of, b);
+    for (int i = 0; i < kLanes; ++i) {
+      if (std::isnan(x.of[i])) x.of[i] = y.of[i];
+    }
+    return x.vector();
   }
 
   // With the instruction a multiply-add rounds once; without, twice.

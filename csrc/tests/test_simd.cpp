@@ -1,4 +1,4 @@
-// The vector operations of every ISA, and AVX-512's code on a processor without it.
+// The vector operations of every ISA, and code of ISAs that the processor lacks.
 #include <cmath>
 #include <cstring>
 #include <limits>
@@ -57,13 +57,8 @@ TEST(simd, definitions) {
   CHECK(checked == available_targets().size());
 }
 
-// The emulated instructions give the bits of the real ones, where the processor has both.
-TEST(simd, emulated_as_real) {
-  const Target *real = find_target("avx512", "fp32"), *emulated = find_target("avx512_emulated", "fp32");
-  if (!real || !emulated || !real->available() || !emulated->available()) {
-    note("not compared: this needs AVX-512 and its emulation");
-    return;
-  }
+// ISAs that give the same bits: emulated instructions and the real ones, and such as add in the same order.
+TEST(simd, same_bits) {
   Random random;
   const Map size{70, 51, 3};
   const NetworkSample sample = small_network(random, size.height, size.width);
@@ -71,8 +66,18 @@ TEST(simd, emulated_as_real) {
   values[static_cast<std::size_t>(size.values())] = std::numeric_limits<float>::quiet_NaN();
   values[static_cast<std::size_t>(2 * size.values())] = std::numeric_limits<float>::infinity();
   const Batch batch = batch_of(values, 4, size, nchw(size));
-  CHECK(same_values(run_network(sample, *sample.build(*real), batch.images, 2, real->isa),
-                    run_network(sample, *sample.build(*emulated), batch.images, 2, emulated->isa)));
+  const char* const pairs[][2] = {{"avx512", "avx512_emulated"}, {"avx2", "neon_emulated"}};
+  for (const auto& [one, other] : pairs) {
+    const Target *a = find_target(one, "fp32"), *b = find_target(other, "fp32");
+    const std::string what = std::string(one) + " and " + other;
+    if (!a || !b || !a->available() || !b->available()) {
+      note("not compared, as one is not here: " + what);
+      continue;
+    }
+    CHECK_THAT(same_values(run_network(sample, *sample.build(*a), batch.images, 2, one),
+                           run_network(sample, *sample.build(*b), batch.images, 2, other)),
+               what);
+  }
 }
 
 }  // namespace effv2::tests

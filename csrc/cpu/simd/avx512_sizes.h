@@ -5,6 +5,7 @@ namespace effv2::EFFV2_TARGET {
 
 inline constexpr int kLanes = 16;
 inline constexpr int kGeluVectors = 4;
-inline constexpr int kTogether = 7;  // pixels of a depthwise convolution, beside its nine weights
+inline constexpr int kTogether = 7;    // pixels of a depthwise convolution, beside its nine weights
+inline constexpr int kSumVectors = 1;  // of a softmax's total
 
 }  // namespace effv2::EFFV2_TARGET

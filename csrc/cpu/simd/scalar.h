@@ -11,7 +11,8 @@ struct Vec {
   float lane[kLanes];
 };
 inline constexpr int kGeluVectors = 1;
-inline constexpr int kTogether = 1;  // pixels of a depthwise convolution, beside its nine weights
+inline constexpr int kSumVectors = 1;  // of a softmax's total
+inline constexpr int kTogether = 1;    // pixels of a depthwise convolution, beside its nine weights
 
 template <class Function>
 inline Vec per_lane(Function f) {
@@ -59,7 +60,7 @@ inline Vec fma(Vec a, Vec b, Vec c) {
 inline Vec fnma(Vec a, Vec b, Vec c) {  // c - a * b
   return per_lane([&](int i) { return c.lane[i] - a.lane[i] * b.lane[i]; });
 }
-// Where an operand is NaN, both return b.
+// NaN where b is. Where a alone is NaN, what x86 makes of it and what Arm makes differ.
 inline Vec max(Vec a, Vec b) {
   return per_lane([&](int i) { return a.lane[i] > b.lane[i] ? a.lane[i] : b.lane[i]; });
 }

@@ -7,6 +7,7 @@ namespace effv2::EFFV2_TARGET {
 inline constexpr int kTileRows = 6;
 inline constexpr int kTileVectors = 2;
 inline constexpr int kWideTileRows = 4;
+inline constexpr int kNarrowTileRows = kTileRows;
 // Steps of the depth in one round of a tile's loop: counting takes 3 of 23 instructions, where one step
 // has 20.
 inline constexpr int kStepsOfRound = 2;

@@ -8,6 +8,7 @@ namespace effv2::EFFV2_TARGET {
 inline constexpr int kTileRows = 14;
 inline constexpr int kTileVectors = 2;
 inline constexpr int kWideTileRows = 8;
+inline constexpr int kNarrowTileRows = kTileRows;
 inline constexpr int kStepsOfRound = 1;  // a step has 44 instructions
 
 }  // namespace effv2::EFFV2_TARGET

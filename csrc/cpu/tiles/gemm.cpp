@@ -101,10 +101,14 @@ void run_tiles(const Rows& a, int m, int tiles, Panel<Right> b, int begin, int e
 #pragma GCC unroll 16
         for (int i = 0; i < RowCount; ++i) prefetch(p + (RowCount + i) * stride);
       }
-#pragma GCC unroll kStepsOfRound
-      for (const Operand* const run_end = p + run; p < run_end; p += kDepthGroup, b_row += b_stride) {
-        multiply(p, stride, b_row, sum);
+      const Operand* const run_end = p + run;
+#ifdef EFFV2_BY_LANE
+      for (; run_end - p >= kLanes; p += kLanes, b_row += kLanes * b_stride) {
+        multiply_lanes(p, stride, b_row, b_stride, sum);
       }
+#endif
+#pragma GCC unroll kStepsOfRound
+      for (; p < run_end; p += kDepthGroup, b_row += b_stride) multiply(p, stride, b_row, sum);
       if (block_left == 0) {
         p += a.block_stride - a.block;
         block_left = a.block;
@@ -132,7 +136,14 @@ void run_row(const Operand* row, Panel<Right> b, std::int64_t panel_step, int de
       for (int v = 0; v < kTileVectors; ++v) sum[p][0][v] = zero();
     }
     const Right* b_row = b.below(begin).data;
-    for (int k = begin; k < end; k += kDepthGroup, b_row += b.stride * kDepthGroup) {
+    int k = begin;
+#ifdef EFFV2_BY_LANE
+    for (; end - k >= kLanes; k += kLanes, b_row += kLanes * b.stride) {
+#pragma GCC unroll 8
+      for (int p = 0; p < Panels; ++p) multiply_lanes(row + k, 0, b_row + p * panel_step, b.stride, sum[p]);
+    }
+#endif
+    for (; k < end; k += kDepthGroup, b_row += b.stride * kDepthGroup) {
 #pragma GCC unroll 8
       for (int p = 0; p < Panels; ++p) multiply(row + k, 0, b_row + p * panel_step, sum[p]);
     }
@@ -151,22 +162,26 @@ void run_row(const Operand* row, Panel<Right> b, std::int64_t panel_step, int de
   }
 }
 
-// What there is of a tile of so many rows: the widest have fewer.
+// What there is of a tile of so many rows.
 template <int Vectors, int RowCount, class Right, class Out>
 constexpr RunTiles<Right, Out> tile_run() {
-  if constexpr (Vectors > kTileVectors && RowCount > kWideTileRows) {
+  if constexpr (RowCount > most_rows(Vectors)) {
     return nullptr;
   } else {
     return run_tiles<Vectors, RowCount, Right, Out>;
   }
 }
 
-template <class Right, class Out, int... Row>
-constexpr TileRuns<Right, Out> all(std::integer_sequence<int, Row...>) {
-  static_assert(kTileVectors == 2, "a row of the table for each number of vectors");
-  return {{{tile_run<1, Row + 1, Right, Out>()...},
-           {tile_run<2, Row + 1, Right, Out>()...},
-           {tile_run<3, Row + 1, Right, Out>()...}}};
+template <int Vectors, class Right, class Out, int... Row>
+constexpr void enter(TileRuns<Right, Out>& runs, std::integer_sequence<int, Row...>) {
+  ((runs.of[Vectors - 1][Row] = tile_run<Vectors, Row + 1, Right, Out>()), ...);
+}
+
+template <class Right, class Out, int... Vectors>
+constexpr TileRuns<Right, Out> all(std::integer_sequence<int, Vectors...>) {
+  TileRuns<Right, Out> runs{};
+  (enter<Vectors + 1>(runs, std::make_integer_sequence<int, kMostTileRows>{}), ...);
+  return runs;
 }
 
 template <class Right, class Out, int... Panel>
@@ -178,7 +193,7 @@ constexpr RowRuns<Right, Out> all_rows(std::integer_sequence<int, Panel...>) {
 
 template <class Right, class Out>
 const TileRuns<Right, Out> TileRuns<Right, Out>::table =
-    all<Right, Out>(std::make_integer_sequence<int, kTileRows>{});
+    all<Right, Out>(std::make_integer_sequence<int, kTileVectors + 1>{});
 
 template <class Right, class Out>
 const RowRuns<Right, Out> RowRuns<Right, Out>::table =

@@ -116,10 +116,17 @@ template <class Right, class Out>
 using RunTiles = void (*)(const Rows& a, int m, int tiles, Panel<Right> b, int begin, int end,
                           const Result<Out>& result, bool last, Ahead& ahead);
 
+// Rows of sums in registers, by vectors.
+constexpr int most_rows(int vectors) {
+  if (vectors > kTileVectors) return kWideTileRows;
+  return 2 * vectors > kTileVectors ? kTileRows : kNarrowTileRows;
+}
+constexpr int kMostTileRows = kTileRows > kNarrowTileRows ? kTileRows : kNarrowTileRows;
+
 // By vectors and rows, each less one. Compiled once for a target, in gemm.cpp: they are most of its code.
 template <class Right, class Out>
 struct TileRuns {
-  RunTiles<Right, Out> of[kTileVectors + 1][kTileRows];
+  RunTiles<Right, Out> of[kTileVectors + 1][kMostTileRows];
 
   static const TileRuns table;
 };
@@ -148,10 +155,10 @@ inline void tiles_of(int row_count, const Rows& a, int m, int tiles, Panel<Right
 }
 
 // A tile whose result cannot hold parts of a sum: they wait beside it.
-template <int Vectors, int MostRows, class Right, class Out>
+template <int Vectors, class Right, class Out>
 inline void rounded_tile(int row_count, const Rows& a, int m, Panel<Right> b, int depth, const Result<Out>& r,
                          Ahead& ahead) {
-  alignas(64) Operand held[MostRows * Vectors * kLanes];
+  alignas(64) Operand held[most_rows(Vectors) * Vectors * kLanes];
   const Rows rows{a.data + m * a.row_stride, a.row_stride, a.block, a.block_stride, a.fresh};
   const Result<Out> whole = r.below(m);
   Result<Operand> part{held, Vectors * kLanes};
@@ -175,11 +182,12 @@ inline void rounded_tile(int row_count, const Rows& a, int m, Panel<Right> b, in
 
 // The rows are divided evenly, so that no tile is left with too few rows to hide the latency of a
 // multiply-add: 49 rows make 4 tiles of 6 and 5 of 5, not 8 of 6 and 1 of 1.
-template <int Vectors, int MostRows, class Right, class Out>
+template <int Vectors, class Right, class Out>
 inline void gemm_of(const Rows& a, int m0, int m1, Panel<Right> b, int depth, const Result<Out>& r,
                     Next next) {
   const int rows = m1 - m0;
-  const int tiles = (rows + MostRows - 1) / MostRows;
+  constexpr int kMost = most_rows(Vectors);
+  const int tiles = (rows + kMost - 1) / kMost;
   if (tiles == 0) return;
   const int small = rows / tiles, larger = rows - small * tiles;  // `larger` tiles have one row more
   const int split = m0 + larger * (small + 1);
@@ -193,10 +201,9 @@ inline void gemm_of(const Rows& a, int m0, int m1, Panel<Right> b, int depth, co
   if constexpr (!std::is_same_v<Out, Operand>) {
     if (depth > kDepthBlock) {
       for (int m = m0; m < split; m += small + 1) {
-        rounded_tile<Vectors, MostRows>(small + 1, a, m, b, depth, r, ahead);
+        rounded_tile<Vectors>(small + 1, a, m, b, depth, r, ahead);
       }
-      for (int m = split; m < m1; m += small)
-        rounded_tile<Vectors, MostRows>(small, a, m, b, depth, r, ahead);
+      for (int m = split; m < m1; m += small) rounded_tile<Vectors>(small, a, m, b, depth, r, ahead);
       return;
     }
   }
@@ -218,16 +225,15 @@ inline void gemm_of(const Rows& a, int m0, int m1, Panel<Right> b, int depth, co
 }
 
 // Rows [m0, m1) times the columns of one panel; depth: rows of b.
-template <class Right, class Out>
+template <class Right, class Out, int Vectors = kTileVectors + 1>
 inline void gemm(const Rows& a, int m0, int m1, Panel<Right> b, int depth, const Result<Out>& r,
                  Next next = {}) {
-  if (r.columns > kPanel) {
-    gemm_of<kTileVectors + 1, kWideTileRows>(a, m0, m1, b, depth, r, next);
-  } else if (r.columns > kLanes) {
-    gemm_of<kTileVectors, kTileRows>(a, m0, m1, b, depth, r, next);
-  } else {
-    gemm_of<1, kTileRows>(a, m0, m1, b, depth, r, next);
+  if constexpr (Vectors > 1) {
+    if (r.columns <= (Vectors - 1) * kLanes) {
+      return gemm<Right, Out, Vectors - 1>(a, m0, m1, b, depth, r, next);
+    }
   }
+  gemm_of<Vectors>(a, m0, m1, b, depth, r, next);
 }
 
 }  // namespace effv2::EFFV2_TARGET

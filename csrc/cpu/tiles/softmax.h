@@ -32,13 +32,18 @@ EFFV2_INLINE void softmax_row(float* row, int count) {
   Vec highest = load(row);
   for (int i = kLanes; i < count; i += kLanes) highest = max(highest, load(row + i));
   const Vec top = set1(reduce_max(highest));
-  Vec total = zero();
-  for (int i = 0; i < count; i += kLanes) {
-    const Vec e = exp2_nonpositive(sub(load(row + i), top));
-    store(row + i, e);
-    total = add(total, e);
+  Vec total[kSumVectors];
+  for (Vec& t : total) t = zero();
+  for (int i = 0; i < count; i += kSumVectors * kLanes) {
+    for (int v = 0; v < kSumVectors && i + v * kLanes < count; ++v) {
+      float* const p = row + i + v * kLanes;
+      const Vec e = exp2_nonpositive(sub(load(p), top));
+      store(p, e);
+      total[v] = add(total[v], e);
+    }
   }
-  const Vec scale = set1(1.0f / reduce_add(total));
+  for (int v = 1; v < kSumVectors; ++v) total[0] = add(total[0], total[v]);
+  const Vec scale = set1(1.0f / reduce_add(total[0]));
   for (int i = 0; i < count; i += kLanes) store(row + i, mul(load(row + i), scale));
 }
 
