@@ -24,6 +24,7 @@ help:
 	@echo "make test     build, and test every module, block, ISA and error (8 minutes on two cores)"
 	@echo "make test-all what make test leaves out: more cases of the same (another 8 minutes)"
 	@echo "make test-emulated  the tests of AVX-512's and NEON's code, emulated by AVX2 (5 minutes)"
+	@echo "make test-aarch64  the tests of 64-bit Arm, under QEMU with an Arm Python (about 20 minutes)"
 	@echo "make test-ahead  compile every launch of the GPU kernels for every dtype and GPU (30 minutes)"
 	@echo "make bench    time every block and whole networks           (about 1 minute)"
 	@echo "make rivals   compare with eager, torch.compile, ONNX Runtime and OpenVINO (15 minutes)"
@@ -34,6 +35,7 @@ help:
 	@echo "make sanitize native tests under the address, undefined-behaviour and thread sanitizers"
 	@echo "make build    only the compiled module, in place; quick to repeat"
 	@echo "make wheel    a source distribution in dist/, and a wheel made of it"
+	@echo "make wheel-aarch64  a wheel for 64-bit Arm, cross-compiled, in dist/"
 	@echo "make clean    remove what was built; make distclean: the environment as well"
 
 demo: build
@@ -130,6 +132,8 @@ $(STAMPS)/lint: requirements/lint.txt $(STAMPS)/test
 $(STAMPS)/bench: requirements/bench.txt $(STAMPS)/test
 	@$(PIP) -r $<
 	@touch $@
+
+include scripts/aarch64.mk
 
 clean:
 	rm -rf build dist *.egg-info effv2_kernels/_native.*.so .benchmarks

@@ -38,7 +38,7 @@ def optimize(
         memory; scalar code refuses it. None is that of the model's own tensors. "int8" is refused by this
         version.
     backend: "cpu", "triton" (CUDA GPUs), or "auto", which follows the device.
-    isa: of the CPU: "avx512", "avx2" or "scalar"; None is EFFV2_FORCE_ISA or the best one.
+    isa: of the CPU: "avx512", "avx2", "neon" or "scalar"; None is EFFV2_FORCE_ISA or the best one.
     threads: of each call on the CPU; None is ``torch.get_num_threads()`` at the time of the call.
     cuda_graph: on a GPU, replay images of a shape that comes again as one captured graph.
     strict: refuse a module without a whole network, or with parts of one outside. False: optimise

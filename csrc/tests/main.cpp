@@ -60,11 +60,11 @@ void timed_out(int) {
   _exit(3);
 }
 
-bool wanted(const Test& test, const std::vector<std::string>& words) {
+bool named(const Test& test, const std::vector<std::string>& words) {
   for (const std::string& word : words) {
     if (test.full_name().find(word) != std::string::npos) return true;
   }
-  return words.empty();
+  return false;
 }
 
 std::uint64_t number(const char* text) {
@@ -95,13 +95,20 @@ void run(const Test& test) {
   std::fflush(stdout);
 }
 
-int main_with(const std::vector<std::string>& words, bool list) {
+struct Options {
+  std::vector<std::string> words, without;
+  bool list = false;
+};
+
+int main_with(const Options& options) {
+  const bool list = options.list;
   int ran = 0, failed_tests = 0;
   if (!list) std::printf("seed of random inputs: %llu\n", static_cast<unsigned long long>(run_seed));
   std::fflush(stdout);
   std::signal(SIGALRM, timed_out);
   for (const Test& test : registered()) {
-    if (!wanted(test, words)) continue;
+    if (!options.words.empty() && !named(test, options.words)) continue;
+    if (named(test, options.without)) continue;
     ++ran;
     if (list) {
       std::printf("%s\n", test.full_name().c_str());
@@ -168,21 +175,22 @@ std::vector<const Target*> fp32_targets() {
 
 int main(int argc, char** argv) {
   using namespace effv2::tests;
-  std::vector<std::string> words;
-  bool list = false;
+  Options options;
   const char* given = std::getenv("EFFV2_TEST_SEED");
   run_seed = given && *given ? number(given) : std::random_device{}() & 0x7fffffffu;
   for (int i = 1; i < argc; ++i) {
     if (std::strcmp(argv[i], "--list") == 0) {
-      list = true;
+      options.list = true;
     } else if (std::strcmp(argv[i], "--seed") == 0 && i + 1 < argc) {
       run_seed = number(argv[++i]);
+    } else if (std::strcmp(argv[i], "--without") == 0 && i + 1 < argc) {
+      options.without.emplace_back(argv[++i]);
     } else if (argv[i][0] == '-') {
-      std::fprintf(stderr, "usage: %s [--seed N] [--list] [word ...]\n", argv[0]);
+      std::fprintf(stderr, "usage: %s [--seed N] [--list] [--without WORD] [word ...]\n", argv[0]);
       return 2;
     } else {
-      words.emplace_back(argv[i]);
+      options.words.emplace_back(argv[i]);
     }
   }
-  return main_with(words, list);
+  return main_with(options);
 }

@@ -14,6 +14,14 @@
 
 namespace effv2::EFFV2_TARGET {
 
+// p, from which nothing is read before all sums are known.
+template <int RowCount, int Vectors, class Right, int... At>
+EFFV2_INLINE const Right* behind_all(const Vec (&sum)[RowCount][Vectors], const Right* p,
+                                     std::integer_sequence<int, At...>) {
+  ((p = behind(sum[At / Vectors][At % Vectors], p)), ...);
+  return p;
+}
+
 // kLanes steps of the depth, in order: rows at a, a + a_stride, ... times as many rows of the panel.
 template <int RowCount, int Vectors, class Right, int... Lanes>
 EFFV2_INLINE void multiply_lanes(const float* a, std::int64_t a_stride, const Right* panel,
@@ -22,7 +30,7 @@ EFFV2_INLINE void multiply_lanes(const float* a, std::int64_t a_stride, const Ri
   Vec row[RowCount];
 #pragma GCC unroll 16
   for (int i = 0; i < RowCount; ++i) row[i] = load(a + i * a_stride);
-  const auto step = [&](auto lane) {
+  const auto step = [&](auto lane) __attribute__((always_inline)) {
     Vec columns[Vectors];
     load_together(panel, columns);
 #pragma GCC unroll 16
@@ -32,8 +40,8 @@ EFFV2_INLINE void multiply_lanes(const float* a, std::int64_t a_stride, const Ri
         sum[i][v] = fma_lane<decltype(lane)::value>(row[i], columns[v], sum[i][v]);
       }
     }
-    // The next columns come into the registers of these: more are not free.
-    panel = behind(sum[RowCount - 1][Vectors - 1], panel + panel_stride);
+    // The next columns come into the registers of these: compilers would load them into more than are free.
+    panel = behind_all(sum, panel + panel_stride, std::make_integer_sequence<int, RowCount * Vectors>{});
   };
   (step(std::integral_constant<int, Lanes>{}), ...);
 }
