@@ -311,16 +311,14 @@ def not_a_number(plan):
 
 
 # One of each family, and MobileNetV2 as it is published.
-PUBLISHED = {
-    width: MobileSpec(f"mobilenet_v2 x{width}", scaled(width), (33, 40)) for width in (0.5, 1.0, 1.4)
-}
-NETWORKS = {spec.name: spec for spec in (SMALL[0], SMALL_MOBILE[0], *PUBLISHED.values())}
+PUBLISHED = [MobileSpec(f"mobilenet_v2 x{width}", scaled(width), (33, 40)) for width in (0.5, 1.0, 1.4)]
+NETWORKS = {spec.name: spec for spec in (SMALL[0], SMALL_MOBILE[0], *PUBLISHED)}
 _QUICK = {(spec.name, torch.float32) for spec in (SMALL[0], SMALL_MOBILE[0])}
 
 
 def networks_and_dtypes():
     """The small ones in every dtype; of the published, which take the interpreter a minute, each in one."""
-    in_one = dict(zip((spec.name for spec in PUBLISHED.values()), DTYPES, strict=True))
+    in_one = dict(zip((spec.name for spec in PUBLISHED), DTYPES, strict=True))
     for name in NETWORKS:
         for dtype in [in_one[name]] if name in in_one else DTYPES:
             marks = () if (name, dtype) in _QUICK else pytest.mark.thorough

@@ -7,11 +7,10 @@
 //
 //   Stored          what maps between blocks, and packed weights, are kept in
 //   Operand         what maps inside of a block are kept in: left operands of products, and right ones that
-//   are
-//                   not packed
-//   kTileRows, kTileVectors, kWideTileRows, kNarrowTileRows   rows and vectors of sums in registers; rows of
-//   a
-//                   tile one vector wider, and of those at most half as wide
+//                   come unpacked
+//   kTileRows, kTileVectors   rows and vectors of sums in registers
+//   kWideTileRows   rows of a tile that is one vector wider
+//   kNarrowTileRows   rows of a tile of at most half as many vectors
 //   kStepsOfRound   steps of the depth between two counts of a tile's loop
 //   kDepthGroup     values of the depth that one step of a product takes together
 //   packed_column() where a column of packed weights lies among those of its panel
