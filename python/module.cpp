@@ -168,7 +168,8 @@ PYBIND11_MODULE(_native, m) {
   m.def(
       "formats",
       [](const std::string& isa) {
-        return names(&effv2::Target::format, [&](const effv2::Target& target) { return target.isa == isa; });
+        return names(&effv2::Target::format,
+                     [&](const effv2::Target& target) { return target.isa == isa && target.available(); });
       },
       py::arg("isa"));
   m.def("kinds", [] {

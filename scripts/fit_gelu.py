@@ -2,13 +2,14 @@
 
 GELU(x) = max(x, 0) - a * Phi(-a) with a = |x|.
 
-* ``kGeluRoot`` of csrc/cpu/tiles/gelu_root.h: Phi(-a) falls over eight decades, its eighth root only from
+* the root of floats in csrc/cpu/tiles/gelu_root.h: Phi(-a) falls over eight decades, its eighth root only from
   0.92 to 0.1, which a polynomial of degree 8 follows; three squarings give Phi(-a) back. The polynomial
   approximates the root of 2 * Phi(-a) and has the variable s * a; s = 5/32 is near where the best
   polynomial's leading coefficient is -1, so it is fixed to that; the last is fixed to 1, so that small
   inputs have a small relative error as well; the others minimise the largest error of a * Phi(-a) on
   [0, 5.6], beyond which that product is below 6.1e-8. They are printed, highest power first, with the
   opposite sign, which the squares undo.
+* the root of halves there: the fourth root, of degree 4; s is what makes the leading coefficient 1.
 * ``kGeluTable`` of csrc/cpu/tiles/gelu_table.h: -2 s a Phi(-a) for s = 5 as one polynomial of degree 4 for
   each integer n, in r = s a - n on [-1/2, 1/2]. The first is exactly -r + ... for the sake of small inputs;
   from s a = 29.5 on the product is below 1.1e-8 and the polynomial 0. Printed lowest power first.
@@ -27,6 +28,7 @@ from scipy.special import erfc
 
 Array = np.ndarray
 ROOT_END = 5.6
+HALF_END = 4.0
 ROOT = 8
 ROOT_DEGREE = 8
 ROOT_SCALE = 5 / 32
@@ -83,6 +85,19 @@ def gelu_root() -> Array:
     return -np.concatenate([[1.0], between])
 
 
+def gelu_half_root() -> tuple[float, Array]:
+    """s, and the coefficients, lowest power first."""
+    power = 4
+
+    def weight(a: Array) -> Array:
+        return a * (a * power / 2 * (2 * upper_tail(a)) ** ((power - 1) / power) + 1e-4)
+
+    between = minimax(lambda a: ((2 * upper_tail(a)) ** (1 / power) - 1) / a, weight, 1e-6, HALF_END, 3)
+    of_a = np.concatenate([[1.0], between])
+    scale = abs(of_a[-1]) ** (1 / power)
+    return scale, np.sign(of_a[-1]) * of_a / scale ** np.arange(power + 1)
+
+
 def gelu_table() -> Array:
     """(power, entry)"""
 
@@ -102,7 +117,9 @@ def power_of_two() -> Array:
 
 
 if __name__ == "__main__":
-    print("gelu_root.h kGeluRoot, behind the leading 1:", numbers(gelu_root()[::-1]))
+    print("gelu_root.h, floats, behind the leading 1:", numbers(gelu_root()[::-1]))
+    scale, root = gelu_half_root()
+    print(f"gelu_root.h, halves, s = {scale:.9g}, behind the leading 1:", numbers(root[::-1][1:]))
     print("gelu_table.h kGeluTable:")
     for row in gelu_table():
         print(f"    {{{numbers(row)}}},")

@@ -2,6 +2,10 @@
 
 #if defined(__x86_64__)
 #include <cpuid.h>
+#elif defined(__APPLE__)
+#include <sys/sysctl.h>
+#elif defined(__aarch64__)
+#include <sys/auxv.h>
 #endif
 
 #include <cstdio>
@@ -31,8 +35,25 @@ namespace effv2 {
 #endif
 static bool has_scalar() { return true; }
 
+// What a format asks of the processor beyond its instruction set.
+static bool computes_fp32() { return true; }
+[[maybe_unused]] static bool computes_bf16() { return true; }
+[[maybe_unused]] static bool computes_fp16() {
+#if defined(__aarch64__) && defined(__APPLE__)
+  int has = 0;
+  std::size_t size = sizeof has;
+  return sysctlbyname("hw.optional.arm.FEAT_FP16", &has, &size, nullptr, 0) == 0 && has;
+#elif defined(__aarch64__)
+  constexpr unsigned long kVectorsOfHalves = 1ul << 10;  // HWCAP_ASIMDHP
+  return getauxval(AT_HWCAP) & kVectorsOfHalves;
+#else
+  return true;  // emulated
+#endif
+}
+
 // The build lists the targets of an engine, best ISA first: X(isa, format).
-#define X(the_isa, the_format) EFFV2_TARGET_ROW(the_isa, the_format, has_##the_isa)
+#define X(the_isa, the_format) \
+  EFFV2_TARGET_ROW(the_isa, the_format, [] { return has_##the_isa() && computes_##the_format(); })
 #include "targets.inc"
 #undef X
 
@@ -52,7 +73,7 @@ const Target* find_target(const char* isa, const char* format) {
   return nullptr;
 }
 
-// Its first format's: availability is that of the instruction set.
+// Its first format's, which asks for no more than the instruction set.
 static const Target* first_of(const char* isa) {
   for (const Target& target : targets()) {
     if (std::strcmp(target.isa, isa) == 0) return &target;

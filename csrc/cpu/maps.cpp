@@ -1,4 +1,4 @@
-// What the engine does to maps in the target's format.
+// What the engine knows of the target's format, and does to maps in it.
 #include "cpu/target.h"
 #include "cpu/tiles/typed_block.h"
 
@@ -6,6 +6,11 @@ namespace effv2::EFFV2_TARGET {
 
 extern const int kValueBytes;
 const int kValueBytes = sizeof(Stored);
+extern const float kLargestValue;
+const float kLargestValue = kLargest;
+
+void forget_overflow() { clear_overflow(); }
+bool has_overflowed() { return overflowed(); }
 
 void scale_and_shift(const void* x, const float* scale, const float* shift, std::int64_t pixels, int channels,
                      void* y) {

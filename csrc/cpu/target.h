@@ -6,8 +6,11 @@
 // into the registers, and takes or defines a format (cpu/formats/):
 //
 //   Stored          what maps between blocks, and packed weights, are kept in
-//   Operand         what maps inside of a block are kept in: left operands of products, and right ones that
-//                   come unpacked
+//   Operand         what is computed with: maps inside of a block, which are left operands of products, and
+//                   right ones that come unpacked; biases, taps of depthwise convolutions
+//   Vec, Wide       vectors of kLanes operands, and of as many floats; widened(), narrowed(), wide(value)
+//   kDepthBlock     values of the depth that are summed in one go
+//   kLargest        the largest value of Stored
 //   kTileRows, kTileVectors   rows and vectors of sums in registers
 //   kWideTileRows   rows of a tile that is one vector wider
 //   kNarrowTileRows   rows of a tile of at most half as many vectors
@@ -15,9 +18,10 @@
 //   kDepthGroup     values of the depth that one step of a product takes together
 //   packed_column() where a column of packed weights lies among those of its panel
 //   multiply()      one step: sums += rows of Operand times columns of a panel
-//   load(), store() and their _n forms between vectors of float and Stored or Operand, rounding to nearest
+//   load(), store() and their _n forms between vectors of operands and Stored or Operand, rounding to nearest
+//   clear_overflow(), overflowed()   whether a value of this thread went beyond kLargest
 //
-// Sums, biases, and all that is not a product are in float. Nothing outside of cpu/simd/, cpu/formats/ and
+// Softmax and means are in float. Nothing outside of cpu/simd/, cpu/formats/ and
 // cpu/targets/ names an instruction set or a format.
 #pragma once
 

@@ -12,6 +12,9 @@ namespace effv2 {
   namespace the_isa##_##the_format {                                                         \
     EFFV2_BLOCKS(EFFV2_DECLARE_FACTORY)                                                      \
     extern const int kValueBytes;                                                            \
+    extern const float kLargestValue;                                                        \
+    void forget_overflow();                                                                  \
+    bool has_overflowed();                                                                   \
     void scale_and_shift(const void*, const float*, const float*, std::int64_t, int, void*); \
     void copy_rows(const MapView&, Map, int, int, void*);                                    \
     double peak_loop(long);                                                                  \
@@ -20,6 +23,9 @@ namespace effv2 {
       made.isa = #the_isa;                                                                   \
       made.format = #the_format;                                                             \
       made.value_bytes = kValueBytes;                                                        \
+      made.largest = kLargestValue;                                                          \
+      made.forget_overflow = forget_overflow;                                                \
+      made.has_overflowed = has_overflowed;                                                  \
       made.available = is_available;                                                         \
       made.scale_and_shift = scale_and_shift;                                                \
       made.copy_rows = copy_rows;                                                            \

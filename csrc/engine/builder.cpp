@@ -6,7 +6,7 @@ namespace {
 template <class Spec>
 void add(Network& network, const char* kind, const Fields& fields, Block* (*factory)(const Spec&)) {
   Spec spec{};
-  FieldReader reader(kind, fields);
+  FieldReader reader(kind, fields, network.target().largest, network.target().format);
   spec.visit(reader);
   const int given = network.out_channels();
   if (given && given != spec.in_channels) {
@@ -14,7 +14,13 @@ void add(Network& network, const char* kind, const Fields& fields, Block* (*fact
                 " channels, but the block before gives " + std::to_string(given));
   }
   const ArenaScope scope(network.arena());
-  network.add(std::unique_ptr<Block>(factory(spec)), spec.in_channels);
+  network.target().forget_overflow();
+  std::unique_ptr<Block> block(factory(spec));
+  if (network.target().has_overflowed()) {
+    throw Error(std::string(kind) + ": a weight, with what is folded into it, is beyond what " +
+                network.target().format + " holds; use fp32");
+  }
+  network.add(std::move(block), spec.in_channels);
 }
 
 }  // namespace

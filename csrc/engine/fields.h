@@ -3,6 +3,7 @@
 
 #include <cstdint>
 #include <initializer_list>
+#include <limits>
 #include <map>
 #include <string>
 #include <vector>
@@ -22,10 +23,13 @@ struct Fields {
 };
 
 // Visits a spec (see engine/spec.h) and fills it. Throws Error, naming kind and field, where something is
-// missing, misshapen, out of range or not finite.
+// missing, misshapen, out of range, not finite, or beyond what a format holds.
 class FieldReader {
  public:
-  FieldReader(std::string kind, const Fields& fields) : kind_(std::move(kind)), fields_(fields) {}
+  // largest: of the values that the format holds.
+  FieldReader(std::string kind, const Fields& fields, float largest = std::numeric_limits<float>::max(),
+              const char* format = "fp32")
+      : kind_(std::move(kind)), fields_(fields), largest_(largest), format_(format) {}
 
   bool given(bool, std::initializer_list<const char*> layers) const;
   void size(int& value, const char* name, std::size_t axis) const;
@@ -46,6 +50,8 @@ class FieldReader {
 
   std::string kind_;
   const Fields& fields_;
+  float largest_;
+  const char* format_;
 };
 
 // The activation of a name, as options have it: an index into kActivationNames. Throws Error for another

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <chrono>
+#include <cstdio>
 #include <cstring>
 
 #include "engine/network_run.h"
@@ -15,6 +16,12 @@ constexpr std::size_t kPlans = 8;
 constexpr std::size_t kContexts = 16;
 // Fewer weights than this gain nothing from large pages: the processor keeps the places of all small ones.
 constexpr std::int64_t kArenaBytes = std::int64_t{32} << 20;
+
+static std::string plain(float value) {
+  char text[32];
+  std::snprintf(text, sizeof text, "%.6g", static_cast<double>(value));
+  return text;
+}
 
 // Of the calling thread, as a member of this team.
 static Effort effort_so_far(const Team& team) {
@@ -144,7 +151,9 @@ std::unique_ptr<Network::Context> Network::take_context(int height, int width, i
 void Network::run(const Images& images, void* const* outputs, int threads, double* seconds, int stop) const {
   threads = std::max(1, std::min(threads, usable_cpus()));
   const int group = Dealing::group(images.count, threads);
+  target_->forget_overflow();
   std::unique_ptr<Context> context = take_context(images.height, images.width, threads, group);
+  const bool prepared_overflowed = target_->has_overflowed();
   for (Hand& hand : context->hands) hand.reset();
   std::vector<Effort> efforts(seconds ? blocks_.size() * static_cast<std::size_t>(threads) : 0);
   Run run{images,
@@ -155,7 +164,8 @@ void Network::run(const Images& images, void* const* outputs, int threads, doubl
           seconds ? efforts.data() : nullptr,
           stop ? static_cast<std::size_t>(stop) : blocks_.size(),
           !stop && !features_.empty(),
-          {}};
+          {},
+          {prepared_overflowed}};
 
   struct Call {
     const Network* network;
@@ -165,7 +175,10 @@ void Network::run(const Images& images, void* const* outputs, int threads, doubl
       threads,
       [](void* argument, int rank, int size) {
         const Call& c = *static_cast<Call*>(argument);
+        const Target& target = *c.network->target_;
+        target.forget_overflow();
         c.network->work(*c.run, rank, size);
+        if (target.has_overflowed()) c.run->overflowed.store(true, std::memory_order_relaxed);
       },
       &call);
 
@@ -178,9 +191,15 @@ void Network::run(const Images& images, void* const* outputs, int threads, doubl
       }
     }
   }
-  const std::lock_guard<std::mutex> lock(fork_safe_mutex());
-  if (contexts_.size() == kContexts) contexts_.erase(contexts_.begin());
-  contexts_.push_back(std::move(context));
+  {
+    const std::lock_guard<std::mutex> lock(fork_safe_mutex());
+    if (contexts_.size() == kContexts) contexts_.erase(contexts_.begin());
+    contexts_.push_back(std::move(context));
+  }
+  if (run.overflowed.load(std::memory_order_relaxed)) {
+    throw Error("a value went beyond " + plain(target_->largest) + ", the largest of " + target_->format +
+                ", while these images ran: run them in fp32");
+  }
 }
 
 void Network::work(Run& run, int rank, int size) const {

@@ -64,6 +64,7 @@ struct Network::Run {
   std::size_t blocks;  // that are run
   bool features;       // whether these are returned, or else the output of the last of those blocks
   std::atomic<int> next{0};
+  std::atomic<bool> overflowed{false};  // what the format holds
 };
 
 }  // namespace effv2

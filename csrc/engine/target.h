@@ -12,7 +12,11 @@ struct Target {
   const char* isa;
   const char* format;
   int value_bytes;      // of a value of a map between two blocks, and of images and outputs
+  float largest;        // of the values it holds
   bool (*available)();  // by the processor and by the operating system
+  // Whether a value of the calling thread went beyond that since it was forgotten.
+  void (*forget_overflow)();
+  bool (*has_overflowed)();
 #define EFFV2_FACTORY(kind, Spec) Block* (*kind)(const Spec&);
   EFFV2_BLOCKS(EFFV2_FACTORY)
 #undef EFFV2_FACTORY

@@ -30,18 +30,27 @@ float of_bits(std::uint32_t bits) {
   std::memcpy(&value, &bits, sizeof value);
   return value;
 }
+// The operand that a float is rounded to.
+float rounded(double value) { return static_cast<float>(static_cast<Operand>(value)); }
+constexpr bool kHalves = sizeof(Operand) == 2;
 bool same(float a, float b) { return (std::isnan(a) && std::isnan(b)) || bits_of(a) == bits_of(b); }
 
 // Numbers of every kind: any bits, usual sizes, small integers, and the special ones.
 class Values {
  public:
   explicit Values(std::uint64_t seed) : engine_(seed) {}
-  float any() {
+  float any() { return rounded(any_float()); }
+  float any_float() {
     static const float special[] = {0.0f,  -0.0f,  1.0f,    -1.0f,  kInf,    -kInf,   kNaN,
                                     -kNaN, 1e-45f, -1e-45f, 1e-38f, 3.4e38f, -3.4e38f};
     switch (engine_() % 4) {
-      case 0:
-        return quiet(of_bits(static_cast<std::uint32_t>(engine_())));
+      case 0: {
+        if (!kHalves) return quiet(of_bits(static_cast<std::uint32_t>(engine_())));
+        const std::uint16_t bits = static_cast<std::uint16_t>(engine_());
+        Operand half;
+        std::memcpy(&half, &bits, sizeof bits);
+        return quiet(static_cast<float>(half));
+      }
       case 1:
         return special[engine_() % (sizeof special / sizeof *special)];
       case 2:
@@ -52,12 +61,14 @@ class Values {
   }
   // A signalling NaN, which no arithmetic makes, is treated otherwise by some instructions.
   static float quiet(float value) { return std::isnan(value) ? kNaN : value; }
-  float finite() { return std::ldexp(static_cast<float>(static_cast<std::int32_t>(engine_())), -28); }
-  void fill(float* lanes) {
-    for (int i = 0; i < kLanes; ++i) lanes[i] = any();
+  float finite() {
+    return rounded(std::ldexp(static_cast<float>(static_cast<std::int32_t>(engine_())), -28));
   }
-  void fill_finite(float* lanes) {
-    for (int i = 0; i < kLanes; ++i) lanes[i] = finite();
+  void fill(Operand* lanes) {
+    for (int i = 0; i < kLanes; ++i) lanes[i] = static_cast<Operand>(any());
+  }
+  void fill_finite(Operand* lanes) {
+    for (int i = 0; i < kLanes; ++i) lanes[i] = static_cast<Operand>(finite());
   }
 
  private:
@@ -65,7 +76,7 @@ class Values {
 };
 
 struct Lanes {
-  alignas(64) float of[kMost];
+  alignas(64) Operand of[kMost];
   Vec vector() const { return load(of); }
 };
 
@@ -93,7 +104,7 @@ class Cases {
     Lanes lanes;
     store(lanes.of, found);
     for (int i = 0; i < kLanes; ++i) {
-      const float a = a_.of[i], b = b_.of[i], c = c_.of[i], expected = definition(a, b, c);
+      const float a = a_.of[i], b = b_.of[i], c = c_.of[i], expected = rounded(definition(a, b, c));
       if (!same(lanes.of[i], expected)) report(what, lanes.of[i], expected, a, b, c);
     }
   }
@@ -123,7 +134,7 @@ class Cases {
     check("min", add(min(number(a, b), b), zero()),
           [](float x, float y, float) { return (std::isnan(x) || !(x < y) ? y : x) + 0.0f; });
     check("abs", add(abs(a), zero()), [](float x, float, float) { return std::fabs(x) + 0.0f; });
-    check("zero_below", zero_below(a, b, c),
+    check("zero_below", narrowed(zero_below(widened(a), widened(b), widened(c))),
           [](float x, float y, float limit) { return y < limit ? 0.0f : x; });
   }
 
@@ -139,18 +150,21 @@ class Cases {
   }
 
   // With the instruction a multiply-add rounds once; without, twice.
-  static float fused(float x, float y, float z) {
+  static double fused(float x, float y, float z) {
+    if (kHalves) return std::fma(static_cast<double>(x), static_cast<double>(y), static_cast<double>(z));
     return std::strncmp(EFFV2_TEXT(EFFV2_TARGET), "scalar", 6) == 0 ? x * y + z : std::fma(x, y, z);
   }
 
   void powers() {
     Lanes p, n;
     for (int i = 0; i < kLanes; ++i) {
-      p.of[i] = 1.0f + 0.4f * std::fabs(values_.finite()) / 8.0f;
-      n.of[i] = static_cast<float>(static_cast<int>(values_.finite() * 15.0f));  // -120 ... 120
+      p.of[i] = static_cast<Operand>(1.0f + 0.4f * std::fabs(values_.finite()) / 8.0f);
+      n.of[i] = static_cast<Operand>(
+          static_cast<int>(values_.finite() * (kHalves ? 1.5f : 15.0f)));  // -120 ... 120
     }
     Lanes found;
-    store(found.of, scale_by_power(p.vector(), add(n.vector(), set1(12582912.0f))));
+    store(found.of,
+          narrowed(scale_by_power(widened(p.vector()), add(widened(n.vector()), wide(12582912.0f)))));
     for (int i = 0; i < kLanes; ++i) {
       const float expected = std::ldexp(p.of[i], static_cast<int>(n.of[i]));
       if (!same(found.of[i], expected)) report("scale_by_power", found.of[i], expected, p.of[i], n.of[i], 0);
@@ -161,13 +175,16 @@ class Cases {
   void horizontal() {
     Lanes x;
     values_.fill_finite(x.of);
-    float highest = x.of[0];
-    for (int i = 1; i < kLanes; ++i) highest = x.of[i] > highest ? x.of[i] : highest;
+    float lane[kMost], highest = x.of[0];
+    for (int i = 0; i < kLanes; ++i) {
+      lane[i] = x.of[i];
+      if (lane[i] > highest) highest = lane[i];
+    }
     const float found_sum = reduce_add(x.vector()), found_max = reduce_max(x.vector());
     for (int half = kLanes / 2; half > 0; half /= 2) {
-      for (int i = 0; i < half; ++i) x.of[i] = x.of[i] + x.of[i + half];
+      for (int i = 0; i < half; ++i) lane[i] += lane[i + half];
     }
-    if (!same(found_sum, x.of[0])) report("reduce_add", found_sum, x.of[0], 0, 0, 0);
+    if (!same(found_sum, lane[0])) report("reduce_add", found_sum, lane[0], 0, 0, 0);
     if (!same(found_max, highest)) report("reduce_max", found_max, highest, 0, 0, 0);
   }
 
@@ -204,8 +221,8 @@ class Cases {
         const float expected = i < count ? a_.of[i] : 0.0f;
         if (!same(found.of[i], expected)) report("load_n", found.of[i], expected, a_.of[i], 0, 0);
       }
-      float room[kMost + 2];
-      for (float& value : room) value = 7.5f;
+      Operand room[kMost + 2];
+      for (Operand& value : room) value = static_cast<Operand>(7.5f);
       store_n(room + 1, a_.vector(), count);
       for (int i = -1; i <= kLanes; ++i) {
         const float expected = i >= 0 && i < count ? a_.of[i] : 7.5f;
@@ -274,19 +291,26 @@ class Cases {
          {Activation::silu, Activation::hardswish, Activation::relu, Activation::relu6}) {
       for (int round = 0; round < 200; ++round) {
         Lanes x;
-        for (float& value : x.of) value = 4 * values_.finite();
-        if (round == 0) x.of[0] = kInf, x.of[1] = -kInf, x.of[2] = kNaN, x.of[3] = -90.0f;
-        alignas(64) float y[kMost];
+        for (Operand& value : x.of) value = static_cast<Operand>(4 * values_.finite());
+        if (round == 0) {
+          int i = 0;
+          for (const float special : {kInf, -kInf, kNaN, -90.0f}) x.of[i++] = static_cast<Operand>(special);
+        }
+        alignas(64) Operand y[kMost];
         std::memcpy(y, x.of, sizeof y);
         const Clamp clamp = clamp_of(a);
         if (clamp.any) apply(y, kLanes + 1, clamp);
         activate(a, y, kLanes + 1);
         for (int i = 0; i < kLanes + 1; ++i) {
           const double expected = exact(a, x.of[i]);
-          // The exponent of SiLU is rounded to float, which counts as much as it is large.
-          const double allowed = (5e-7 + 1.2e-7 * std::fabs(x.of[i])) * std::fabs(expected) + 1e-9;
-          const bool near = std::isnan(expected) ? std::isnan(y[i])
-                                                 : y[i] == expected || std::fabs(y[i] - expected) <= allowed;
+          // The exponent of SiLU is rounded, which counts as much as it is large.
+          const double size = std::fabs(static_cast<float>(x.of[i]));
+          const double allowed = kHalves ? (2e-3 + 1e-3 * size) * std::fabs(expected) + 1e-6
+                                         : (5e-7 + 1.2e-7 * size) * std::fabs(expected) + 1e-9;
+          const double found = static_cast<float>(y[i]);
+          const bool near = std::isnan(expected)
+                                ? std::isnan(found)
+                                : found == expected || std::fabs(found - expected) <= allowed;
           if (!near)
             report(kActivationNames[static_cast<int>(a)], y[i], static_cast<float>(expected), x.of[i], 0, 0);
         }

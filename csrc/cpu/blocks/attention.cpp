@@ -61,9 +61,7 @@ class Attention final : public TypedBlock {
   }
 
   std::int64_t prepared_bytes(Map in) const override { return bias_.prepared_bytes(tokens(in), kQueryBlock); }
-  void prepare(Map in, void* prepared) const override {
-    bias_.prepare(tokens(in), kQueryBlock, static_cast<float*>(prepared));
-  }
+  void prepare(Map in, void* prepared) const override { bias_.prepare(tokens(in), kQueryBlock, prepared); }
   std::int64_t shared_bytes(Map in) const override {
     return counted([&](Carver& c) { shared(c, in); });
   }
@@ -126,14 +124,14 @@ class Attention final : public TypedBlock {
     mix2_ = Array<Operand>(std::int64_t{count} * (count + 1));
     for (int h = 0; h < count; ++h) {
       for (int g = 0; g < count; ++g) {
-        mix1_.data()[h * count + g] = kLog2E * s.mix1_weight[h * count + g];
-        mix2_.data()[h * (count + 1) + g] = s.mix2.weight[h * count + g];
+        mix1_.data()[h * count + g] = static_cast<Operand>(kLog2E * s.mix1_weight[h * count + g]);
+        mix2_.data()[h * (count + 1) + g] = static_cast<Operand>(s.mix2.weight[h * count + g]);
       }
-      mix2_.data()[h * (count + 1) + count] = s.mix2.bias[h];
+      mix2_.data()[h * (count + 1) + count] = static_cast<Operand>(s.mix2.bias[h]);
     }
   }
 
-  void run(const Input& x, Stored* y, Map in, const float* prepared, const Scratch& scratch,
+  void run(const Input& x, Stored* y, Map in, const void* prepared, const Scratch& scratch,
            const Team& team) const override {
     Carver shared_part(scratch.shared);
     const Shared shared = this->shared(shared_part, in);
@@ -189,7 +187,7 @@ class Attention final : public TypedBlock {
     });
   }
 
-  void attend(Map in, const float* prepared, const Shared& shared, const Scratch& scratch,
+  void attend(Map in, const void* prepared, const Shared& shared, const Scratch& scratch,
               const Team& team) const {
     const Grid grid = tokens(in);
     const int keys = grid.cells();

@@ -53,7 +53,7 @@ class AttentionDownsample final : public TypedBlock {
     return bias_.prepared_bytes({in.height, in.width}, kQueryBlock);
   }
   void prepare(Map in, void* prepared) const override {
-    bias_.prepare({in.height, in.width}, kQueryBlock, static_cast<float*>(prepared));
+    bias_.prepare({in.height, in.width}, kQueryBlock, prepared);
   }
   std::int64_t shared_bytes(Map in) const override {
     return counted([&](Carver& c) { shared(c, in); });
@@ -98,7 +98,7 @@ class AttentionDownsample final : public TypedBlock {
             bias_.own(c, keys, kQueryBlock)};
   }
 
-  void run(const Input& x, Stored* y, Map in, const float* prepared, const Scratch& scratch,
+  void run(const Input& x, Stored* y, Map in, const void* prepared, const Scratch& scratch,
            const Team& team) const override {
     Carver shared_part(scratch.shared), own_part(scratch.own);
     const Shared shared = this->shared(shared_part, in);
@@ -145,7 +145,7 @@ class AttentionDownsample final : public TypedBlock {
     });
   }
 
-  void attend(Map in, const float* prepared, const Shared& shared, const Scratch& scratch,
+  void attend(Map in, const void* prepared, const Shared& shared, const Scratch& scratch,
               const Team& team) const {
     const Grid key_grid{in.height, in.width};
     const int queries = static_cast<int>(conv_.output(in).pixels());

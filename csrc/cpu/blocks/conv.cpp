@@ -54,7 +54,7 @@ class Conv final : public TypedBlock {
             c.take<Operand>(converted(most * conv_.outputs()))};
   }
 
-  void run(const Input& x, Stored* y, Map in, const float*, const Scratch& scratch,
+  void run(const Input& x, Stored* y, Map in, const void*, const Scratch& scratch,
            const Team& team) const override {
     Carver own(scratch.own);
     if (!pointwise_) {

@@ -26,7 +26,8 @@ constexpr int kBandPixels = 336;
 constexpr int kMostBandRows = 32;
 constexpr int kMostHiddenRows = (kMostBandRows - 1) * 2 + Depthwise::kLargestKernel;
 // Channels of one chunk; a multiple of kDepthBlock, so that sums do not depend on chunks.
-constexpr int kChunk = kDepthBlock;
+constexpr int kChunk = 256;
+static_assert(kChunk % kDepthBlock == 0 && kChunk % kPanel == 0);
 constexpr int kChunkPanels = kChunk / kPanel;
 // A map that is one band has larger chunks, as long as they stay in the L2 caches of the team: threads meet
 // once per chunk.
@@ -134,7 +135,7 @@ class Ffn final : public TypedBlock {
   // Of the hidden map: those that one band and the next one need.
   int kept_rows() const { return expands_ && dw_.kernel() > dw_.stride() ? dw_.kernel() - dw_.stride() : 0; }
 
-  void run(const Input& x, Stored* y, Map in, const float*, const Scratch& scratch,
+  void run(const Input& x, Stored* y, Map in, const void*, const Scratch& scratch,
            const Team& team) const override {
     Carver shared_part(scratch.shared), own_part(scratch.own);
     if (whole(in)) {

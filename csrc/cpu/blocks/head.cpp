@@ -29,7 +29,7 @@ class Head final : public TypedBlock {
   Operand* own(Carver& c) const { return c.take<Operand>(kMostInGroup * pitch()); }
   std::int64_t pitch() const { return round_up(channels_, kPanel); }
 
-  void run(const Input& x, Stored* y, Map in, const float*, const Scratch& scratch,
+  void run(const Input& x, Stored* y, Map in, const void*, const Scratch& scratch,
            const Team& team) const override {
     Carver carver(scratch.own);
     // Every thread needs the whole mean, and the map is small: each computes it.
@@ -64,21 +64,22 @@ class Head final : public TypedBlock {
   // the sides of the map, not with its area.
   template <int Vectors>
   void mean_of(const Stored* x, int count, Map in, Operand* out) const {
-    const Vec scale = set1(1.0f / static_cast<float>(in.pixels()));
-    Vec total[Vectors];
-    for (Vec& t : total) t = zero();
+    const Wide scale = wide(1.0f / static_cast<float>(in.pixels()));
+    Wide total[Vectors];
+    for (Wide& t : total) t = wide(0.0f);
     for (int row = 0; row < in.height; ++row) {
-      Vec sum[Vectors];
-      for (Vec& s : sum) s = zero();
+      Wide sum[Vectors];
+      for (Wide& s : sum) s = wide(0.0f);
       for (int column = 0; column < in.width; ++column, x += channels_) {
 #pragma GCC unroll 4
         for (int v = 0; v < Vectors; ++v) {
-          sum[v] = add(sum[v], count == kLanes ? load(x + v * kLanes) : load_n(x + v * kLanes, count));
+          const Stored* const p = x + v * kLanes;
+          sum[v] = add(sum[v], widened(count == kLanes ? load(p) : load_n(p, count)));
         }
       }
       for (int v = 0; v < Vectors; ++v) total[v] = add(total[v], sum[v]);
     }
-    for (int v = 0; v < Vectors; ++v) store(out + v * kLanes, mul(total[v], scale));
+    for (int v = 0; v < Vectors; ++v) store(out + v * kLanes, narrowed(mul(total[v], scale)));
   }
 
   int channels_;

@@ -50,7 +50,7 @@ class Stem final : public TypedBlock {
             c.take<Operand>(converted(std::int64_t{out.width} * out.channels))};
   }
 
-  void run(const Input& x, Stored* y, Map in, const float*, const Scratch& scratch,
+  void run(const Input& x, Stored* y, Map in, const void*, const Scratch& scratch,
            const Team& team) const override {
     const Map mid = conv1_.output(in), out = conv2_.output(mid);
     const std::int64_t mid_pitch = conv2_.pitch(mid.width);

@@ -9,6 +9,8 @@
 #include <cstdint>
 #include <cstring>
 
+#include "cpu/formats/float_operands.h"
+
 namespace effv2::EFFV2_TARGET {
 
 struct Bf16 {
@@ -31,7 +33,7 @@ struct Bf16 {
 };
 
 using Stored = Bf16;
-using Operand = float;
+inline constexpr float kLargest = 0x1.fep127f;
 
 inline constexpr int kDepthGroup = 1;
 

@@ -1,9 +1,9 @@
 // For instruction sets that multiply by one lane of a vector: a row's next kLanes values of the depth are
 // loaded together, and no value is broadcast. A target gives
 //
-//   fma_lane<Lane>(row, b, sum)      sum + b times a lane of row, rounded once
-//   load_together(panel, columns)    the vectors of a row of a panel
-//   behind(v, p)                     p, from which nothing is read before v is known
+//   fma_lane<Lane>(row, b, sum)   sum + b times a lane of row, rounded once
+//   load_four(p, v)               v[0] ... v[3] by one instruction
+//   behind(v, p)                  p, from which nothing is read before v is known
 #pragma once
 
 #include <cstdint>
@@ -14,6 +14,13 @@
 
 namespace effv2::EFFV2_TARGET {
 
+// The first Vectors vectors of a row of a panel, by as few instructions as there are for that.
+template <int Vectors>
+EFFV2_INLINE void load_together(const Operand* panel, Vec (&columns)[Vectors]) {
+  if constexpr (Vectors >= 4) load_four(panel, columns);
+  for (int v = Vectors >= 4 ? 4 : 0; v < Vectors; ++v) columns[v] = load(panel + v * kLanes);
+}
+
 // p, from which nothing is read before all sums are known.
 template <int RowCount, int Vectors, class Right, int... At>
 EFFV2_INLINE const Right* behind_all(const Vec (&sum)[RowCount][Vectors], const Right* p,
@@ -22,11 +29,15 @@ EFFV2_INLINE const Right* behind_all(const Vec (&sum)[RowCount][Vectors], const 
   return p;
 }
 
-// kLanes steps of the depth, in order: rows at a, a + a_stride, ... times as many rows of the panel.
+// Steps of the depth that are taken together.
+inline constexpr int kLaneSteps = kLanes;
+
+// So many steps, in order: rows at a, a + a_stride, ... times as many rows of the panel. Returns the row
+// behind these.
 template <int RowCount, int Vectors, class Right, int... Lanes>
-EFFV2_INLINE void multiply_lanes(const float* a, std::int64_t a_stride, const Right* panel,
-                                 std::int64_t panel_stride, Vec (&sum)[RowCount][Vectors],
-                                 std::integer_sequence<int, Lanes...>) {
+EFFV2_INLINE const Right* multiply_lanes(const Operand* a, std::int64_t a_stride, const Right* panel,
+                                         std::int64_t panel_stride, Vec (&sum)[RowCount][Vectors],
+                                         std::integer_sequence<int, Lanes...>) {
   Vec row[RowCount];
 #pragma GCC unroll 16
   for (int i = 0; i < RowCount; ++i) row[i] = load(a + i * a_stride);
@@ -44,11 +55,12 @@ EFFV2_INLINE void multiply_lanes(const float* a, std::int64_t a_stride, const Ri
     panel = behind_all(sum, panel + panel_stride, std::make_integer_sequence<int, RowCount * Vectors>{});
   };
   (step(std::integral_constant<int, Lanes>{}), ...);
+  return panel;
 }
 template <int RowCount, int Vectors, class Right>
-EFFV2_INLINE void multiply_lanes(const float* a, std::int64_t a_stride, const Right* panel,
-                                 std::int64_t panel_stride, Vec (&sum)[RowCount][Vectors]) {
-  multiply_lanes(a, a_stride, panel, panel_stride, sum, std::make_integer_sequence<int, kLanes>{});
+EFFV2_INLINE const Right* multiply_lanes(const Operand* a, std::int64_t a_stride, const Right* panel,
+                                         std::int64_t panel_stride, Vec (&sum)[RowCount][Vectors]) {
+  return multiply_lanes(a, a_stride, panel, panel_stride, sum, std::make_integer_sequence<int, kLaneSteps>{});
 }
 
 }  // namespace effv2::EFFV2_TARGET

@@ -11,7 +11,7 @@
 namespace effv2::EFFV2_TARGET {
 
 using Stored = float;
-using Operand = float;
+inline constexpr float kLargest = 3.40282347e38f;
 
 inline constexpr int kDepthGroup = 1;
 inline constexpr int packed_column(int column) { return column; }
@@ -24,10 +24,6 @@ struct Vec {
   bool loaded = false;
 };
 
-template <int RowCount, int Vectors, class Right>
-EFFV2_INLINE void multiply(const float*, std::int64_t, const Right*, Vec (&)[RowCount][Vectors]) {
-  count_vectors(RowCount * Vectors);
-}
 inline Vec fma(Vec a, Vec b, Vec) {
   if (a.loaded && b.loaded) count_vectors(1);
   return {};
@@ -55,4 +51,14 @@ inline Vec zero_below(Vec, Vec, Vec) { return {}; }
 inline float reduce_add(Vec) { return 1; }
 inline float reduce_max(Vec) { return 1; }
 
+}  // namespace effv2::EFFV2_TARGET
+
+#include "cpu/formats/float_operands.h"
+
+namespace effv2::EFFV2_TARGET {
+
+template <int RowCount, int Vectors, class Right>
+EFFV2_INLINE void multiply(const float*, std::int64_t, const Right*, Vec (&)[RowCount][Vectors]) {
+  count_vectors(RowCount * Vectors);
+}
 }  // namespace effv2::EFFV2_TARGET

@@ -4,7 +4,7 @@
 namespace effv2::EFFV2_TARGET {
 
 inline constexpr int kLanes = 4;
-inline constexpr int kGeluVectors = 4;
+inline constexpr int kGeluVectors = 2;
 inline constexpr int kTogether = 7;    // pixels of a depthwise convolution, beside its nine weights
 inline constexpr int kSumVectors = 2;  // of a softmax's total, which is AVX2's to the bit
 

@@ -25,7 +25,7 @@ inline Clamp clamp_of(Activation a) {
 
 // x / (1 + e^-x), by the exponential of -|x|.
 EFFV2_INLINE Vec silu(Vec x) {
-  const Vec e = exp2_nonpositive(mul(abs(x), set1(-kLog2E)));
+  const Vec e = narrowed(exp2_nonpositive(widened(mul(abs(x), set1(-kLog2E)))));
   return div(fma(min(zero(), x), e, max(zero(), x)), add(set1(1.0f), e));
 }
 

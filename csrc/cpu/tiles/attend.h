@@ -116,7 +116,7 @@ struct Attended {
 };
 
 // out[query][pitch] = queries . keys of one head, plus an optional bias of the same shape.
-inline void logits(const Heads& heads, int head, const Attended& a, Operand* out, const float* bias) {
+inline void logits(const Heads& heads, int head, const Attended& a, Operand* out, const Operand* bias) {
   const int key_panels = panels_of(a.key_count), pitch = a.pitch();
   const Rows rows = plain_rows(a.queries + head * heads.key_dim, heads.query_pitch(), heads.key_dim);
   for (int p = 0; p < key_panels; ++p) {

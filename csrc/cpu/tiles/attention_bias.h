@@ -37,7 +37,7 @@ class AttentionBias {
     for (std::int64_t line = 0; line < std::int64_t{s.heads} * s.rows; ++line) {
       for (int dc = 1 - s.cols; dc < s.cols; ++dc) {
         mirrored_.data()[line * mirror_pitch() + s.cols - 1 + dc] =
-            kLog2E * s.table[line * s.cols + (dc < 0 ? -dc : dc)];
+            static_cast<Operand>(kLog2E * s.table[line * s.cols + (dc < 0 ? -dc : dc)]);
       }
     }
   }
@@ -57,22 +57,25 @@ class AttentionBias {
     return {(keys.rows + query_stride_ - 1) / query_stride_, (keys.cols + query_stride_ - 1) / query_stride_};
   }
   // Whether the whole matrix is gathered in advance.
-  bool gathered(Grid keys) const { return gathered_floats(keys) <= kGatherLimit; }
+  bool gathered(Grid keys) const { return gathered_values(keys) <= kGatherLimit; }
 
   // block: the most queries that are asked for together.
   std::int64_t prepared_bytes(Grid keys, int block) const {
-    return prepared_floats(keys, block) * std::int64_t{sizeof(float)};
+    if (!exists_) return block * row_bytes(keys);
+    if (gathered(keys)) return std::int64_t{heads_} * queries_of(keys).cells() * row_bytes(keys);
+    return resize_ ? kTapFloats * keys.cells() * std::int64_t{sizeof(float)} : 0;
   }
-  void prepare(Grid keys, int block, float* prepared) const {
+  void prepare(Grid keys, int block, void* prepared) const {
+    Operand* rows = static_cast<Operand*>(prepared);
     if (!exists_) {
-      for (int q = 0; q < block; ++q, prepared += padded_keys(keys)) {
-        std::memset(prepared, 0, keys.cells() * sizeof(float));
-        pad(keys, prepared);
+      for (int q = 0; q < block; ++q, rows += padded_keys(keys)) {
+        std::memset(rows, 0, keys.cells() * sizeof(Operand));
+        pad(keys, rows);
       }
       return;
     }
     if (!gathered(keys)) {
-      if (resize_) key_taps(keys, prepared);
+      if (resize_) key_taps(keys, static_cast<float*>(prepared));
       return;
     }
     Array<float> taps, line;
@@ -83,53 +86,51 @@ class AttentionBias {
     }
     const int queries = queries_of(keys).cells(), pitch = padded_keys(keys);
     for (int h = 0; h < heads_; ++h) {
-      for (int q = 0; q < queries; ++q, prepared += pitch)
-        row(keys, h, q, taps.data(), line.data(), prepared);
+      for (int q = 0; q < queries; ++q, rows += pitch) row(keys, h, q, taps.data(), line.data(), rows);
     }
   }
 
   // The bias of queries [q0, q1), all heads: rows of padded_keys, heads head_stride apart.
   // Padding is -inf, which makes the probability of padded keys zero.
   struct Block {
-    const float* data;
+    const Operand* data;
     std::int64_t head_stride;
   };
   // What a thread needs for block(): rows of so many queries, and room for a row at a time.
   struct Own {
-    float *rows, *line;
+    Operand* rows;
+    float* line;
   };
   Own own(Carver& c, Grid keys, int block) const {
     if (!exists_ || gathered(keys)) return {};
-    return {c.take<float>(std::int64_t{heads_} * block * padded_keys(keys)), c.take<float>(line_floats())};
+    return {c.take<Operand>(std::int64_t{heads_} * block * padded_keys(keys)), c.take<float>(line_floats())};
   }
-  Block block(Grid keys, int q0, int q1, const float* prepared, const Own& own) const {
+  Block block(Grid keys, int q0, int q1, const void* prepared, const Own& own) const {
     const std::int64_t pitch = padded_keys(keys);
-    if (!exists_) return {prepared, 0};
-    if (gathered(keys)) return {prepared + q0 * pitch, queries_of(keys).cells() * pitch};
+    const Operand* const rows = static_cast<const Operand*>(prepared);
+    if (!exists_) return {rows, 0};
+    if (gathered(keys)) return {rows + q0 * pitch, queries_of(keys).cells() * pitch};
     const std::int64_t head_stride = (q1 - q0) * pitch;
     for (int h = 0; h < heads_; ++h) {
       for (int q = q0; q < q1; ++q)
-        row(keys, h, q, prepared, own.line, own.rows + h * head_stride + (q - q0) * pitch);
+        row(keys, h, q, static_cast<const float*>(prepared), own.line,
+            own.rows + h * head_stride + (q - q0) * pitch);
     }
     return {own.rows, head_stride};
   }
 
  private:
-  static constexpr std::int64_t kGatherLimit = 1 << 20;  // floats
+  static constexpr std::int64_t kGatherLimit = 1 << 20;  // values
   static constexpr int kTapFloats = 5;  // index of the first of four inputs, then their weights
 
   int mirror_pitch() const { return 2 * made_for_.cols - 1; }
   std::int64_t line_floats() const { return resize_ ? 2 * made_for_.cells() : 0; }
-  std::int64_t prepared_floats(Grid keys, int block) const {
-    if (!exists_) return std::int64_t{block} * padded_keys(keys);
-    if (gathered(keys)) return gathered_floats(keys);
-    return resize_ ? std::int64_t{kTapFloats} * keys.cells() : 0;
-  }
-  std::int64_t gathered_floats(Grid keys) const {
+  static std::int64_t row_bytes(Grid keys) { return padded_keys(keys) * std::int64_t{sizeof(Operand)}; }
+  std::int64_t gathered_values(Grid keys) const {
     return std::int64_t{heads_} * queries_of(keys).cells() * padded_keys(keys);
   }
 
-  void row(Grid keys, int head, int query, const float* taps, float* line, float* out) const {
+  void row(Grid keys, int head, int query, const float* taps, float* line, Operand* out) const {
     if (!resize_) {
       gather(head, query, queries_of(keys).cols, keys, out);
     } else {
@@ -138,19 +139,20 @@ class AttentionBias {
     pad(keys, out);
   }
   // Behind the keys that exist.
-  static void pad(Grid keys, float* out) {
-    for (int k = keys.cells(); k < padded_keys(keys); ++k) out[k] = -INFINITY;
+  static void pad(Grid keys, Operand* out) {
+    for (int k = keys.cells(); k < padded_keys(keys); ++k) out[k] = static_cast<Operand>(-INFINITY);
   }
 
   // The bias of one query against a grid no larger than the one the table was made for.
-  void gather(int head, int query, int query_cols, Grid keys, float* out) const {
+  template <class Out>
+  void gather(int head, int query, int query_cols, Grid keys, Out* out) const {
     const int r = query / query_cols * query_stride_, c = query % query_cols * query_stride_;
     for (int row = 0; row < keys.rows; ++row, out += keys.cols) {
       const int distance = r < row ? row - r : r - row;
-      std::memcpy(out,
-                  mirrored_.data() + (std::int64_t{head} * made_for_.rows + distance) * mirror_pitch() +
-                      made_for_.cols - 1 - c,
-                  keys.cols * sizeof(float));
+      const Operand* const from = mirrored_.data() +
+                                  (std::int64_t{head} * made_for_.rows + distance) * mirror_pitch() +
+                                  made_for_.cols - 1 - c;
+      for (int k = 0; k < keys.cols; ++k) out[k] = from[k];
     }
   }
 
@@ -177,7 +179,7 @@ class AttentionBias {
 
   // The matrix (queries x keys) of the grid that the table was made for, enlarged or reduced as if it
   // were an image.
-  void resized(Grid keys, int head, int query, const float* taps, float* line, float* out) const {
+  void resized(Grid keys, int head, int query, const float* taps, float* line, Operand* out) const {
     const Grid made_for_queries = queries_of(made_for_);
     const int inputs = made_for_.cells();
     float weights[4];
@@ -191,7 +193,7 @@ class AttentionBias {
       const int at = static_cast<int>(taps[0]);
       float sum = 0.0f;
       for (int i = 0; i < 4; ++i) sum += taps[1 + i] * line[clamped(at + i, inputs)];
-      out[k] = sum;
+      out[k] = static_cast<Operand>(sum);
     }
   }
 
@@ -199,7 +201,7 @@ class AttentionBias {
   Grid made_for_;
   int query_stride_;
   bool exists_, resize_;
-  Array<float> mirrored_;
+  Array<Operand> mirrored_;
 };
 
 }  // namespace effv2::EFFV2_TARGET

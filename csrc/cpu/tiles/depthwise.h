@@ -1,7 +1,7 @@
 // Depthwise convolution: a window of one channel at a time, with padding so that its middle is on the map.
 //
 // Weights are packed [panel][taps][kPanel]: kernel x kernel taps, row by row, then the bias. Taps and sums
-// are in float.
+// are operands.
 #pragma once
 
 #include <cstdint>
@@ -130,7 +130,7 @@ EFFV2_INLINE void depthwise_row(const InputRows<In>& in, int channel, const Taps
 // One vector of channels, 3x3; the window of output row y begins at rows[y * Stride]. channels: how many
 // exist, where not Whole.
 template <int Stride, bool Whole, bool Clamped, class In>
-EFFV2_INLINE void depthwise_vector(const InputRows<In>& in, int channel, const float* weights, Clamp clamp,
+EFFV2_INLINE void depthwise_vector(const InputRows<In>& in, int channel, const Operand* weights, Clamp clamp,
                                    const OutputRows& to, int channels) {
   Taps3x3 taps;
 #pragma GCC unroll 9
@@ -160,7 +160,8 @@ EFFV2_INLINE void depthwise_vector(const InputRows<In>& in, int channel, const f
 // One vector of channels, a window of any size: taps come from the cache.
 template <bool Whole, class In>
 EFFV2_INLINE void wide_depthwise_vector(const InputRows<In>& in, int kernel, int stride, int channel,
-                                        const float* taps, Clamp clamp, const OutputRows& to, int channels) {
+                                        const Operand* taps, Clamp clamp, const OutputRows& to,
+                                        int channels) {
   Operand* out = to.data + channel;
   const Vec bias = load(taps + channel + kernel * kernel * kPanel);
   for (int y = 0; y < to.count; ++y, out += to.row_stride()) {
@@ -198,7 +199,7 @@ class Depthwise {
   Depthwise(int channels, int kernel, int stride)
       : kernel_(kernel),
         stride_(stride),
-        taps_(static_cast<std::int64_t>(panels_of(channels)) * panel_floats()) {}
+        taps_(static_cast<std::int64_t>(panels_of(channels)) * panel_values()) {}
   // weight: (channels, kernel, kernel).
   Depthwise(const float* weight, const float* bias, int channels, int kernel, int stride, Scale scale = {})
       : Depthwise(channels, kernel, stride) {
@@ -206,10 +207,12 @@ class Depthwise {
   }
 
   void set(int channel, const float* weight, float bias, Scale scale) {
-    float* to =
-        taps_.data() + static_cast<std::int64_t>(channel / kPanel) * panel_floats() + channel % kPanel;
-    for (int tap = 0; tap < kernel_ * kernel_; ++tap) to[tap * kPanel] = scaled(weight[tap], scale.weight);
-    to[kernel_ * kernel_ * kPanel] = scaled(bias, scale.bias);
+    Operand* to =
+        taps_.data() + static_cast<std::int64_t>(channel / kPanel) * panel_values() + channel % kPanel;
+    for (int tap = 0; tap < kernel_ * kernel_; ++tap) {
+      to[tap * kPanel] = static_cast<Operand>(scaled(weight[tap], scale.weight));
+    }
+    to[kernel_ * kernel_ * kPanel] = static_cast<Operand>(scaled(bias, scale.bias));
   }
   void set_clamp(Clamp clamp) { clamp_ = clamp; }
 
@@ -221,7 +224,9 @@ class Depthwise {
   int reach(int rows) const { return (rows - 1) * stride_ + kernel_; }
   std::int64_t bytes() const { return taps_.bytes(); }
 
-  void prefetch_panel(int p) const { prefetch_bytes(panel(p), panel_floats() * std::int64_t{sizeof(float)}); }
+  void prefetch_panel(int p) const {
+    prefetch_bytes(panel(p), panel_values() * std::int64_t{sizeof(Operand)});
+  }
 
   // Output rows of panel p; channels: how many of the panel's exist in memory.
   template <class In>
@@ -290,11 +295,11 @@ class Depthwise {
       depthwise_vector<Stride, decltype(whole)::value, Clamped>(in, c, panel(p), clamp_, out, left);
     });
   }
-  std::int64_t panel_floats() const { return std::int64_t{kernel_ * kernel_ + 1} * kPanel; }
-  const float* panel(int p) const { return taps_.data() + p * panel_floats(); }
+  std::int64_t panel_values() const { return std::int64_t{kernel_ * kernel_ + 1} * kPanel; }
+  const Operand* panel(int p) const { return taps_.data() + p * panel_values(); }
 
   int kernel_ = 3, stride_ = 1;
-  Array<float> taps_;
+  Array<Operand> taps_;
   Clamp clamp_;
 };
 

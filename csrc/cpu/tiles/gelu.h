@@ -25,7 +25,7 @@ inline constexpr double kBetweenGelus = kAfterGelu * kBeforeGelu;
 
 // Count vectors at p, in place; Unscaled: the output is GELU(x) itself.
 template <int Count, bool Unscaled>
-EFFV2_INLINE void gelu_vectors(float* p) {
+EFFV2_INLINE void gelu_vectors(Operand* p) {
   Vec values[Count];
   gelu_values(p, values);
 #pragma GCC unroll 8
@@ -34,17 +34,17 @@ EFFV2_INLINE void gelu_vectors(float* p) {
   }
 }
 
-// GELU of `floats` values in place.
+// Of so many values, in place.
 template <bool Unscaled = false>
-inline void gelu(float* p, std::int64_t floats) {
+inline void gelu(Operand* p, std::int64_t count) {
   constexpr int kStep = kGeluVectors * kLanes;
-  for (; floats >= kStep; floats -= kStep, p += kStep) gelu_vectors<kGeluVectors, Unscaled>(p);
-  for (; floats >= kLanes; floats -= kLanes, p += kLanes) gelu_vectors<1, Unscaled>(p);
-  if (floats > 0) {
-    alignas(64) float rest[kLanes];
-    store(rest, load_n(p, static_cast<int>(floats)));
+  for (; count >= kStep; count -= kStep, p += kStep) gelu_vectors<kGeluVectors, Unscaled>(p);
+  for (; count >= kLanes; count -= kLanes, p += kLanes) gelu_vectors<1, Unscaled>(p);
+  if (count > 0) {
+    alignas(64) Operand rest[kLanes];
+    store(rest, load_n(p, static_cast<int>(count)));
     gelu_vectors<1, Unscaled>(rest);
-    store_n(p, load(rest), static_cast<int>(floats));
+    store_n(p, load(rest), static_cast<int>(count));
   }
 }
 

@@ -53,7 +53,7 @@ alignas(64) inline constexpr float kGeluTable[kGeluTerms][32] = {
 // values[i] = 2 s GELU of the vector at p + i * kLanes, which holds s x. Step by step for all of them
 // together: several chains of dependent operations must be in flight to fill the units.
 template <int Count>
-EFFV2_INLINE void gelu_values(const float* p, Vec (&values)[Count]) {
+EFFV2_INLINE void gelu_values(const Operand* p, Vec (&values)[Count]) {
   constexpr float kShift = 12582912.0f;  // 1.5 * 2^23: the sum's low bits are the nearest integer
   Vec index[Count], r[Count];
 #pragma GCC unroll 8

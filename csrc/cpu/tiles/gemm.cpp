@@ -3,6 +3,8 @@
 
 #include <utility>
 
+#include "cpu/tiles/depth.h"
+
 namespace effv2::EFFV2_TARGET {
 namespace {
 
@@ -88,32 +90,8 @@ void run_tiles(const Rows& a, int m, int tiles, Panel<Right> b, int begin, int e
 #pragma GCC unroll 4
       for (int v = 0; v < Vectors; ++v) sum[i][v] = zero();
     }
-    const Right* b_row = first_row_of_b;
-    const Operand* p = start + m * stride;
-    int block_left = a.block - first_offset;
-    for (int left = end - begin; left > 0;) {
-      int run = left < kRun ? left : kRun;
-      if (run > block_left) run = block_left;
-      left -= run;
-      block_left -= run;
-      soon.fetch();
-      if (a.fresh) {
-#pragma GCC unroll 16
-        for (int i = 0; i < RowCount; ++i) prefetch(p + (RowCount + i) * stride);
-      }
-      const Operand* const run_end = p + run;
-#ifdef EFFV2_BY_LANE
-      for (; run_end - p >= kLanes; p += kLanes, b_row += kLanes * b_stride) {
-        multiply_lanes(p, stride, b_row, b_stride, sum);
-      }
-#endif
-#pragma GCC unroll kStepsOfRound
-      for (; p < run_end; p += kDepthGroup, b_row += b_stride) multiply(p, stride, b_row, sum);
-      if (block_left == 0) {
-        p += a.block_stride - a.block;
-        block_left = a.block;
-      }
-    }
+    const Operand* const p = start + m * stride;
+    sum_depth(a, p, end - begin, a.block - first_offset, first_row_of_b, b_stride, sum, soon);
     if (whole) {
       finish<RowCount, Vectors, true>(sum, r, m, last);
     } else {
@@ -135,18 +113,7 @@ void run_row(const Operand* row, Panel<Right> b, std::int64_t panel_step, int de
 #pragma GCC unroll 4
       for (int v = 0; v < kTileVectors; ++v) sum[p][0][v] = zero();
     }
-    const Right* b_row = b.below(begin).data;
-    int k = begin;
-#ifdef EFFV2_BY_LANE
-    for (; end - k >= kLanes; k += kLanes, b_row += kLanes * b.stride) {
-#pragma GCC unroll 8
-      for (int p = 0; p < Panels; ++p) multiply_lanes(row + k, 0, b_row + p * panel_step, b.stride, sum[p]);
-    }
-#endif
-    for (; k < end; k += kDepthGroup, b_row += b.stride * kDepthGroup) {
-#pragma GCC unroll 8
-      for (int p = 0; p < Panels; ++p) multiply(row + k, 0, b_row + p * panel_step, sum[p]);
-    }
+    sum_row(row, begin, end, b, panel_step, sum);
     for (int p = 0; p < Panels; ++p) {
       for (int v = 0; v < kTileVectors; ++v) {
         held[p][0][v] = begin ? add(sum[p][0][v], held[p][0][v]) : sum[p][0][v];

@@ -13,8 +13,6 @@
 
 namespace effv2::EFFV2_TARGET {
 
-inline constexpr int kDepthBlock = 256;
-
 // The left operand. Element (m, k) lies at
 //   data + m * row_stride + (k / block) * block_stride + k % block      (all in values).
 // Plain rows of K values have block == K; rows gathered from windows or panels have shorter blocks.
@@ -59,7 +57,7 @@ template <class Out>
 struct Result {
   Out* out;
   std::int64_t out_stride;
-  const float* bias = nullptr;
+  const Operand* bias = nullptr;
   const Out* residual = nullptr;
   std::int64_t residual_stride = 0;
   int columns = kPanel;          // columns to store
@@ -77,7 +75,12 @@ struct Result {
   }
 };
 
-constexpr int kRun = 16;  // steps of k between two prefetches
+// Steps of k between two prefetches; or, by lane, without a branch between them.
+#ifdef EFFV2_BY_LANE
+constexpr int kRun = kPanel;
+#else
+constexpr int kRun = 16;
+#endif
 static_assert(kRun % kDepthGroup == 0 && kDepthBlock % kRun == 0, "steps of a product divide its pieces");
 
 // Memory that is used after what is at hand: the start of what the next product reads.

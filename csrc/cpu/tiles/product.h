@@ -77,7 +77,7 @@ class Product {
         .data()[offset(p) + static_cast<std::int64_t>(k) * width(p) + packed_column(output - p * kPanel)] =
         static_cast<Stored>(value);
   }
-  void set_bias(int output, float value) { bias_.data()[output] = value; }
+  void set_bias(int output, float value) { bias_.data()[output] = static_cast<Operand>(value); }
   // Applied to its sums in registers; what more there is to an activation is left to who calls.
   void set_clamp(Clamp clamp) { clamp_ = clamp; }
 
@@ -184,7 +184,7 @@ class Product {
   int panels_ = 0;
   int last_width_ = 0;
   Array<Stored> weights_;
-  Array<float> bias_;
+  Array<Operand> bias_;
   Clamp clamp_;
 };
 

@@ -28,7 +28,7 @@ inline void enlarge_row(const Operand* row_a, const Operand* row_b, float t, int
     const auto blended = [&](int x) {
       return fma(down, load(row_b + x * kPanel + v), mul(up, load(row_a + x * kPanel + v)));
     };
-    float* to = out + v;
+    Operand* to = out + v;
     Vec left = blended(0);
     Vec right = width > 1 ? blended(1) : left;
     store(to, fma(zero(), right, left));

@@ -20,11 +20,11 @@ class TypedBlock : public Block {
   void run(const MapView& x, void* y, Map in, const void* prepared, const Scratch& scratch,
            const Team& team) const final {
     const Input input{static_cast<const Stored*>(x.data), x.channel_stride, x.row_stride, x.pixel_stride};
-    run(input, static_cast<Stored*>(y), in, static_cast<const float*>(prepared), scratch, team);
+    run(input, static_cast<Stored*>(y), in, prepared, scratch, team);
   }
 
  private:
-  virtual void run(const Input& x, Stored* y, Map in, const float* prepared, const Scratch& scratch,
+  virtual void run(const Input& x, Stored* y, Map in, const void* prepared, const Scratch& scratch,
                    const Team& team) const = 0;
 };
 

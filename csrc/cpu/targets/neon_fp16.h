@@ -1,0 +1,24 @@
+// fp16 on NEON, where the processor computes in it.
+#pragma once
+
+#include "cpu/simd/neon_half.h"
+#include "cpu/targets/neon_tile.h"
+
+namespace effv2::EFFV2_TARGET {
+
+// Lane of the row's vector times b, onto sum.
+template <int Lane>
+inline Vec fma_lane(Vec row, Vec b, Vec sum) {
+  return vfmaq_laneq_f16(sum, b, row, Lane);
+}
+
+inline void load_four(const Half* p, Vec* v) {
+  const float16x8x4_t four = vld1q_f16_x4(p);
+  for (int i = 0; i < 4; ++i) v[i] = four.val[i];
+}
+
+}  // namespace effv2::EFFV2_TARGET
+
+#include "cpu/formats/fp16.h"
+
+#include "cpu/formats/by_lane.h"
