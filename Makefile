@@ -25,6 +25,8 @@ help:
 	@echo "make test-all what make test leaves out: more cases of the same (another 8 minutes)"
 	@echo "make test-emulated  the tests of AVX-512's and NEON's code, emulated by AVX2 (5 minutes)"
 	@echo "make test-aarch64  the tests of 64-bit Arm, under QEMU with an Arm Python (about 20 minutes)"
+	@echo "make bench-aarch64  count what networks execute on 64-bit Arm, here and in ncnn (15 minutes; later only"
+	@echo "              what changed), and model their time; make hot-aarch64: what most of that is"
 	@echo "make test-ahead  compile every launch of the GPU kernels for every dtype and GPU (30 minutes)"
 	@echo "make bench    time every block and whole networks           (about 1 minute)"
 	@echo "make rivals   compare with eager, torch.compile, ONNX Runtime and OpenVINO (15 minutes)"

@@ -9,7 +9,7 @@ A64_PYTHON := $(A64)/sysroot/usr/bin/python3.11
 A64_PLATFORMS := $(foreach glibc,2_28 2_27 2_24 2_17,--platform manylinux_$(glibc)_aarch64) --platform manylinux2014_aarch64
 A64_PYTEST := $(A64_PYTHON) -P -m pytest -p no:cacheprovider
 
-.PHONY: aarch64 wheel-aarch64 native-test-aarch64 test-aarch64
+.PHONY: aarch64 wheel-aarch64 native-test-aarch64 test-aarch64 project-aarch64 bench-aarch64 hot-aarch64
 
 aarch64: $(A64)/qemu.done $(A64)/sysroot.done $(A64)/site.done $(STAMPS)/aarch64
 
@@ -51,9 +51,43 @@ native-test-aarch64: aarch64
 
 # Every block of every network, and networks, to the bits that are recorded. Torch itself does not run on the
 # oldest.
-test-aarch64: native-test-aarch64 wheel-aarch64
-	@rm -rf $(A64)/project
-	@$(PY) -m zipfile -e dist/*_aarch64.whl $(A64)/project
+test-aarch64: native-test-aarch64 project-aarch64
 	@set -e; for cpu in $(filter-out cortex-a53,$(A64_CPUS)); do echo "== $$cpu"; \
 	    PYTHONPATH=$(A64)/project:$(A64)/site PYTHONDONTWRITEBYTECODE=1 scripts/on_aarch64.sh $$cpu \
 	        $(A64_PYTEST) tests/test_digests.py -k neon -m "not thorough" $(ARGS); done
+
+# What networks execute, counted by a plugin of QEMU, and LLVM's models of pipelines: bench/aarch64.
+A64_BENCH := $(A64)/qemu.done $(A64)/sysroot.done $(A64)/site.done $(A64)/llvm.done $(A64)/rivals.done \
+    $(A64)/executed_blocks.so $(STAMPS)/aarch64-bench
+
+$(A64)/llvm.done: scripts/debian.py | $(PY)
+	@$(PY) $< $(A64)/llvm llvm-19
+	@touch $@
+
+$(A64)/rivals.done: requirements/aarch64-rivals.txt | $(PY)
+	@rm -rf $(A64)/rivals
+	@$(PIP) --no-deps --only-binary=:all: --implementation cp --python-version 3.11 $(A64_PLATFORMS) \
+	    --target $(A64)/rivals -r $<
+	@touch $@
+
+$(A64)/executed_blocks.so: bench/aarch64/executed_blocks.c
+	@mkdir -p $(@D)
+	@$(CC) -std=c11 -O2 -Wall -Wextra -Werror -fPIC -shared $< -o $@
+
+$(STAMPS)/aarch64-bench: requirements/aarch64-bench.txt $(STAMPS)/test
+	@$(PIP) -r $<
+	@touch $@
+
+# The wheel, unpacked.
+project-aarch64: wheel-aarch64
+	@rm -rf $(A64)/project
+	@$(PY) -m zipfile -e dist/*_aarch64.whl $(A64)/project
+
+# What did not change since the last time is not counted again.
+bench-aarch64: $(A64_BENCH) project-aarch64
+	@$(PY) -m pytest -q bench/aarch64/check_executed_blocks.py
+	@$(PY) bench/aarch64/measure.py --jobs $(JOBS) $(ARGS)
+
+# NETWORK, FORMAT, BLOCKS: of which, and how many.
+hot-aarch64: $(A64_BENCH) project-aarch64
+	@$(PY) bench/aarch64/hot.py --network $(or $(NETWORK),s0) --format $(or $(FORMAT),fp32) --blocks $(or $(BLOCKS),10) $(ARGS)
