@@ -37,7 +37,9 @@ help:
 	@echo "make sanitize native tests under the address, undefined-behaviour and thread sanitizers"
 	@echo "make build    only the compiled module, in place; quick to repeat"
 	@echo "make wheel    a source distribution in dist/, and a wheel made of it"
-	@echo "make wheel-aarch64  a wheel for 64-bit Arm, cross-compiled, in dist/"
+	@echo "make wheels   wheels for x86-64 and 64-bit Arm and every CPython that is found, in dist/, and try them"
+	@echo "make wheel-aarch64  those for 64-bit Arm alone, untried"
+	@echo "make macos    compile and link everything for Apple silicon, where nothing of it has run yet"
 	@echo "make clean    remove what was built; make distclean: the environment as well"
 
 demo: build
@@ -119,11 +121,11 @@ $(STAMPS)/torch: requirements/torch.txt | $(PY)
 	@$(PIP) -r $<
 	@touch $@
 
-$(STAMPS)/test: requirements/test.txt requirements/no-deps.txt $(STAMPS)/torch
+$(STAMPS)/test: requirements/build.txt requirements/test.txt requirements/no-deps.txt $(STAMPS)/torch
 	@scripts/check_prerequisites.sh $(PY)
 	@echo "Installing what the build and the tests need"
 	@$(PIP) --no-deps -r requirements/no-deps.txt
-	@$(PIP) -r $<
+	@$(PIP) -r requirements/build.txt -r requirements/test.txt
 	@echo "$(CURDIR)" > "$(PURELIB)/effv2_kernels.pth"
 	@touch $@
 
@@ -135,6 +137,7 @@ $(STAMPS)/bench: requirements/bench.txt $(STAMPS)/test
 	@$(PIP) -r $<
 	@touch $@
 
+include scripts/wheels.mk
 include scripts/aarch64.mk
 
 clean:

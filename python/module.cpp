@@ -8,6 +8,7 @@
 
 #include "cpu/counting.h"
 #include "cpu/dispatch.h"
+#include "cpu/processor_name.h"
 #include "engine/builder.h"
 #include "engine/network.h"
 #include "engine/peak.h"
@@ -183,11 +184,7 @@ PYBIND11_MODULE(_native, m) {
     if (!isa) throw effv2::Error(error);
     return std::string(isa);
   });
-  m.def("cpu_name", [] {
-    char name[64];
-    effv2::cpu_name(name);
-    return std::string(name);
-  });
+  m.def("cpu_name", effv2::processor_name);
   m.def("usable_cpus", effv2::usable_cpus);
   m.def("pretend_cpus", effv2::pretend_cpus);
   m.def("same_objects", same_objects, py::arg("expected"), py::arg("dictionaries"));

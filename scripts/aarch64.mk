@@ -4,18 +4,17 @@ A64 := build/aarch64
 # The oldest that it must run on, that of a Pixel 6, and one with everything that QEMU knows.
 A64_CPUS ?= cortex-a53 cortex-a76 max
 A64_TOOLCHAIN := -DCMAKE_TOOLCHAIN_FILE="$(CURDIR)/cmake/aarch64-linux.cmake"
-# Debian's Python, which the wheel must be built for.
+# Debian's Python. The wheel that runs in it is built by $(PY), of the same version.
 A64_PYTHON := $(A64)/sysroot/usr/bin/python3.11
 A64_PLATFORMS := $(foreach glibc,2_28 2_27 2_24 2_17,--platform manylinux_$(glibc)_aarch64) --platform manylinux2014_aarch64
 A64_PYTEST := $(A64_PYTHON) -P -m pytest -p no:cacheprovider
 
-.PHONY: aarch64 wheel-aarch64 native-test-aarch64 test-aarch64 project-aarch64 bench-aarch64 hot-aarch64
+A64_PIP := $(PIP) --no-deps --only-binary=:all: --implementation cp --python-version 3.11 $(A64_PLATFORMS)
 
-aarch64: $(A64)/qemu.done $(A64)/sysroot.done $(A64)/site.done $(STAMPS)/aarch64
 
-$(STAMPS)/aarch64: requirements/aarch64.txt $(STAMPS)/test
-	@$(PIP) -r $<
-	@touch $@
+.PHONY: aarch64 native-test-aarch64 test-aarch64 wheel-of-this-python-aarch64 try-wheel-aarch64 bench-aarch64 hot-aarch64
+
+aarch64: $(A64)/qemu.done $(A64)/sysroot.done $(A64)/site.done $(A64)/oldest.done $(STAMPS)/wheels
 
 $(A64)/qemu.done: scripts/debian.py | $(PY)
 	@$(PY) $< $(A64)/qemu qemu-user
@@ -28,33 +27,51 @@ $(A64)/sysroot.done: scripts/debian.py | $(PY)
 $(A64)/site.done: requirements/aarch64-site.txt | $(PY)
 	@echo "Unpacking Torch and what tests need, for Arm"
 	@rm -rf $(A64)/site
-	@$(PIP) --no-deps --only-binary=:all: --implementation cp --python-version 3.11 $(A64_PLATFORMS) \
-	    --target $(A64)/site -r $<
+	@$(A64_PIP) --target $(A64)/site -r $<
 	@touch $@
 
-wheel-aarch64: $(STAMPS)/aarch64
-	@$(PY) -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11) and \
-	    f"wheels for Arm are built by CPython 3.11, and $(PY) is {sys.version.split()[0]}")'
-	@rm -rf $(A64)/wheel dist/*_aarch64.whl
-	EFFV2_ZIG="$(PURELIB)/ziglang/zig" CMAKE_BUILD_PARALLEL_LEVEL=$(JOBS) _PYTHON_HOST_PLATFORM=linux-aarch64 \
-	    CMAKE_ARGS='$(A64_TOOLCHAIN) -DPYTHON_MODULE_EXTENSION=.cpython-311-aarch64-linux-gnu.so' \
-	    $(PY) -m build --wheel --no-isolation --outdir $(A64)/wheel
-	@PATH="$(abspath $(VENV))/bin:$$PATH" auditwheel repair --plat auto --wheel-dir dist $(A64)/wheel/*.whl
+# They stand before those of site/.
+$(A64)/oldest.done: requirements/oldest.txt | $(PY)
+	@echo "Unpacking the oldest Torch, for Arm"
+	@rm -rf $(A64)/oldest
+	@$(A64_PIP) --target $(A64)/oldest -r $<
+	@touch $@
 
 # A process that forks while it has threads stops QEMU itself: tests that do so are left out.
 native-test-aarch64: aarch64
-	@EFFV2_ZIG="$(PURELIB)/ziglang/zig" cmake -S . -B $(A64)/native $(A64_TOOLCHAIN) -DCMAKE_BUILD_TYPE=Release \
+	@EFFV2_ZIG="$(ZIG)" cmake -S . -B $(A64)/native $(A64_TOOLCHAIN) -DCMAKE_BUILD_TYPE=Release \
 	    -DEFFV2_PYTHON=OFF -DEFFV2_NATIVE_TESTS=ON
 	@cmake --build $(A64)/native --target effv2_native_tests --parallel $(JOBS)
 	@set -e; for cpu in $(A64_CPUS); do echo "== $$cpu"; \
 	    scripts/on_aarch64.sh $$cpu $(A64)/native/csrc/tests/effv2_native_tests --without fork --without no_more_threads; done
 
-# Every block of every network, and networks, to the bits that are recorded. Torch itself does not run on the
-# oldest.
-test-aarch64: native-test-aarch64 project-aarch64
-	@set -e; for cpu in $(filter-out cortex-a53,$(A64_CPUS)); do echo "== $$cpu"; \
-	    PYTHONPATH=$(A64)/project:$(A64)/site PYTHONDONTWRITEBYTECODE=1 scripts/on_aarch64.sh $$cpu \
-	        $(A64_PYTEST) tests/test_digests.py -k neon -m "not thorough" $(ARGS); done
+# The wheel of this environment's Python alone, in dist/.
+wheel-of-this-python-aarch64:
+	@$(PY) -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11) and \
+	    f"the Python for Arm is CPython 3.11, and $(PY), which builds its wheel, is {sys.version.split()[0]}")'
+	@$(MAKE) wheel-aarch64 PYTHONS="$(PY)"
+
+# Every block and networks, to the bits that are recorded. Torch itself does not run on the oldest processor.
+test-aarch64: native-test-aarch64
+	@$(MAKE) wheel-of-this-python-aarch64
+	@$(MAKE) try-wheel-aarch64 A64_CASES=neon A64_TRY_CPUS="$(filter-out cortex-a53,$(A64_CPUS))"
+
+define A64_UNPACK
+@ls dist/*-cp311-*_aarch64.whl >/dev/null
+@rm -rf $(A64)/project
+@$(PY) -m zipfile -e dist/*-cp311-*_aarch64.whl $(A64)/project
+endef
+
+# The wheel in dist/ of Debian's Python, with the newest Torch and, networks alone, the oldest.
+A64_CASES ?= neon and network
+A64_TRY_CPUS ?= cortex-a76
+A64_TRY = PYTHONDONTWRITEBYTECODE=1 scripts/on_aarch64.sh $$cpu $(A64_PYTEST) tests/test_digests.py -m "not thorough" $(ARGS)
+try-wheel-aarch64: aarch64
+	$(A64_UNPACK)
+	@set -e; for cpu in $(A64_TRY_CPUS); do echo "== $$cpu"; \
+	    PYTHONPATH=$(A64)/project:$(A64)/site $(A64_TRY) -k "$(A64_CASES)"; done
+	@set -e; cpu=cortex-a76; echo "== $$cpu, the oldest Torch"; \
+	    PYTHONPATH=$(A64)/project:$(A64)/oldest:$(A64)/site $(A64_TRY) -k "neon and network"
 
 # What networks execute, counted by a plugin of QEMU, and LLVM's models of pipelines: bench/aarch64.
 A64_BENCH := $(A64)/qemu.done $(A64)/sysroot.done $(A64)/site.done $(A64)/llvm.done $(A64)/rivals.done \
@@ -66,8 +83,7 @@ $(A64)/llvm.done: scripts/debian.py | $(PY)
 
 $(A64)/rivals.done: requirements/aarch64-rivals.txt | $(PY)
 	@rm -rf $(A64)/rivals
-	@$(PIP) --no-deps --only-binary=:all: --implementation cp --python-version 3.11 $(A64_PLATFORMS) \
-	    --target $(A64)/rivals -r $<
+	@$(A64_PIP) --target $(A64)/rivals -r $<
 	@touch $@
 
 $(A64)/executed_blocks.so: bench/aarch64/executed_blocks.c
@@ -78,16 +94,13 @@ $(STAMPS)/aarch64-bench: requirements/aarch64-bench.txt $(STAMPS)/test
 	@$(PIP) -r $<
 	@touch $@
 
-# The wheel, unpacked.
-project-aarch64: wheel-aarch64
-	@rm -rf $(A64)/project
-	@$(PY) -m zipfile -e dist/*_aarch64.whl $(A64)/project
-
 # What did not change since the last time is not counted again.
-bench-aarch64: $(A64_BENCH) project-aarch64
+bench-aarch64: $(A64_BENCH) wheel-of-this-python-aarch64
+	$(A64_UNPACK)
 	@$(PY) -m pytest -q bench/aarch64/check_executed_blocks.py
 	@$(PY) bench/aarch64/measure.py --jobs $(JOBS) $(ARGS)
 
 # NETWORK, FORMAT, BLOCKS: of which, and how many.
-hot-aarch64: $(A64_BENCH) project-aarch64
+hot-aarch64: $(A64_BENCH) wheel-of-this-python-aarch64
+	$(A64_UNPACK)
 	@$(PY) bench/aarch64/hot.py --network $(or $(NETWORK),s0) --format $(or $(FORMAT),fp32) --blocks $(or $(BLOCKS),10) $(ARGS)

@@ -1,8 +1,6 @@
 #include "cpu/dispatch.h"
 
-#if defined(__x86_64__)
-#include <cpuid.h>
-#elif defined(__APPLE__)
+#if defined(__APPLE__)
 #include <sys/sysctl.h>
 #elif defined(__aarch64__)
 #include <sys/auxv.h>
@@ -106,21 +104,6 @@ const char* default_isa(char* error) {
     if (target.available()) return target.isa;
   }
   return nullptr;
-}
-
-void cpu_name(char* name) {
-  std::strcpy(name, "unknown");
-#if defined(__x86_64__)
-  // Leaves 0x80000002 ... 4 hold the brand string, 16 characters each.
-  if (__get_cpuid_max(0x80000000u, nullptr) < 0x80000004u) return;
-  unsigned words[13] = {};
-  for (unsigned i = 0; i < 3; ++i) {
-    __get_cpuid(0x80000002u + i, &words[4 * i], &words[4 * i + 1], &words[4 * i + 2], &words[4 * i + 3]);
-  }
-  const char* brand = reinterpret_cast<const char*>(words);
-  while (*brand == ' ') ++brand;
-  std::snprintf(name, 64, "%s", brand);
-#endif
 }
 
 }  // namespace effv2

@@ -17,7 +17,5 @@ bool can_run_isa(const char* isa);
 // EFFV2_FORCE_ISA, or the first available ISA. Null, with a reason in `error` (256 bytes), where the variable
 // names an unknown or unavailable one.
 const char* default_isa(char* error);
-// The processor's own name, or "unknown". At most 63 characters are written to `name` (64 bytes).
-void cpu_name(char* name);
 
 }  // namespace effv2

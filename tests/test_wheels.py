@@ -1,0 +1,159 @@
+"""The scripts that build wheels and try them: which interpreters they take, what a wheel may not ask for."""
+
+import importlib
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+from packaging.requirements import Requirement
+from packaging.version import Version
+
+import effv2_kernels
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture
+def wheels(monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "scripts")
+    return importlib.import_module("wheels")
+
+
+@pytest.fixture
+def try_wheels(wheels):
+    return importlib.import_module("try_wheels")
+
+
+@pytest.fixture
+def python(tmp_path, monkeypatch):
+    """Makes programs on PATH, or elsewhere, that answer as a Python does; there are no others."""
+    monkeypatch.setenv("PATH", str(tmp_path / "bin"))
+    monkeypatch.setenv("PYENV_ROOT", str(tmp_path / "pyenv"))
+
+    def make(name, folder="bin", fails="", **changes):
+        answer = {"version": [*map(int, name.split("."))], "implementation": "cpython"}
+        answer |= {"free_threaded": False, "headers": True, "environments": True, **changes}
+        path = tmp_path / folder / f"python{name}"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        said = f"echo '{fails}' >&2; exit 127" if fails else f"echo '{json.dumps(answer)}'"
+        path.write_text(f"#!/bin/sh\n{said}\n")
+        path.chmod(0o755)
+        return str(path)
+
+    return make
+
+
+def test_this_interpreter_answers(wheels):
+    (found,), _ = wheels.find_interpreters([sys.executable])
+    assert found.tag == f"cp{sys.version_info[0]}{sys.version_info[1]}"
+
+
+def test_interpreters_on_path_come_before_those_of_pyenv(wheels, python):
+    here = python("3.11")
+    python("3.11", "pyenv/versions/3.11.9/bin")
+    python("3.12", "pyenv/versions/3.12.9/bin")
+    newest = python("3.12", "pyenv/versions/3.12.11/bin")
+    shim = python("3.13", fails="pyenv: python3.13: command not found")
+    behind = python("3.13", "pyenv/versions/3.13.0/bin")
+    found, left_out = wheels.find_interpreters()
+    assert {i.version: i.path for i in found} == {"3.11": here, "3.12": newest, "3.13": behind}
+    assert shim not in [i.path for i in found]
+    assert left_out == [f"CPython {v}, of which no python{v} was found" for v in ("3.10", "3.14")]
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"headers": False}, "its C headers are missing"),
+        ({"environments": False}, "its modules venv and ensurepip are missing"),
+        ({"implementation": "pypy"}, "it is not the ordinary CPython"),
+        ({"free_threaded": True}, "it is not the ordinary CPython"),
+        ({"version": [3, 9]}, "CPython 3.9 is not one of 3.10, "),
+        ({"fails": "no such version"}, "no such version"),
+    ],
+)
+def test_an_interpreter_that_cannot_build_is_left_out_by_name(wheels, python, changes, reason):
+    path = python("3.12", **changes)
+    found, left_out = wheels.find_interpreters()
+    assert not found
+    assert [text for text in left_out if text.startswith(f"{path}: {reason}")]
+    with pytest.raises(SystemExit, match=re.escape(f"{path}: {reason}")):
+        wheels.find_interpreters([path])
+
+
+def test_an_interpreter_that_is_not_there_is_an_error(wheels, tmp_path):
+    with pytest.raises(SystemExit, match="No such file"):
+        wheels.find_interpreters([str(tmp_path / "python3.12")])
+
+
+def test_versions_are_those_that_the_package_and_public_runners_take(wheels):
+    tomllib = pytest.importorskip("tomllib", reason="tomllib needs Python 3.11")
+    pyproject = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    tags = [f"cp{version.replace('.', '')}-*" for version in wheels.VERSIONS]
+    assert pyproject["tool"]["cibuildwheel"]["build"] == tags
+    assert pyproject["project"]["requires-python"] == f">={wheels.VERSIONS[0]}"
+
+
+def test_a_symbol_without_a_version_is_found(wheels, tmp_path):
+    if not (compiler := shutil.which("cc")):
+        pytest.skip("there is no C compiler")
+    source, module, wheel = (tmp_path / name for name in ("module.c", "module.so", "module.whl"))
+    source.write_text(
+        "char* getenv(const char*); int PyErr_Occurred(void); int of_a_newer_glibc(void);"
+        'int f(void) { return getenv("") && PyErr_Occurred() && of_a_newer_glibc(); }'
+    )
+    subprocess.run([compiler, "-shared", "-fPIC", source, "-o", module], check=True)
+    with zipfile.ZipFile(wheel, "w") as files:
+        files.write(module, "package/module.so")
+    assert wheels.unversioned(wheel) == ["of_a_newer_glibc"]
+
+
+def test_the_libraries_of_a_toolchain_are_asked_for(tmp_path):
+    done = subprocess.run(
+        ["cmake", "-S", ROOT, "-B", tmp_path, f"-DCMAKE_TOOLCHAIN_FILE={ROOT}/cmake/x86_64-glibc-2.28.cmake"],
+        env={"PATH": os.environ["PATH"]},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode != 0
+    assert "EFFV2_GLIBC must be a folder" in done.stderr
+
+
+def test_cuda_is_found_among_requirements(try_wheels):
+    here = 'platform_system == "Linux"'
+    assert try_wheels.brings_cuda([f"nvidia-cublas-cu12 (==12.1.3.1) ; {here}"]) == "nvidia-cublas-cu12"
+    assert try_wheels.brings_cuda(["filelock", f"cuda-bindings<14,>=13; {here}"]) == "cuda-bindings"
+    assert try_wheels.brings_cuda(["sympy", 'nvidia-nccl-cu12==2; platform_system == "Windows"']) is None
+    assert try_wheels.brings_cuda(["filelock", 'nvidia-cudnn==9; extra == "gpu"']) is None
+
+
+def test_the_oldest_that_are_tried_are_the_oldest_that_are_allowed():
+    tomllib = pytest.importorskip("tomllib", reason="tomllib needs Python 3.11")
+    allowed = map(
+        Requirement, tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["dependencies"]
+    )
+    lines = (ROOT / "requirements" / "oldest.txt").read_text().splitlines()
+    pins = [Requirement(line) for line in lines if not line.startswith("#")]
+    for requirement in allowed:
+        least = Version(str(requirement.specifier).removeprefix(">="))
+        oldest = [
+            Version(str(pin.specifier).removeprefix("=="))
+            for pin in pins
+            if pin.name == requirement.name and pin.marker.evaluate({"python_version": "3.10"})
+        ]
+        assert [version.release[:2] for version in oldest] == [least.release]
+
+
+def test_the_changelog_has_the_version():
+    headings = re.findall(r"^## (.*)$", (ROOT / "CHANGELOG.md").read_text(), re.MULTILINE)
+    dated = [heading.split(" - ") for heading in headings if heading != "Unreleased"]
+    assert all(re.fullmatch(r"\d{4}-\d\d-\d\d", date) for _, date in dated)
+    versions = [Version(version) for version, _ in dated]
+    assert versions == sorted(versions, reverse=True)
+    assert versions[0] == Version(effv2_kernels.__version__)
