@@ -16,6 +16,7 @@ import io
 import json
 import os
 import platform
+import re
 import shutil
 import subprocess
 import sys
@@ -235,16 +236,25 @@ def environment_with(
 
 def repair(wheel: Path, architecture: str, environment: dict[str, str]) -> Path:
     """The wheel as auditwheel names it, in dist/, after a look at what it asks for."""
-    command: list[str | Path] = ["auditwheel", "repair", "--plat", f"manylinux_2_28_{architecture}"]
+    # auditwheel knows by name the platforms of its own machine alone.
+    platform_tag = f"manylinux_2_28_{architecture}" if architecture == platform.machine() else "auto"
     before = set(DIST.glob("*.whl"))
-    run([*command, "--wheel-dir", DIST, wheel], environment)
+    run(["auditwheel", "repair", "--plat", platform_tag, "--wheel-dir", DIST, wheel], environment)
     (made,) = set(DIST.glob("*.whl")) - before
+    if oldest_glibc(made.name) > (2, 28):
+        raise SystemExit(f"{made.name} needs a glibc newer than 2.28: auditwheel show {made}")
     if nameless := unversioned(made):
         raise SystemExit(
             f"{made.name} asks for symbols that glibc 2.28 lacks, and would not load there: "
             + ", ".join(nameless)
         )
     return made
+
+
+def oldest_glibc(name: str) -> tuple[int, int]:
+    """The oldest glibc that a wheel runs with, by the tags in its name; (99, 0) where these say nothing."""
+    found = re.findall(r"manylinux_(\d+)_(\d+)_", name)
+    return min(((int(major), int(minor)) for major, minor in found), default=(99, 0))
 
 
 def unversioned(wheel: Path) -> list[str]:

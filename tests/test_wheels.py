@@ -100,6 +100,14 @@ def test_versions_are_those_that_the_package_and_public_runners_take(wheels):
     assert pyproject["project"]["requires-python"] == f">={wheels.VERSIONS[0]}"
 
 
+def test_the_glibc_that_a_wheel_needs(wheels):
+    name = "p-0.2.0-cp312-cp312-{}.whl".format
+    assert wheels.oldest_glibc(name("manylinux2014_aarch64.manylinux_2_17_aarch64")) == (2, 17)
+    assert wheels.oldest_glibc(name("manylinux_2_28_x86_64.manylinux_2_26_x86_64")) == (2, 26)
+    assert wheels.oldest_glibc(name("manylinux_2_34_aarch64")) > (2, 28)
+    assert wheels.oldest_glibc(name("linux_aarch64")) > (2, 28)
+
+
 def test_a_symbol_without_a_version_is_found(wheels, tmp_path):
     if not (compiler := shutil.which("cc")):
         pytest.skip("there is no C compiler")
