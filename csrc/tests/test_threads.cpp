@@ -274,6 +274,7 @@ TEST(threads, several_callers_at_once) {
   });
 }
 
+#ifdef __linux__
 TEST(threads, only_processors_that_may_be_used) {
   std::thread([] {
     cpu_set_t mine;
@@ -307,6 +308,7 @@ TEST(threads, no_more_threads) {
   });
 #endif
 }
+#endif  // __linux__
 
 TEST(threads, callers_on_one_network) {
   Random random;
