@@ -13,9 +13,11 @@ STAMPS := $(VENV)/.stamps
 PYTEST := $(PY) -m pytest --numprocesses $(WORKERS) --dist loadfile
 PIP := $(PY) -m pip install --quiet --disable-pip-version-check
 PURELIB = $(abspath $(shell $(PY) -c 'import sysconfig; print(sysconfig.get_path("purelib"))'))
+# Where the JSON library is unpacked, if it is; CMake finds the system's without it.
+CMAKE_C_API = -DEFFV2_C_API=ON -DCMAKE_PREFIX_PATH="$(CURDIR)/build/json/usr"
 CMAKE_PYTHON = -DPython_EXECUTABLE="$(abspath $(PY))" -Dpybind11_DIR="$$($(PY) -m pybind11 --cmakedir)"
 
-.PHONY: help demo test test-all test-emulated test-ahead lint bench rivals targets roofline docs build native-test sanitize wheel clean distclean
+.PHONY: help demo test test-all test-emulated test-ahead lint bench rivals targets roofline docs build native-test c-library c-api sanitize wheel clean distclean
 .DELETE_ON_ERROR:
 
 help:
@@ -35,6 +37,7 @@ help:
 	@echo "make docs     make the pages of docs/ that are made from tests and docstrings"
 	@echo "make lint     ruff, mypy and clang-format"
 	@echo "make sanitize native tests under the address, undefined-behaviour and thread sanitizers"
+	@echo "make c-api    the C library libeffv2, without Python; PREFIX=folder: also install it there"
 	@echo "make build    only the compiled module, in place; quick to repeat"
 	@echo "make wheel    a source distribution in dist/, and a wheel made of it"
 	@echo "make wheels   wheels for x86-64 and 64-bit Arm and every CPython that is found, in dist/, and try them"
@@ -45,10 +48,10 @@ help:
 demo: build
 	@$(PY) -m effv2_kernels demo $(if $(CHECKPOINT),--checkpoint "$(CHECKPOINT)")
 
-test: build native-test
+test: build native-test c-library
 	$(PYTEST) -m "not thorough" $(ARGS)
 
-test-all: build
+test-all: build c-library
 	$(PYTEST) --dist worksteal -m thorough $(ARGS)
 
 # AVX-512's and NEON's code on any x86 processor with AVX2: a test program and a module that only tests load.
@@ -89,12 +92,28 @@ native-test: $(BUILD)/CMakeCache.txt
 	@cmake --build $(BUILD) --target effv2_native_tests --parallel $(JOBS)
 	@ctest --test-dir $(BUILD) --output-on-failure --parallel $(WORKERS)
 
-sanitize:
+# For tests, of the same objects as the module.
+c-library: $(BUILD)/CMakeCache.txt
+	@cmake --build $(BUILD) --target effv2_shared effv2_static --parallel $(JOBS)
+
+c-api: build/json.done
+	@cmake -S . -B build/c-api -DCMAKE_BUILD_TYPE=Release -DEFFV2_PYTHON=OFF $(CMAKE_C_API)
+	@cmake --build build/c-api --target effv2_shared effv2_static --parallel $(JOBS)
+	@$(if $(PREFIX),cmake --install build/c-api --component c_api --prefix "$(PREFIX)",ls build/c-api/libeffv2.*)
+
+# The JSON library that saved networks are read with, headers alone: the system's, or else Debian's.
+build/json.done: scripts/debian.py
+	@mkdir -p build
+	@test -e /usr/include/nlohmann/json.hpp || pkg-config --exists nlohmann_json \
+	    || $(PYTHON) $< build/json nlohmann-json3-dev
+	@touch $@
+
+sanitize: build/json.done
 	@scripts/check_prerequisites.sh "$(PYTHON)"
 	@set -e; for kind in address,undefined thread; do \
 	    echo "== -fsanitize=$$kind"; \
 	    cmake -S . -B build/$$kind -DCMAKE_BUILD_TYPE=Release \
-	        -DEFFV2_PYTHON=OFF -DEFFV2_NATIVE_TESTS=ON -DEFFV2_SANITIZE=$$kind; \
+	        -DEFFV2_PYTHON=OFF -DEFFV2_NATIVE_TESTS=ON -DEFFV2_SANITIZE=$$kind $(CMAKE_C_API); \
 	    cmake --build build/$$kind --target effv2_native_tests --parallel $(JOBS); \
 	    ctest --test-dir build/$$kind --output-on-failure --parallel $(WORKERS); \
 	done
@@ -103,9 +122,9 @@ wheel: $(STAMPS)/test
 	CMAKE_BUILD_PARALLEL_LEVEL=$(JOBS) $(PY) -m build --outdir dist
 
 # The module is built into the package's own folder; the .pth file makes that folder importable.
-$(BUILD)/CMakeCache.txt: $(STAMPS)/test
+$(BUILD)/CMakeCache.txt: $(STAMPS)/test build/json.done
 	@rm -f $@
-	@cmake -S . -B $(BUILD) $(CMAKE_PYTHON) -DCMAKE_BUILD_TYPE=Release -DEFFV2_NATIVE_TESTS=ON \
+	@cmake -S . -B $(BUILD) $(CMAKE_PYTHON) $(CMAKE_C_API) -DCMAKE_BUILD_TYPE=Release -DEFFV2_NATIVE_TESTS=ON \
 	    -DEFFV2_SIMDE="$(PURELIB)/cmeel.prefix/include" \
 	    -DCMAKE_LIBRARY_OUTPUT_DIRECTORY="$(CURDIR)/effv2_kernels"
 

@@ -185,6 +185,12 @@ def interpreted() -> bool:
     return os.environ.get("TRITON_INTERPRET") == "1"
 
 
+def check_threads(threads: object) -> None:
+    """Raise InputError for what is no number of threads."""
+    if threads is not None and (type(threads) is not int or threads < 1):
+        raise InputError(f"threads must be a positive integer or None, but got {threads!r}.")
+
+
 def choose(
     backend: str = "auto",
     *,
@@ -196,9 +202,10 @@ def choose(
     """The backend, dtype and ISA that run a model on ``device``: "auto" is cpu there, triton on a CUDA GPU.
 
     Raises UnknownNameError for a name that does not exist, UnavailableError, with the reason, for a
-    combination that cannot run here, and InputError for threads on a GPU. Nothing is ever replaced by
-    something that was not asked for.
+    combination that cannot run here, and InputError for less than one thread or for threads on a GPU. Nothing
+    is ever replaced by something that was not asked for.
     """
+    check_threads(threads)
     if backend == "auto" and device.type not in ("cpu", "cuda"):
         raise UnavailableError(
             f"this model is on {device}, for which there is no backend. Move it with .to('cpu') or "

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import MISSING, dataclass, fields
+from math import prod
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar, get_args
 
 import torch
@@ -38,6 +39,10 @@ class Layer:
     weight: Tensor
     bias: Tensor
 
+
+# What C++ counts in an int with room to spare: of a size, and of the values of a tensor.
+_LARGEST = 1 << 20
+_MOST_VALUES = 1 << 28
 
 # What a block can apply behind its layers; see ``effv2_kernels.reference.activation``.
 ACTIVATIONS = ("none", "gelu", "relu", "relu6", "silu", "hardswish")
@@ -88,6 +93,17 @@ class Argument(NamedTuple):
     default: Any  # MISSING where there is none
     shape: Shape | None  # of a tensor
     choice: Choice | None = None  # of an option
+
+    @property
+    def operand(self) -> bool:
+        """Whether it is what products multiply maps with: the weight of a layer that sums over channels.
+
+        A depthwise one sums over none, and talking heads are mixed in float32 whatever products multiply.
+        """
+        if self.part != "weight" or self.shape is None:
+            return False
+        outputs, inputs, *window = self.shape.sizes
+        return len(window) != 1 and (outputs, inputs) != ("heads", "heads")
 
     def of(self, block: Block) -> Any:
         """Its value in a block."""
@@ -201,6 +217,12 @@ def block_sizes(block: Block) -> dict[str, int]:
             if a.optional and not (a.shape.only_if and a.shape.belongs(options)):
                 continue
             raise _missing(type(block), a)
+        if not a.shape.belongs(options):
+            assert a.shape.only_if is not None
+            option, value = a.shape.only_if
+            raise ModelError(
+                f"block {block.kind}: {a.name} is for {option} = {value}, not {options[option]}."
+            )
         if tensor.dtype != torch.float32:
             raise ModelError(f"block {block.kind}: {a.name} is {tensor.dtype}; expected torch.float32.")
         shape = tuple(tensor.shape)
@@ -208,6 +230,8 @@ def block_sizes(block: Block) -> dict[str, int]:
         if fits:
             for symbol, size in zip(symbols, shape, strict=True):
                 fits &= size == (symbol if isinstance(symbol, int) else sizes.setdefault(symbol, size))
+        if fits and (max(shape, default=1) > _LARGEST or prod(shape) > _MOST_VALUES):
+            raise ModelError(f"block {block.kind}: {a.name} has shape {shape}, which is too large.")
         if not fits:
             known = {s: sizes[s] for s in symbols if isinstance(s, str) and s in sizes}
             raise ModelError(

@@ -9,8 +9,8 @@ import torch
 from torch import nn
 
 from effv2_kernels import blocks, families, sources, verification
-from effv2_kernels.backends import DTYPE_NAMES, Settings
-from effv2_kernels.errors import InputError, ModelError, UnavailableError
+from effv2_kernels.backends import DTYPE_NAMES, Settings, check_threads
+from effv2_kernels.errors import ModelError, UnavailableError
 from effv2_kernels.model import OptimizedModel
 from effv2_kernels.model.carried import carried
 from effv2_kernels.sources.wrappers import expression, refuse_parallel, replaced, why_opaque
@@ -59,8 +59,7 @@ def optimize(
         raise ModelError(f"optimize() takes a torch.nn.Module, but got {type(model).__name__}.")
     if isinstance(model, OptimizedModel):
         raise ModelError("this model is optimised already; give the model it was made from.")
-    if threads is not None and (type(threads) is not int or threads < 1):
-        raise InputError(f"threads must be a positive integer or None, but got {threads!r}.")
+    check_threads(threads)
     opaque = why_opaque(model)
     if opaque is not None:
         raise ModelError(f"{type(model).__name__} {opaque}")

@@ -8,24 +8,34 @@ from typing import Any
 import torch
 from torch import nn
 
-from effv2_kernels import structure
-from effv2_kernels.backends import Settings
+from effv2_kernels import container, structure
+from effv2_kernels.backends import DTYPE_NAMES, TORCH_DTYPES, Settings
+from effv2_kernels.blocks import BLOCK_TYPES
 from effv2_kernels.checkpoint.files import SAVED_FORMAT
-from effv2_kernels.errors import CheckpointError, ModelError, UnavailableError
+from effv2_kernels.declaration import arguments
+from effv2_kernels.errors import CheckpointError, ModelError, UnavailableError, UnknownNameError
 from effv2_kernels.model import OptimizedModel
+from effv2_kernels.outline import Outline
 
-_VERSION = "1"
+# By the dtype of the right operands of products; everything else is in float32.
+_VERSIONS = {"fp32": "1", "fp16": "2"}
 
 
-def save(model: nn.Module, path: str | os.PathLike[str]) -> None:
-    """Write what ``optimize`` returned to a file that ``load`` reads on any machine.
+def save(model: nn.Module, path: str | os.PathLike[str], *, dtype: str = "fp32") -> None:
+    """Write what ``optimize`` returned to a file that ``load`` and the C library read on any machine.
 
     Tensors are named as in the model's state dict and described in ``effv2_kernels.blocks``; the metadata
     holds ``format``, ``version`` and the JSON of ``effv2_kernels.structure``.
 
-    Raises ModelError for a module that is not an optimised network and CheckpointError where the file
-    cannot be written.
+    dtype: "fp32", or "fp16" to round the weights of linear layers and of dense convolutions to 16 bits: half
+    the size, and exactly what a machine that computes in fp16 multiplies with. It is possible on any machine,
+    and says nothing of what the network will run in.
+
+    Raises ModelError for a module that is not an optimised network and for weights beyond 65504 in fp16,
+    UnknownNameError for another dtype, and CheckpointError where the file cannot be written.
     """
+    if dtype not in _VERSIONS:
+        raise UnknownNameError.of("dtype of a file", dtype, _VERSIONS)
     if not isinstance(model, OptimizedModel):
         inside = [name for name, part in model.named_modules() if isinstance(part, OptimizedModel)]
         raise ModelError(
@@ -33,8 +43,12 @@ def save(model: nn.Module, path: str | os.PathLike[str]) -> None:
             + (f" It holds one at {', '.join(map(repr, inside))}: save that." if inside else "")
         )
     safetensors = _safetensors()
-    metadata = {"format": SAVED_FORMAT, "version": _VERSION, **model.description()}
+    metadata = {"format": SAVED_FORMAT, "version": _VERSIONS[dtype], **model.description()}
     tensors = {name: t.detach().cpu().contiguous() for name, t in model.state_dict().items()}
+    if dtype != "fp32":
+        metadata["dtype"] = dtype
+        stored = _dtypes(structure.parse(metadata["structure"]), dtype)
+        tensors = {name: _rounded(name, t, stored[name]) for name, t in tensors.items()}
     try:
         safetensors.torch.save_file(tensors, path, metadata=metadata)
     except (OSError, safetensors.SafetensorError) as error:
@@ -53,6 +67,9 @@ def load(
 ) -> OptimizedModel:
     """Read a file of ``save`` onto ``device``. The other options are those of ``optimize``.
 
+    dtype is what the network runs in, whatever its weights were stored in: those of an fp16 file become
+    float32 tensors of exactly these values.
+
     Raises CheckpointError for a file that is missing, truncated, of another format or version, or whose
     tensors do not fit its description.
     """
@@ -60,18 +77,17 @@ def load(
     where = torch.device(device)
     settings.choose(where)
     name = os.fspath(path)
-    metadata, tensors = _read(name)
+    stored = _header(name)
+    metadata = stored.metadata
     if metadata.get("format") != SAVED_FORMAT:
         raise CheckpointError(
             f"{name} is a safetensors file, but was not written by effv2_kernels.save(). For a checkpoint of "
             f"a model use create_model(..., checkpoint=...) and optimize()."
         )
-    if metadata.get("version") != _VERSION:
-        raise CheckpointError(
-            f"{name} has version {metadata.get('version')!r} of the format, and this package reads version "
-            f"{_VERSION!r}. Save the model again, or use the package that wrote it."
-        )
+    saved_in = _saved_dtype(metadata, name)
     try:
+        container.check_values(stored)
+        tensors = _tensors(name)
         outline = structure.parse(metadata.get("structure", ""))
         expected = outline.keys
         missing, extra = sorted({*expected} - {*tensors}), sorted({*tensors} - {*expected})
@@ -80,8 +96,12 @@ def load(
                 f"{name} does not hold the tensors that it describes: "
                 f"{_some('missing', missing)}{'; ' * bool(missing and extra)}{_some('unexpected', extra)}."
             )
-        network = outline.rebuild([tensors[key] for key in expected])
-    except ModelError as error:
+        dtypes = _dtypes(outline, saved_in)
+        for key, tensor in tensors.items():
+            if tensor.dtype is not dtypes[key]:
+                raise ModelError(f"{key} is {tensor.dtype}; expected {dtypes[key]}")
+        network = outline.rebuild([tensors[key].float() for key in expected])
+    except (ModelError, ValueError) as error:
         raise CheckpointError(f"{name} does not describe a network that can be run: {error}") from error
     for key, tensor in tensors.items():
         if not bool(torch.isfinite(tensor).all()):
@@ -90,19 +110,72 @@ def load(
     return OptimizedModel(network, settings, device=where, single=single)
 
 
-def _read(name: str) -> tuple[dict[str, str], dict[str, torch.Tensor]]:
-    safetensors = _safetensors()
+def _saved_dtype(metadata: dict[str, str], name: str) -> str:
+    """What the right operands of products are stored in."""
+    version = metadata.get("version")
+    if version not in _VERSIONS.values():
+        known = " and ".join(map(repr, _VERSIONS.values()))
+        raise CheckpointError(
+            f"{name} has version {version!r} of the format, and this package reads versions {known}. Save "
+            f"the model again, or use a package as new as the one that wrote it."
+        )
+    dtype = metadata.get("dtype") if version != _VERSIONS["fp32"] else "fp32"
+    if dtype is None or _VERSIONS.get(dtype) != version:
+        raise CheckpointError(f"{name} has dtype {dtype!r}; expected 'fp16'.")
+    return dtype
+
+
+def _dtypes(outline: Outline, dtype: str) -> dict[str, torch.dtype]:
+    """What every tensor is stored in, in a file of this dtype."""
+    found = dict.fromkeys(outline.keys, torch.float32)
+    for i, part in enumerate(outline.parts):
+        for argument in arguments(BLOCK_TYPES[part.kind]):
+            key = f"blocks.{i}.{argument.name}"
+            if argument.operand and key in found:
+                found[key] = TORCH_DTYPES[dtype]
+    return found
+
+
+def _rounded(key: str, tensor: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    if tensor.dtype is dtype:
+        return tensor
+    largest = tensor.abs().max().item()
+    most = torch.finfo(dtype).max
+    if largest > most:
+        _, block, name = key.split(".")
+        raise ModelError(
+            f"{name} of block {block} has a weight of magnitude {largest:g}, and {DTYPE_NAMES[dtype]} ends "
+            f"at {most:g}: save it in fp32."
+        )
+    return tensor.to(dtype)
+
+
+def _header(name: str) -> container.Container:
     try:
-        with safetensors.safe_open(name, framework="pt") as file:
-            return file.metadata() or {}, {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+        return container.read(name)
     except FileNotFoundError as error:
         raise CheckpointError(f"there is no file {name}.") from error
     except OSError as error:
         raise CheckpointError(f"cannot read {name}: {error}") from error
+    except ValueError as error:
+        raise _not_safetensors(name, error) from error
+
+
+def _tensors(name: str) -> dict[str, torch.Tensor]:
+    safetensors = _safetensors()
+    try:
+        with safetensors.safe_open(name, framework="pt") as file:
+            return {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+    except OSError as error:
+        raise CheckpointError(f"cannot read {name}: {error}") from error
     except safetensors.SafetensorError as error:
-        raise CheckpointError(
-            f"{name} is truncated or not a safetensors file ({error}); expected one of effv2_kernels.save()."
-        ) from error
+        raise _not_safetensors(name, error) from error
+
+
+def _not_safetensors(name: str, error: Exception) -> CheckpointError:
+    return CheckpointError(
+        f"{name} is truncated or not a safetensors file ({error}); expected one of effv2_kernels.save()."
+    )
 
 
 def _some(what: str, keys: list[str]) -> str:

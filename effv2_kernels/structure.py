@@ -14,6 +14,7 @@ from typing import Any
 
 from effv2_kernels import blocks
 from effv2_kernels.blocks import BLOCK_TYPES, EARLIER_KINDS
+from effv2_kernels.container import parsed_object
 from effv2_kernels.declaration import arguments, block_sizes, changed_options
 from effv2_kernels.errors import ModelError
 from effv2_kernels.outline import Outline, Part
@@ -42,13 +43,18 @@ def _entry(block: blocks.Block, name: str) -> dict[str, Any]:
 def parse(structure: str) -> Outline:
     """The outline that a structure string describes. Raises ModelError where it is not one."""
     try:
-        data = json.loads(structure)
+        data = parsed_object(structure)
+        _check_object(data, "blocks", "features", "source")
+        if not isinstance(data["blocks"], list) or not isinstance(data["features"], list):
+            raise TypeError("'blocks' and 'features' are lists")
         for entry in data["blocks"]:
+            _check_object(entry, "kind", "name", "options", "tensors")
             earlier = EARLIER_KINDS.get(entry["kind"])
             if earlier is not None:
                 entry.update(kind=earlier.kind, options={**entry["options"], **earlier.options})
             _check_entry(entry)
         for feature in data["features"]:
+            _check_object(feature, "block", "scaled")
             if type(feature["block"]) is not int or type(feature["scaled"]) is not bool:
                 raise TypeError("a feature needs an integer 'block' and a boolean 'scaled'")
         if not isinstance(data["source"], str):
@@ -64,10 +70,17 @@ def parse(structure: str) -> Outline:
     return Outline(tuple(parts), tuple(features), data["source"])
 
 
+def _check_object(value: Any, *names: str) -> None:
+    if not isinstance(value, dict) or value.keys() != {*names}:
+        raise TypeError(f"an object needs {', '.join(names)}, and nothing else")
+
+
 def _check_entry(entry: dict[str, Any]) -> None:
     made_of = arguments(BLOCK_TYPES[entry["kind"]])
     needed = {a.name for a in made_of if a.default is MISSING and not a.optional}
     known = {a.name for a in made_of}
+    if not isinstance(entry["tensors"], list) or not isinstance(entry["options"], dict):
+        raise TypeError("the tensors of a block are a list, and its options an object")
     given = [*entry["tensors"], *entry["options"]]
     if len(set(given)) != len(given) or not needed <= set(given) <= known:
         raise ValueError(f"a block {entry['kind']} has the fields {sorted(known)}, not {sorted(given)}")
@@ -76,6 +89,9 @@ def _check_entry(entry: dict[str, Any]) -> None:
     types = {a.name: str if a.type is str else int for a in made_of if a.shape is None}
     if any(type(value) is not types[name] for name, value in entry["options"].items()):
         raise TypeError(f"the options of a block are integers and names, not {entry['options']}")
+    flags = {a.name for a in made_of if a.type is bool}
+    if any(value not in (0, 1) for name, value in entry["options"].items() if name in flags):
+        raise ValueError(f"these options of {entry['kind']} are 0 or 1: {sorted(flags)}")
     if not isinstance(entry["name"], str):
         raise TypeError("the name of a block is a string")
 

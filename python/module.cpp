@@ -4,12 +4,13 @@
 #include <pybind11/stl.h>
 
 #include <algorithm>
-#include <cstring>
+#include <optional>
 
 #include "cpu/counting.h"
 #include "cpu/dispatch.h"
 #include "cpu/processor_name.h"
 #include "engine/builder.h"
+#include "engine/call.h"
 #include "engine/network.h"
 #include "engine/peak.h"
 #include "engine/threads.h"
@@ -19,16 +20,6 @@ namespace py = pybind11;
 namespace {
 
 using FloatArray = py::array_t<float, py::array::c_style>;
-
-const effv2::Target& target_named(const std::string& isa, const std::string& format) {
-  if (!effv2::knows_isa(isa.c_str())) throw effv2::Error("unknown ISA '" + isa + "'");
-  if (!effv2::can_run_isa(isa.c_str())) {
-    throw effv2::Error("this processor or operating system cannot run '" + isa + "'");
-  }
-  const effv2::Target* target = effv2::find_target(isa.c_str(), format.c_str());
-  if (!target) throw effv2::Error("'" + isa + "' has no " + format);
-  return *target;
-}
 
 // Each name once, in the order of the table.
 template <class Wanted>
@@ -63,18 +54,10 @@ void add(effv2::Network& network, const std::string& kind, const py::dict& tenso
 }
 
 void add_feature(effv2::Network& network, const py::object& scale, const py::object& shift) {
-  const int channels = network.out_channels();
-  if (channels == 0) throw effv2::Error("a feature needs a block before it");
-  if (scale.is_none() != shift.is_none())
-    throw effv2::Error("a feature needs both scale and shift, or neither");
-  if (scale.is_none()) return network.add_feature(nullptr, nullptr, channels);
-  const effv2::Tensor a = tensor_of("scale", scale), b = tensor_of("shift", shift);
-  const std::vector<std::int64_t> expected{channels};
-  if (a.shape != expected || b.shape != expected) {
-    throw effv2::Error("scale and shift must hold one value for each of " + std::to_string(channels) +
-                       " channels");
-  }
-  network.add_feature(a.data, b.data, channels);
+  std::optional<effv2::Tensor> given[2];
+  if (!scale.is_none()) given[0] = tensor_of("scale", scale);
+  if (!shift.is_none()) given[1] = tensor_of("shift", shift);
+  effv2::add_feature(network, given[0] ? &*given[0] : nullptr, given[1] ? &*given[1] : nullptr);
 }
 
 using Size4 = std::array<std::int64_t, 4>;
@@ -82,42 +65,13 @@ using Size4 = std::array<std::int64_t, 4>;
 std::vector<double> run(const effv2::Network& network, std::uintptr_t input, const Size4& shape,
                         const Size4& strides, const std::vector<std::uintptr_t>& outputs, int threads,
                         int stop, bool timed) {
-  if (network.out_channels() == 0) throw effv2::Error("the network has no blocks");
-  if (shape[1] != network.in_channels()) {
-    throw effv2::Error("expected " + std::to_string(network.in_channels()) + " channels, got " +
-                       std::to_string(shape[1]));
-  }
-  for (const std::int64_t n : shape) {
-    if (n < 1 || n > (1 << 24))
-      throw effv2::Error("every size of the input must be at least 1 and below 2^24");
-  }
-  if (stop < 0 || stop > network.size()) {
-    throw effv2::Error("the network has " + std::to_string(network.size()) +
-                       " blocks and cannot stop after " + std::to_string(stop));
-  }
-  const int expected = stop ? 1 : network.outputs();
-  if (outputs.size() != static_cast<std::size_t>(expected)) {
-    throw effv2::Error("expected " + std::to_string(expected) + " outputs, got " +
-                       std::to_string(outputs.size()));
-  }
-  if (!input || std::count(outputs.begin(), outputs.end(), 0)) {
-    throw effv2::Error("the input or an output has no memory: its address is 0");
-  }
-  const effv2::Images images{reinterpret_cast<const void*>(input),
-                             static_cast<int>(shape[0]),
-                             static_cast<int>(shape[1]),
-                             static_cast<int>(shape[2]),
-                             static_cast<int>(shape[3]),
-                             strides[0],
-                             strides[1],
-                             strides[2],
-                             strides[3]};
   std::vector<void*> addresses;
   for (const std::uintptr_t address : outputs) addresses.push_back(reinterpret_cast<void*>(address));
   std::vector<double> seconds(timed ? static_cast<std::size_t>(network.size()) : 0);
   {
     const py::gil_scoped_release released;
-    network.run(images, addresses.data(), threads, timed ? seconds.data() : nullptr, stop);
+    effv2::run(network, {reinterpret_cast<const void*>(input), shape, strides, addresses.data(),
+                         addresses.size(), threads, timed ? seconds.data() : nullptr, stop});
   }
   return seconds;
 }
@@ -191,7 +145,7 @@ PYBIND11_MODULE(_native, m) {
   m.def(
       "measure_peak",
       [](const std::string& isa, int threads, double milliseconds) {
-        const effv2::Target& chosen = target_named(isa, "fp32");
+        const effv2::Target& chosen = effv2::target_named(isa, "fp32");
         const py::gil_scoped_release released;
         return effv2::measure_peak(chosen, threads, milliseconds);
       },
@@ -199,7 +153,7 @@ PYBIND11_MODULE(_native, m) {
 
   py::class_<effv2::Network>(m, "Network")
       .def(py::init([](const std::string& isa, std::int64_t weight_bytes, const std::string& format) {
-             return std::make_unique<effv2::Network>(&target_named(isa, format), weight_bytes);
+             return std::make_unique<effv2::Network>(&effv2::target_named(isa, format), weight_bytes);
            }),
            py::arg("isa"), py::arg("weight_bytes") = 0, py::arg("format") = "fp32")
       .def_static(

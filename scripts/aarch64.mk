@@ -38,9 +38,9 @@ $(A64)/oldest.done: requirements/oldest.txt | $(PY)
 	@touch $@
 
 # A process that forks while it has threads stops QEMU itself: tests that do so are left out.
-native-test-aarch64: aarch64
+native-test-aarch64: aarch64 build/json.done
 	@EFFV2_ZIG="$(ZIG)" cmake -S . -B $(A64)/native $(A64_TOOLCHAIN) -DCMAKE_BUILD_TYPE=Release \
-	    -DEFFV2_PYTHON=OFF -DEFFV2_NATIVE_TESTS=ON
+	    -DEFFV2_PYTHON=OFF -DEFFV2_NATIVE_TESTS=ON $(CMAKE_C_API)
 	@cmake --build $(A64)/native --target effv2_native_tests --parallel $(JOBS)
 	@set -e; for cpu in $(A64_CPUS); do echo "== $$cpu"; \
 	    scripts/on_aarch64.sh $$cpu $(A64)/native/csrc/tests/effv2_native_tests --without fork --without no_more_threads; done

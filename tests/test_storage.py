@@ -166,11 +166,13 @@ def test_a_checkpoint_of_a_model(path, fast):
 
 def test_another_version(path):
     metadata, tensors = content(path)
-    write(path, {**metadata, "version": "2"}, tensors)
-    with pytest.raises(
-        CheckpointError, match=r"has version '2' of the format, and this package reads version '1'"
-    ):
-        load(path)
+    for version in ("3", "1.0", ""):
+        write(path, {**metadata, "version": version}, tensors)
+        with pytest.raises(
+            CheckpointError,
+            match=rf"has version '{version}' of the format, and this package reads versions '1' and '2'",
+        ):
+            load(path)
 
 
 def test_missing_and_extra_tensors(path):

@@ -12,6 +12,7 @@
 #include <vector>
 
 #include "cpu/target_row.h"
+#include "engine/errors.h"
 
 namespace effv2 {
 
@@ -82,6 +83,16 @@ bool knows_isa(const char* isa) { return first_of(isa) != nullptr; }
 bool can_run_isa(const char* isa) {
   const Target* target = first_of(isa);
   return target && target->available();
+}
+
+const Target& target_named(const std::string& isa, const std::string& format) {
+  if (!knows_isa(isa.c_str())) throw InputError("unknown ISA '" + isa + "'");
+  const char* const lacks = "this processor or operating system cannot run '";
+  if (!can_run_isa(isa.c_str())) throw UnavailableError(lacks + isa + "'");
+  const Target* target = find_target(isa.c_str(), format.c_str());
+  if (!target) throw UnavailableError("'" + isa + "' has no " + format);
+  if (!target->available()) throw UnavailableError(lacks + isa + "' in " + format);
+  return *target;
 }
 
 const char* default_isa(char* error) {

@@ -1,5 +1,7 @@
 #include "engine/builder.h"
 
+#include <cmath>
+
 namespace effv2 {
 namespace {
 
@@ -8,6 +10,7 @@ void add(Network& network, const char* kind, const Fields& fields, Block* (*fact
   Spec spec{};
   FieldReader reader(kind, fields, network.target().largest, network.target().format);
   spec.visit(reader);
+  reader.finish();
   const int given = network.out_channels();
   if (given && given != spec.in_channels) {
     throw Error(std::string(kind) + ": reads " + std::to_string(spec.in_channels) +
@@ -31,6 +34,23 @@ void add_block(Network& network, const std::string& kind, const Fields& fields) 
   EFFV2_BLOCKS(EFFV2_ADD)
 #undef EFFV2_ADD
   throw Error("unknown kind of block '" + kind + "'");
+}
+
+void add_feature(Network& network, const Tensor* scale, const Tensor* shift) {
+  const int channels = network.out_channels();
+  if (channels == 0) throw Error("a feature needs a block before it");
+  if (!scale != !shift) throw Error("a feature needs both scale and shift, or neither");
+  if (!scale) return network.add_feature(nullptr, nullptr, channels);
+  for (const Tensor* tensor : {scale, shift}) {
+    if (tensor->shape != std::vector<std::int64_t>{channels}) {
+      throw Error("scale and shift must hold one value for each of " + std::to_string(channels) +
+                  " channels");
+    }
+    for (int i = 0; i < channels; ++i) {
+      if (!std::isfinite(tensor->data[i])) throw Error("scale or shift holds a value that is not finite");
+    }
+  }
+  network.add_feature(scale->data, shift->data, channels);
 }
 
 }  // namespace effv2

@@ -3,12 +3,13 @@
 #include <algorithm>
 #include <cmath>
 
-#include "engine/network.h"
+#include "engine/errors.h"
 
 namespace effv2 {
 namespace {
 
-constexpr std::int64_t kLargest = 1 << 20;
+constexpr std::int64_t kLargest = 1 << 20;     // of a size, and of an option
+constexpr std::int64_t kMostValues = 1 << 28;  // of a tensor
 constexpr int kLargestKernel = 7;
 
 std::string text(const std::vector<std::int64_t>& shape) {
@@ -37,22 +38,22 @@ void FieldReader::size(int& value, const char* name, std::size_t axis) const {
   value = static_cast<int>(t.shape[axis]);
 }
 
-void FieldReader::kernel(int& value, const char* name, std::size_t axis) const {
+void FieldReader::kernel(int& value, const char* name, std::size_t axis, int least) const {
   size(value, name, axis);
-  if (value % 2 == 0 || value > kLargestKernel) {
-    fail(std::string(name) + " has the shape " + text(named(name).shape) +
-         ", and windows are of 1, 3, 5 or 7");
+  if (value % 2 == 0 || value < least || value > kLargestKernel) {
+    fail(std::string(name) + " has the shape " + text(named(name).shape) + ", and windows are of " +
+         (least == 1 ? "1, " : "") + "3, 5 or 7");
   }
 }
 
-void FieldReader::activation(Activation& value, Activation fallback) const {
+void FieldReader::activation(Activation& value, Activation fallback) {
   constexpr std::int64_t kCount = sizeof kActivationNames / sizeof *kActivationNames;
   const int index = option("activation", static_cast<std::int64_t>(fallback));
   if (index >= kCount) fail("the option activation is out of range");
   value = static_cast<Activation>(index);
 }
 
-void FieldReader::choice(int& value, const char* name, std::initializer_list<int> values) const {
+void FieldReader::choice(int& value, const char* name, std::initializer_list<int> values) {
   value = option(name, *values.begin());
   if (std::find(values.begin(), values.end(), value) != values.end()) return;
   std::string allowed;
@@ -60,7 +61,7 @@ void FieldReader::choice(int& value, const char* name, std::initializer_list<int
   fail("the " + std::string(name) + " must be " + allowed);
 }
 
-void FieldReader::heads(int& count, int& key_dim, int& value_dim) const {
+void FieldReader::heads(int& count, int& key_dim, int& value_dim) {
   count = option("heads", -1);
   key_dim = option("key_dim", -1);
   value_dim = option("value_dim", -1);
@@ -77,19 +78,36 @@ int FieldReader::product(int heads, int each) const {
 }
 
 void FieldReader::layer(Layer& layer, const std::string& name, std::int64_t outputs,
-                        std::initializer_list<std::int64_t> inner) const {
+                        std::initializer_list<std::int64_t> inner) {
   std::vector<std::int64_t> shape = {outputs};
   shape.insert(shape.end(), inner);
-  tensor(layer.weight, field_of(name, "weight"), shape);
+  const bool depthwise = inner.size() == 2;  // without inputs to sum over
+  tensor(layer.weight, field_of(name, "weight"), shape, !depthwise);
   tensor(layer.bias, field_of(name, "bias"), {outputs});
 }
 
+// Logits and probabilities are mixed in float32, whatever products multiply.
+void FieldReader::mixing(const float*& mix1_weight, Layer& mix2, int heads) {
+  tensor(mix1_weight, "mix1_weight", {heads, heads});
+  tensor(mix2.weight, "mix2_weight", {heads, heads});
+  tensor(mix2.bias, "mix2_bias", {heads});
+}
+
 void FieldReader::tensor(const float*& values, const std::string& name,
-                         const std::vector<std::int64_t>& shape) const {
+                         const std::vector<std::int64_t>& shape, bool operand) {
   const Tensor& t = named(name);
+  read_tensors_.insert(name);
+  const bool half = fields_.halves && operand;
+  if (t.half != half) {
+    fail(name + " is stored in " + (t.half ? "16" : "32") + " bits, expected " + (half ? "16" : "32"));
+  }
   if (t.shape != shape) fail(name + " has the shape " + text(t.shape) + ", expected " + text(shape));
   std::int64_t count = 1;
-  for (const std::int64_t n : shape) count *= n;
+  for (const std::int64_t n : shape) {
+    if (n > kLargest || count > kMostValues / n)
+      fail(name + " has the shape " + text(shape) + ", which is too large");
+    count *= n;
+  }
   for (std::int64_t i = 0; i < count; ++i) {
     if (!std::isfinite(t.data[i])) fail(name + " holds a value that is not finite");
     if (std::fabs(t.data[i]) > largest_) {
@@ -100,16 +118,24 @@ void FieldReader::tensor(const float*& values, const std::string& name,
   values = t.data;
 }
 
-void FieldReader::distances(AttentionBiasSpec& bias, int heads, int query_stride) const {
+void FieldReader::distances(AttentionBiasSpec& bias, int heads, int query_stride) {
   bias.heads = heads;
   bias.query_stride = query_stride;
   size(bias.rows, "bias", 1);
   size(bias.cols, "bias", 2);
   tensor(bias.table, "bias", {heads, bias.rows, bias.cols});
-  bias.resize = option("resize_bias", 0) != 0;
 }
 
-int FieldReader::option(const std::string& name, std::int64_t fallback) const {
+void FieldReader::finish() const {
+  const auto check = [&](const std::string& name, const std::set<std::string>& read) {
+    if (!read.count(name)) fail("a block with these options has no field " + name);
+  };
+  for (const auto& field : fields_.tensors) check(field.first, read_tensors_);
+  for (const auto& field : fields_.options) check(field.first, read_options_);
+}
+
+int FieldReader::option(const std::string& name, std::int64_t fallback) {
+  read_options_.insert(name);
   const auto found = fields_.options.find(name);
   const std::int64_t value = found == fields_.options.end() ? fallback : found->second;
   if (value < 0 || value > kLargest) fail("the option " + name + " is missing or out of range");

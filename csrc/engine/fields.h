@@ -5,6 +5,7 @@
 #include <initializer_list>
 #include <limits>
 #include <map>
+#include <set>
 #include <string>
 #include <vector>
 
@@ -15,15 +16,18 @@ namespace effv2 {
 struct Tensor {
   const float* data;
   std::vector<std::int64_t> shape;
+  bool half = false;  // its values were stored in 16 bits
 };
 
 struct Fields {
   std::map<std::string, Tensor> tensors;
   std::map<std::string, std::int64_t> options;
+  bool halves = false;  // right operands of products are stored in 16 bits, and nothing else is
 };
 
 // Visits a spec (see engine/spec.h) and fills it. Throws Error, naming kind and field, where something is
-// missing, misshapen, out of range, not finite, or beyond what a format holds.
+// missing, misshapen, out of range, not finite, beyond what a format holds, or stored in another number of
+// bits than expected.
 class FieldReader {
  public:
   // largest: of the values that the format holds.
@@ -33,18 +37,22 @@ class FieldReader {
 
   bool given(bool, std::initializer_list<const char*> layers) const;
   void size(int& value, const char* name, std::size_t axis) const;
-  void kernel(int& value, const char* name, std::size_t axis) const;
-  void activation(Activation& value, Activation fallback) const;
-  void choice(int& value, const char* name, std::initializer_list<int> values) const;
-  void heads(int& count, int& key_dim, int& value_dim) const;
+  void kernel(int& value, const char* name, std::size_t axis, int least) const;
+  void activation(Activation& value, Activation fallback);
+  void choice(int& value, const char* name, std::initializer_list<int> values);
+  void heads(int& count, int& key_dim, int& value_dim);
   int product(int heads, int each) const;
   void layer(Layer& layer, const std::string& name, std::int64_t outputs,
-             std::initializer_list<std::int64_t> inner) const;
-  void tensor(const float*& values, const std::string& name, const std::vector<std::int64_t>& shape) const;
-  void distances(AttentionBiasSpec& bias, int heads, int query_stride) const;
+             std::initializer_list<std::int64_t> inner);
+  void mixing(const float*& mix1_weight, Layer& mix2, int heads);
+  void distances(AttentionBiasSpec& bias, int heads, int query_stride);
+  // After the visit. Throws Error where there are fields that the spec did not ask for.
+  void finish() const;
 
  private:
-  int option(const std::string& name, std::int64_t fallback) const;
+  int option(const std::string& name, std::int64_t fallback);
+  void tensor(const float*& values, const std::string& name, const std::vector<std::int64_t>& shape,
+              bool operand = false);
   const Tensor& named(const std::string& name) const;
   [[noreturn]] void fail(const std::string& why) const;
 
@@ -52,6 +60,7 @@ class FieldReader {
   const Fields& fields_;
   float largest_;
   const char* format_;
+  std::set<std::string> read_tensors_, read_options_;
 };
 
 // The activation of a name, as options have it: an index into kActivationNames. Throws Error for another

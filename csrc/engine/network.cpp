@@ -64,13 +64,35 @@ std::int64_t Network::packed_bytes() const {
   return bytes;
 }
 
+std::int64_t Network::working_bytes() const {
+  const std::lock_guard<std::mutex> lock(fork_safe_mutex());
+  std::int64_t bytes = 0;
+  for (const auto& plan : plans_) bytes += plan->prepared.bytes();
+  for (const auto& context : contexts_) {
+    for (const Buffer& arena : context->arenas) bytes += arena.bytes();
+  }
+  return bytes;
+}
+
+// So that counts of pixels fit an int, and bytes of any memory a std::int64_t.
+static void check_size(Map map) {
+  constexpr std::int64_t kMostPixels = 1 << 28, kMostValues = std::int64_t{1} << 40;
+  const auto fits = [](int n) { return n >= 1 && n <= kLongestSide; };
+  if (fits(map.height) && fits(map.width) && map.pixels() <= kMostPixels && map.values() <= kMostValues)
+    return;
+  throw ResolutionError("a map of " + std::to_string(map.height) + "x" + std::to_string(map.width) +
+                        " with " + std::to_string(map.channels) + " channels is none that can be computed");
+}
+
 std::vector<Map> Network::maps(int height, int width) const {
   std::vector<Map> maps;
   Map map{height, width, in_channels_};
+  check_size(map);
   char error[256] = "";
   for (const auto& block : blocks_) {
     Map next;
-    if (!block->output(map, &next, error)) throw Error(error);
+    if (!block->output(map, &next, error)) throw ResolutionError(error);
+    check_size(next);
     maps.push_back(map = next);
   }
   return maps;

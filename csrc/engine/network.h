@@ -2,7 +2,6 @@
 #pragma once
 
 #include <memory>
-#include <stdexcept>
 #include <string>
 #include <vector>
 
@@ -10,15 +9,13 @@
 #include "engine/block.h"
 #include "engine/dealing.h"
 #include "engine/effort.h"
+#include "engine/errors.h"
 #include "engine/target.h"
 
 namespace effv2 {
 
-// What was given, what was expected and what to do, in one line.
-class Error : public std::runtime_error {
- public:
-  using std::runtime_error::runtime_error;
-};
+// The longest side of an image, and the most images of a batch.
+inline constexpr std::int64_t kLongestSide = 1 << 24;
 
 // A batch of images, strides in values.
 struct Images {
@@ -47,8 +44,14 @@ class Network {
   int out_channels() const { return out_channels_; }  // of the block added last; 0 if there is none
   int size() const { return static_cast<int>(blocks_.size()); }
   int outputs() const { return features_.empty() ? 1 : static_cast<int>(features_.size()); }
+  // The block whose output this one is.
+  int output_block(int output) const {
+    return features_.empty() ? size() - 1 : features_[static_cast<std::size_t>(output)].block;
+  }
   std::int64_t packed_bytes() const;
-  // The output of every block. Throws Error if an image of this size does not fit.
+  // Of the memory that calls have left for those to come.
+  std::int64_t working_bytes() const;
+  // The output of every block. Throws ResolutionError if an image of this size does not fit.
   std::vector<Map> maps(int height, int width) const;
   std::vector<std::int64_t> multiply_adds(int height, int width) const;
 

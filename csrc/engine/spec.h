@@ -6,16 +6,15 @@
 //
 //   given(value, {layer, ...})            whether there are layers that may be left out, all or none of them
 //   size(value, tensor, axis)             a size of the block: that of this axis of that tensor
-//   kernel(value, tensor, axis)           likewise, of a window: 1, 3, 5 or 7
+//   kernel(value, tensor, axis, least)    likewise, of a window: 1, 3, 5 or 7, and at least that
 //   choice(value, name, {first, ...})     an option, the first value unless given
 //   activation(value, fallback)           the option of that name
 //   heads(count, key_dim, value_dim)      the options of an attention
 //   product(heads, each)                  channels of all heads together
 //   layer(layer, name, outputs, {inner})  name_weight (outputs, inner ...) and name_bias (outputs,); without
-//   a
-//                                         name, weight and bias
-//   tensor(values, name, {shape})
-//   distances(bias, heads, query_stride)  an attention's bias by distance, and whether it is resized
+//                                         a name, weight and bias
+//   mixing(mix1_weight, mix2, heads)      talking heads
+//   distances(bias, heads, query_stride)  an attention's bias by distance
 #pragma once
 
 namespace effv2 {
@@ -34,7 +33,7 @@ struct AttentionBiasSpec {
   const float* table;
   int heads, rows, cols;
   int query_stride;
-  bool resize;
+  int resize;
 };
 
 struct StemSpec {
@@ -66,7 +65,7 @@ struct FfnSpec {
     expands = v.given(expands, {"fc1"});
     v.size(in_channels, expands ? "fc1_weight" : "dw_weight", expands ? 1 : 0);
     v.size(hidden, expands ? "fc1_weight" : "dw_weight", 0);
-    v.kernel(kernel, "dw_weight", 1);
+    v.kernel(kernel, "dw_weight", 1, 3);
     v.choice(stride, "stride", {1, 2});
     v.choice(residual, "residual", {1, 0});
     v.activation(activation, Activation::gelu);
@@ -107,9 +106,9 @@ struct AttentionSpec {
     has_local = v.given(has_local, {"local"});
     if (has_local) v.layer(local, "local", values, {3, 3});
     has_mixing = v.given(has_mixing, {"mix1", "mix2"});
-    if (has_mixing) v.tensor(mix1_weight, "mix1_weight", {heads, heads});
-    if (has_mixing) v.layer(mix2, "mix2", heads, {heads});
+    if (has_mixing) v.mixing(mix1_weight, mix2, heads);
     has_bias = v.given(has_bias, {""});
+    v.choice(bias.resize, "resize_bias", {0, 1});
     if (has_bias) v.distances(bias, heads, 1);
     v.layer(proj, "proj", in_channels, {values});
   }
@@ -124,7 +123,7 @@ struct ConvSpec {
   void visit(Visitor& v) {
     v.size(in_channels, "weight", 1);
     v.size(out_channels, "weight", 0);
-    v.kernel(kernel, "weight", 2);
+    v.kernel(kernel, "weight", 2, 1);
     v.choice(stride, "stride", {1, 2});
     v.activation(activation, Activation::none);
     v.layer(conv, "", out_channels, {in_channels, kernel, kernel});
@@ -149,6 +148,7 @@ struct AttentionDownsampleSpec {
     v.layer(q, "q", keys, {in_channels});
     v.layer(kv, "kv", keys + values, {in_channels});
     v.layer(local, "local", values, {3, 3});
+    v.choice(bias.resize, "resize_bias", {0, 1});
     v.distances(bias, heads, 2);
     v.layer(proj, "proj", out_channels, {values});
     v.layer(conv, "conv", out_channels, {in_channels, 3, 3});

@@ -12,6 +12,7 @@
 #include <chrono>
 #include <climits>
 #include <condition_variable>
+#include <new>
 #include <system_error>
 #include <thread>
 #include <vector>
@@ -168,11 +169,16 @@ void forget_in_child() {
 
 // Starts workers until there are `count`, or as many as the system allows. With fork_safe_mutex() held.
 void start_workers(int count) {
-  if (!workers) workers = new std::vector<Worker*>;
+  if (!workers) {
+    workers = new std::vector<Worker*>;
+    workers->reserve(kMostThreads);
+  }
   try {
     while (static_cast<int>(workers->size()) < count) workers->push_back(new Worker);
   } catch (const std::system_error&) {
     // No more threads may be started: those that are there do the work.
+  } catch (const std::bad_alloc&) {
+    // Or there is no memory for them.
   }
 }
 
@@ -211,6 +217,18 @@ int usable_cpus() {
 #endif
   const unsigned count = std::thread::hardware_concurrency();
   return count ? static_cast<int>(count) : 1;
+}
+
+std::vector<int> usable_processors() {
+  std::vector<int> processors;
+#ifdef __linux__
+  cpu_set_t allowed;
+  if (sched_getaffinity(0, sizeof allowed, &allowed) != 0) return processors;
+  for (int processor = 0; processor < CPU_SETSIZE; ++processor) {
+    if (CPU_ISSET(processor, &allowed)) processors.push_back(processor);
+  }
+#endif
+  return processors;
 }
 
 void run_on_threads(int threads, void (*job)(void*, int, int), void* argument) {

@@ -7,11 +7,14 @@
 #pragma once
 
 #include <mutex>
+#include <vector>
 
 namespace effv2 {
 
 // Processors that this process may run on.
 int usable_cpus();
+// Their numbers; empty where the system does not say.
+std::vector<int> usable_processors();
 // For tests of large teams on small machines: from now on take usable_cpus() to be `count`; 0 ends it.
 void pretend_cpus(int count);
 

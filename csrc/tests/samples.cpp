@@ -16,7 +16,7 @@ class Maker {
 
   bool given(bool value, std::initializer_list<const char*>) { return value; }
   void size(int&, const char*, std::size_t) {}
-  void kernel(int&, const char*, std::size_t) {}
+  void kernel(int&, const char*, std::size_t, int) {}
   void activation(Activation& value, Activation) {
     sample_.options["activation"] = static_cast<std::int64_t>(value);
   }
@@ -33,17 +33,20 @@ class Maker {
     tensor(layer.weight, field_of(name, "weight"), shape);
     normal(field_of(name, "bias"), {outputs}, 0.3);
   }
+  void mixing(const float*& mix1_weight, Layer& mix2, int heads) {
+    tensor(mix1_weight, "mix1_weight", {heads, heads});
+    layer(mix2, "mix2", heads, {heads});
+  }
+  void distances(AttentionBiasSpec& bias, int heads, int) {
+    normal("bias", {heads, bias.rows, bias.cols}, 1.0);
+  }
+
+ private:
   void tensor(const float*&, const std::string& name, const std::vector<std::int64_t>& shape) {
     double fan_in = 1;
     for (std::size_t i = 1; i < shape.size(); ++i) fan_in *= static_cast<double>(shape[i]);
     normal(name, shape, 1 / std::sqrt(fan_in));
   }
-  void distances(AttentionBiasSpec& bias, int heads, int) {
-    normal("bias", {heads, bias.rows, bias.cols}, 1.0);
-    sample_.options["resize_bias"] = bias.resize;
-  }
-
- private:
   void normal(const std::string& name, const std::vector<std::int64_t>& shape, double deviation) {
     std::int64_t count = 1;
     for (const std::int64_t n : shape) count *= n;

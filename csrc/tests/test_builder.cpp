@@ -156,7 +156,6 @@ TEST(builder, options) {
   Random random;
   for (const Sample& sample : one_of_each(random)) {
     for (const auto& [name, value] : sample.options) {
-      if (name == "resize_bias") continue;  // anything but 0 is true
       std::vector<std::int64_t> wrong = {0,
                                          -1,
                                          value + 1,
@@ -166,6 +165,7 @@ TEST(builder, options) {
                                          (std::int64_t{1} << 32) + value,
                                          std::numeric_limits<std::int64_t>::min()};
       if (name == "stride") wrong = {0, -1, 3, (std::int64_t{1} << 32) + 1};
+      if (name == "resize_bias") wrong = {-1, 2, (std::int64_t{1} << 32) + 1};
       if (name == "residual") wrong = {-1, 2, (std::int64_t{1} << 32) + 1};
       if (name == "activation") wrong = {-1, 6, (std::int64_t{1} << 32) + 1};
       for (const std::int64_t w : wrong) {
@@ -175,7 +175,7 @@ TEST(builder, options) {
         CHECK(mentions(refusal(sample.kind, changed.fields(), what), sample.kind));
       }
       // These have a value of their own unless given.
-      if (name == "stride" || name == "residual" || name == "activation") continue;
+      if (name == "stride" || name == "residual" || name == "activation" || name == "resize_bias") continue;
       Sample changed = sample;
       changed.options.erase(name);
       const std::string message = refusal(sample.kind, changed.fields(), sample.name + " without " + name);
@@ -207,11 +207,12 @@ TEST(builder, stride_two_needs_its_convolution) {
 
 TEST(builder, windows) {
   Random random;
-  for (const int kernel : {2, 4, 9}) {
-    const Sample conv = conv_sample(random, 8, 16, {kernel, 1});
-    CHECK(mentions(refusal("conv", conv.fields(), conv.name), "1, 3, 5 or 7"));
+  for (const int kernel : {1, 2, 4, 9}) {
     const Sample ffn = bottleneck_sample(random, 8, 16, 8, {true, kernel, 1});
-    CHECK(mentions(refusal("ffn", ffn.fields(), ffn.name), "1, 3, 5 or 7"));
+    CHECK(mentions(refusal("ffn", ffn.fields(), ffn.name), "windows are of 3, 5 or 7"));
+    if (kernel == 1) continue;
+    const Sample conv = conv_sample(random, 8, 16, {kernel, 1});
+    CHECK(mentions(refusal("conv", conv.fields(), conv.name), "windows are of 1, 3, 5 or 7"));
   }
 }
 
@@ -247,6 +248,46 @@ TEST(builder, channels_must_agree) {
     }
     add_block(network, "ffn", ffn_sample(random, 24, 16).fields());
     CHECK(network.size() == 2 && network.in_channels() == 8 && network.out_channels() == 24);
+  }
+}
+
+TEST(builder, fields_that_a_block_has_not) {
+  Random random;
+  Sample sample = attention_sample(random, 16, {2, 4, 6}, 1, {2, 3});
+  sample.tensors["dw_weight"] = {{16, 3, 3}, random.normal(144)};
+  CHECK(mentions(refusal("attention", sample.fields(), "dw without stride"), "no field dw_weight"));
+  sample = conv_sample(random, 8, 16, {3, 1});
+  sample.options["groups"] = 1;
+  CHECK(mentions(refusal("conv", sample.fields(), "an unknown option"), "no field groups"));
+  // The name of a tensor that is there does not excuse an option of this name.
+  sample = conv_sample(random, 8, 16, {3, 1});
+  sample.options["bias"] = 1;
+  CHECK(mentions(refusal("conv", sample.fields(), "an option for a tensor"), "no field bias"));
+}
+
+// Right operands of products, and these alone, may have been stored in 16 bits.
+TEST(builder, stored_bits) {
+  Random random;
+  const std::map<std::string, std::vector<std::string>> operands{
+      {"stem", {"conv1_weight", "conv2_weight"}},
+      {"ffn", {"fc1_weight", "fc2_weight"}},
+      {"attention", {"qkv_weight", "proj_weight"}},
+      {"conv", {"weight"}},
+      {"attention_downsample", {"q_weight", "kv_weight", "proj_weight", "conv_weight"}},
+      {"head", {"weight"}}};
+  for (const Sample& sample : one_of_each(random)) {
+    Fields fields = sample.fields();
+    fields.halves = true;
+    for (const std::string& name : operands.at(sample.kind)) {
+      if (fields.tensors.count(name)) fields.tensors.at(name).half = true;
+    }
+    Network network(fp32_targets().front());
+    add_block(network, sample.kind, fields);
+    for (auto& [name, tensor] : fields.tensors) {
+      tensor.half = !tensor.half;
+      CHECK(mentions(refusal(sample.kind, fields, sample.name), name + " is stored in"));
+      tensor.half = !tensor.half;
+    }
   }
 }
 

@@ -31,7 +31,7 @@ class AttentionBias {
         made_for_{s.rows, s.cols},
         query_stride_(s.query_stride),
         exists_(s.table),
-        resize_(s.resize),
+        resize_(s.resize != 0),
         mirrored_(exists_ ? std::int64_t{s.heads} * s.rows * mirror_pitch() : 0) {
     if (!exists_) return;
     for (std::int64_t line = 0; line < std::int64_t{s.heads} * s.rows; ++line) {

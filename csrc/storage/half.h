@@ -1,0 +1,25 @@
+// Floating-point values of 16 bits, as IEEE 754 has them.
+#pragma once
+
+#include <cstdint>
+#include <cstring>
+
+namespace effv2 {
+
+// Exactly; infinities and NaNs stay what they are.
+inline float float_of_half(std::uint16_t half) {
+  const std::uint32_t sign = static_cast<std::uint32_t>(half & 0x8000u) << 16;
+  const std::uint32_t magnitude = half & 0x7fffu;
+  if (magnitude < 0x400) {  // zero, or too small to be normal: a multiple of 2^-24
+    const float value = static_cast<float>(magnitude) * 0x1p-24f;
+    return sign ? -value : value;
+  }
+  // The exponent has a bias of 15 there and of 127 here; that of infinities and NaNs is the largest in both.
+  const std::uint32_t rebias = magnitude >= 0x7c00 ? (255u - 31u) << 23 : (127u - 15u) << 23;
+  const std::uint32_t bits = sign | ((magnitude << 13) + rebias);
+  float value;
+  std::memcpy(&value, &bits, sizeof value);
+  return value;
+}
+
+}  // namespace effv2

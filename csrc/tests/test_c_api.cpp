@@ -1,0 +1,298 @@
+// The C ABI: results, and a status and a reason for everything that can be wrong.
+#include <atomic>
+#include <cstdlib>
+#include <cstring>
+#include <thread>
+
+#include "effv2.h"
+#include "engine/threads.h"
+#include "saved.h"
+
+namespace effv2::tests {
+namespace {
+
+constexpr int kHeight = 40, kWidth = 56;
+constexpr Map kSize{kHeight, kWidth, 3};
+
+NetworkSample sample_with_head() {
+  Random random(7);
+  return small_network(random, kHeight, kWidth);
+}
+
+// A network of a file in memory.
+struct Loaded {
+  effv2_network* network = nullptr;
+  explicit Loaded(const std::string& bytes, const char* dtype = nullptr, const char* isa = nullptr) {
+    effv2_options options{};
+    options.size = sizeof options;
+    options.dtype = dtype;
+    options.isa = isa;
+    const effv2_status status = effv2_load_memory(bytes.data(), bytes.size(), &options, &network);
+    CHECK_THAT(status == EFFV2_OK && network, effv2_error());
+  }
+  ~Loaded() { effv2_free(network); }
+};
+
+effv2_images images_of(const Images& x) {
+  return {x.data,         x.count,          x.channels,   x.height,      x.width,
+          x.image_stride, x.channel_stride, x.row_stride, x.pixel_stride};
+}
+
+// The reason that was given with this status; empty, and a failure, for another one.
+std::string reason(effv2_status expected, effv2_status status) {
+  CHECK_THAT(status == expected, "status " + std::to_string(status) + ": " + effv2_error());
+  return status ? effv2_error() : "";
+}
+
+bool mentions(const std::string& message, const std::string& part) {
+  return message.find(part) != std::string::npos;
+}
+
+effv2_description describe(const effv2_network* network) {
+  effv2_description about{};
+  about.size = sizeof about;
+  CHECK(effv2_describe(network, &about) == EFFV2_OK);
+  return about;
+}
+
+}  // namespace
+
+TEST(c_api, describes_and_runs) {
+  Random random;
+  const NetworkSample sample = sample_with_head();
+  const std::string bytes = Saved(sample).bytes();
+  for (const Target* target : fp32_targets()) {
+    const Loaded loaded(bytes, "fp32", target->isa);
+    const effv2_description about = describe(loaded.network);
+    CHECK(std::string(about.dtype) == "fp32" && std::string(about.isa) == target->isa);
+    CHECK(std::string(about.file_dtype) == "fp32" && about.value_bytes == 4);
+    CHECK(about.channels == 3 && about.outputs == 1 && about.has_head == 1 && about.blocks == 11);
+    CHECK(about.threads == effv2_default_threads());
+    CHECK(about.packed_bytes > 0 && effv2_working_bytes(loaded.network) == 0);
+    effv2_shape shape{};
+    CHECK(effv2_output_shape(loaded.network, 0, kHeight, kWidth, &shape) == EFFV2_OK);
+    CHECK(shape.channels == 10 && shape.height == 1 && shape.width == 1);
+
+    const std::vector<float> values = random.normal(3 * kSize.values());
+    Outputs expected;
+    for (const Strides& strides : {nchw(kSize), nhwc(kSize)}) {
+      const Batch batch = batch_of(values, 3, kSize, strides);
+      expected = run_network(sample, *sample.build(*target), batch.images, 1, "built");
+      const effv2_images images = images_of(batch.images);
+      Guarded output(30);
+      void* outputs[] = {output.data()};
+      for (const int threads : {0, 1, 2, 1000}) {
+        output.poison();
+        CHECK(effv2_run(loaded.network, &images, outputs, 1, threads) == EFFV2_OK);
+        output.check("output");
+        CHECK(same_bits({{output.data(), output.data() + 30}}, expected));
+      }
+    }
+    CHECK(effv2_working_bytes(loaded.network) > 0);
+    // Without strides images are dense.
+    const Batch batch = batch_of(values, 3, kSize, nchw(kSize));
+    const effv2_images dense{batch.images.data, 3, 3, kHeight, kWidth, 0, 0, 0, 0};
+    std::vector<float> output(30);
+    void* outputs[] = {output.data()};
+    CHECK(effv2_run(loaded.network, &dense, outputs, 1, 1) == EFFV2_OK);
+    CHECK(same_bits({output}, expected));
+  }
+}
+
+TEST(c_api, features) {
+  Random random;
+  NetworkSample sample = sample_with_head();
+  sample.blocks.pop_back();
+  sample.features = {{1, {}, {}}, {3, random.normal(24), random.normal(24)}};
+  const Loaded loaded(Saved(sample).bytes());
+  const effv2_description about = describe(loaded.network);
+  CHECK(about.has_head == 0 && about.outputs == 2);
+  effv2_shape shapes[2];
+  std::vector<std::vector<float>> memory;
+  void* outputs[2];
+  for (int i = 0; i < 2; ++i) {
+    CHECK(effv2_output_shape(loaded.network, i, kHeight, kWidth, &shapes[i]) == EFFV2_OK);
+    memory.emplace_back(static_cast<std::size_t>(shapes[i].channels * shapes[i].height * shapes[i].width));
+    outputs[i] = memory.back().data();
+  }
+  CHECK(shapes[0].channels == 16 && shapes[0].height == 10 && shapes[0].width == 14);
+  CHECK(shapes[1].channels == 24 && shapes[1].height == 5 && shapes[1].width == 7);
+  const Batch batch = batch_of(random.normal(kSize.values()), 1, kSize, nchw(kSize));
+  const effv2_images images = images_of(batch.images);
+  CHECK(effv2_run(loaded.network, &images, outputs, 2, 1) == EFFV2_OK);
+  const Target& target = *fp32_targets().front();
+  CHECK(same_bits(memory, run_network(sample, *sample.build(target), batch.images, 1, "built")));
+}
+
+TEST(c_api, several_callers_at_once) {
+  Random random;
+  const Loaded loaded(Saved(sample_with_head()).bytes());
+  const Batch batch = batch_of(random.normal(2 * kSize.values()), 2, kSize, nchw(kSize));
+  const effv2_images images = images_of(batch.images);
+  std::vector<float> expected(20);
+  void* outputs[] = {expected.data()};
+  CHECK(effv2_run(loaded.network, &images, outputs, 1, 1) == EFFV2_OK);
+  std::vector<std::thread> callers;
+  for (int caller = 0; caller < 4; ++caller) {
+    callers.emplace_back([&, caller] {
+      for (int i = 0; i < 5; ++i) {
+        std::vector<float> own(20);
+        void* addresses[] = {own.data()};
+        CHECK(effv2_run(loaded.network, &images, addresses, 1, 1 + caller % 2) == EFFV2_OK);
+        CHECK(own == expected);
+        // Reasons belong to their thread.
+        CHECK(effv2_run(loaded.network, nullptr, addresses, 1, caller) == EFFV2_INVALID_ARGUMENT);
+        CHECK(mentions(effv2_error(), "images"));
+      }
+    });
+  }
+  for (std::thread& caller : callers) caller.join();
+}
+
+TEST(c_api, blocks_and_their_times) {
+  Random random;
+  const NetworkSample sample = sample_with_head();
+  const Loaded loaded(Saved(sample).bytes());
+  const Batch batch = batch_of(random.normal(kSize.values()), 1, kSize, nchw(kSize));
+  const effv2_images images = images_of(batch.images);
+  std::vector<double> seconds(11, -1);
+  std::vector<float> output(10);
+  void* outputs[] = {output.data()};
+  CHECK(effv2_profile(loaded.network, &images, outputs, 1, 1, seconds.data(), 11) == EFFV2_OK);
+  for (int i = 0; i < 11; ++i) {
+    CHECK(seconds[static_cast<std::size_t>(i)] > 0);
+    effv2_block block{};
+    block.size = sizeof block;
+    CHECK(effv2_describe_block(loaded.network, i, kHeight, kWidth, &block) == EFFV2_OK);
+    CHECK(sample.blocks[static_cast<std::size_t>(i)].kind == block.kind);
+    CHECK(block.name == "part." + std::to_string(i) && block.multiply_adds > 0 && block.output.channels > 0);
+  }
+  CHECK(mentions(reason(EFFV2_INVALID_ARGUMENT,
+                        effv2_profile(loaded.network, &images, outputs, 1, 1, seconds.data(), 10)),
+                 "11 blocks"));
+  double gflops = 0;
+  CHECK(effv2_measure_peak(loaded.network, 1, 2, &gflops) == EFFV2_OK && gflops > 0);
+  for (const double time : {0.0, -1.0, 1e9}) {
+    CHECK(effv2_measure_peak(loaded.network, 1, time, &gflops) == EFFV2_INVALID_ARGUMENT);
+  }
+}
+
+TEST(c_api, wrong_calls) {
+  const Loaded loaded(Saved(sample_with_head()).bytes());
+  std::vector<float> x(static_cast<std::size_t>(kSize.values())), output(10);
+  void* outputs[] = {output.data()};
+  const effv2_images right{x.data(), 1, 3, kHeight, kWidth, 0, 0, 0, 0};
+  const auto run = [&](const effv2_images* images, void* const* to, int count, int threads,
+                       effv2_status expected = EFFV2_INVALID_ARGUMENT) {
+    return reason(expected, effv2_run(loaded.network, images, to, count, threads));
+  };
+  CHECK(mentions(run(nullptr, outputs, 1, 0), "NULL"));
+  CHECK(mentions(run(&right, nullptr, 1, 0), "no memory"));
+  void* const nowhere[] = {nullptr};
+  CHECK(mentions(run(&right, nowhere, 1, 0), "no memory"));
+  for (const int count : {0, 2, -1}) CHECK(mentions(run(&right, outputs, count, 0), "expected 1 outputs"));
+  CHECK(mentions(run(&right, outputs, 1, -1), "threads is -1"));
+  effv2_images wrong = right;
+  wrong.data = nullptr;
+  CHECK(mentions(run(&wrong, outputs, 1, 0), "no memory"));
+  wrong = right;
+  wrong.channels = 4;
+  CHECK(mentions(run(&wrong, outputs, 1, 0), "expected 3 channels, got 4"));
+  for (const std::int64_t n :
+       {std::int64_t{0}, std::int64_t{-1}, std::int64_t{1} << 25, INT64_MAX, INT64_MIN}) {
+    for (std::int64_t effv2_images::* size :
+         {&effv2_images::count, &effv2_images::height, &effv2_images::width}) {
+      wrong = right;
+      wrong.*size = n;
+      run(&wrong, outputs, 1, 0);
+    }
+  }
+  wrong = right;
+  wrong.height = kHeight + 32;
+  CHECK(mentions(run(&wrong, outputs, 1, 0, EFFV2_INVALID_SIZE), "attention bias is made for a grid of"));
+  effv2_shape shape;
+  CHECK(effv2_output_shape(loaded.network, 0, 9, 9, &shape) == EFFV2_INVALID_SIZE);
+  CHECK(effv2_output_shape(loaded.network, 1, kHeight, kWidth, &shape) == EFFV2_INVALID_ARGUMENT);
+  CHECK(effv2_output_shape(loaded.network, -1, kHeight, kWidth, &shape) == EFFV2_INVALID_ARGUMENT);
+  CHECK(effv2_output_shape(loaded.network, 0, 0, kWidth, &shape) == EFFV2_INVALID_ARGUMENT);
+  CHECK(effv2_output_shape(loaded.network, 0, kHeight, kWidth, nullptr) == EFFV2_INVALID_ARGUMENT);
+  CHECK(effv2_output_shape(nullptr, 0, kHeight, kWidth, &shape) == EFFV2_INVALID_ARGUMENT);
+  CHECK(effv2_run(nullptr, &right, outputs, 1, 0) == EFFV2_INVALID_ARGUMENT);
+  CHECK(effv2_profile(loaded.network, &right, outputs, 1, 0, nullptr, 11) == EFFV2_INVALID_ARGUMENT);
+  CHECK(effv2_working_bytes(nullptr) == 0);
+  effv2_free(nullptr);
+}
+
+TEST(c_api, wrong_loads) {
+  const std::string bytes = Saved(sample_with_head()).bytes();
+  effv2_network* network = nullptr;
+  effv2_options options{};
+  options.size = sizeof options;
+  const auto load = [&](effv2_status expected) {
+    network = reinterpret_cast<effv2_network*>(&options);
+    const std::string why =
+        reason(expected, effv2_load_memory(bytes.data(), bytes.size(), &options, &network));
+    CHECK_THAT(!network, "a network was left behind");
+    return why;
+  };
+  options.dtype = "fp8";
+  CHECK(mentions(load(EFFV2_INVALID_ARGUMENT), "unknown dtype 'fp8'"));
+  options.isa = "scalar";
+  options.dtype = "fp16";
+  CHECK(mentions(load(EFFV2_UNAVAILABLE), "fp16"));
+  options.dtype = nullptr;
+  options.isa = "avx1024";
+  CHECK(mentions(load(EFFV2_INVALID_ARGUMENT), "unknown ISA 'avx1024'"));
+  options.isa = nullptr;
+  options.threads = -2;
+  CHECK(mentions(load(EFFV2_INVALID_ARGUMENT), "threads is -2"));
+  options.threads = 3;
+  for (const std::size_t size : {std::size_t{0}, std::size_t{4}, sizeof options + 1}) {
+    options.size = size;
+    CHECK(mentions(load(EFFV2_INVALID_ARGUMENT), "sizeof(effv2_options)"));
+  }
+  // An earlier version of the struct may be shorter.
+  options.size = sizeof(std::size_t);
+  CHECK(effv2_load_memory(bytes.data(), bytes.size(), &options, &network) == EFFV2_OK);
+  CHECK(describe(network).threads == effv2_default_threads());
+  effv2_description shorter{};
+  shorter.size = offsetof(effv2_description, channels);
+  CHECK(effv2_describe(network, &shorter) == EFFV2_OK && shorter.value_bytes == 4 && shorter.channels == 0);
+  shorter.size = 1000;
+  CHECK(effv2_describe(network, &shorter) == EFFV2_INVALID_ARGUMENT);
+  effv2_free(network);
+
+  options.size = sizeof options;
+  CHECK(effv2_load_memory(bytes.data(), 100, &options, &network) == EFFV2_INVALID_NETWORK);
+  CHECK(effv2_load_memory(nullptr, 100, &options, &network) == EFFV2_INVALID_ARGUMENT);
+  CHECK(effv2_load_memory(bytes.data(), bytes.size(), &options, nullptr) == EFFV2_INVALID_ARGUMENT);
+  CHECK(effv2_load_file(nullptr, &options, &network) == EFFV2_INVALID_ARGUMENT);
+  CHECK(mentions(reason(EFFV2_FILE_ERROR, effv2_load_file("/no/such/file", nullptr, &network)),
+                 "/no/such/file"));
+  Saved newer(sample_with_head());
+  newer.header["__metadata__"]["version"] = "3";
+  const std::string of_later = newer.bytes();
+  CHECK(mentions(
+      reason(EFFV2_UNKNOWN_VERSION, effv2_load_memory(of_later.data(), of_later.size(), nullptr, &network)),
+      "version '3'"));
+}
+
+TEST(c_api, forced_isa) {
+  const char* before = std::getenv("EFFV2_FORCE_ISA");
+  const std::string kept = before ? before : "";
+  const std::string bytes = Saved(sample_with_head()).bytes();
+  setenv("EFFV2_FORCE_ISA", "avx1024", 1);
+  effv2_network* network = nullptr;
+  const std::string why =
+      reason(EFFV2_UNAVAILABLE, effv2_load_memory(bytes.data(), bytes.size(), nullptr, &network));
+  CHECK(mentions(why, "EFFV2_FORCE_ISA"));
+  if (before) {
+    setenv("EFFV2_FORCE_ISA", kept.c_str(), 1);
+  } else {
+    unsetenv("EFFV2_FORCE_ISA");
+  }
+}
+
+TEST(c_api, version) { CHECK(std::strchr(effv2_version(), '.') != nullptr); }
+
+}  // namespace effv2::tests
