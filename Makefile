@@ -17,7 +17,7 @@ PURELIB = $(abspath $(shell $(PY) -c 'import sysconfig; print(sysconfig.get_path
 CMAKE_C_API = -DEFFV2_C_API=ON -DCMAKE_PREFIX_PATH="$(CURDIR)/build/json/usr"
 CMAKE_PYTHON = -DPython_EXECUTABLE="$(abspath $(PY))" -Dpybind11_DIR="$$($(PY) -m pybind11 --cmakedir)"
 
-.PHONY: help demo test test-all test-emulated test-ahead lint bench rivals targets roofline docs build native-test c-library c-api sanitize wheel clean distclean
+.PHONY: help demo test test-all test-emulated test-ahead lint bench rivals targets roofline docs build native-test c-library c-api fuzz sanitize wheel clean distclean
 .DELETE_ON_ERROR:
 
 help:
@@ -38,6 +38,7 @@ help:
 	@echo "make lint     ruff, mypy and clang-format"
 	@echo "make sanitize native tests under the address, undefined-behaviour and thread sanitizers"
 	@echo "make c-api    the C library libeffv2, without Python; PREFIX=folder: also install it there"
+	@echo "make fuzz     any bytes as a saved network, under sanitizers (1 minute); FUZZ_SECONDS=3600: so long"
 	@echo "make build    only the compiled module, in place; quick to repeat"
 	@echo "make wheel    a source distribution in dist/, and a wheel made of it"
 	@echo "make wheels   wheels for x86-64 and 64-bit Arm and every CPython that is found, in dist/, and try them"
@@ -106,6 +107,25 @@ build/json.done: scripts/debian.py
 	@mkdir -p build
 	@test -e /usr/include/nlohmann/json.hpp || pkg-config --exists nlohmann_json \
 	    || $(PYTHON) $< build/json nlohmann-json3-dev
+	@touch $@
+
+# What it finds becomes a file of csrc/tests/corpus, which native tests read on every run.
+FUZZ_RUNS ?= 20000
+FUZZ_SECONDS ?=
+CLANGXX = $(or $(shell command -v clang++-19 || command -v clang++),$(CURDIR)/build/clang/usr/bin/clang++-19)
+fuzz: build/json.done build/clang.done
+	@cmake -S . -B build/fuzz -DCMAKE_BUILD_TYPE=Release -DCMAKE_CXX_COMPILER="$(CLANGXX)" -DEFFV2_PYTHON=OFF \
+	    -DEFFV2_FUZZ=ON -DEFFV2_SANITIZE=address,undefined $(CMAKE_C_API)
+	@cmake --build build/fuzz --target effv2_fuzz_load --parallel $(JOBS)
+	@mkdir -p build/fuzz/found
+	ASAN_OPTIONS=allocator_may_return_null=1 build/fuzz/effv2_fuzz_load build/fuzz/found csrc/tests/corpus \
+	    -max_len=65536 -timeout=20 -rss_limit_mb=4096 -artifact_prefix=build/fuzz/ -print_final_stats=1 \
+	    $(if $(FUZZ_SECONDS),-max_total_time=$(FUZZ_SECONDS),-runs=$(FUZZ_RUNS))
+
+# The system's clang, or else Debian's, unpacked.
+build/clang.done: scripts/debian.py
+	@mkdir -p build
+	@command -v clang++-19 clang++ > /dev/null || $(PYTHON) $< build/clang clang-19 libclang-rt-19-dev
 	@touch $@
 
 sanitize: build/json.done

@@ -5,6 +5,7 @@ find_package(nlohmann_json 3.9 REQUIRED)
 
 add_library(effv2_storage OBJECT
   csrc/storage/container.cpp
+  csrc/storage/errors.cpp
   csrc/storage/json.cpp
   csrc/storage/load.cpp
   csrc/storage/mapped_file.cpp

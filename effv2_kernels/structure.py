@@ -51,6 +51,8 @@ def parse(structure: str) -> Outline:
             _check_object(entry, "kind", "name", "options", "tensors")
             earlier = EARLIER_KINDS.get(entry["kind"])
             if earlier is not None:
+                if entry["options"].keys() & earlier.options.keys():
+                    raise ValueError(f"a block {entry['kind']} has no options {[*earlier.options]}")
                 entry.update(kind=earlier.kind, options={**entry["options"], **earlier.options})
             _check_entry(entry)
         for feature in data["features"]:

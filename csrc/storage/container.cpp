@@ -94,9 +94,10 @@ Container read_container(const std::byte* data, std::size_t bytes) {
 void check_values(const Container& container) {
   for (const auto& [name, tensor] : container.tensors) {
     const std::int64_t each = tensor.dtype == "F32" ? 4 : tensor.dtype == "F16" ? 2 : 0;
-    if (!each) throw FormatError("'" + name + "' is stored as " + tensor.dtype + "; expected F32 or F16");
+    if (!each)
+      throw FormatError(shown(name) + " is stored as " + shown(tensor.dtype) + "; expected F32 or F16");
     if (bytes_of(tensor.shape, each) != tensor.bytes) {
-      throw FormatError("'" + name + "' has " + std::to_string(tensor.bytes) +
+      throw FormatError(shown(name) + " has " + std::to_string(tensor.bytes) +
                         " bytes, which its shape does not fit");
     }
   }

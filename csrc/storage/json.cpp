@@ -24,7 +24,7 @@ class Names {
     if (event == Json::parse_event_t::object_start) open_.emplace_back();
     if (event == Json::parse_event_t::object_end) open_.pop_back();
     if (event == Json::parse_event_t::key && !open_.back().insert(value.get<std::string>()).second) {
-      throw FormatError("an object has '" + value.get<std::string>() + "' twice");
+      throw FormatError("an object has " + shown(value.get<std::string>()) + " twice");
     }
     return true;
   }

@@ -27,12 +27,12 @@ std::string stored_dtype(const Container& container, const std::string& name) {
   if (version == "1") return "fp32";
   if (version != "2") {
     throw VersionError(
-        name + " has version '" + version +
-        "' of the format, and this library reads versions '1' and '2'. Save the model again, or use "
+        name + " has version " + shown(version) +
+        " of the format, and this library reads versions '1' and '2'. Save the model again, or use "
         "a library as new as the package that wrote it");
   }
   const std::string dtype = said(container, "dtype");
-  if (dtype != "fp16") throw FormatError(name + " has dtype '" + dtype + "'; expected 'fp16'");
+  if (dtype != "fp16") throw FormatError(name + " has dtype " + shown(dtype) + "; expected 'fp16'");
   return dtype;
 }
 
@@ -47,7 +47,7 @@ void check_keys(const Structure& structure, const Container& container, const st
     for (const char* part : {"scale", "shift"}) expected.insert(feature_key(i, part));
   }
   const auto refuse = [&](const std::string& what, const std::string& key) {
-    throw FormatError(name + " does not hold the tensors that it describes: " + what + " " + key);
+    throw FormatError(name + " does not hold the tensors that it describes: " + what + " " + shown(key));
   };
   for (const std::string& key : expected) {
     if (!container.tensors.count(key)) refuse("missing", key);
@@ -155,11 +155,12 @@ LoadedNetwork load_network(const std::byte* data, std::size_t bytes, const std::
                       "python -m effv2_kernels convert");
   }
   const std::string dtype = stored_dtype(container, name);
-  said_of(name + " does not describe a network that can be run: ", "", [&] { check_values(container); });
   const std::string refused = name + " does not describe a network that can be run: ";
+  said_of(refused, "", [&] { check_values(container); });
   const Structure structure =
       said_of(refused, "", [&] { return parse_structure(said(container, "structure")); });
   check_keys(structure, container, name);
+  said_of(refused, "", [&] { check(structure); });
   const Target& target = choose(dtype);
   LoadedNetwork loaded{said_of(refused, "", [&] { return build(structure, container, dtype, target); }),
                        {},

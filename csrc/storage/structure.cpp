@@ -13,7 +13,7 @@ namespace {
 void modernise(Part& part) {
   if (part.kind != "conv_downsample") return;
   part.kind = "conv";
-  part.options["stride"] = 2;
+  if (!part.options.emplace("stride", 2).second) throw FormatError("a block conv_downsample has no stride");
 }
 
 std::int64_t option_of(const std::string& name, const Json& value) {
@@ -30,11 +30,27 @@ Part part_of(const Json& entry) {
   for (const Json& name : array(entry["tensors"], "a block's tensors")) {
     part.tensors.push_back(string(name, "a tensor's name"));
     if (!seen.insert(part.tensors.back()).second) {
-      throw FormatError("a block " + part.kind + " has " + part.tensors.back() + " twice");
+      throw FormatError("a block " + shown(part.kind) + " has " + shown(part.tensors.back()) + " twice");
     }
   }
   modernise(part);
   return part;
+}
+
+}  // namespace
+
+Structure parse_structure(const std::string& text) {
+  const Json data = parsed_object(text);
+  object_with(data, "the structure", {"blocks", "features", "source"});
+  Structure structure;
+  for (const Json& entry : array(data["blocks"], "the blocks")) structure.parts.push_back(part_of(entry));
+  for (const Json& entry : array(data["features"], "the features")) {
+    object_with(entry, "a feature", {"block", "scaled"});
+    if (!entry["scaled"].is_boolean()) throw FormatError("'scaled' must be true or false");
+    structure.features.push_back({integer(entry["block"], "a feature's block"), entry["scaled"].get<bool>()});
+  }
+  string(data["source"], "'source'");
+  return structure;
 }
 
 void check(const Structure& structure) {
@@ -57,23 +73,6 @@ void check(const Structure& structure) {
     }
     least = feature.block + 1;
   }
-}
-
-}  // namespace
-
-Structure parse_structure(const std::string& text) {
-  const Json data = parsed_object(text);
-  object_with(data, "the structure", {"blocks", "features", "source"});
-  Structure structure;
-  for (const Json& entry : array(data["blocks"], "the blocks")) structure.parts.push_back(part_of(entry));
-  for (const Json& entry : array(data["features"], "the features")) {
-    object_with(entry, "a feature", {"block", "scaled"});
-    if (!entry["scaled"].is_boolean()) throw FormatError("'scaled' must be true or false");
-    structure.features.push_back({integer(entry["block"], "a feature's block"), entry["scaled"].get<bool>()});
-  }
-  string(data["source"], "'source'");
-  check(structure);
-  return structure;
 }
 
 std::string block_key(std::size_t block, const std::string& tensor) {

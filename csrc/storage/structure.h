@@ -28,9 +28,11 @@ struct Structure {
   bool has_head() const { return !parts.empty() && parts.back().kind == "head"; }
 };
 
-// Throws FormatError where the text does not describe a network: blocks of which a head is the last, or
-// features in the order of their blocks.
+// Throws FormatError where the text does not describe blocks and features.
 Structure parse_structure(const std::string& text);
+// Throws FormatError where they make no network: a head is the last block, or features are in the order of
+// theirs.
+void check(const Structure& structure);
 
 // How the file calls a block's or a feature's tensor: "blocks.3.fc1_weight", "features.0.scale".
 std::string block_key(std::size_t block, const std::string& tensor);

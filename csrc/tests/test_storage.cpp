@@ -165,7 +165,7 @@ TEST(storage, headers) {
   CHECK(mentions(refusal(changed.bytes(), "overflow"), "which its shape does not fit"));
   changed = saved;
   changed.header[key]["dtype"] = "F64";
-  CHECK(mentions(refusal(changed.bytes(), "dtype"), "stored as F64; expected F32 or F16"));
+  CHECK(mentions(refusal(changed.bytes(), "dtype"), "stored as 'F64'; expected F32 or F16"));
 }
 
 TEST(storage, structures) {
