@@ -17,15 +17,18 @@ PAGE = (Path(__file__).resolve().parents[1] / "docs" / "format.md").read_text(en
 
 def test_the_metadata(tmp_path):
     safetensors = pytest.importorskip("safetensors")
-    save(optimize(SMALL[0].build(seeded(80))), tmp_path / "a.effv2")
-    with safetensors.safe_open(tmp_path / "a.effv2", "pt") as file:
-        metadata, dtypes = file.metadata(), {file.get_tensor(key).dtype for key in file.keys()}  # noqa: SIM118
+    stored = {"fp32": {torch.float32}, "fp16": {torch.float32, torch.float16}}
     keys = re.findall(r"^\| `(\w+)` \|", PAGE, re.MULTILINE)
-    assert sorted(keys) == sorted(metadata)
-    for key in ("format", "version", "returns"):
-        (said,) = re.findall(rf"^\| `{key}` \| (.*) \|$", PAGE, re.MULTILINE)
-        assert f"`{metadata[key]}`" in said
-    assert dtypes == {torch.float32}
+    for dtype, expected in stored.items():
+        save(optimize(SMALL[0].build(seeded(80))), tmp_path / "a.effv2", dtype=dtype)
+        with safetensors.safe_open(tmp_path / "a.effv2", "pt") as file:
+            metadata = file.metadata()
+            dtypes = {file.get_tensor(key).dtype for key in file.keys()}  # noqa: SIM118
+        assert sorted(metadata) == sorted(key for key in keys if key != "dtype" or dtype != "fp32")
+        for key in metadata.keys() - {"structure"}:
+            (said,) = re.findall(rf"^\| `{key}` \| (.*) \|$", PAGE, re.MULTILINE)
+            assert f"`{metadata[key]}`" in said
+        assert dtypes == expected
 
 
 def test_the_example():

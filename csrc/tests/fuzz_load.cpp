@@ -101,27 +101,34 @@ void change(Json& root, Random& random) {
   }
 }
 
+// Discarded where it is no JSON, or nested deeper than is of use.
+Json parsed(const std::string& text) {
+  const auto shallow = [](int depth, Json::parse_event_t, const Json&) { return depth < 40; };
+  return Json::parse(text, shallow, false);
+}
+
+std::string text_of(const Json& value) { return value.dump(-1, ' ', false, Json::error_handler_t::replace); }
+
 // The file with a value changed; empty where its header is no JSON.
 std::string changed(const std::string& file, Random& random) {
   if (file.size() < 8) return "";
   std::uint64_t length = 0;
   std::memcpy(&length, file.data(), 8);
   if (length > file.size() - 8) return "";
-  Json header =
-      Json::parse(file.begin() + 8, file.begin() + 8 + static_cast<std::ptrdiff_t>(length), nullptr, false);
+  Json header = parsed(file.substr(8, static_cast<std::size_t>(length)));
   if (!header.is_object()) return "";
-  Json structure = Json::object();
+  Json structure;
   if (header.contains(kMetadata) && header[kMetadata].is_object()) {
-    const Json text = header[kMetadata].value("structure", Json(""));
-    if (text.is_string()) structure = Json::parse(text.get<std::string>(), nullptr, false);
+    const Json text = header[kMetadata].value("structure", Json());
+    if (text.is_string()) structure = parsed(text.get<std::string>());
   }
   if (structure.is_object() && below(random, 2)) {
     change(structure, random);
-    header[kMetadata]["structure"] = structure.dump(-1, ' ', false, Json::error_handler_t::replace);
+    header[kMetadata]["structure"] = text_of(structure);
   } else {
     change(header, random);
   }
-  std::string text = header.dump(-1, ' ', false, Json::error_handler_t::replace);
+  std::string text = text_of(header);
   text.append((8 - text.size() % 8) % 8, ' ');
   const std::uint64_t made = text.size();
   std::string front(8, '\0');
