@@ -110,7 +110,7 @@ build/json.done: scripts/debian.py
 	@touch $@
 
 # What it finds becomes a file of csrc/tests/corpus, which native tests read on every run.
-FUZZ_RUNS ?= 20000
+FUZZ_RUNS ?= 8000
 FUZZ_SECONDS ?=
 CLANGXX = $(or $(shell command -v clang++-19 || command -v clang++),$(CURDIR)/build/clang/usr/bin/clang++-19)
 fuzz: build/json.done build/clang.done

@@ -99,6 +99,10 @@ class Engine:
             add_blocks(self._network, network)
         except engine.NativeError as error:
             raise ModelError(f"the cpu engine does not take this network: {error}") from error
+        except MemoryError as error:
+            raise UnavailableError(
+                f"there is not enough memory to pack {weight_bytes} bytes of weights."
+            ) from error
         self._outputs = [len(network.blocks) - 1] if self._has_head else sorted(features)
         self._sizes = fitting_sizes(network)
         self._channels: int = self._network.in_channels
@@ -143,17 +147,23 @@ class Engine:
         stop: run so many blocks only, and return the map that the last of them makes; 0 is the whole network.
 
         Raises InputError for another rank, channel count, dtype, layout or device, for empty inputs and for
-        tensors without the memory that they show, and ResolutionError where an attention bias does not fit.
+        tensors without the memory that they show, ResolutionError where an attention bias does not fit, and
+        UnavailableError where there is not enough memory.
         """
         x, outputs = self._prepare(x, stop)
-        self._network.run(
-            x.data_ptr(),
-            x.shape,
-            x.stride(),
-            [y.data_ptr() for y in outputs],
-            threads or torch.get_num_threads(),
-            stop,
-        )
+        try:
+            self._network.run(
+                x.data_ptr(),
+                x.shape,
+                x.stride(),
+                [y.data_ptr() for y in outputs],
+                threads or torch.get_num_threads(),
+                stop,
+            )
+        except MemoryError as error:
+            raise UnavailableError(
+                f"there is not enough memory to run images of {tuple(x.shape)}: give smaller or fewer ones."
+            ) from error
         return outputs
 
     def profile(self, x: Tensor, threads: int | None, *, repeats: int, warmup: int) -> Timing:

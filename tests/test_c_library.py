@@ -225,6 +225,37 @@ def test_an_installed_library_is_found_by_pkg_config(prefix, tmp_path, kind):
     assert run("pkg-config", "--modversion", "effv2", env=environment).strip() == effv2_kernels.__version__
 
 
+LITTLE_MEMORY_IN_PYTHON = """
+import resource, sys
+import torch
+import effv2_kernels
+
+fast = effv2_kernels.load(sys.argv[1], threads=1)
+small = torch.zeros(1, 3, 64, 64)
+fast(small)
+large = torch.zeros(1, 3, 1, 1).expand(1, 3, 4096, 4096)
+# Room for the maps that are returned, and not for those that are made on the way.
+shapes = fast.engine.block_shapes(4096, 4096)
+returned = sum(4 * c * h * w for c, h, w in (shapes[f.block] for f in fast.network.features))
+used = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
+resource.setrlimit(resource.RLIMIT_AS, (used + returned + (1 << 22), -1))
+try:
+    fast(large)
+except effv2_kernels.UnavailableError as error:
+    print(error)
+resource.setrlimit(resource.RLIMIT_AS, (-1, -1))
+print(len(fast(small)))
+"""
+
+
+def test_memory_that_cannot_be_had_in_python(tmp_path):
+    fast = optimize(SPEC.build(seeded(189), features_only=True, resize_bias=True))
+    save(fast, tmp_path / "a.effv2")
+    refused, outputs = run(sys.executable, "-c", LITTLE_MEMORY_IN_PYTHON, tmp_path / "a.effv2").splitlines()
+    assert refused.startswith("there is not enough memory to run images of (1, 3, 4096, 4096)")
+    assert outputs == "4"
+
+
 LITTLE_MEMORY = """
 import ctypes, resource, sys
 sys.path.insert(0, sys.argv[2])

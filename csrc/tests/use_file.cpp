@@ -14,6 +14,7 @@ namespace {
 constexpr int kSide = 32;
 // Of one image: what is larger is asked, and not run.
 constexpr std::int64_t kMostValues = 1 << 20, kMostMultiplyAdds = 1 << 26;
+constexpr int kMostPositions = 256;  // a bias is made for each pair of them
 
 void require(bool kept, const char* promise) {
   if (kept) return;
@@ -40,6 +41,8 @@ bool is_small(const effv2_network* network, const effv2_description& about) {
     const std::int64_t values =
         std::int64_t{block.output.channels} * block.output.height * block.output.width;
     if (values > kMostValues) return false;
+    const bool attends = std::string(block.kind).rfind("attention", 0) == 0;
+    if (attends && block.output.height * block.output.width > kMostPositions) return false;
   }
   return multiply_adds <= kMostMultiplyAdds && about.channels <= 64 &&
          about.packed_bytes <= kMostMultiplyAdds;
