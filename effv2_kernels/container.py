@@ -78,7 +78,9 @@ def parsed_object(text: str) -> dict[str, Any]:
     if not text.startswith("{"):
         raise ValueError("it does not begin with {")
     try:
-        found: dict[str, Any] = json.loads(text, object_pairs_hook=_once, parse_constant=_no_number)
+        found: dict[str, Any] = json.loads(
+            text, object_pairs_hook=_once, parse_int=_integer, parse_constant=_no_number
+        )
     except RecursionError as error:
         raise ValueError("it is nested too deeply") from error
     return found
@@ -93,6 +95,12 @@ def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
             if isinstance(text, str):
                 text.encode("utf-8")  # half of a pair of surrogates is no text
     return found
+
+
+def _integer(text: str) -> int:
+    if text == "-0":  # to some readers no integer
+        raise ValueError("-0 is no integer")
+    return int(text)
 
 
 def _no_number(name: str) -> NoReturn:

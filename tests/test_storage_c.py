@@ -8,7 +8,7 @@ import small_files
 import torch
 from c_library import Network, Refused
 from checks import seeded
-from mutations import MUTATIONS, join, split
+from mutations import MUTATIONS, Raw, join, split
 
 from effv2_kernels import blocks, load
 from effv2_kernels.errors import CheckpointError, ResolutionError
@@ -169,6 +169,7 @@ STRUCTURES = {
     ),
     "a scaled feature beside a head": lambda s: s.update(features=[{"block": 1, "scaled": True}]),
     "a feature of block -1": lambda s: s.update(features=[{"block": -1, "scaled": False}]),
+    "a feature of block -0": lambda s: s.update(features=[{"block": Raw("-0"), "scaled": False}]),
     "half a pair of surrogates": lambda s: s["blocks"][0].update(name="\ud800"),
 }
 

@@ -68,10 +68,12 @@ const std::string& string(const Json& value, const char* what) {
 
 std::int64_t integer(const Json& value, const char* what) {
   constexpr auto kMost = static_cast<std::uint64_t>(std::numeric_limits<std::int64_t>::max());
-  if (!value.is_number_integer() || (value.is_number_unsigned() && value.get<std::uint64_t>() > kMost)) {
+  const bool negative = value.is_number_integer() && !value.is_number_unsigned();
+  if (negative && value.get<std::int64_t>() < 0) return value.get<std::int64_t>();
+  // -0 is refused: some readers take it for no integer.
+  if (!value.is_number_unsigned() || value.get<std::uint64_t>() > kMost)
     expected(what, "an integer of 64 bits");
-  }
-  return value.get<std::int64_t>();
+  return static_cast<std::int64_t>(value.get<std::uint64_t>());
 }
 
 std::int64_t size(const Json& value, const char* what) {
