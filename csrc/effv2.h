@@ -39,7 +39,8 @@ typedef enum effv2_status {
   EFFV2_UNKNOWN_VERSION = 5,  /* a saved network of a newer version than this library knows */
   EFFV2_UNAVAILABLE = 6,      /* this processor lacks the dtype or the instruction set */
   EFFV2_INVALID_SIZE = 7,     /* the network cannot take images of this size */
-  EFFV2_OUT_OF_MEMORY = 8
+  EFFV2_OUT_OF_MEMORY = 8,
+  EFFV2_OVERFLOW = 9 /* a value went beyond what the dtype holds while images ran; outputs are of no use */
 } effv2_status;
 
 /* A network that is ready to run. */

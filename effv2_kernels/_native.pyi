@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 
 class NativeError(Exception): ...  # re-raised by Python code as one of effv2_kernels.errors
+class OverflowError(NativeError): ...  # a value went beyond what the format holds
 
 def isas() -> list[str]: ...  # compiled in, best first: ["avx512", "avx2", "scalar"]
 def available_isas() -> list[str]: ...  # those this CPU and operating system can run

@@ -22,6 +22,9 @@ DTYPES = ("fp32", "bf16", "fp16", "int8")
 TORCH_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 DTYPE_NAMES = {torch_dtype: name for name, torch_dtype in TORCH_DTYPES.items()}
 
+# Why a processor may lack what others of its instruction set have.
+_LACKS = {("neon", "fp16"): ", for which it needs arithmetic in half precision (FEAT_FP16, from Armv8.2 on)"}
+
 # What a dtype means on the CPU, for who might expect more of it.
 _NOTES = {"bf16": ". Weights and maps are kept in bf16 and computed in float32: half the memory, not faster"}
 
@@ -110,7 +113,8 @@ def _can_run_cpu(dtype: str, isa: str | None, device: torch.device) -> Answer:
         chosen, why = isa, "asked for"
     formats = native.formats(chosen)
     if dtype not in formats:
-        return Answer(False, f"on {chosen} the cpu backend runs {' and '.join(formats)}, not {dtype}")
+        runs = f"on {chosen} the cpu backend runs {' and '.join(formats)}, not {dtype}"
+        return Answer(False, runs + _LACKS.get((chosen, dtype), ""))
     return Answer(True, why + _NOTES.get(dtype, ""), chosen)
 
 

@@ -81,7 +81,8 @@ class Engine:
     same dtype: feature maps (N, C, H, W) in channels_last, or one tensor of logits (N, classes). For a
     network without head and without features (a single block) the output of the last block is returned.
 
-    dtype: "fp32", or "bf16" where the ISA keeps weights and maps in it; it computes in float32.
+    dtype: "fp32"; "bf16" where the ISA keeps weights and maps in it, and computes in float32; or "fp16" where
+        it computes in that.
 
     Raises UnavailableError or UnknownNameError for an ISA that cannot run, UnavailableError for a block that
     there is no kernel for, and ModelError for a network that the engine does not take.
@@ -147,8 +148,8 @@ class Engine:
         stop: run so many blocks only, and return the map that the last of them makes; 0 is the whole network.
 
         Raises InputError for another rank, channel count, dtype, layout or device, for empty inputs and for
-        tensors without the memory that they show, ResolutionError where an attention bias does not fit, and
-        UnavailableError where there is not enough memory.
+        tensors without the memory that they show, and for values beyond what fp16 holds, ResolutionError where
+        an attention bias does not fit, and UnavailableError where there is not enough memory.
         """
         x, outputs = self._prepare(x, stop)
         try:
@@ -160,6 +161,8 @@ class Engine:
                 threads or torch.get_num_threads(),
                 stop,
             )
+        except native().OverflowError as error:
+            raise InputError(str(error)) from error
         except MemoryError as error:
             raise UnavailableError(
                 f"there is not enough memory to run images of {tuple(x.shape)}: give smaller or fewer ones."

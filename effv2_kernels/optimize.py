@@ -33,10 +33,11 @@ def optimize(
         ``create_model``, in eval mode, or any module that holds some (a detector with such a backbone): then
         a copy of it with each of them replaced. The weights are copied; later changes of ``model`` do not
         reach the result. It runs where ``model`` is, on the CPU or a CUDA GPU.
-    dtype: "fp32", "bf16", and on a GPU "fp16": of inputs, weights, activations and outputs; sums are in
+    dtype: "fp32", "bf16" or "fp16": of inputs, weights, activations and outputs. On a GPU sums are in
         float32. On a CPU "bf16" is how weights and maps are kept, at the speed of "fp32" and with half its
-        memory; scalar code refuses it. None is that of the model's own tensors. "int8" is refused by this
-        version.
+        memory; scalar code and NEON refuse it. "fp16" needs an Arm processor that computes in it, and then
+        all but softmax and means is; what goes beyond 65504 is an error. None is that of the model's own
+        tensors. "int8" is refused by this version.
     backend: "cpu", "triton" (CUDA GPUs), or "auto", which follows the device.
     isa: of the CPU: "avx512", "avx2", "neon" or "scalar"; None is EFFV2_FORCE_ISA or the best one.
     threads: of each call on the CPU; None is ``torch.get_num_threads()`` at the time of the call.

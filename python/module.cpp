@@ -114,7 +114,8 @@ bool same_objects(const py::tuple& expected, const py::tuple& dictionaries) {
 
 PYBIND11_MODULE(_native, m) {
   m.doc() = "The compiled engine of effv2_kernels.";
-  py::register_exception<effv2::Error>(m, "NativeError");
+  const auto& error = py::register_exception<effv2::Error>(m, "NativeError");
+  py::register_exception<effv2::OverflowError>(m, "OverflowError", error);
 
   m.def("isas", [] { return names(&effv2::Target::isa, [](const auto&) { return true; }); });
   m.def("available_isas", [] {

@@ -15,7 +15,7 @@ from pathlib import Path
 import conftest  # noqa: F401  (before the package: it may bring a native module of its own)
 import safetensors.torch
 import torch
-from digests import digest, integers, recorded_as
+from digests import digest, integers, real
 from models import TINY
 
 import effv2_kernels
@@ -67,7 +67,7 @@ def _write(folder, name):
         made["pickle"].write_bytes(pickle.dumps(fast))
         torch.export.save(torch.export.export(fast, (images(name),)), made["pt2"])
         found = {
-            recorded_as(isa): digest(outputs_of(effv2_kernels.load(made["effv2"], isa=isa), name))
+            real(isa): digest(outputs_of(effv2_kernels.load(made["effv2"], isa=isa), name))
             for isa in cpu.native().available_isas()
         }
         for path in made.values():

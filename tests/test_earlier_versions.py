@@ -3,13 +3,15 @@
 import gzip
 import json
 import pickle
+import tempfile
+from pathlib import Path
 
 import earlier_versions
 import pytest
 import safetensors.torch
 import torch
 from checks import ISAS
-from digests import digest, recorded_as
+from digests import digest, real
 from earlier_versions import FOLDER, outputs_of
 
 import effv2_kernels
@@ -38,7 +40,15 @@ def check(fast, version, name, isa=None):
     outputs = outputs_of(fast, name)
     assert all(bool(y.isfinite().all()) for y in outputs)
     assert all(float(y.std()) > 1e-2 for y in outputs)
-    assert digest(outputs) == recorded[recorded_as(isa or cpu.default_isa())]
+    assert digest(outputs) == (recorded.get(real(isa or cpu.default_isa())) or of_today(name, isa))
+
+
+def of_today(name, isa):
+    """The digest of the same network as it is made now, for an ISA that came after that version."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "today.effv2"
+        effv2_kernels.save(earlier_versions.network(name), path)
+        return digest(outputs_of(effv2_kernels.load(path, isa=isa), name))
 
 
 @every

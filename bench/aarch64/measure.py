@@ -26,7 +26,7 @@ from bench.aarch64.instructions import count
 from effv2_kernels.benchmarking.targets import MODELS
 from effv2_kernels.families import short, variant_named
 
-OBJECTS = "build/temp.linux-aarch64-cpython-311/_skbuild/CMakeFiles"
+OBJECTS = "build/wheels/aarch64/engine/CMakeFiles"
 
 
 def main() -> int:

@@ -46,6 +46,8 @@ effv2_status guarded(Function f) noexcept {
     return failed(EFFV2_FILE_ERROR, error.what());
   } catch (const effv2::UnavailableError& error) {
     return failed(EFFV2_UNAVAILABLE, error.what());
+  } catch (const effv2::OverflowError& error) {
+    return failed(EFFV2_OVERFLOW, error.what());
   } catch (const effv2::ResolutionError& error) {
     return failed(EFFV2_INVALID_SIZE, error.what());
   } catch (const InputError& error) {

@@ -28,4 +28,10 @@ class UnavailableError : public Error {
   using Error::Error;
 };
 
+// A value went beyond what the number format holds, while images ran.
+class OverflowError : public Error {
+ public:
+  using Error::Error;
+};
+
 }  // namespace effv2

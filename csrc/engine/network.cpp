@@ -219,8 +219,8 @@ void Network::run(const Images& images, void* const* outputs, int threads, doubl
     contexts_.push_back(std::move(context));
   }
   if (run.overflowed.load(std::memory_order_relaxed)) {
-    throw Error("a value went beyond " + plain(target_->largest) + ", the largest of " + target_->format +
-                ", while these images ran: run them in fp32");
+    throw OverflowError("a value went beyond " + plain(target_->largest) + ", the largest of " +
+                        target_->format + ", while these images ran: run them in fp32");
   }
 }
 
