@@ -148,8 +148,8 @@ class Engine:
         stop: run so many blocks only, and return the map that the last of them makes; 0 is the whole network.
 
         Raises InputError for another rank, channel count, dtype, layout or device, for empty inputs and for
-        tensors without the memory that they show, and for values beyond what fp16 holds, ResolutionError where
-        an attention bias does not fit, and UnavailableError where there is not enough memory.
+        tensors without the memory that they show, and for values beyond what fp16 holds; ResolutionError
+        where an attention bias does not fit, and UnavailableError where there is not enough memory.
         """
         x, outputs = self._prepare(x, stop)
         try:

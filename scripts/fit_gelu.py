@@ -2,8 +2,8 @@
 
 GELU(x) = max(x, 0) - a * Phi(-a) with a = |x|.
 
-* the root of floats in csrc/cpu/tiles/gelu_root.h: Phi(-a) falls over eight decades, its eighth root only from
-  0.92 to 0.1, which a polynomial of degree 8 follows; three squarings give Phi(-a) back. The polynomial
+* the root of floats in csrc/cpu/tiles/gelu_root.h: Phi(-a) falls over eight decades, its eighth root only
+  from 0.92 to 0.1, which a polynomial of degree 8 follows; three squarings give Phi(-a) back. The polynomial
   approximates the root of 2 * Phi(-a) and has the variable s * a; s = 5/32 is near where the best
   polynomial's leading coefficient is -1, so it is fixed to that; the last is fixed to 1, so that small
   inputs have a small relative error as well; the others minimise the largest error of a * Phi(-a) on

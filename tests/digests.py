@@ -25,7 +25,7 @@ HOW_TO_ADD = (
 )
 FILE = Path(__file__).with_name("digests.json")
 
-# An ISA whose sums have the order of another's has its bits, but where there is a GELU: its polynomial differs.
+# An ISA whose sums have the order of another's has its bits, but where there is a GELU: that is its own.
 SAME_BITS = {"neon": "avx2"}
 IMAGE = (224, 224)
 
