@@ -279,9 +279,11 @@ std::vector<Strided> strided_maps(const Target& target, const std::vector<float>
 
 // Of a few values the norm may be far smaller than what it is the rest of, and the norm of their roundings is
 // not.
-static double half_block_bound(std::int64_t values) {
+// And in few channels the roundings of few weights do not average out.
+static double half_block_bound(Map size) {
   constexpr std::int64_t kFew = 64;
-  return values < kFew ? kHalfBlockBound * (1 + 2 / std::sqrt(static_cast<double>(values))) : kHalfBlockBound;
+  const double bound = size.channels < 16 ? 1.2 * kHalfBlockBound : kHalfBlockBound;
+  return size.values() < kFew ? bound * (1 + 2 / std::sqrt(static_cast<double>(size.values()))) : bound;
 }
 
 void check_block(const Sample& sample, Map in, const std::vector<float>& x, double bound) {
@@ -295,7 +297,7 @@ void check_block(const Sample& sample, Map in, const std::vector<float>& x, doub
     if (is_fp16(*target) && bound == 0) continue;  // these integers are beyond what it holds
     if (in_halves(*target)) {
       const std::vector<float> kept = rounded(*target, x);
-      double allowed = half_block_bound(expected.size.values());
+      double allowed = half_block_bound(expected.size);
       // What is computed in halves rounds 2^13 times as much as floats do.
       if (is_fp16(*target) && bound > kBlockBound) allowed += (bound - kBlockBound) * (1 << 13);
       check_target(*target, sample, in, kept, expected_of(kept), allowed);
