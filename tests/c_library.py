@@ -22,6 +22,7 @@ STATUS = {
     6: "unavailable",
     7: "invalid size",
     8: "out of memory",
+    9: "overflow",
 }
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
