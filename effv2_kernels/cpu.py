@@ -15,6 +15,7 @@ from effv2_kernels import blocks
 from effv2_kernels.backends import TORCH_DTYPES, require_kernels
 from effv2_kernels.engine import KernelRow, Progress, Timing
 from effv2_kernels.errors import (
+    Effv2Error,
     InputError,
     ModelError,
     UnavailableError,
@@ -161,12 +162,8 @@ class Engine:
                 threads or torch.get_num_threads(),
                 stop,
             )
-        except native().OverflowError as error:
-            raise InputError(str(error)) from error
-        except MemoryError as error:
-            raise UnavailableError(
-                f"there is not enough memory to run images of {tuple(x.shape)}: give smaller or fewer ones."
-            ) from error
+        except (native().OverflowError, MemoryError) as error:
+            raise _failure(error, x) from error
         return outputs
 
     def profile(self, x: Tensor, threads: int | None, *, repeats: int, warmup: int) -> Timing:
@@ -174,10 +171,13 @@ class Engine:
         threads = min(threads or torch.get_num_threads(), native().usable_cpus())
         x, outputs = self._prepare(x)
         addresses = [y.data_ptr() for y in outputs]
-        runs = [
-            self._network.profile(x.data_ptr(), x.shape, x.stride(), addresses, threads)
-            for _ in range(warmup + repeats)
-        ][warmup:]
+        try:
+            runs = [
+                self._network.profile(x.data_ptr(), x.shape, x.stride(), addresses, threads)
+                for _ in range(warmup + repeats)
+            ][warmup:]
+        except (native().OverflowError, MemoryError) as error:
+            raise _failure(error, x) from error
         milliseconds = tuple(statistics.median(times) * 1e3 for times in zip(*runs, strict=True))
         peak = native().measure_peak(self.isa, threads, _PEAK_MILLISECONDS)
         return Timing(milliseconds, (None,) * len(milliseconds), threads, peak)
@@ -225,6 +225,15 @@ class Engine:
             self._plans.clear()
         self._plans[x.shape, stop] = shapes
         return shapes
+
+
+def _failure(error: Exception, x: Tensor) -> Effv2Error:
+    """What stopped the network while images x ran, in the package's own types."""
+    if isinstance(error, MemoryError):
+        return UnavailableError(
+            f"there is not enough memory to run images of {tuple(x.shape)}: give smaller or fewer ones."
+        )
+    return InputError(str(error))
 
 
 def features_of(network: blocks.Network) -> dict[int, blocks.Feature]:

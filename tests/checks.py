@@ -302,3 +302,11 @@ class PackingCounter:
             original(engine, *args, **kwargs)
 
         monkeypatch.setattr(cpu.Engine, "__init__", counting)
+
+
+def saved_content(path):
+    """(metadata, tensors) of a saved file."""
+    import safetensors
+
+    with safetensors.safe_open(path, "pt") as file:
+        return file.metadata(), {key: file.get_tensor(key).clone() for key in file.keys()}  # noqa: SIM118

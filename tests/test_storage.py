@@ -5,6 +5,7 @@ import struct
 
 import pytest
 import torch
+from checks import saved_content as content
 from checks import seeded
 from models import FAMILIES, SMALL, SMALL_MOBILE, name_of
 from torch import nn
@@ -28,12 +29,6 @@ def path(fast, tmp_path):
     path = tmp_path / "network.effv2"
     save(fast, path)
     return path
-
-
-def content(path):
-    """(metadata, tensors) of a saved file."""
-    with safetensors.safe_open(path, "pt") as file:
-        return file.metadata(), {key: file.get_tensor(key).clone() for key in file.keys()}  # noqa: SIM118
 
 
 def write(path, metadata, tensors):

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from checks import saved_content as content
 from checks import seeded
 from models import FAMILIES, SMALL, name_of
 
@@ -33,11 +34,6 @@ def path(fast, tmp_path):
     path = tmp_path / "network.effv2"
     save(fast, path, dtype="fp16")
     return path
-
-
-def content(path):
-    with safetensors.safe_open(path, "pt") as file:
-        return file.metadata(), {key: file.get_tensor(key).clone() for key in file.keys()}  # noqa: SIM118
 
 
 def same(one, other):

@@ -1,9 +1,18 @@
 // What the engine throws. Each says what was given, what was expected and what to do, in one line.
 #pragma once
 
+#include <cstdio>
 #include <stdexcept>
+#include <string>
 
 namespace effv2 {
+
+// A value as messages have it.
+inline std::string shown(float value) {
+  char text[32];
+  std::snprintf(text, sizeof text, "%.6g", static_cast<double>(value));
+  return text;
+}
 
 class Error : public std::runtime_error {
  public:

@@ -109,11 +109,10 @@ void FieldReader::tensor(const float*& values, const std::string& name,
     count *= n;
   }
   for (std::int64_t i = 0; i < count; ++i) {
+    if (std::fabs(t.data[i]) <= largest_) continue;
     if (!std::isfinite(t.data[i])) fail(name + " holds a value that is not finite");
-    if (std::fabs(t.data[i]) > largest_) {
-      fail(name + " holds the value " + std::to_string(t.data[i]) + ", and the largest of " + format_ +
-           " is " + std::to_string(largest_) + "; use fp32");
-    }
+    fail(name + " holds the value " + shown(t.data[i]) + ", and the largest of " + format_ + " is " +
+         shown(largest_) + "; use fp32");
   }
   values = t.data;
 }

@@ -2,7 +2,6 @@
 
 #include <algorithm>
 #include <chrono>
-#include <cstdio>
 #include <cstring>
 
 #include "engine/network_run.h"
@@ -16,12 +15,6 @@ constexpr std::size_t kPlans = 8;
 constexpr std::size_t kContexts = 16;
 // Fewer weights than this gain nothing from large pages: the processor keeps the places of all small ones.
 constexpr std::int64_t kArenaBytes = std::int64_t{32} << 20;
-
-static std::string plain(float value) {
-  char text[32];
-  std::snprintf(text, sizeof text, "%.6g", static_cast<double>(value));
-  return text;
-}
 
 // Of the calling thread, as a member of this team.
 static Effort effort_so_far(const Team& team) {
@@ -219,7 +212,7 @@ void Network::run(const Images& images, void* const* outputs, int threads, doubl
     contexts_.push_back(std::move(context));
   }
   if (run.overflowed.load(std::memory_order_relaxed)) {
-    throw OverflowError("a value went beyond " + plain(target_->largest) + ", the largest of " +
+    throw OverflowError("a value went beyond " + shown(target_->largest) + ", the largest of " +
                         target_->format + ", while these images ran: run them in fp32");
   }
 }

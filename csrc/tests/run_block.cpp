@@ -6,6 +6,8 @@
 #include <cstring>
 #include <thread>
 
+#include "storage/half.h"
+
 namespace effv2::tests {
 namespace {
 
@@ -45,12 +47,7 @@ std::uint16_t half_of(const Target& target, float value) {
   return static_cast<std::uint16_t>(sign | (static_cast<std::uint32_t>(steps) + ((step + 24) << 10)));
 }
 float of_half(const Target& target, std::uint16_t half) {
-  if (!is_fp16(target)) return of_bits(std::uint32_t{half} << 16);
-  const int exponent = half >> 10 & 31, fraction = half & 1023;
-  float value =
-      std::ldexp(static_cast<float>(exponent ? 1024 + fraction : fraction), std::max(exponent, 1) - 25);
-  if (exponent == 31) value = fraction ? std::nanf("") : INFINITY;
-  return half & 0x8000 ? -value : value;
+  return is_fp16(target) ? float_of_half(half) : of_bits(std::uint32_t{half} << 16);
 }
 
 void put(const Target& target, Guarded& memory, std::int64_t at, float value) {

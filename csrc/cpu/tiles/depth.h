@@ -44,22 +44,6 @@ EFFV2_INLINE void sum_depth(const Rows& a, const Operand* p, int steps, int bloc
   }
 }
 
-// One row, from `begin` to `end`, times panels that lie `panel_step` apart.
-template <int Panels, class Right>
-EFFV2_INLINE void sum_row(const Operand* row, int begin, int end, Panel<Right> b, std::int64_t panel_step,
-                          Vec (&sum)[Panels][1][kTileVectors]) {
-  const Right* b_row = b.below(begin).data;
-  int k = begin;
-  for (; end - k >= kLaneSteps; k += kLaneSteps, b_row += kLaneSteps * b.stride) {
-#pragma GCC unroll 8
-    for (int p = 0; p < Panels; ++p) multiply_lanes(row + k, 0, b_row + p * panel_step, b.stride, sum[p]);
-  }
-  for (; k < end; ++k, b_row += b.stride) {
-#pragma GCC unroll 8
-    for (int p = 0; p < Panels; ++p) multiply(row + k, 0, b_row + p * panel_step, sum[p]);
-  }
-}
-
 #else
 
 template <int RowCount, int Vectors, class Right>
@@ -86,16 +70,24 @@ EFFV2_INLINE void sum_depth(const Rows& a, const Operand* p, int steps, int bloc
   }
 }
 
+#endif
+
+// One row, from `begin` to `end`, times panels that lie `panel_step` apart.
 template <int Panels, class Right>
 EFFV2_INLINE void sum_row(const Operand* row, int begin, int end, Panel<Right> b, std::int64_t panel_step,
                           Vec (&sum)[Panels][1][kTileVectors]) {
   const Right* b_row = b.below(begin).data;
-  for (int k = begin; k < end; k += kDepthGroup, b_row += b.stride * kDepthGroup) {
+  int k = begin;
+#ifdef EFFV2_BY_LANE
+  for (; end - k >= kLaneSteps; k += kLaneSteps, b_row += kLaneSteps * b.stride) {
+#pragma GCC unroll 8
+    for (int p = 0; p < Panels; ++p) multiply_lanes(row + k, 0, b_row + p * panel_step, b.stride, sum[p]);
+  }
+#endif
+  for (; k < end; k += kDepthGroup, b_row += b.stride * kDepthGroup) {
 #pragma GCC unroll 8
     for (int p = 0; p < Panels; ++p) multiply(row + k, 0, b_row + p * panel_step, sum[p]);
   }
 }
-
-#endif
 
 }  // namespace effv2::EFFV2_TARGET

@@ -75,11 +75,14 @@ struct Result {
   }
 };
 
-// Steps of k between two prefetches; or, by lane, without a branch between them.
+// Steps of k between two prefetches of weights; or, by lane, without a branch between them and without
+// prefetches (see depth.h).
 #ifdef EFFV2_BY_LANE
 constexpr int kRun = kPanel;
+constexpr bool kFetchesAhead = false;
 #else
 constexpr int kRun = 16;
+constexpr bool kFetchesAhead = true;
 #endif
 static_assert(kRun % kDepthGroup == 0 && kDepthBlock % kRun == 0, "steps of a product divide its pieces");
 
@@ -113,6 +116,17 @@ struct Ahead {
     for (int i = 0; i < lines; ++i, begin += kCacheLine) prefetch(begin);
   }
 };
+
+// During so many tiles: whoever came before has fetched the first piece of b.
+template <class Right>
+inline Ahead ahead_of_tiles(Panel<Right> b, int depth, int tiles, Next next) {
+  const auto* const rest =
+      reinterpret_cast<const char*>(b.below(depth < kDepthBlock ? depth : kDepthBlock).data);
+  const auto* const end = reinterpret_cast<const char*>(b.below(depth).data);
+  const std::int64_t runs = std::int64_t{tiles} * ((depth + kRun - 1) / kRun) * kCacheLine;
+  const std::int64_t lines = (end - rest + next.bytes + runs - 1) / runs;
+  return {rest, end, next, static_cast<int>(lines)};
+}
 
 // `tiles` tiles of so many rows and vectors from row m on, k from begin to end. last: the sum is complete.
 template <class Right, class Out>
@@ -194,13 +208,8 @@ inline void gemm_of(const Rows& a, int m0, int m1, Panel<Right> b, int depth, co
   if (tiles == 0) return;
   const int small = rows / tiles, larger = rows - small * tiles;  // `larger` tiles have one row more
   const int split = m0 + larger * (small + 1);
-  // Whoever came before has fetched the first piece of b.
-  const auto* const b_rest =
-      reinterpret_cast<const char*>(b.below(depth < kDepthBlock ? depth : kDepthBlock).data);
-  const auto* const b_end = reinterpret_cast<const char*>(b.below(depth).data);
-  const std::int64_t runs = std::int64_t{tiles} * ((depth + kRun - 1) / kRun) * kCacheLine;
-  const std::int64_t lines = (b_end - b_rest + next.bytes + runs - 1) / runs;
-  Ahead ahead{b_rest, b_end, next, static_cast<int>(lines)};
+  Ahead ahead{};
+  if constexpr (kFetchesAhead) ahead = ahead_of_tiles(b, depth, tiles, next);
   if constexpr (!std::is_same_v<Out, Operand>) {
     if (depth > kDepthBlock) {
       for (int m = m0; m < split; m += small + 1) {
