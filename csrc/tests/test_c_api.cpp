@@ -4,6 +4,7 @@
 #include <cstring>
 #include <thread>
 
+#include "cpu/dispatch.h"
 #include "effv2.h"
 #include "engine/threads.h"
 #include "saved.h"
@@ -237,7 +238,7 @@ TEST(c_api, wrong_loads) {
   };
   options.dtype = "fp8";
   CHECK(mentions(load(EFFV2_INVALID_ARGUMENT), "unknown dtype 'fp8'"));
-  options.isa = "scalar";
+  options.isa = targets().back().isa;  // the plainest that was built: builds for sanitizers leave some out
   options.dtype = "fp16";
   CHECK(mentions(load(EFFV2_UNAVAILABLE), "fp16"));
   options.dtype = nullptr;
