@@ -113,6 +113,7 @@ build/json.done: scripts/debian.py
 FUZZ_RUNS ?= 8000
 FUZZ_SECONDS ?=
 CLANGXX = $(or $(shell command -v clang++-19 || command -v clang++),$(CURDIR)/build/clang/usr/bin/clang++-19)
+fuzz: export LD_LIBRARY_PATH := $(CURDIR)/build/clang/lacking$(if $(LD_LIBRARY_PATH),:$(LD_LIBRARY_PATH))
 fuzz: build/json.done build/clang.done
 	@cmake -S . -B build/fuzz -DCMAKE_BUILD_TYPE=Release -DCMAKE_CXX_COMPILER="$(CLANGXX)" -DEFFV2_PYTHON=OFF \
 	    -DEFFV2_FUZZ=ON -DEFFV2_SANITIZE=address,undefined $(CMAKE_C_API)

@@ -3,6 +3,8 @@
 python scripts/debian.py FOLDER PACKAGE[:ARCHITECTURE] ...
 
 Needs apt-get and dpkg-deb, the machine's list of Debian servers, and no rights. FOLDER is made anew.
+FOLDER/lacking has links to the shared libraries among it that this machine lacks: the LD_LIBRARY_PATH of
+programs that are run as they are. The machine's own C library goes with its own loader alone.
 """
 
 from __future__ import annotations
@@ -45,8 +47,23 @@ def main() -> int:
         found = download(Path(state), args.packages)
         for package in found:
             subprocess.run(["dpkg-deb", "--extract", package, args.folder], check=True)
+    link_lacking(args.folder)
     print(f"unpacked {len(found)} packages in {args.folder}")
     return 0
+
+
+def link_lacking(folder: Path) -> None:
+    """Links, in ``folder/lacking``, to the shared libraries in it that the machine's loader does not find."""
+    lacking = folder / "lacking"
+    lacking.mkdir()
+    tool = shutil.which("ldconfig", path=f"{os.environ.get('PATH', '')}:/sbin:/usr/sbin")
+    if not tool:
+        raise SystemExit("ldconfig is missing: it tells which libraries there are")
+    listed = subprocess.run([tool, "-p"], capture_output=True, text=True, check=True).stdout
+    known = {line.split()[0] for line in listed.splitlines() if "=>" in line}
+    for library in folder.glob(f"usr/lib/{platform.machine()}-linux-gnu/*.so.*"):
+        if library.name not in known:
+            (lacking / library.name).symlink_to(library.resolve())
 
 
 def download(state: Path, packages: list[str]) -> list[Path]:
