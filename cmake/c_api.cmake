@@ -7,6 +7,7 @@ add_library(effv2_storage OBJECT
   csrc/storage/container.cpp
   csrc/storage/errors.cpp
   csrc/storage/json.cpp
+  csrc/storage/labels.cpp
   csrc/storage/load.cpp
   csrc/storage/mapped_file.cpp
   csrc/storage/structure.cpp)

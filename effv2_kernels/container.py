@@ -75,15 +75,23 @@ def check_values(container: Container) -> None:
 
 def parsed_object(text: str) -> dict[str, Any]:
     """The JSON object in a text. Raises ValueError where it is none, or where an object has a name twice."""
-    if not text.startswith("{"):
-        raise ValueError("it does not begin with {")
+    found: dict[str, Any] = _parsed(text, "{")
+    return found
+
+
+def parsed_list(text: str) -> list[Any]:
+    """The same of a JSON list."""
+    found: list[Any] = _parsed(text, "[")
+    return found
+
+
+def _parsed(text: str, first: str) -> Any:
+    if not text.startswith(first):
+        raise ValueError(f"it does not begin with {first}")
     try:
-        found: dict[str, Any] = json.loads(
-            text, object_pairs_hook=_once, parse_int=_integer, parse_constant=_no_number
-        )
+        return json.loads(text, object_pairs_hook=_once, parse_int=_integer, parse_constant=_no_number)
     except RecursionError as error:
         raise ValueError("it is nested too deeply") from error
-    return found
 
 
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

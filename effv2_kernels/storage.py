@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import nn
 
-from effv2_kernels import container, structure
+from effv2_kernels import container, labels as class_names, structure
 from effv2_kernels.backends import DTYPE_NAMES, TORCH_DTYPES, Settings
 from effv2_kernels.blocks import BLOCK_TYPES
 from effv2_kernels.checkpoint.files import SAVED_FORMAT
 from effv2_kernels.declaration import arguments
-from effv2_kernels.errors import CheckpointError, ModelError, UnavailableError, UnknownNameError
+from effv2_kernels.errors import CheckpointError, InputError, ModelError, UnavailableError, UnknownNameError
 from effv2_kernels.model import OptimizedModel
 from effv2_kernels.outline import Outline
 
@@ -21,7 +22,13 @@ from effv2_kernels.outline import Outline
 _VERSIONS = {"fp32": "1", "fp16": "2"}
 
 
-def save(model: nn.Module, path: str | os.PathLike[str], *, dtype: str = "fp32") -> None:
+def save(
+    model: nn.Module,
+    path: str | os.PathLike[str],
+    *,
+    dtype: str = "fp32",
+    labels: Sequence[str] | None = None,
+) -> None:
     """Write what ``optimize`` returned to a file that ``load`` and the C library read on any machine.
 
     Tensors are named as in the model's state dict and described in ``effv2_kernels.blocks``; the metadata
@@ -31,8 +38,12 @@ def save(model: nn.Module, path: str | os.PathLike[str], *, dtype: str = "fp32")
     the size, and exactly what a machine that computes in fp16 multiplies with. It is possible on any machine,
     and says nothing of what the network will run in.
 
+    labels: the names of the classes, one for each, each of one line. By default those that a loaded model
+    brought along, its attribute ``labels``; ``()`` leaves them out.
+
     Raises ModelError for a module that is not an optimised network and for weights beyond 65504 in fp16,
-    UnknownNameError for another dtype, and CheckpointError where the file cannot be written.
+    UnknownNameError for another dtype, InputError for labels that are not one name per class, and
+    CheckpointError where the file cannot be written.
     """
     if dtype not in _VERSIONS:
         raise UnknownNameError.of("dtype of a file", dtype, _VERSIONS)
@@ -44,6 +55,13 @@ def save(model: nn.Module, path: str | os.PathLike[str], *, dtype: str = "fp32")
         )
     safetensors = _safetensors()
     metadata = {"format": SAVED_FORMAT, "version": _VERSIONS[dtype], **model.description()}
+    names = _labels_of(model) if labels is None else labels
+    if names:
+        try:
+            class_names.check(names, class_names.classes_of(model.network))
+        except ValueError as error:
+            raise InputError(f"labels: {error}; give one name per class, each of one line.") from error
+        metadata["labels"] = class_names.to_json(names)
     tensors = {name: t.detach().cpu().contiguous() for name, t in model.state_dict().items()}
     if dtype != "fp32":
         metadata["dtype"] = dtype
@@ -68,10 +86,11 @@ def load(
     """Read a file of ``save`` onto ``device``. The other options are those of ``optimize``.
 
     dtype is what the network runs in, whatever its weights were stored in: those of an fp16 file become
-    float32 tensors of exactly these values.
+    float32 tensors of exactly these values. The names of classes, where the file has them, are the result's
+    attribute ``labels``, a tuple of strings.
 
     Raises CheckpointError for a file that is missing, truncated, of another format or version, or whose
-    tensors do not fit its description.
+    tensors or labels do not fit its description.
     """
     settings = Settings(backend, dtype, isa, threads, cuda_graph)
     where = torch.device(device)
@@ -106,8 +125,23 @@ def load(
     for key, tensor in tensors.items():
         if not bool(torch.isfinite(tensor).all()):
             raise CheckpointError(f"{name}: '{key}' holds values that are not finite.")
+    attributes = {}
+    if "labels" in metadata:
+        try:
+            attributes["labels"] = class_names.from_json(
+                metadata["labels"], class_names.classes_of(network)
+            )
+        except ValueError as error:
+            raise CheckpointError(f"{name} has labels that do not name its classes: {error}.") from error
     single = metadata.get("returns") == "tensor"
-    return OptimizedModel(network, settings, device=where, single=single)
+    return OptimizedModel(network, settings, device=where, single=single, attributes=attributes)
+
+
+def _labels_of(model: OptimizedModel) -> tuple[str, ...]:
+    """Those that it was loaded with; a model may have carried over something else of that name."""
+    found = vars(model).get("labels")
+    fits = isinstance(found, tuple) and len(found) == class_names.classes_of(model.network)
+    return found if fits and all(isinstance(label, str) for label in found) else ()
 
 
 def _saved_dtype(metadata: dict[str, str], name: str) -> str:

@@ -78,6 +78,7 @@ def library() -> ctypes.CDLL:
     loaded.effv2_error.restype = ctypes.c_char_p
     loaded.effv2_version.restype = ctypes.c_char_p
     loaded.effv2_working_bytes.restype = ctypes.c_int64
+    loaded.effv2_class_name.restype = ctypes.c_char_p
     loaded.effv2_free.argtypes = (ctypes.c_void_p,)
     return loaded
 
@@ -121,6 +122,10 @@ class Network:
             )
         )
         return shape.channels, shape.height, shape.width
+
+    def class_name(self, index: int) -> str | None:
+        found: bytes | None = self._library.effv2_class_name(self._network, index)
+        return None if found is None else found.decode()
 
     def run(self, x: Tensor, threads: int = 0) -> list[Tensor]:
         """The outputs for images (N, C, H, W) of any strides: (N, classes), or maps (N, C, H, W)."""

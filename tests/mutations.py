@@ -179,7 +179,7 @@ def changed_metadata(data: bytes, chance: random.Random) -> bytes:
     """Another format, version or dtype, or a structure that is another text."""
     header, values = split(data)
     metadata = header["__metadata__"]
-    key = chance.choice(("format", "version", "dtype", "returns", "structure", "structure"))
+    key = chance.choice(("format", "version", "dtype", "returns", "structure", "structure", "labels", "labels"))
     odd: list[Any] = [
         "",
         "1",
@@ -198,9 +198,33 @@ def changed_metadata(data: bytes, chance: random.Random) -> bytes:
         text = _text(metadata["structure"])
         odd += ["\ufeff" + text, text + "\0", text + " ", " " + text, text + "x", text[:-1], "[" * 100_000]
         odd += [re.sub(r"\d+", "1e1", text, count=1), text.replace('"', "'", 1)]
+    if key == "labels":
+        odd += LABELS
     metadata[key] = chance.choice(odd)
     return join(header, values)
 
+
+# Of five classes, or of another number, well and badly written.
+LABELS = (
+    '["a","b","c","d","e"]',
+    ' ["a","b","c","d","e"]',
+    '["a","b","c","d","e"] ',
+    '["a","b","c","d","e"]x',
+    '["a","b","c","d"]',
+    '["a","b","c","d","e","f"]',
+    '["a","a","a","a","a"]',
+    '["a","b","c","d",""]',
+    '["a","b","c","d",1]',
+    '["a","b","c","d",null]',
+    '["a","b","c","d",["e"]]',
+    '["a","b","c","d",1E400]',
+    '["a","b","c","d",NaN]',
+    '["a","b","c","d",{"e":1,"e":2}]',
+    *(f'["a","b","c","d","{name}"]' for name in ("\t", "\x7f", "\x80", "\x9f", "\xa0", "\xc2", "é\x85", "x" * 5000)),
+    *(f'["a","b","c","d","{name}"]' for name in (r"\n", r"\u0000", r"\u0085", r"\u00a0", r"\u001b[2J", r"\x41")),
+    *(f'["a","b","c","d","{name}"]' for name in (r"\ud800", r"\udc00\ud800", r"\ud83d\ude00", r"\/")),
+    "[" * 40 + "]" * 40,
+)
 
 MUTATIONS = (
     *(changed_value, changed_value, changed_bytes, truncated, moved_offsets, odd_values, padded_header),

@@ -57,16 +57,19 @@ def backbone(generator: torch.Generator) -> blocks.Network:
     return _network(parts, ((1, False), (3, True)), generator)
 
 
-FILES: dict[str, tuple[Callable[[torch.Generator], blocks.Network], str]] = {
-    "classifier": (classifier, "fp32"),
-    "backbone": (backbone, "fp32"),
-    "halves": (classifier, "fp16"),
+# Of the five classes of classifier(); U+0080 in UTF-8 begins with a byte that begins letters as well.
+LABELS = ("tench, Tinca tinca", "Grünfink", "\u00a0\u00c2", "金魚", '"\\')
+
+FILES: dict[str, tuple[Callable[[torch.Generator], blocks.Network], str, tuple[str, ...]]] = {
+    "classifier": (classifier, "fp32", ()),
+    "backbone": (backbone, "fp32", ()),
+    "halves": (classifier, "fp16", LABELS),
 }
 
 
 def write(name: str, path: Path, generator: torch.Generator) -> None:
-    build, dtype = FILES[name]
-    save(OptimizedModel(build(generator), Settings()), path, dtype=dtype)
+    build, dtype, labels = FILES[name]
+    save(OptimizedModel(build(generator), Settings()), path, dtype=dtype, labels=labels)
 
 
 if __name__ == "__main__":

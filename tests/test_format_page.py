@@ -20,12 +20,13 @@ def test_the_metadata(tmp_path):
     stored = {"fp32": {torch.float32}, "fp16": {torch.float32, torch.float16}}
     keys = re.findall(r"^\| `(\w+)` \|", PAGE, re.MULTILINE)
     for dtype, expected in stored.items():
-        save(optimize(SMALL[0].build(seeded(80))), tmp_path / "a.effv2", dtype=dtype)
+        labels = [f"name {i}" for i in range(10)]
+        save(optimize(SMALL[0].build(seeded(80))), tmp_path / "a.effv2", dtype=dtype, labels=labels)
         with safetensors.safe_open(tmp_path / "a.effv2", "pt") as file:
             metadata = file.metadata()
             dtypes = {file.get_tensor(key).dtype for key in file.keys()}  # noqa: SIM118
         assert sorted(metadata) == sorted(key for key in keys if key != "dtype" or dtype != "fp32")
-        for key in metadata.keys() - {"structure"}:
+        for key in metadata.keys() - {"structure", "labels"}:
             (said,) = re.findall(rf"^\| `{key}` \| (.*) \|$", PAGE, re.MULTILINE)
             assert f"`{metadata[key]}`" in said
         assert dtypes == expected

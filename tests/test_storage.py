@@ -11,7 +11,7 @@ from models import FAMILIES, SMALL, SMALL_MOBILE, name_of
 from torch import nn
 
 from effv2_kernels import load, optimize, save
-from effv2_kernels.errors import CheckpointError, ModelError, UnavailableError, UnknownNameError
+from effv2_kernels.errors import CheckpointError, InputError, ModelError, UnavailableError, UnknownNameError
 from effv2_kernels.model import OptimizedModel
 
 safetensors = pytest.importorskip("safetensors.torch")
@@ -92,6 +92,52 @@ def test_loaded_networks_work_like_others(spec, tmp_path):
     assert loaded.threads == 1
     save(loaded, tmp_path / "again.effv2")
     assert torch.equal(load(tmp_path / "again.effv2")(images), fast(images))
+
+
+LABELS = [f"name of {i}" for i in range(9)] + ["Grünfink, 金魚"]
+
+
+def test_labels(fast, tmp_path):
+    """They go into the file, come with the model that is loaded, and into the next file."""
+    save(fast, tmp_path / "a.effv2", labels=LABELS)
+    assert json.loads(content(tmp_path / "a.effv2")[0]["labels"]) == LABELS
+    loaded = load(tmp_path / "a.effv2")
+    assert loaded.labels == tuple(LABELS)
+    save(loaded, tmp_path / "b.effv2", dtype="fp16")
+    assert load(tmp_path / "b.effv2").labels == tuple(LABELS)
+    save(loaded, tmp_path / "b.effv2", labels=())
+    assert "labels" not in content(tmp_path / "b.effv2")[0]
+    assert not hasattr(load(tmp_path / "b.effv2"), "labels")
+
+
+@pytest.mark.parametrize(
+    ("labels", "words"),
+    [
+        (LABELS[:9], "there are 9 for 10 classes"),
+        ([*LABELS[:9], 7], "that of class 9 is no string"),
+        (["", *LABELS[1:]], "that of class 0 is empty"),
+        ([*LABELS[:9], "two\nlines"], "that of class 9 has a control character"),
+        ([*LABELS[:9], "\x9b2J"], "that of class 9 has a control character"),
+    ],
+)
+def test_labels_that_do_not_name_the_classes(fast, tmp_path, labels, words):
+    with pytest.raises(InputError, match=f"labels: {words}"):
+        save(fast, tmp_path / "a.effv2", labels=labels)
+    assert not (tmp_path / "a.effv2").exists()
+
+
+def test_an_attribute_of_that_name_that_names_no_classes_stays_out(tmp_path):
+    for own in (("one", "two"), tuple(range(10)), LABELS):
+        model = SPEC.build(seeded(70))
+        model.labels = own
+        save(optimize(model), tmp_path / "a.effv2")
+        assert "labels" not in content(tmp_path / "a.effv2")[0]
+
+
+def test_maps_have_no_labels(tmp_path):
+    fast = optimize(SPEC.build(seeded(70), features_only=True))
+    with pytest.raises(InputError, match="has no classes"):
+        save(fast, tmp_path / "a.effv2", labels=LABELS)
 
 
 def test_a_file_is_plain_data(path, fast):

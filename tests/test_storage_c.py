@@ -8,7 +8,7 @@ import small_files
 import torch
 from c_library import Network, Refused
 from checks import seeded
-from mutations import MUTATIONS, Raw, join, split
+from mutations import LABELS, MUTATIONS, Raw, join, split
 
 from effv2_kernels import blocks, load
 from effv2_kernels.errors import CheckpointError, ResolutionError
@@ -20,6 +20,7 @@ REASONS = {
     "version": r"has version .* of the format, and this \w+ reads versions '1' and '2'",
     "dtype": r"has dtype .*; expected 'fp16'",
     "not finite": r"not finite",
+    "labels": r"has labels that do not name its classes",
     "description": r"does not (describe a network that can be run|hold the tensors that it describes)",
 }
 
@@ -138,6 +139,20 @@ def test_what_may_be_otherwise(files, tmp_path, change):
         structure["blocks"].reverse()
     expected = "description" if change == "order of blocks" else "taken"
     assert hold_against_each_other(join(header, values), tmp_path / "a.effv2", change) == expected
+
+
+@pytest.mark.parametrize("name", small_files.FILES)
+def test_labels(name, files, tmp_path):
+    """What they may be, one by one; a network that returns maps has none."""
+    header, values = split(files[name])
+    found = []
+    for text in (*LABELS, "", "[]", "{}", "null", "[1]", '["a","b","c","d","e"]\0'):
+        header["__metadata__"]["labels"] = text
+        found.append(hold_against_each_other(join(header, values), tmp_path / "a.effv2", repr(text)))
+        if found[-1] == "taken":
+            names, network = load(tmp_path / "a.effv2").labels, Network(tmp_path / "a.effv2")
+            assert [network.class_name(i) for i in range(-1, 6)] == [None, *names, None]
+    assert set(found) == ({"labels"} if name == "backbone" else {"labels", "taken"})
 
 
 def set_option(index, **options):

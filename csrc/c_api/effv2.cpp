@@ -247,6 +247,13 @@ effv2_status effv2_describe_block(const effv2_network* network, int index, int64
   });
 }
 
+const char* effv2_class_name(const effv2_network* network, int index) {
+  if (!network || index < 0) return nullptr;
+  const std::vector<std::string>& labels = network->loaded.labels;
+  const auto at = static_cast<std::size_t>(index);
+  return at < labels.size() ? labels[at].c_str() : nullptr;
+}
+
 int64_t effv2_working_bytes(const effv2_network* network) {
   return network ? network->loaded.network->working_bytes() : 0;
 }

@@ -33,11 +33,9 @@ class Names {
   std::vector<std::set<std::string>> open_;
 };
 
-}  // namespace
-
-Json parsed_object(std::string_view text) {
+Json parsed(std::string_view text, char first) {
   // The library would skip a byte order mark and stop at a zero.
-  if (text.empty() || text.front() != '{') throw FormatError("it does not begin with {");
+  if (text.empty() || text.front() != first) throw FormatError(std::string("it does not begin with ") + first);
   if (text.find('\0') != std::string_view::npos) throw FormatError("it has a zero byte");
   Names names;
   try {
@@ -46,6 +44,11 @@ Json parsed_object(std::string_view text) {
     throw FormatError(error.what());
   }
 }
+
+}  // namespace
+
+Json parsed_object(std::string_view text) { return parsed(text, '{'); }
+Json parsed_list(std::string_view text) { return parsed(text, '['); }
 
 const Json& object_with(const Json& value, const char* what, std::initializer_list<const char*> names) {
   if (!value.is_object()) expected(what, "an object");

@@ -15,6 +15,8 @@ using Json = nlohmann::json;
 // The object in a text: every name once, nothing behind it, and nothing deeper than a description is. Throws
 // FormatError.
 Json parsed_object(std::string_view text);
+// The same of a list.
+Json parsed_list(std::string_view text);
 
 // Throw FormatError where a value is none. `what` names it.
 const Json& object_with(const Json& value, const char* what, std::initializer_list<const char*> names);

@@ -8,6 +8,7 @@
 #include "storage/container.h"
 #include "storage/errors.h"
 #include "storage/half.h"
+#include "storage/labels.h"
 #include "storage/structure.h"
 
 namespace effv2 {
@@ -165,8 +166,14 @@ LoadedNetwork load_network(const std::byte* data, std::size_t bytes, const std::
   LoadedNetwork loaded{said_of(refused, "", [&] { return build(structure, container, dtype, target); }),
                        {},
                        dtype,
-                       structure.has_head()};
+                       structure.has_head(),
+                       {}};
   for (const Part& part : structure.parts) loaded.blocks.push_back({part.kind, part.name});
+  if (container.metadata.count("labels")) {
+    const int classes = loaded.has_head ? loaded.network->out_channels() : 0;
+    loaded.labels = said_of(name + " has labels that do not name its classes: ", "",
+                            [&] { return parse_labels(said(container, "labels"), classes); });
+  }
   return loaded;
 }
 

@@ -20,6 +20,7 @@ struct LoadedNetwork {
   std::vector<Block> blocks;
   std::string dtype;  // that products' weights are stored in: "fp32" or "fp16"
   bool has_head;      // the one output is logits, else it is maps
+  std::vector<std::string> labels;  // the names of its classes, where the file has them
 };
 
 // What is to run a network whose weights are stored in this dtype. May throw.

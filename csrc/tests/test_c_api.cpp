@@ -125,6 +125,22 @@ TEST(c_api, features) {
   CHECK(same_bits(memory, run_network(sample, *sample.build(target), batch.images, 1, "built")));
 }
 
+TEST(c_api, names_of_classes) {
+  Saved saved(sample_with_head());
+  const Loaded nameless(saved.bytes());
+  CHECK(!effv2_class_name(nameless.network, 0) && !effv2_class_name(nullptr, 0));
+  saved.header["__metadata__"]["labels"] = R"(["0","1","2","3","4","5","6","7","8","\u00e9"])";
+  const Loaded named(saved.bytes());
+  CHECK(std::string(effv2_class_name(named.network, 0)) == "0");
+  CHECK(std::string(effv2_class_name(named.network, 9)) == "\xc3\xa9");
+  CHECK(!effv2_class_name(named.network, 10) && !effv2_class_name(named.network, -1));
+  saved.header["__metadata__"]["labels"] = R"(["one"])";
+  effv2_network* none = nullptr;
+  const std::string bytes = saved.bytes();
+  CHECK(mentions(reason(EFFV2_INVALID_NETWORK, effv2_load_memory(bytes.data(), bytes.size(), nullptr, &none)),
+                 "there are 1 for 10 classes"));
+}
+
 TEST(c_api, several_callers_at_once) {
   Random random;
   const Loaded loaded(Saved(sample_with_head()).bytes());

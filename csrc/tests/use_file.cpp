@@ -82,6 +82,8 @@ bool use_file(const std::uint8_t* data, std::size_t bytes) {
   effv2_description about{};
   about.size = sizeof about;
   require(effv2_describe(network, &about) == EFFV2_OK, "it is described");
+  const char* name = effv2_class_name(network, 0);
+  require(!name || (about.has_head && std::strlen(name) > 0), "a class has no name, or one of some length");
   if (is_small(network, about)) run(network, about);
   effv2_free(network);
   return true;

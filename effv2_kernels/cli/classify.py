@@ -18,7 +18,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     models.add_run_arguments(parser)
     parser.add_argument("--top", type=int, default=5, metavar="N", help="classes to print; default: 5")
     parser.add_argument(
-        "--labels", metavar="FILE", help="names, one line per class; default: ImageNet's if timm is installed"
+        "--labels",
+        metavar="FILE",
+        help="names, one line per class; default: those of a saved network, or ImageNet's if timm is installed",
     )
 
 
@@ -29,10 +31,11 @@ def run(args: argparse.Namespace) -> int:
     fast = models.build_optimised(args)
     if models.is_random(args):
         print("The weights are random, so the classes mean nothing: give --checkpoint or --pretrained.")
+    own = vars(fast).get("labels") if models.is_saved(args) else None
     for path, image in zip(args.images, inputs, strict=True):
         with torch.inference_mode():
             probabilities = fast(image)[0].softmax(0)
-        names = labels.choose(args.labels, len(probabilities))
+        names = labels.choose(args.labels, len(probabilities), own)
         print(path)
         values, indices = probabilities.topk(min(max(args.top, 1), len(probabilities)))
         for value, index in zip(values.tolist(), indices.tolist(), strict=True):

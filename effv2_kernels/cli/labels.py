@@ -8,6 +8,8 @@ from pathlib import Path
 
 from effv2_kernels.errors import InputError
 
+IMAGENET = "imagenet"
+
 
 def read(path: str) -> list[str]:
     """The names in a text file, one class per line. Raises InputError where it cannot be read."""
@@ -15,6 +17,22 @@ def read(path: str) -> list[str]:
         return Path(path).read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"the labels {path!r} cannot be read ({error}); give a text file.") from error
+
+
+def named(name: str) -> list[str]:
+    """The names in the file ``name``, or those of ImageNet where that is what it says.
+
+    Raises InputError where they cannot be had.
+    """
+    if name != IMAGENET:
+        return read(name)
+    found = imagenet()
+    if found is None:
+        raise InputError(
+            "the names of ImageNet's classes come from timm, which is not installed: pip install timm, or "
+            "give a text file of them."
+        )
+    return found
 
 
 def imagenet() -> list[str] | None:
@@ -35,13 +53,13 @@ def imagenet() -> list[str] | None:
     return [names.get(synset, synset) for synset in synsets]
 
 
-def choose(path: str | None, classes: int) -> list[str] | None:
-    """The names in the file at ``path``, or ImageNet's where there are 1000 classes, or none.
+def choose(path: str | None, classes: int, own: Sequence[str] | None = None) -> Sequence[str] | None:
+    """The names in the file at ``path``, or the network's ``own``, or ImageNet's for 1000 classes, or none.
 
     Raises InputError where the file has not one name per class.
     """
     if path is None:
-        return imagenet() if classes == 1000 else None
+        return own or (imagenet() if classes == 1000 else None)
     names = read(path)
     if len(names) != classes:
         raise InputError(
