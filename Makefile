@@ -13,11 +13,14 @@ STAMPS := $(VENV)/.stamps
 PYTEST := $(PY) -m pytest --numprocesses $(WORKERS) --dist loadfile
 PIP := $(PY) -m pip install --quiet --disable-pip-version-check
 PURELIB = $(abspath $(shell $(PY) -c 'import sysconfig; print(sysconfig.get_path("purelib"))'))
-# Where the JSON library is unpacked, if it is; CMake finds the system's without it.
-CMAKE_C_API = -DEFFV2_C_API=ON -DCMAKE_PREFIX_PATH="$(CURDIR)/build/json/usr"
+# Where headers of other libraries are unpacked, if they are; CMake finds the system's without that.
+CMAKE_C_API = -DEFFV2_C_API=ON -DCMAKE_PREFIX_PATH="$(CURDIR)/build/json/usr;$(CURDIR)/build/runner-headers/usr"
+# A program of one piece is something for Linux.
+RUNNER := $(if $(filter Linux,$(shell uname -s)),ON,OFF)
+CMAKE_RUNNER = $(CMAKE_C_API) -DEFFV2_RUNNER=ON
 CMAKE_PYTHON = -DPython_EXECUTABLE="$(abspath $(PY))" -Dpybind11_DIR="$$($(PY) -m pybind11 --cmakedir)"
 
-.PHONY: help demo test test-all test-emulated test-ahead lint bench rivals targets roofline docs build native-test c-library c-api fuzz sanitize wheel clean distclean
+.PHONY: help demo test test-all test-emulated test-ahead lint bench rivals targets roofline docs build native-test c-library c-api runner fuzz sanitize wheel clean distclean
 .DELETE_ON_ERROR:
 
 help:
@@ -38,6 +41,8 @@ help:
 	@echo "make lint     ruff, mypy and clang-format"
 	@echo "make sanitize native tests under the address, undefined-behaviour and thread sanitizers"
 	@echo "make c-api    the C library libeffv2, without Python; PREFIX=folder: also install it there"
+	@echo "make runner   effv2-run, a program of one piece that runs saved networks, in build/runner"
+	@echo "make runner-aarch64  the same for phones and other 64-bit Arm, in build/aarch64/runner"
 	@echo "make fuzz     any bytes as a saved network, under sanitizers (1 minute); FUZZ_SECONDS=3600: so long"
 	@echo "make build    only the compiled module, in place; quick to repeat"
 	@echo "make wheel    a source distribution in dist/, and a wheel made of it"
@@ -93,9 +98,9 @@ native-test: $(BUILD)/CMakeCache.txt
 	@cmake --build $(BUILD) --target effv2_native_tests --parallel $(JOBS)
 	@ctest --test-dir $(BUILD) --output-on-failure --parallel $(WORKERS)
 
-# For tests, of the same objects as the module.
+# For tests, of the same objects as the module: the library, and the program around it.
 c-library: $(BUILD)/CMakeCache.txt
-	@cmake --build $(BUILD) --target effv2_shared effv2_static --parallel $(JOBS)
+	@cmake --build $(BUILD) --target effv2_shared effv2_static $(if $(filter ON,$(RUNNER)),effv2_run) --parallel $(JOBS)
 
 c-api: build/json.done
 	@cmake -S . -B build/c-api -DCMAKE_BUILD_TYPE=Release -DEFFV2_PYTHON=OFF $(CMAKE_C_API)
@@ -107,6 +112,20 @@ build/json.done: scripts/debian.py
 	@mkdir -p build
 	@test -e /usr/include/nlohmann/json.hpp || pkg-config --exists nlohmann_json \
 	    || $(PYTHON) $< build/json nlohmann-json3-dev
+	@touch $@
+
+runner: build/json.done build/runner-headers.done
+	@cmake -S . -B build/runner -DCMAKE_BUILD_TYPE=Release -DEFFV2_PYTHON=OFF $(CMAKE_RUNNER)
+	@cmake --build build/runner --target effv2_run --parallel $(JOBS)
+	@ls -l build/runner/effv2-run
+
+# Those that the program reads its options and pictures with: the system's, or else Debian's.
+build/runner-headers.done: scripts/debian.py
+	@rm -rf build/runner-headers
+	@mkdir -p build/runner-headers/usr/include
+	@if test -e /usr/include/CLI/CLI.hpp && test -e /usr/include/stb/stb_image.h; then \
+	    ln -s /usr/include/CLI /usr/include/stb build/runner-headers/usr/include/; \
+	    else $(PYTHON) $< build/runner-headers libcli11-dev libstb-dev; fi
 	@touch $@
 
 # What it finds becomes a file of csrc/tests/corpus, which native tests read on every run.
@@ -143,9 +162,9 @@ wheel: $(STAMPS)/test
 	CMAKE_BUILD_PARALLEL_LEVEL=$(JOBS) $(PY) -m build --outdir dist
 
 # The module is built into the package's own folder; the .pth file makes that folder importable.
-$(BUILD)/CMakeCache.txt: $(STAMPS)/test build/json.done
+$(BUILD)/CMakeCache.txt: $(STAMPS)/test build/json.done $(if $(filter ON,$(RUNNER)),build/runner-headers.done)
 	@rm -f $@
-	@cmake -S . -B $(BUILD) $(CMAKE_PYTHON) $(CMAKE_C_API) -DCMAKE_BUILD_TYPE=Release -DEFFV2_NATIVE_TESTS=ON \
+	@cmake -S . -B $(BUILD) $(CMAKE_PYTHON) $(CMAKE_C_API) -DEFFV2_RUNNER=$(RUNNER) -DCMAKE_BUILD_TYPE=Release -DEFFV2_NATIVE_TESTS=ON \
 	    -DEFFV2_SIMDE="$(PURELIB)/cmeel.prefix/include" \
 	    -DCMAKE_LIBRARY_OUTPUT_DIRECTORY="$(CURDIR)/effv2_kernels"
 

@@ -12,7 +12,7 @@ A64_PYTEST := $(A64_PYTHON) -P -m pytest -p no:cacheprovider
 A64_PIP := $(PIP) --no-deps --only-binary=:all: --implementation cp --python-version 3.11 $(A64_PLATFORMS)
 
 
-.PHONY: aarch64 native-test-aarch64 test-aarch64 wheel-of-this-python-aarch64 try-wheel-aarch64 bench-aarch64 hot-aarch64
+.PHONY: aarch64 native-test-aarch64 runner-aarch64 test-aarch64 wheel-of-this-python-aarch64 try-wheel-aarch64 bench-aarch64 hot-aarch64
 
 aarch64: $(A64)/qemu.done $(A64)/sysroot.done $(A64)/site.done $(A64)/oldest.done $(STAMPS)/wheels
 
@@ -44,6 +44,12 @@ native-test-aarch64: aarch64 build/json.done
 	@cmake --build $(A64)/native --target effv2_native_tests --parallel $(JOBS)
 	@set -e; for cpu in $(A64_CPUS); do echo "== $$cpu"; \
 	    scripts/on_aarch64.sh $$cpu $(A64)/native/csrc/tests/effv2_native_tests --without fork --without no_more_threads; done
+
+runner-aarch64: build/json.done build/runner-headers.done $(STAMPS)/wheels
+	@EFFV2_ZIG="$(ZIG)" cmake -S . -B $(A64)/runner -DCMAKE_BUILD_TYPE=Release -DEFFV2_PYTHON=OFF \
+	    -DCMAKE_TOOLCHAIN_FILE="$(CURDIR)/cmake/aarch64-linux-static.cmake" $(CMAKE_RUNNER)
+	@cmake --build $(A64)/runner --target effv2_run --parallel $(JOBS)
+	@ls -l $(A64)/runner/effv2-run
 
 # The wheel of this environment's Python alone, in dist/.
 wheel-of-this-python-aarch64:

@@ -22,4 +22,27 @@ inline float float_of_half(std::uint16_t half) {
   return value;
 }
 
+// Rounded to nearest, ties to even; beyond 65504 infinity, and a NaN stays one.
+inline std::uint16_t half_of_float(float value) {
+  std::uint32_t bits;
+  std::memcpy(&bits, &value, sizeof bits);
+  const auto sign = static_cast<std::uint16_t>(bits >> 16 & 0x8000u);
+  const std::uint32_t magnitude = bits & 0x7fffffffu;
+  std::uint32_t half;
+  if (magnitude > 0x7f800000u) {
+    half = 0x7e00;
+  } else if (magnitude >= 0x47800000u) {  // 65536
+    half = 0x7c00;
+  } else if (magnitude < 0x38800000u) {  // 2^-14: a multiple of 2^-24, for which the sum leaves no room below it
+    float sum;
+    std::memcpy(&sum, &magnitude, sizeof sum);
+    sum += 0.5f;
+    std::memcpy(&half, &sum, sizeof half);
+    half -= 0x3f000000u;
+  } else {
+    half = (magnitude + 0xfffu + (magnitude >> 13 & 1) - ((127u - 15u) << 23)) >> 13;
+  }
+  return static_cast<std::uint16_t>(sign | half);
+}
+
 }  // namespace effv2

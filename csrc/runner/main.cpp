@@ -1,0 +1,109 @@
+// effv2-run: a saved network, an image and what comes of it, on any Linux of x86-64 or 64-bit Arm.
+#include <algorithm>
+#include <chrono>
+#include <iostream>
+#include <new>
+#include <random>
+
+#include "runner/failure.h"
+#include "runner/preprocess.h"
+#include "runner/report.h"
+
+namespace effv2::runner {
+namespace {
+
+// Uniform between -1 and 1, the same everywhere.
+Array random_image(int channels, std::int64_t rows, std::int64_t columns) {
+  Array image{{1, channels, rows, columns},
+              std::vector<float>(static_cast<std::size_t>(channels) * static_cast<std::size_t>(rows) *
+                                 static_cast<std::size_t>(columns))};
+  std::mt19937 bits;
+  for (float& value : image.values) value = static_cast<float>(bits() >> 8) * 0x1p-23f - 1;
+  return image;
+}
+
+Array images_of(const Options& options, int channels) {
+  if (!options.image.empty()) {
+    if (channels != 3) {
+      throw Failure(kBadInput, options.network + " takes images of " + std::to_string(channels) +
+                                   " channels, and a picture has 3; give an array with --input");
+    }
+    return prepare(read_picture(options.image), options.rows, options.columns);
+  }
+  if (options.input.empty()) return random_image(channels, options.rows, options.columns);
+  Array images = read_npy(options.input);
+  const std::string given = shown(images.shape);
+  if (images.shape.size() == 3) images.shape.insert(images.shape.begin(), 1);
+  const bool fits = images.shape.size() == 4 && images.shape[1] == channels &&
+                    std::all_of(images.shape.begin(), images.shape.end(), [](std::int64_t n) { return n > 0; });
+  if (!fits) {
+    throw Failure(kBadInput, options.input + " has the shape " + given + "; expected (N, C, H, W) or (C, H, W) of " +
+                                 std::to_string(channels) + " channels");
+  }
+  return images;
+}
+
+// "y.npy", or "y.0.npy", "y.1.npy", ... where there are several.
+std::string numbered(const std::string& path, std::size_t index, std::size_t count) {
+  if (count == 1) return path;
+  const std::string ending = ".npy";
+  const bool ends = path.size() > ending.size() && path.compare(path.size() - ending.size(), 4, ending) == 0;
+  const std::string stem = ends ? path.substr(0, path.size() - ending.size()) : path;
+  return stem + "." + std::to_string(index) + (ends ? ending : "");
+}
+
+void run(const Options& options) {
+  const auto start = std::chrono::steady_clock::now();
+  const Network network(options);
+  const std::chrono::duration<double, std::milli> loaded = std::chrono::steady_clock::now() - start;
+  const effv2_description& about = network.about();
+  std::vector<std::int64_t> shape;
+  Call call = [&] {
+    const Array images = images_of(options, about.channels);
+    shape = images.shape;
+    return Call(network, images);
+  }();
+  const Latency latency = measure(call, options.warmup, options.repeat);
+  std::vector<Array> outputs = call.outputs();
+  for (std::size_t i = 0; i < outputs.size() && !options.output.empty(); ++i)
+    write_npy(numbered(options.output, i, outputs.size()), outputs[i]);
+  std::vector<std::vector<Class>> top;
+  if (about.has_head) top = top_classes(network, outputs[0], options.top);
+  std::optional<Profile> blocks;
+  if (options.profile) blocks = profile(network, call, shape, options.warmup, options.repeat);
+  const Report report{options, about,  loaded.count(), shape, std::move(outputs), std::move(top),
+                      latency, blocks, memory_of(network, call, options.network)};
+  (options.json ? print_json : print_text)(report, std::cout);
+}
+
+std::string in_one_line(std::string text) {
+  std::replace_if(text.begin(), text.end(), [](char c) { return c == '\n' || c == '\r'; }, ' ');
+  return text;
+}
+
+int fail(int code, const std::string& why) {
+  std::cerr << "effv2-run: " << in_one_line(why) << "\n";
+  return code;
+}
+
+int guarded(int argc, char** argv) {
+  try {
+    const std::optional<Options> options = parse_options(argc, argv);
+    if (options) run(*options);
+    if (!std::cout.flush()) return fail(EFFV2_FILE_ERROR, "the output cannot be written");
+    return 0;
+  } catch (const Failure& failure) {
+    return fail(failure.code(), failure.what());
+  } catch (const std::bad_alloc&) {
+    return fail(EFFV2_OUT_OF_MEMORY, "there is not enough memory");
+  } catch (const std::length_error&) {
+    return fail(EFFV2_OUT_OF_MEMORY, "there is not enough memory: a size is beyond what can be addressed");
+  } catch (const std::exception& error) {
+    return fail(EFFV2_FAILED, error.what());
+  }
+}
+
+}  // namespace
+}  // namespace effv2::runner
+
+int main(int argc, char** argv) { return effv2::runner::guarded(argc, argv); }

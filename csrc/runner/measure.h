@@ -1,0 +1,47 @@
+// How long calls take, and what memory they take.
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "runner/network.h"
+
+namespace effv2::runner {
+
+// Of times in milliseconds.
+struct Latency {
+  double min, p50, p90, p99, max, mean;
+};
+
+// q: between 0 and 1; between two values in proportion. values: sorted, at least one.
+double quantile(const std::vector<double>& values, double q);
+Latency measure(Call& call, int warmup, int repeat);
+
+struct BlockTime {
+  std::string kind, name;
+  effv2_shape output;
+  double milliseconds;  // median of the runs
+  double gflop;         // of the batch; a multiply-add counts two
+};
+
+struct Profile {
+  double peak_gflops;  // in fp32, of all threads
+  std::vector<BlockTime> blocks;
+  double milliseconds = 0, gflop = 0;  // of all blocks
+};
+
+Profile profile(const Network& network, Call& call, const std::vector<std::int64_t>& shape, int warmup,
+                int repeat);
+
+// In bytes. What is counted is what there is at some time; the file is mapped only while it is loaded, and there
+// are some other things then, such as the weights of a block before they are packed.
+struct Memory {
+  std::int64_t program, mapping, packed_weights, arena, images_and_outputs;
+  std::int64_t system;  // the most that the process had, as Linux counts it; 0 where it does not say
+  std::int64_t total() const { return program + mapping + packed_weights + arena + images_and_outputs; }
+};
+
+Memory memory_of(const Network& network, const Call& call, const std::string& path);
+
+}  // namespace effv2::runner

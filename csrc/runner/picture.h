@@ -1,0 +1,27 @@
+// Pictures of files: JPEG, PNG and PPM.
+#pragma once
+
+#include <cstddef>
+#include <string>
+#include <vector>
+
+namespace effv2::runner {
+
+struct Picture {
+  std::size_t rows, columns;
+  std::vector<unsigned char> rgb;  // rows x columns x 3
+};
+
+// More are not decoded: half a gigabyte of RGB.
+inline constexpr std::size_t kMostPixels = 178956970;
+
+// Upright, as its EXIF data tell, in 8 bits of red, green and blue. Colour profiles are ignored, transparency is
+// dropped, and grey or colours of 16 bits are brought to 8 by their upper byte. Throws Failure.
+Picture read_picture(const std::string& path);
+
+// 1 to 8, as EXIF counts them; 1, upright, where a file's bytes do not tell.
+int orientation_of(const std::vector<unsigned char>& bytes);
+// The picture that a camera stored in this orientation.
+Picture upright(Picture stored, int orientation);
+
+}  // namespace effv2::runner
