@@ -3,6 +3,7 @@
 #include <chrono>
 #include <iostream>
 #include <new>
+#include <nlohmann/json.hpp>
 #include <random>
 
 #include "runner/failure.h"
@@ -76,9 +77,14 @@ void run(const Options& options) {
   (options.json ? print_json : print_text)(report, std::cout);
 }
 
-std::string in_one_line(std::string text) {
-  std::replace_if(text.begin(), text.end(), [](char c) { return c == '\n' || c == '\r'; }, ' ');
-  return text;
+// Messages quote files, which may hold anything: one line of UTF-8, without control characters.
+std::string in_one_line(const std::string& text) {
+  using Json = nlohmann::json;
+  std::string valid =
+      Json::parse(Json(text).dump(-1, ' ', false, Json::error_handler_t::replace)).get<std::string>();
+  std::replace_if(
+      valid.begin(), valid.end(), [](unsigned char c) { return c < 0x20 || c == 0x7f; }, ' ');
+  return valid;
 }
 
 int fail(int code, const std::string& why) {
