@@ -20,7 +20,7 @@ RUNNER := $(if $(filter Linux,$(shell uname -s)),ON,OFF)
 CMAKE_RUNNER = $(CMAKE_C_API) -DEFFV2_RUNNER=ON
 CMAKE_PYTHON = -DPython_EXECUTABLE="$(abspath $(PY))" -Dpybind11_DIR="$$($(PY) -m pybind11 --cmakedir)"
 
-.PHONY: help demo test test-all test-emulated test-ahead lint bench rivals targets roofline docs build native-test c-library c-api runner fuzz sanitize wheel clean distclean
+.PHONY: help demo test test-all test-emulated test-ahead lint bench rivals targets roofline docs build native-test c-library c-api runner jni-headers fuzz sanitize wheel clean distclean
 .DELETE_ON_ERROR:
 
 help:
@@ -54,7 +54,7 @@ help:
 demo: build
 	@$(PY) -m effv2_kernels demo $(if $(CHECKPOINT),--checkpoint "$(CHECKPOINT)")
 
-test: build native-test c-library
+test: build native-test c-library jni-headers
 	$(PYTEST) -m "not thorough" $(ARGS)
 
 test-all: build c-library
@@ -126,6 +126,13 @@ build/runner-headers.done: scripts/debian.py
 	@if test -e /usr/include/CLI/CLI.hpp && test -e /usr/include/stb/stb_image.h; then \
 	    ln -s /usr/include/CLI /usr/include/stb build/runner-headers/usr/include/; \
 	    else $(PYTHON) $< build/runner-headers libcli11-dev libstb-dev; fi
+	@touch $@
+
+# Android's jni.h, with which examples/android is compiled; where it cannot be had, its test is left out.
+jni-headers: build/jni.done
+build/jni.done: scripts/debian.py
+	@mkdir -p build
+	@$(PYTHON) $< build/jni android-libnativehelper-dev || echo "without jni.h, examples/android is not compiled"
 	@touch $@
 
 # What it finds becomes a file of csrc/tests/corpus, which native tests read on every run.

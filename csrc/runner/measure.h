@@ -1,6 +1,7 @@
 // How long calls take, and what memory they take.
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 #include <string>
 #include <vector>
@@ -34,12 +35,15 @@ struct Profile {
 Profile profile(const Network& network, Call& call, const std::vector<std::int64_t>& shape, int warmup,
                 int repeat);
 
-// In bytes. What is counted is what there is at some time; the file is mapped only while it is loaded, and there
-// are some other things then, such as the weights of a block before they are packed.
+// In bytes. Not counted are what is short-lived, such as the weights of one block before they are packed and the
+// picture of a file, and the threads' stacks.
 struct Memory {
   std::int64_t program, mapping, packed_weights, arena, images_and_outputs;
   std::int64_t system;  // the most that the process had, as Linux counts it; 0 where it does not say
-  std::int64_t total() const { return program + mapping + packed_weights + arena + images_and_outputs; }
+  // The file is mapped only while it is loaded, and the others are made afterwards.
+  std::int64_t loading() const { return program + mapping + packed_weights; }
+  std::int64_t running() const { return program + packed_weights + arena + images_and_outputs; }
+  std::int64_t peak() const { return std::max(loading(), running()); }
 };
 
 Memory memory_of(const Network& network, const Call& call, const std::string& path);

@@ -71,7 +71,9 @@ void print_json(const Report& report, std::ostream& out) {
                     {"packed_weights", memory.packed_weights},
                     {"arena", memory.arena},
                     {"images_and_outputs", memory.images_and_outputs},
-                    {"total", memory.total()},
+                    {"loading", memory.loading()},
+                    {"running", memory.running()},
+                    {"peak", memory.peak()},
                     {"vm_hwm", memory.system ? Json(memory.system) : Json(nullptr)}};
   // Paths may be of any bytes.
   out << json.dump(2, ' ', false, Json::error_handler_t::replace) << "\n";

@@ -102,9 +102,10 @@ void print_text(const Report& report, std::ostream& out) {
   out << format("ms of %d runs after %d: min %.3f, p50 %.3f, p90 %.3f, p99 %.3f, max %.3f\n", options.repeat,
                 options.warmup, latency.min, latency.p50, latency.p90, latency.p99, latency.max);
   const Memory& memory = report.memory;
-  out << "MB of memory: " << megabytes(memory.total()) << " = program " << megabytes(memory.program) << " + mapping "
-      << megabytes(memory.mapping) << " + packed weights " << megabytes(memory.packed_weights) << " + arena "
-      << megabytes(memory.arena) << " + images and outputs " << megabytes(memory.images_and_outputs);
+  out << "MB of memory: " << megabytes(memory.peak()) << " at most; program " << megabytes(memory.program)
+      << ", packed weights " << megabytes(memory.packed_weights) << "; while loading, the file "
+      << megabytes(memory.mapping) << "; while running, arena " << megabytes(memory.arena)
+      << ", images and outputs " << megabytes(memory.images_and_outputs);
   if (memory.system) out << "; the system counts " << megabytes(memory.system);
   out << "\n";
   if (report.profile) print_profile(*report.profile, out);
