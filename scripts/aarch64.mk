@@ -12,7 +12,7 @@ A64_PYTEST := $(A64_PYTHON) -P -m pytest -p no:cacheprovider
 A64_PIP := $(PIP) --no-deps --only-binary=:all: --implementation cp --python-version 3.11 $(A64_PLATFORMS)
 
 
-.PHONY: aarch64 native-test-aarch64 runner-aarch64 test-aarch64 wheel-of-this-python-aarch64 try-wheel-aarch64 bench-aarch64 hot-aarch64
+.PHONY: aarch64 native-test-aarch64 runner-aarch64 test-runner-aarch64 test-aarch64 wheel-of-this-python-aarch64 try-wheel-aarch64 bench-aarch64 hot-aarch64
 
 aarch64: $(A64)/qemu.done $(A64)/sysroot.done $(A64)/site.done $(A64)/oldest.done $(STAMPS)/wheels
 
@@ -60,6 +60,7 @@ wheel-of-this-python-aarch64:
 # Every block and networks, to the bits that are recorded. Torch itself does not run on the oldest processor.
 test-aarch64: native-test-aarch64
 	@$(MAKE) wheel-of-this-python-aarch64
+	@$(MAKE) test-runner-aarch64
 	@$(MAKE) try-wheel-aarch64 A64_CASES=neon A64_TRY_CPUS="$(filter-out cortex-a53,$(A64_CPUS))"
 
 define A64_UNPACK
@@ -67,6 +68,11 @@ define A64_UNPACK
 @rm -rf $(A64)/project
 @$(PY) -m zipfile -e dist/*-cp311-*_aarch64.whl $(A64)/project
 endef
+
+# effv2-run, to the bits of the wheel in dist/; networks and images are made by $(PY).
+test-runner-aarch64: build aarch64 runner-aarch64
+	$(A64_UNPACK)
+	$(PY) -m pytest tests/runner_on_aarch64.py $(ARGS)
 
 # The wheel in dist/ of Debian's Python, with the newest Torch and, networks alone, the oldest.
 A64_CASES ?= neon and network

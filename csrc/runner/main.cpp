@@ -5,6 +5,7 @@
 #include <new>
 #include <nlohmann/json.hpp>
 #include <random>
+#include <utility>
 
 #include "runner/failure.h"
 #include "runner/preprocess.h"
@@ -60,9 +61,9 @@ void run(const Options& options) {
   const effv2_description& about = network.about();
   std::vector<std::int64_t> shape;
   Call call = [&] {
-    const Array images = images_of(options, about.channels);
+    Array images = images_of(options, about.channels);
     shape = images.shape;
-    return Call(network, images);
+    return Call(network, std::move(images));
   }();
   const Latency latency = measure(call, options.warmup, options.repeat);
   std::vector<Array> outputs = call.outputs();

@@ -1,7 +1,8 @@
 #include "runner/network.h"
 
+#include <utility>
+
 #include "runner/failure.h"
-#include "runner/values.h"
 
 namespace effv2::runner {
 namespace {
@@ -44,7 +45,7 @@ double Network::measure_peak(double milliseconds) const {
   return gflops;
 }
 
-Call::Call(const Network& network, const Array& images) : network_(network) {
+Call::Call(const Network& network, Array images) : network_(network) {
   const effv2_description& about = network.about();
   const std::vector<std::int64_t>& shape = images.shape;
   call_ = {nullptr, shape[0], shape[1], shape[2], shape[3], 0, 0, 0, 0};
@@ -54,10 +55,10 @@ Call::Call(const Network& network, const Array& images) : network_(network) {
           "; the images are of " + std::to_string(shape[2]) + "x" + std::to_string(shape[3]) +
               ": give the size that the network was made for (--img-size, or that of --input)");
     shapes_.push_back(output);
-    memory_.emplace_back(count_of(output, shape[0]) * about.value_bytes);
+    memory_.emplace_back(count_of(output, shape[0]), about.dtype);
     addresses_.push_back(memory_.back().data());
   }
-  images_ = encoded(images.values, about.dtype);
+  images_ = Values(std::move(images.values), about.dtype);
   call_.data = images_.data();
 }
 
@@ -76,29 +77,27 @@ std::vector<double> Call::profile() {
 std::vector<Array> Call::outputs() const {
   std::vector<Array> found;
   for (std::size_t i = 0; i < shapes_.size(); ++i) {
-    std::vector<float> values = decoded(memory_[i], network_.about().dtype);
-    const std::int64_t channels = shapes_[i].channels, pixels = std::int64_t{shapes_[i].height} * shapes_[i].width;
-    if (network_.about().has_head) {
-      found.push_back({{call_.count, channels}, std::move(values)});
-      continue;
-    }
+    const Values& values = memory_[i];
+    const auto channels = static_cast<std::size_t>(shapes_[i].channels);
+    const std::size_t pixels = static_cast<std::size_t>(shapes_[i].height) * static_cast<std::size_t>(shapes_[i].width);
+    Array array{{call_.count, shapes_[i].channels}, {}};
+    if (!network_.about().has_head) array.shape.insert(array.shape.end(), {shapes_[i].height, shapes_[i].width});
+    array.values.reserve(values.size());
     // From channels innermost to columns innermost.
-    Array map{{call_.count, channels, shapes_[i].height, shapes_[i].width}, std::vector<float>(values.size())};
-    float* to = map.values.data();
-    for (std::int64_t image = 0; image < call_.count; ++image) {
-      const float* from = values.data() + image * pixels * channels;
-      for (std::int64_t channel = 0; channel < channels; ++channel) {
-        for (std::int64_t pixel = 0; pixel < pixels; ++pixel) *to++ = from[pixel * channels + channel];
+    for (std::size_t image = 0; image < values.size(); image += pixels * channels) {
+      for (std::size_t channel = 0; channel < channels; ++channel) {
+        for (std::size_t pixel = 0; pixel < pixels; ++pixel)
+          array.values.push_back(values[image + pixel * channels + channel]);
       }
     }
-    found.push_back(std::move(map));
+    found.push_back(std::move(array));
   }
   return found;
 }
 
 std::size_t Call::bytes() const {
-  std::size_t sum = images_.size();
-  for (const std::vector<std::byte>& output : memory_) sum += output.size();
+  std::size_t sum = images_.bytes();
+  for (const Values& output : memory_) sum += output.bytes() + output.size() * sizeof(float);
   return sum;
 }
 

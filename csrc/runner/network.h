@@ -2,12 +2,13 @@
 #pragma once
 
 #include <cstddef>
-#include <string>
+#include <cstdint>
 #include <vector>
 
 #include "effv2.h"
 #include "runner/array.h"
 #include "runner/options.h"
+#include "runner/values.h"
 
 namespace effv2::runner {
 
@@ -35,7 +36,7 @@ class Network {
 class Call {
  public:
   // (N, C, H, W). Throws Failure where the network cannot take them.
-  Call(const Network& network, const Array& images);
+  Call(const Network& network, Array images);
   Call(const Call&) = delete;
   Call& operator=(const Call&) = delete;
   void run();
@@ -43,14 +44,15 @@ class Call {
   std::vector<double> profile();
   // (N, classes), or (N, C, H, W) of each map.
   std::vector<Array> outputs() const;
+  // Of images, outputs, and the arrays of these.
   std::size_t bytes() const;
 
  private:
   const Network& network_;
-  std::vector<std::byte> images_;
+  Values images_;
   effv2_images call_{};
   std::vector<effv2_shape> shapes_;
-  std::vector<std::vector<std::byte>> memory_;
+  std::vector<Values> memory_;
   std::vector<void*> addresses_;
 };
 

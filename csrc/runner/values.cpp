@@ -1,8 +1,8 @@
 #include "runner/values.h"
 
 #include <cmath>
-#include <cstdint>
 #include <cstring>
+#include <utility>
 
 #include "runner/failure.h"
 #include "storage/half.h"
@@ -44,37 +44,25 @@ Sixteen functions(const std::string& dtype) {
 
 }  // namespace
 
-std::vector<std::byte> encoded(const std::vector<float>& values, const std::string& dtype) {
-  const Sixteen convert = functions(dtype);
-  std::vector<std::byte> made(values.size() * (convert.of ? 2 : 4));
-  if (!convert.of) {
-    std::memcpy(made.data(), values.data(), made.size());
-    return made;
-  }
-  for (std::size_t i = 0; i < values.size(); ++i) {
-    const std::uint16_t value = convert.of(values[i]);
-    if (std::isfinite(values[i]) && !std::isfinite(convert.back(value))) {
-      throw Failure(kBadInput, "the input has a value of " + std::to_string(values[i]) + ", which is beyond what " +
-                                   dtype + " holds; use --dtype fp32");
-    }
-    std::memcpy(made.data() + 2 * i, &value, 2);
-  }
-  return made;
+Values::Values(std::size_t count, const std::string& dtype) : back_(functions(dtype).back) {
+  if (back_) narrow_.resize(count);
+  else wide_.resize(count);
 }
 
-std::vector<float> decoded(const std::vector<std::byte>& values, const std::string& dtype) {
-  const Sixteen convert = functions(dtype);
-  std::vector<float> found(values.size() / (convert.of ? 2 : 4));
-  if (!convert.of) {
-    std::memcpy(found.data(), values.data(), values.size());
-    return found;
+Values::Values(std::vector<float> values, const std::string& dtype) : back_(functions(dtype).back) {
+  if (!back_) {
+    wide_ = std::move(values);
+    return;
   }
-  for (std::size_t i = 0; i < found.size(); ++i) {
-    std::uint16_t value;
-    std::memcpy(&value, values.data() + 2 * i, 2);
-    found[i] = convert.back(value);
+  const auto of = functions(dtype).of;
+  narrow_.reserve(values.size());
+  for (const float value : values) {
+    narrow_.push_back(of(value));
+    if (std::isfinite(value) && !std::isfinite(back_(narrow_.back()))) {
+      throw Failure(kBadInput, "the input has a value of " + std::to_string(value) + ", which is beyond what " +
+                                   dtype + " holds; use --dtype fp32");
+    }
   }
-  return found;
 }
 
 }  // namespace effv2::runner
