@@ -1,5 +1,5 @@
-# A toolchain for programs of one piece for 64-bit Arm on any machine: musl is linked into them, so that they run on
-# Android's kernel as well.
+# A toolchain for programs of one piece for 64-bit Arm on any machine: musl is linked into them, so that they run
+# on Android's kernel as well.
 set(CMAKE_SYSTEM_NAME Linux)
 set(CMAKE_SYSTEM_PROCESSOR aarch64)
 set(target aarch64-linux-musl)

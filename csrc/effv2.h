@@ -109,8 +109,8 @@ EFFV2_API effv2_status effv2_output_shape(const effv2_network* network, int inde
                                           int64_t width, effv2_shape* shape);
 EFFV2_API effv2_status effv2_describe_block(const effv2_network* network, int index, int64_t height,
                                             int64_t width, effv2_block* block);
-/* The name of a class, in UTF-8 and one line: NULL where the file has none, or there is no such class. It lives as
- * long as the network. */
+/* The name of a class, in UTF-8 and one line: NULL where the file has none, or there is no such class. It
+ * lives as long as the network. */
 EFFV2_API const char* effv2_class_name(const effv2_network* network, int index);
 /* Bytes that calls have left for those to come: the more threads and sizes of images, the more. 0 for NULL.
  */

@@ -1,6 +1,6 @@
 """The names of a network's classes, as a saved file may hold them.
 
-The C++ loader (``csrc/storage/labels.cpp``) has the same rules, so that a file is taken by both or by neither.
+The C++ loader (``csrc/storage/labels.cpp``) has the same rules: a file is taken by both or by neither.
 """
 
 from __future__ import annotations

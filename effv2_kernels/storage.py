@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from effv2_kernels import container, labels as class_names, structure
+from effv2_kernels import container, structure
+from effv2_kernels import labels as class_names
 from effv2_kernels.backends import DTYPE_NAMES, TORCH_DTYPES, Settings
 from effv2_kernels.blocks import BLOCK_TYPES
 from effv2_kernels.checkpoint.files import SAVED_FORMAT
@@ -128,9 +129,7 @@ def load(
     attributes = {}
     if "labels" in metadata:
         try:
-            attributes["labels"] = class_names.from_json(
-                metadata["labels"], class_names.classes_of(network)
-            )
+            attributes["labels"] = class_names.from_json(metadata["labels"], class_names.classes_of(network))
         except ValueError as error:
             raise CheckpointError(f"{name} has labels that do not name its classes: {error}.") from error
     single = metadata.get("returns") == "tensor"
@@ -140,8 +139,9 @@ def load(
 def _labels_of(model: OptimizedModel) -> tuple[str, ...]:
     """Those that it was loaded with; a model may have carried over something else of that name."""
     found = vars(model).get("labels")
-    fits = isinstance(found, tuple) and len(found) == class_names.classes_of(model.network)
-    return found if fits and all(isinstance(label, str) for label in found) else ()
+    if not isinstance(found, tuple) or len(found) != class_names.classes_of(model.network):
+        return ()
+    return found if all(isinstance(label, str) for label in found) else ()
 
 
 def _saved_dtype(metadata: dict[str, str], name: str) -> str:

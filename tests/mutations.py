@@ -179,7 +179,9 @@ def changed_metadata(data: bytes, chance: random.Random) -> bytes:
     """Another format, version or dtype, or a structure that is another text."""
     header, values = split(data)
     metadata = header["__metadata__"]
-    key = chance.choice(("format", "version", "dtype", "returns", "structure", "structure", "labels", "labels"))
+    key = chance.choice(
+        ("format", "version", "dtype", "returns", "structure", "structure", "labels", "labels")
+    )
     odd: list[Any] = [
         "",
         "1",
@@ -220,8 +222,14 @@ LABELS = (
     '["a","b","c","d",1E400]',
     '["a","b","c","d",NaN]',
     '["a","b","c","d",{"e":1,"e":2}]',
-    *(f'["a","b","c","d","{name}"]' for name in ("\t", "\x7f", "\x80", "\x9f", "\xa0", "\xc2", "é\x85", "x" * 5000)),
-    *(f'["a","b","c","d","{name}"]' for name in (r"\n", r"\u0000", r"\u0085", r"\u00a0", r"\u001b[2J", r"\x41")),
+    *(
+        f'["a","b","c","d","{name}"]'
+        for name in ("\t", "\x7f", "\x80", "\x9f", "\xa0", "\xc2", "é\x85", "x" * 5000)
+    ),
+    *(
+        f'["a","b","c","d","{name}"]'
+        for name in (r"\n", r"\u0000", r"\u0085", r"\u00a0", r"\u001b[2J", r"\x41")
+    ),
     *(f'["a","b","c","d","{name}"]' for name in (r"\ud800", r"\udc00\ud800", r"\ud83d\ude00", r"\/")),
     "[" * 40 + "]" * 40,
 )

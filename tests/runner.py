@@ -47,8 +47,10 @@ class Done:
             assert word in self.err, self.err
 
 
-def run(*arguments: object, prefix: Sequence[object] = (PROGRAM,), timeout: float = 120, **options: Any) -> Done:
-    """prefix: the program, and what it is started with. Once, without warm-up, unless arguments say otherwise."""
+def run(
+    *arguments: object, prefix: Sequence[object] = (PROGRAM,), timeout: float = 120, **options: Any
+) -> Done:
+    """prefix: the program, and what it is started with. One run, without warm-up, unless arguments ask."""
     few = [] if "--repeat" in arguments else ["--repeat", 1]
     few += [] if "--warmup" in arguments else ["--warmup", 0]
     command = [str(part) for part in (*prefix, *arguments, *few)]

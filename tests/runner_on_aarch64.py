@@ -1,7 +1,7 @@
 """effv2-run for 64-bit Arm, under emulation: the bits of the wheel, the memory it takes, and what it refuses.
 
-Run by `make test-aarch64`. This interpreter writes networks and images, the Arm Python computes what is expected
-with the wheel, and the program of `make runner-aarch64` has to give the same.
+Run by `make test-aarch64`. This interpreter writes networks and images, the Arm Python computes what is
+expected with the wheel, and the program of `make runner-aarch64` has to give the same.
 """
 
 import subprocess
@@ -133,7 +133,7 @@ def test_what_arm_does_not_have(folder):
 
 
 def test_halves(tmp_path, generator):
-    """Images are rounded to halves as PyTorch does, and the network's are written exactly; or they are refused."""
+    """Images are rounded to halves as by PyTorch, and outputs written exactly; too large ones are refused."""
     identity = runner.save_identity(tmp_path / "identity.effv2")
     how = ("--input", tmp_path / "x.npy", "--dtype", "fp16")
     x = torch.randn(1, 3, 64, 64, generator=generator) * torch.logspace(-9, 4, 64)

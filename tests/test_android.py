@@ -1,4 +1,4 @@
-"""The native part of examples/android: it compiles against jni.h and the library, and has what Kotlin declares."""
+"""The native part of examples/android: it compiles against jni.h, and has what Kotlin declares."""
 
 import os
 import re
@@ -24,7 +24,9 @@ def jni_headers():
 
 
 def run(*command):
-    done = subprocess.run([str(part) for part in command], capture_output=True, text=True, check=False, timeout=300)
+    done = subprocess.run(
+        [str(part) for part in command], capture_output=True, text=True, check=False, timeout=300
+    )
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
 

@@ -1,4 +1,4 @@
-"""effv2-run: the bits of Python, every option, and for everything that can be wrong an exit code and a line."""
+"""effv2-run: the bits of Python, every option, and an exit code and a line for all that can be wrong."""
 
 import json
 import random
@@ -22,7 +22,7 @@ pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="effv2-run is bu
 
 SPEC = SMALL[0]
 SIZE = ("--img-size", SPEC.img_size)
-NAMES = tuple(f"name {i}" for i in range(9)) + ("Grünfink, 金魚",)
+NAMES = (*(f"name {i}" for i in range(9)), "Grünfink, 金魚")
 TARGETS = [(isa, dtype) for isa in cpu.native().available_isas() for dtype in cpu.native().formats(isa)]
 DTYPES = c_library.DTYPES
 
@@ -41,7 +41,9 @@ def images(tmp_path_factory):
 
 def test_it_is_of_one_piece():
     """For a machine that has nothing else: neither a loader nor libraries."""
-    said = subprocess.run(["readelf", "-ld", runner.PROGRAM], capture_output=True, text=True, check=True).stdout
+    said = subprocess.run(
+        ["readelf", "-ld", runner.PROGRAM], capture_output=True, text=True, check=True
+    ).stdout
     assert "LOAD" in said
     assert "INTERP" not in said
     assert "NEEDED" not in said
@@ -201,7 +203,9 @@ def test_help_and_version(arguments):
     if arguments == ("--version",):
         assert done.out == f"effv2-run {effv2_kernels.__version__}\n"
     else:
-        codes = dict(re.findall(r"(\d+) ([^;]*?)[;.]", done.out.partition("Exit codes:")[2].replace("\n", " ")))
+        codes = dict(
+            re.findall(r"(\d+) ([^;]*?)[;.]", done.out.partition("Exit codes:")[2].replace("\n", " "))
+        )
         assert [*map(int, codes)] == [*range(11)]
         assert "memory" in codes[str(runner.MEMORY)]
         assert "newer version" in codes[str(runner.VERSION)]
@@ -273,8 +277,16 @@ NETWORKS = {
         runner.NETWORK,
         "its header is too long",
     ),
-    "a picture": (lambda data: b"\x89PNG\r\n\x1a\n" * 9, runner.NETWORK, "truncated or not a safetensors file"),
-    "another program's": (changed({"format": "pt"}), runner.NETWORK, "was not written by effv2_kernels.save()"),
+    "a picture": (
+        lambda data: b"\x89PNG\r\n\x1a\n" * 9,
+        runner.NETWORK,
+        "truncated or not a safetensors file",
+    ),
+    "another program's": (
+        changed({"format": "pt"}),
+        runner.NETWORK,
+        "was not written by effv2_kernels.save()",
+    ),
     "newer": (changed({"version": "3"}), runner.VERSION, "has version '3' of the format"),
     "labels of others": (changed({"labels": '["one"]'}), runner.NETWORK, "there are 1 for 10 classes"),
     "no structure": (changed({"structure": "{}"}), runner.NETWORK, "does not describe a network"),

@@ -75,7 +75,9 @@ def test_the_bits_of_python(shape, size, prepared, tmp_path, generator):
         assert torch.equal(found, expected), f"{name}: {float(difference):.2f} levels"
 
 
-@pytest.mark.parametrize("mode", ["L", "LA", "RGBA", "P", "1", "I;16", "palette with transparency", "grey PGM"])
+@pytest.mark.parametrize(
+    "mode", ["L", "LA", "RGBA", "P", "1", "I;16", "palette with transparency", "grey PGM"]
+)
 def test_modes(mode, prepared, tmp_path, generator):
     path = tmp_path / ("a.pgm" if mode == "grey PGM" else "a.png")
     if mode == "I;16":
@@ -94,7 +96,9 @@ def test_modes(mode, prepared, tmp_path, generator):
 @pytest.mark.parametrize("mode", ["RGB", "L"])
 def test_jpeg(mode, options, prepared, tmp_path, generator):
     """Decoders differ in how they round, and in how they enlarge colours of half the resolution."""
-    images.fromarray(smooth(generator, 300, 420)).convert(mode).save(tmp_path / "a.jpg", quality=90, **options)
+    images.fromarray(smooth(generator, 300, 420)).convert(mode).save(
+        tmp_path / "a.jpg", quality=90, **options
+    )
     found, expected = prepared(tmp_path / "a.jpg", (224, 224)), photo.read(tmp_path / "a.jpg", (224, 224))
     levels = (found - expected).abs() * torch.tensor(photo.STD)[:, None, None] * 255
     assert float(levels.max()) <= JPEG_WORST
@@ -252,12 +256,21 @@ ARRAYS = {
     "records": (npy(np.zeros(2, dtype=[("a", "<f4")])), "there is no string"),
     "two dimensions": (npy(X[0, 0]), "has the shape 4x5; expected (N, C, H, W) or (C, H, W) of 3 channels"),
     "five dimensions": (npy(X[None]), "has the shape 1x1x3x4x5; expected (N, C, H, W)"),
-    "four channels": (npy(np.zeros((1, 4, 5, 5), np.float32)), "has the shape 1x4x5x5; expected (N, C, H, W)"),
+    "four channels": (
+        npy(np.zeros((1, 4, 5, 5), np.float32)),
+        "has the shape 1x4x5x5; expected (N, C, H, W)",
+    ),
     "channels last": (npy(np.zeros((5, 5, 3), np.float32)), "has the shape 5x5x3; expected"),
     "no images": (npy(X[:0]), "has the shape 0x3x4x5; expected"),
     "a scalar": (npy(np.float32(1)), "has the shape (); expected"),
-    "an endless shape": (npy(X).replace(b"(1, 3, 4, 5)", b"(9223372036854775807, 9223372036854775807, 1)"), "cannot"),
-    "a size of 30 digits": (npy(X).replace(b"(1, 3, 4, 5)", b"(999999999999999999999999999999,)"), "a size is too large"),
+    "an endless shape": (
+        npy(X).replace(b"(1, 3, 4, 5)", b"(9223372036854775807, 9223372036854775807, 1)"),
+        "cannot",
+    ),
+    "a size of 30 digits": (
+        npy(X).replace(b"(1, 3, 4, 5)", b"(999999999999999999999999999999,)"),
+        "a size is too large",
+    ),
     "a negative size": (npy(X).replace(b"(1, 3, 4, 5)", b"(-1, 3, 4, 5) "), "a size is no number"),
     "a key twice": (npy(X).replace(b"'shape'", b"'descr'"), "it has 'descr' once too often"),
     "a key too few": (npy(X).replace(b"'fortran_order': False, ", b" " * 24), "it lacks"),

@@ -36,11 +36,13 @@ Array images_of(const Options& options, int channels) {
   Array images = read_npy(options.input);
   const std::string given = shown(images.shape);
   if (images.shape.size() == 3) images.shape.insert(images.shape.begin(), 1);
-  const bool fits = images.shape.size() == 4 && images.shape[1] == channels &&
-                    std::all_of(images.shape.begin(), images.shape.end(), [](std::int64_t n) { return n > 0; });
+  const bool fits =
+      images.shape.size() == 4 && images.shape[1] == channels &&
+      std::all_of(images.shape.begin(), images.shape.end(), [](std::int64_t n) { return n > 0; });
   if (!fits) {
-    throw Failure(kBadInput, options.input + " has the shape " + given + "; expected (N, C, H, W) or (C, H, W) of " +
-                                 std::to_string(channels) + " channels");
+    throw Failure(kBadInput, options.input + " has the shape " + given +
+                                 "; expected (N, C, H, W) or (C, H, W) of " + std::to_string(channels) +
+                                 " channels");
   }
   return images;
 }
@@ -73,8 +75,15 @@ void run(const Options& options) {
   if (about.has_head) top = top_classes(network, outputs[0], options.top);
   std::optional<Profile> blocks;
   if (options.profile) blocks = profile(network, call, shape, options.warmup, options.repeat);
-  const Report report{options, about,  loaded.count(), shape, std::move(outputs), std::move(top),
-                      latency, blocks, memory_of(network, call, options.network)};
+  const Report report{options,
+                      about,
+                      loaded.count(),
+                      shape,
+                      std::move(outputs),
+                      std::move(top),
+                      latency,
+                      blocks,
+                      memory_of(network, call, options.network)};
   (options.json ? print_json : print_text)(report, std::cout);
 }
 
@@ -83,8 +92,7 @@ std::string in_one_line(const std::string& text) {
   using Json = nlohmann::json;
   std::string valid =
       Json::parse(Json(text).dump(-1, ' ', false, Json::error_handler_t::replace)).get<std::string>();
-  std::replace_if(
-      valid.begin(), valid.end(), [](unsigned char c) { return c < 0x20 || c == 0x7f; }, ' ');
+  std::replace_if(valid.begin(), valid.end(), [](unsigned char c) { return c < 0x20 || c == 0x7f; }, ' ');
   return valid;
 }
 

@@ -63,7 +63,8 @@ Latency measure(Call& call, int warmup, int repeat) {
   }
   std::sort(times.begin(), times.end());
   const double mean = std::accumulate(times.begin(), times.end(), 0.0) / repeat;
-  return {times.front(), quantile(times, 0.5), quantile(times, 0.9), quantile(times, 0.99), times.back(), mean};
+  return {times.front(),         quantile(times, 0.5), quantile(times, 0.9),
+          quantile(times, 0.99), times.back(),         mean};
 }
 
 Profile profile(const Network& network, Call& call, const std::vector<std::int64_t>& shape, int warmup,
@@ -90,9 +91,12 @@ Profile profile(const Network& network, Call& call, const std::vector<std::int64
 Memory memory_of(const Network& network, const Call& call, const std::string& path) {
   struct stat file{};
   const std::int64_t mapping = stat(path.c_str(), &file) == 0 ? static_cast<std::int64_t>(file.st_size) : 0;
-  return {program_bytes(),         mapping,
-          network.about().packed_bytes, network.working_bytes(),
-          static_cast<std::int64_t>(call.bytes()), most_resident_bytes()};
+  return {program_bytes(),
+          mapping,
+          network.about().packed_bytes,
+          network.working_bytes(),
+          static_cast<std::int64_t>(call.bytes()),
+          most_resident_bytes()};
 }
 
 }  // namespace effv2::runner

@@ -35,8 +35,8 @@ struct Profile {
 Profile profile(const Network& network, Call& call, const std::vector<std::int64_t>& shape, int warmup,
                 int repeat);
 
-// In bytes. Not counted are what is short-lived, such as the weights of one block before they are packed and the
-// picture of a file, and the threads' stacks.
+// In bytes. Not counted are what is short-lived, such as the weights of one block before they are packed and
+// the picture of a file, and the threads' stacks.
 struct Memory {
   std::int64_t program, mapping, packed_weights, arena, images_and_outputs;
   std::int64_t system;  // the most that the process had, as Linux counts it; 0 where it does not say

@@ -27,7 +27,8 @@ Network::Network(const Options& options) {
   how.isa = named(options.isa);
   how.threads = options.threads;
   const effv2_status status = effv2_load_file(options.network.c_str(), &how, &network_);
-  check(status, status == EFFV2_UNAVAILABLE ? "; without --dtype and --isa what this processor has is taken" : "");
+  check(status,
+        status == EFFV2_UNAVAILABLE ? "; without --dtype and --isa what this processor has is taken" : "");
   about_.size = sizeof about_;
   check(effv2_describe(network_, &about_));
 }
@@ -69,8 +70,8 @@ void Call::run() {
 std::vector<double> Call::profile() {
   const int blocks = network_.about().blocks;
   std::vector<double> seconds(static_cast<std::size_t>(blocks));
-  check(effv2_profile(network_.network_, &call_, addresses_.data(), network_.about().outputs, 0, seconds.data(),
-                      blocks));
+  check(effv2_profile(network_.network_, &call_, addresses_.data(), network_.about().outputs, 0,
+                      seconds.data(), blocks));
   return seconds;
 }
 
@@ -79,9 +80,11 @@ std::vector<Array> Call::outputs() const {
   for (std::size_t i = 0; i < shapes_.size(); ++i) {
     const Values& values = memory_[i];
     const auto channels = static_cast<std::size_t>(shapes_[i].channels);
-    const std::size_t pixels = static_cast<std::size_t>(shapes_[i].height) * static_cast<std::size_t>(shapes_[i].width);
+    const std::size_t pixels =
+        static_cast<std::size_t>(shapes_[i].height) * static_cast<std::size_t>(shapes_[i].width);
     Array array{{call_.count, shapes_[i].channels}, {}};
-    if (!network_.about().has_head) array.shape.insert(array.shape.end(), {shapes_[i].height, shapes_[i].width});
+    if (!network_.about().has_head)
+      array.shape.insert(array.shape.end(), {shapes_[i].height, shapes_[i].width});
     array.values.reserve(values.size());
     // From channels innermost to columns innermost.
     for (std::size_t image = 0; image < values.size(); image += pixels * channels) {

@@ -80,7 +80,8 @@ class Literal {
     const std::size_t begin = at_;
     std::int64_t value = 0;
     for (; at_ < text_.size() && text_[at_] >= '0' && text_[at_] <= '9'; ++at_) {
-      if (__builtin_mul_overflow(value, 10, &value) || __builtin_add_overflow(value, text_[at_] - '0', &value))
+      if (__builtin_mul_overflow(value, 10, &value) ||
+          __builtin_add_overflow(value, text_[at_] - '0', &value))
         throw std::invalid_argument("a size is too large");
     }
     if (at_ == begin) throw std::invalid_argument("a size is no number");
@@ -141,8 +142,8 @@ std::size_t header_end(const std::vector<unsigned char>& bytes, std::size_t* beg
 Array decode(const std::vector<unsigned char>& bytes) {
   std::size_t begin = 0;
   const std::size_t end = header_end(bytes, &begin);
-  const Header header = parse_header({bytes.begin() + static_cast<std::ptrdiff_t>(begin),
-                                      bytes.begin() + static_cast<std::ptrdiff_t>(end)});
+  const Header header = parse_header(
+      {bytes.begin() + static_cast<std::ptrdiff_t>(begin), bytes.begin() + static_cast<std::ptrdiff_t>(end)});
   const bool half = header.descr == "<f2";
   if (!half && header.descr != "<f4") {
     throw std::invalid_argument("its dtype is '" + header.descr +
@@ -157,9 +158,9 @@ Array decode(const std::vector<unsigned char>& bytes) {
   const std::size_t each = half ? 2 : 4, found = bytes.size() - end;
   if (static_cast<std::uint64_t>(count) > std::numeric_limits<std::size_t>::max() / 4 ||
       static_cast<std::size_t>(count) * each != found) {
-    throw std::invalid_argument("it has " + std::to_string(found) + " bytes of values, and its shape " +
-                                shown(header.shape) + " needs " +
-                                (static_cast<std::size_t>(count) > found / each ? "more: it is truncated" : "fewer"));
+    throw std::invalid_argument(
+        "it has " + std::to_string(found) + " bytes of values, and its shape " + shown(header.shape) +
+        " needs " + (static_cast<std::size_t>(count) > found / each ? "more: it is truncated" : "fewer"));
   }
   Array array{header.shape, std::vector<float>(static_cast<std::size_t>(count))};
   const unsigned char* values = bytes.data() + end;

@@ -15,9 +15,12 @@ constexpr const char* kAbout =
     "Runs a network that effv2_kernels.save() or `python -m effv2_kernels convert` wrote: the most probable "
     "classes, how long it takes, and what memory it takes.";
 constexpr const char* kExitCodes =
-    "Exit codes: 0 done; 1 another failure; 2 wrong options; 3 a file cannot be read or written; 4 the network's "
-    "file is damaged or none; 5 it is of a newer version; 6 this processor lacks the dtype or instruction set; 7 "
-    "the network cannot take images of this size; 8 not enough memory; 9 a value went beyond what the dtype holds; "
+    "Exit codes: 0 done; 1 another failure; 2 wrong options; 3 a file cannot be read or written; 4 the "
+    "network's "
+    "file is damaged or none; 5 it is of a newer version; 6 this processor lacks the dtype or instruction "
+    "set; 7 "
+    "the network cannot take images of this size; 8 not enough memory; 9 a value went beyond what the dtype "
+    "holds; "
     "10 the picture or array is not what it should be.";
 
 [[noreturn]] void refuse(const std::string& why) {
@@ -26,16 +29,16 @@ constexpr const char* kExitCodes =
 
 void check_range(const char* option, int value, int least, int most) {
   if (value >= least && value <= most) return;
-  refuse(std::string(option) + " is " + std::to_string(value) + "; expected " + std::to_string(least) + " to " +
-         std::to_string(most));
+  refuse(std::string(option) + " is " + std::to_string(value) + "; expected " + std::to_string(least) +
+         " to " + std::to_string(most));
 }
 
 // "224" or "160x224".
 void parse_size(const std::string& text, Options& options) {
   const std::size_t times = text.find_first_of("xX");
   const auto side = [&](const std::string& digits) -> std::int64_t {
-    const bool plain = !digits.empty() && digits.size() < 9 &&
-                       digits.find_first_not_of("0123456789") == std::string::npos;
+    const bool plain =
+        !digits.empty() && digits.size() < 9 && digits.find_first_not_of("0123456789") == std::string::npos;
     const std::int64_t value = plain ? std::stoll(digits) : 0;
     if (value < 1 || value > kLongestSide)
       refuse("--img-size is '" + text + "'; expected 224 or ROWSxCOLUMNS such as 160x224");
@@ -54,18 +57,20 @@ std::optional<Options> parse_options(int argc, char** argv) {
   app.footer(kExitCodes);
   app.set_version_flag("--version", std::string("effv2-run ") + effv2_version());
   app.add_option("network", options.network, "such as s0.effv2")->required()->type_name("FILE");
-  CLI::Option* image = app.add_option("--image", options.image,
-                                      "a JPEG, PNG or PPM, prepared as ImageNet's photographs are for evaluation");
+  CLI::Option* image = app.add_option(
+      "--image", options.image, "a JPEG, PNG or PPM, prepared as ImageNet's photographs are for evaluation");
   image->type_name("FILE");
   app.add_option("--input", options.input, "a NumPy array of float32 or float16, (N, C, H, W) or (C, H, W)")
       ->type_name("FILE.npy")
       ->excludes(image);
-  app.add_option("--output", options.output,
-                 "write the outputs here, as float32, (N, classes) or (N, C, H, W); of several, with their numbers")
+  app.add_option(
+         "--output", options.output,
+         "write the outputs here, as float32, (N, classes) or (N, C, H, W); of several, with their numbers")
       ->type_name("FILE.npy");
   app.add_option("--img-size", size, "of a picture or a random image: 224 (default) or ROWSxCOLUMNS")
       ->type_name("SIZE");
-  app.add_option("--dtype", options.dtype, "fp32, bf16 or fp16; default: the file's own where that runs, else fp32")
+  app.add_option("--dtype", options.dtype,
+                 "fp32, bf16 or fp16; default: the file's own where that runs, else fp32")
       ->type_name("NAME");
   app.add_option("--isa", options.isa, "avx512, avx2, neon or scalar; default: the best of this processor")
       ->type_name("NAME");

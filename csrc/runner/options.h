@@ -9,11 +9,11 @@ namespace effv2::runner {
 
 struct Options {
   std::string network;
-  std::string image, input;       // at most one of them; neither is an image of random numbers
-  std::string output;             // where outputs go; empty for nowhere
-  std::string dtype, isa;         // empty for the library's choice
+  std::string image, input;                // at most one of them; neither is an image of random numbers
+  std::string output;                      // where outputs go; empty for nowhere
+  std::string dtype, isa;                  // empty for the library's choice
   std::int64_t rows = 224, columns = 224;  // of a picture or random image
-  int threads = 0;                // 0 for the library's choice
+  int threads = 0;                         // 0 for the library's choice
   int repeat = 10, warmup = 3, top = 5;
   bool profile = false, json = false;
 };

@@ -22,8 +22,8 @@
 namespace effv2::runner {
 namespace {
 
-// A file's bytes as the decoder asks for them. It takes what is missing for zeros; what it asked for beyond the
-// end tells that the file is truncated.
+// A file's bytes as the decoder asks for them. It takes what is missing for zeros; what it asked for beyond
+// the end tells that the file is truncated.
 struct Source {
   const std::vector<unsigned char>& bytes;
   std::size_t at = 0;
@@ -72,8 +72,9 @@ Picture decode(const std::vector<unsigned char>& bytes, const std::string& path)
   int columns = 0, rows = 0, channels = 0;
   if (!stbi_info_from_callbacks(&kCallbacks, &looked, &columns, &rows, &channels)) {
     const bool known = begins_with(bytes, 0, "\xff\xd8\xff") || begins_with(bytes, 0, "\x89PNG");
-    throw Failure(kBadInput, path + (known ? " cannot be decoded, it may be truncated or damaged; save it again"
-                                           : " " + foreign(bytes)));
+    throw Failure(kBadInput,
+                  path + (known ? " cannot be decoded, it may be truncated or damaged; save it again"
+                                : " " + foreign(bytes)));
   }
   const std::size_t pixels = static_cast<std::size_t>(columns) * static_cast<std::size_t>(rows);
   if (pixels == 0 || pixels > kMostPixels) {
@@ -90,7 +91,8 @@ Picture decode(const std::vector<unsigned char>& bytes, const std::string& path)
                                  (source.beyond ? "it ends too early" : stbi_failure_reason()) +
                                  "; save it again as JPEG or PNG");
   }
-  return {static_cast<std::size_t>(rows), static_cast<std::size_t>(columns), {rgb.get(), rgb.get() + 3 * pixels}};
+  return {
+      static_cast<std::size_t>(rows), static_cast<std::size_t>(columns), {rgb.get(), rgb.get() + 3 * pixels}};
 }
 
 }  // namespace

@@ -15,8 +15,8 @@ struct Picture {
 // More are not decoded: half a gigabyte of RGB.
 inline constexpr std::size_t kMostPixels = 178956970;
 
-// Upright, as its EXIF data tell, in 8 bits of red, green and blue. Colour profiles are ignored, transparency is
-// dropped, and grey or colours of 16 bits are brought to 8 by their upper byte. Throws Failure.
+// Upright, as its EXIF data tell, in 8 bits of red, green and blue. Colour profiles are ignored, transparency
+// is dropped, and grey or colours of 16 bits are brought to 8 by their upper byte. Throws Failure.
 Picture read_picture(const std::string& path);
 
 // 1 to 8, as EXIF counts them; 1, upright, where a file's bytes do not tell.

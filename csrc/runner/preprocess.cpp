@@ -34,14 +34,16 @@ Array prepare(const Picture& picture, std::int64_t rows, std::int64_t columns) {
   const Size size = resized_size(picture, rows, columns);
   if (size.rows * size.columns > static_cast<std::int64_t>(kMostPixels)) {
     throw Failure(kBadInput, "a picture of " + std::to_string(picture.columns) + "x" +
-                                 std::to_string(picture.rows) + " cannot be cut to " + std::to_string(rows) + "x" +
-                                 std::to_string(columns) + ": resized, it would have " +
+                                 std::to_string(picture.rows) + " cannot be cut to " + std::to_string(rows) +
+                                 "x" + std::to_string(columns) + ": resized, it would have " +
                                  std::to_string(size.rows * size.columns) + " pixels, and at most " +
-                                 std::to_string(kMostPixels) + " are made; crop it, or give a smaller --img-size");
+                                 std::to_string(kMostPixels) +
+                                 " are made; crop it, or give a smaller --img-size");
   }
   const auto height = static_cast<std::size_t>(rows), width = static_cast<std::size_t>(columns);
-  const Picture cut = resize(picture, static_cast<std::size_t>(size.rows), static_cast<std::size_t>(size.columns),
-                             {middle(size.rows, rows), middle(size.columns, columns), height, width});
+  const Picture cut =
+      resize(picture, static_cast<std::size_t>(size.rows), static_cast<std::size_t>(size.columns),
+             {middle(size.rows, rows), middle(size.columns, columns), height, width});
   const std::size_t pixels = height * width;
   Array image{{1, 3, rows, columns}, std::vector<float>(3 * pixels)};
   for (std::size_t channel = 0; channel < 3; ++channel) {

@@ -17,8 +17,8 @@ struct Window {
   std::size_t top, left, rows, columns;
 };
 
-// Bicubic (a = -1/2), over all pixels that an output covers; columns first and then rows, each rounded to 8 bits,
-// with weights of 22 bits: the arithmetic of Pillow, so that results are the same bits.
+// Bicubic (a = -1/2), over all pixels that an output covers; columns first and then rows, each rounded to 8
+// bits, with weights of 22 bits: the arithmetic of Pillow, so that results are the same bits.
 Picture resize(const Picture& picture, std::size_t rows, std::size_t columns, const Window& window);
 
 }  // namespace effv2::runner

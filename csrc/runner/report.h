@@ -6,31 +6,23 @@
 #include <string>
 #include <vector>
 
+#include "runner/classes.h"
 #include "runner/measure.h"
 #include "runner/options.h"
 
 namespace effv2::runner {
 
-struct Class {
-  int index;
-  std::string name;  // empty where the network has no names
-  double logit, probability;
-};
-
 struct Report {
   const Options& options;
   const effv2_description& about;
   double load_milliseconds;
-  std::vector<std::int64_t> input;    // its shape
+  std::vector<std::int64_t> input;  // its shape
   std::vector<Array> outputs;
   std::vector<std::vector<Class>> top;  // of every image; empty where there are no classes
   Latency latency;
   std::optional<Profile> profile;
   Memory memory;
 };
-
-// The classes of the largest logits, in their order. logits: (N, classes).
-std::vector<std::vector<Class>> top_classes(const Network& network, const Array& logits, int count);
 
 void print_text(const Report& report, std::ostream& out);
 void print_json(const Report& report, std::ostream& out);

@@ -49,12 +49,16 @@ void print_json(const Report& report, std::ostream& out) {
   const bool is_image = !options.image.empty(), is_array = !options.input.empty();
   Json json;
   json["version"] = effv2_version();
-  json["network"] = {{"path", options.network},   {"file_dtype", about.file_dtype},
-                     {"blocks", about.blocks},     {"load_milliseconds", report.load_milliseconds},
-                     {"dtype", about.dtype},       {"isa", about.isa},
+  json["network"] = {{"path", options.network}, {"file_dtype", about.file_dtype},
+                     {"blocks", about.blocks},  {"load_milliseconds", report.load_milliseconds},
+                     {"dtype", about.dtype},    {"isa", about.isa},
                      {"threads", about.threads}};
-  json["input"] = {{"kind", is_image ? "image" : is_array ? "array" : "random"},
-                   {"path", is_image ? Json(options.image) : is_array ? Json(options.input) : Json(nullptr)},
+  json["input"] = {{"kind", is_image   ? "image"
+                            : is_array ? "array"
+                                       : "random"},
+                   {"path", is_image   ? Json(options.image)
+                            : is_array ? Json(options.input)
+                                       : Json(nullptr)},
                    {"shape", report.input}};
   json["outputs"] = Json::array();
   for (const Array& output : report.outputs) json["outputs"].push_back(output.shape);

@@ -1,5 +1,4 @@
 #include <algorithm>
-#include <cmath>
 #include <cstdio>
 
 #include "runner/report.h"
@@ -21,8 +20,10 @@ void print_classes(const Report& report, std::ostream& out) {
     if (report.top.size() > 1) out << "image " << image << "\n";
     for (const Class& one : report.top[image]) {
       out << format("  %6.2f%%  ", 100 * one.probability);
-      if (one.name.empty()) out << "class " << one.index << "\n";
-      else out << format("%4d  ", one.index) << one.name << "\n";
+      if (one.name.empty())
+        out << "class " << one.index << "\n";
+      else
+        out << format("%4d  ", one.index) << one.name << "\n";
     }
   }
 }
@@ -43,8 +44,8 @@ void print_profile(const Profile& profile, std::ostream& out) {
     rows.push_back(figures({block.kind, block.name, shown({output.channels, output.height, output.width})},
                            block.milliseconds, block.gflop));
   }
-  rows.push_back(figures({"total", std::to_string(profile.blocks.size()) + " blocks", ""}, profile.milliseconds,
-                         profile.gflop));
+  rows.push_back(figures({"total", std::to_string(profile.blocks.size()) + " blocks", ""},
+                         profile.milliseconds, profile.gflop));
   constexpr std::size_t kLeft = 3;  // so many columns are aligned to the left
   std::vector<std::size_t> widths(rows[0].size());
   for (const Row& row : rows) {
@@ -63,36 +64,14 @@ void print_profile(const Profile& profile, std::ostream& out) {
 
 }  // namespace
 
-std::vector<std::vector<Class>> top_classes(const Network& network, const Array& logits, int count) {
-  const auto classes = static_cast<std::size_t>(logits.shape[1]);
-  std::vector<std::vector<Class>> found;
-  for (auto row = logits.values.begin(); row != logits.values.end(); row += logits.shape[1]) {
-    std::vector<Class> all(classes);
-    // What is no number comes last: an order needs all of them to compare.
-    const auto rank = [](double logit) { return std::isnan(logit) ? -INFINITY : logit; };
-    double largest = -INFINITY, sum = 0;
-    for (std::size_t i = 0; i < classes; ++i) largest = std::max<double>(largest, rank(row[static_cast<std::ptrdiff_t>(i)]));
-    for (std::size_t i = 0; i < classes; ++i) {
-      const char* name = network.class_name(static_cast<int>(i));
-      const double logit = row[static_cast<std::ptrdiff_t>(i)];
-      all[i] = {static_cast<int>(i), name ? name : "", logit, std::exp(logit - largest)};
-      sum += all[i].probability;
-    }
-    for (Class& one : all) one.probability /= sum;
-    std::stable_sort(all.begin(), all.end(),
-                     [&](const Class& a, const Class& b) { return rank(a.logit) > rank(b.logit); });
-    all.resize(std::min(classes, static_cast<std::size_t>(count)));
-    found.push_back(std::move(all));
-  }
-  return found;
-}
-
 void print_text(const Report& report, std::ostream& out) {
   const effv2_description& about = report.about;
   const Options& options = report.options;
-  out << options.network << ": weights in " << about.file_dtype << ", runs in " << about.dtype << " on " << about.isa
-      << format(", threads: %d; loaded in %.1f ms\n", about.threads, report.load_milliseconds);
-  const std::string name = !options.image.empty() ? options.image : !options.input.empty() ? options.input : "random numbers";
+  out << options.network << ": weights in " << about.file_dtype << ", runs in " << about.dtype << " on "
+      << about.isa << format(", threads: %d; loaded in %.1f ms\n", about.threads, report.load_milliseconds);
+  const std::string name = !options.image.empty()   ? options.image
+                           : !options.input.empty() ? options.input
+                                                    : "random numbers";
   out << name << ": " << shown(report.input) << "\n";
   print_classes(report, out);
   for (const Array& output : report.outputs) {

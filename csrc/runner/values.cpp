@@ -45,8 +45,10 @@ Sixteen functions(const std::string& dtype) {
 }  // namespace
 
 Values::Values(std::size_t count, const std::string& dtype) : back_(functions(dtype).back) {
-  if (back_) narrow_.resize(count);
-  else wide_.resize(count);
+  if (back_)
+    narrow_.resize(count);
+  else
+    wide_.resize(count);
 }
 
 Values::Values(std::vector<float> values, const std::string& dtype) : back_(functions(dtype).back) {
@@ -59,8 +61,8 @@ Values::Values(std::vector<float> values, const std::string& dtype) : back_(func
   for (const float value : values) {
     narrow_.push_back(of(value));
     if (std::isfinite(value) && !std::isfinite(back_(narrow_.back()))) {
-      throw Failure(kBadInput, "the input has a value of " + std::to_string(value) + ", which is beyond what " +
-                                   dtype + " holds; use --dtype fp32");
+      throw Failure(kBadInput, "the input has a value of " + std::to_string(value) +
+                                   ", which is beyond what " + dtype + " holds; use --dtype fp32");
     }
   }
 }

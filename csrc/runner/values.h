@@ -13,8 +13,8 @@ class Values {
   Values() = default;
   // So many, of this dtype.
   Values(std::size_t count, const std::string& dtype);
-  // Rounded to nearest, ties to even; of fp32 they are taken as they are. Throws Failure where a finite value is
-  // beyond what the dtype holds.
+  // Rounded to nearest, ties to even; of fp32 they are taken as they are. Throws Failure where a finite value
+  // is beyond what the dtype holds.
   Values(std::vector<float> values, const std::string& dtype);
 
   void* data() { return back_ ? static_cast<void*>(narrow_.data()) : wide_.data(); }

@@ -35,7 +35,8 @@ class Names {
 
 Json parsed(std::string_view text, char first) {
   // The library would skip a byte order mark and stop at a zero.
-  if (text.empty() || text.front() != first) throw FormatError(std::string("it does not begin with ") + first);
+  if (text.empty() || text.front() != first)
+    throw FormatError(std::string("it does not begin with ") + first);
   if (text.find('\0') != std::string_view::npos) throw FormatError("it has a zero byte");
   Names names;
   try {

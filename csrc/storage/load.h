@@ -18,8 +18,8 @@ struct LoadedNetwork {
   };
   std::unique_ptr<Network> network;
   std::vector<Block> blocks;
-  std::string dtype;  // that products' weights are stored in: "fp32" or "fp16"
-  bool has_head;      // the one output is logits, else it is maps
+  std::string dtype;                // that products' weights are stored in: "fp32" or "fp16"
+  bool has_head;                    // the one output is logits, else it is maps
   std::vector<std::string> labels;  // the names of its classes, where the file has them
 };
 

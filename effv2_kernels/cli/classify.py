@@ -20,7 +20,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--labels",
         metavar="FILE",
-        help="names, one line per class; default: those of a saved network, or ImageNet's if timm is installed",
+        help="names, one line per class; default: a saved network's own, or ImageNet's if timm is installed",
     )
 
 

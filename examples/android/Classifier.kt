@@ -10,10 +10,10 @@ data class Prediction(val index: Int, val name: String?, val probability: Float)
 /**
  * Classifies photos with a network that `python -m effv2_kernels convert` wrote.
  *
- * The file must be readable by its path: copy it out of the app's assets first. [size] is the side of the images
- * that the network was made for. [threads]: 0 for a thread for each fast or middle core.
+ * The file must be readable by its path: copy it out of the app's assets first. [size] is the side of the
+ * images that the network was made for. [threads]: 0 for a thread for each fast or middle core.
  *
- * Throws IllegalStateException, with the library's reason, for a file or an image that the network cannot take.
+ * Throws IllegalStateException, with the library's reason, for a file or image that it cannot take.
  */
 class Classifier(path: String, private val size: Int = 224, threads: Int = 0) : AutoCloseable {
     private var network = open(path, threads)

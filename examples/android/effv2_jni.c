@@ -1,7 +1,7 @@
 /* What Classifier.kt calls: the functions of effv2.h that it takes to classify an image.
  *
- * A network is a long that holds its address; Classifier keeps it to itself and closes it once. What fails throws
- * IllegalStateException with the library's own words. */
+ * A network is a long that holds its address; Classifier keeps it to itself and closes it once. What fails
+ * throws IllegalStateException with the library's own words. */
 #include <jni.h>
 #include <stdlib.h>
 #include <string.h>
