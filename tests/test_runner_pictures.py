@@ -210,6 +210,23 @@ def test_truncated_pictures(kind, identity, tmp_path, generator):
         done.refused(runner.INPUT, str(tmp_path / "a"))
 
 
+def test_a_jpeg_whose_tables_are_too_large(identity, tmp_path, generator):
+    """The decoder would write them beyond its memory; in any place where it looks for tables."""
+    data = encoded("jpeg", images.fromarray(noise(generator, 24, 30, 3)), optimize=False)
+    first, scan = data.index(b"\xff\xc4"), data.index(b"\xff\xda")
+    length = int.from_bytes(data[scan + 2 : scan + 4], "big")
+    small = b"\0" + bytes([0, 1, *[0] * 14]) + b"\5"
+    large = b"\0" + bytes([0, 0, 255, 2, *[0] * 12]) + bytes(257)
+    for table in (large, small + large):
+        segment = b"\xff\xc4" + (2 + len(table)).to_bytes(2, "big") + table
+        short = b"\xff\xc4" + (2 + len(table) - len(large) + 1).to_bytes(2, "big") + table
+        for at in (2, first, scan, scan + 2 + length, len(data) - 2):
+            for inserted in (segment, short):
+                (tmp_path / "a.jpg").write_bytes(data[:at] + inserted + data[at:])
+                done = run(identity, "--image", tmp_path / "a.jpg")
+                done.refused(runner.INPUT, "a Huffman table of it has too many codes")
+
+
 @pytest.mark.parametrize("kind", ["jpeg", "png", "ppm"])
 def test_mutated_pictures(kind, identity, tmp_path, generator):
     """They are decoded, or refused in its own words."""

@@ -19,6 +19,9 @@ inline constexpr std::size_t kMostPixels = 178956970;
 // is dropped, and grey or colours of 16 bits are brought to 8 by their upper byte. Throws Failure.
 Picture read_picture(const std::string& path);
 
+// Whether every Huffman table of a JPEG, if it is one, has the codes that there can be, and no more.
+bool jpeg_tables_have_room(const std::vector<unsigned char>& bytes);
+
 // 1 to 8, as EXIF counts them; 1, upright, where a file's bytes do not tell.
 int orientation_of(const std::vector<unsigned char>& bytes);
 // The picture that a camera stored in this orientation.
