@@ -1,5 +1,5 @@
-// What the decoder of JPEG does not look at by itself: it writes a Huffman table of more than 256 codes beyond its
-// own memory (stb_image before version 2.29).
+// What the decoder of JPEG does not look at by itself: it writes a Huffman table of more than 256 codes
+// beyond its own memory (stb_image before version 2.29).
 #include "runner/picture.h"
 
 namespace effv2::runner {
@@ -7,7 +7,8 @@ namespace {
 
 constexpr std::size_t kMostCodes = 256;
 
-// Of the tables of one segment, whose length stands at `at`; as the decoder reads them, which may be beyond it.
+// Of the tables of one segment, whose length stands at `at`; as the decoder reads them, which may be beyond
+// it.
 bool has_room(const std::vector<unsigned char>& bytes, std::size_t at) {
   if (at + 2 > bytes.size()) return true;
   std::ptrdiff_t left = (bytes[at] << 8 | bytes[at + 1]) - 2;
@@ -28,7 +29,8 @@ bool jpeg_tables_have_room(const std::vector<unsigned char>& bytes) {
   for (std::size_t at = 2; at + 2 <= bytes.size();) {
     const unsigned char marker = bytes[at + 1];
     // Pixels have no marker but those of restarts.
-    const bool is_segment = bytes[at] == 0xff && marker > 0x01 && marker != 0xff && (marker < 0xd0 || marker > 0xd8);
+    const bool is_segment =
+        bytes[at] == 0xff && marker > 0x01 && marker != 0xff && (marker < 0xd0 || marker > 0xd8);
     if (!is_segment) {
       ++at;
       continue;

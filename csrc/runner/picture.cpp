@@ -69,7 +69,8 @@ std::string foreign(const std::vector<unsigned char>& bytes) {
 
 Picture decode(const std::vector<unsigned char>& bytes, const std::string& path) {
   if (!jpeg_tables_have_room(bytes))
-    throw Failure(kBadInput, path + " cannot be decoded: a Huffman table of it has too many codes; save it again");
+    throw Failure(kBadInput,
+                  path + " cannot be decoded: a Huffman table of it has too many codes; save it again");
   Source looked{bytes};
   int columns = 0, rows = 0, channels = 0;
   if (!stbi_info_from_callbacks(&kCallbacks, &looked, &columns, &rows, &channels)) {
