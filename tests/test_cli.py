@@ -165,6 +165,21 @@ def test_a_saved_network_classifies_as_the_checkpoint_does(capsys, picture, chec
     assert from_saved == from_checkpoint
 
 
+def test_names_of_classes_go_into_the_file(capsys, picture, checkpoint, tmp_path):
+    (tmp_path / "names.txt").write_text("\n".join(f"name-{i}" for i in range(12)))
+    saved = tmp_path / "network.effv2"
+    arguments = ["--checkpoint", checkpoint[0], "--num-classes", 12, *SMALL]
+    code, _, _ = run(capsys, "convert", saved, *arguments, "--labels", tmp_path / "names.txt")
+    assert code == 0
+    _, out, _ = run(capsys, "classify", picture, "--checkpoint", saved, "--top", 3, *SMALL)
+    for line in out.splitlines()[1:]:
+        _, number, name = line.split()
+        assert name == f"name-{number}"
+    code, _, err = run(capsys, "convert", saved, *arguments, "--labels", "imagenet")
+    assert code == 2
+    assert "1000 for 12 classes" in err or "timm, which is not installed" in err
+
+
 def test_explain_lists_every_kind_of_block(capsys):
     code, out, _ = run(capsys, "explain", *SMALL)
     assert code == 0
