@@ -378,7 +378,11 @@ def test_an_overflow_is_an_error_of_one_call(spec, target):
     with torch.no_grad():
         beyond = max(float(y.abs().max()) for y in outputs_of_blocks(fast.network, bad[1:2]))
     assert beyond > 2 * 65504, "the test shows nothing"
-    for run_bad in (lambda: fast(bad), lambda: fast(bad[1:2]), lambda: profile(fast, bad, repeats=1, warmup=0)):
+    for run_bad in (
+        lambda: fast(bad),
+        lambda: fast(bad[1:2]),
+        lambda: profile(fast, bad, repeats=1, warmup=0),
+    ):
         with pytest.raises(InputError, match="a value went beyond 65504, the largest of fp16"):
             run_bad()
         assert torch.equal(fast(good), expected)

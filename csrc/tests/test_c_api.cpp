@@ -126,8 +126,8 @@ TEST(c_api, features) {
   CHECK(same_bits(memory, run_network(sample, *sample.build(target), batch.images, 1, "built")));
 }
 
-// Where the processor computes in it, a value beyond it is a status of that call; elsewhere it is refused, and
-// what was not asked for by name runs in fp32.
+// Where the processor computes in it, a value beyond it is a status of that call; elsewhere it is refused,
+// and what was not asked for by name runs in fp32.
 TEST(c_api, fp16) {
   Random random;
   const NetworkSample sample = sample_with_head();
