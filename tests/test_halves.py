@@ -22,6 +22,7 @@ from checks import (
     check_layouts,
     check_not_finite,
     check_same_kind,
+    exact,
     exact_network,
     one_torch_thread,
     plain_pytorch,
@@ -36,7 +37,7 @@ from test_network import like_trained
 from effv2_kernels import cpu, explain, load, optimize, profile, save, shapes, sources, verification
 from effv2_kernels.backends import TORCH_DTYPES
 from effv2_kernels.errors import InputError, ModelError, UnavailableError
-from effv2_kernels.reference import run, run_block
+from effv2_kernels.reference import run
 
 HALF_TARGETS = [target for target in TARGETS if target.dtype != "fp32"]
 FP16_TARGETS = [target for target in HALF_TARGETS if target.dtype == "fp16"]
@@ -364,20 +365,17 @@ def test_the_last_value_of_fp16_and_the_next(target):
 
 
 @on_fp16
-@pytest.mark.parametrize("spec", FAMILIES, ids=lambda spec: spec.name)
-def test_an_overflow_is_an_error_of_one_call(spec, target):
-    """Weights fit and images are finite: what the network makes of one of them is not, and no output says so."""
+def test_an_overflow_is_an_error_of_one_call(target):
+    """Weights fit, and images are finite: what the network makes of one of them is not, and is not returned."""
     g = seeded(805)
-    model = like_trained(spec.build(g), g)
+    model = like_trained(SMALL[0].build(g), g)
     fast = optimize(model, dtype="fp16", isa=target.isa)
-    good = spec.images(g, 3).half()
+    good = SMALL[0].images(g, 3).half()
     expected = fast(good)
     bad = good.clone()
-    bad[1] *= 12000
-    assert bool(bad.isfinite().all())
-    with torch.no_grad():
-        beyond = max(float(y.abs().max()) for y in outputs_of_blocks(fast.network, bad[1:2]))
-    assert beyond > 2 * 65504, "the test shows nothing"
+    bad[1] = 120000 * torch.rand(bad[1].shape, generator=g) - 60000
+    beyond = max(float(y.abs().max()) for y in outputs_of_blocks(fast.network, bad[1:2]))
+    assert beyond > 65504, "the test shows nothing"
     for run_bad in (
         lambda: fast(bad),
         lambda: fast(bad[1:2]),
@@ -391,16 +389,16 @@ def test_an_overflow_is_an_error_of_one_call(spec, target):
 
 def outputs_of_blocks(network, x):
     """In float64, one after the other."""
-    x = x.double()
     for block in network.blocks:
-        x = run_block(block, x)
+        x = exact(block, x)
         yield x
 
 
 @on_fp16
 def test_the_op_of_a_block_that_overflows(target):
     block, x, _ = block_case(SHAPES["ffn"], 2, dtype=torch.float16)
-    values = {**block.values(), "fc2_bias": torch.full_like(block.fc2_bias, 65000.0)}
+    values = block.values()
+    values["fc2_bias"] = torch.full_like(values["fc2_bias"], 65000.0)
     with pytest.raises(InputError, match="a value went beyond 65504"):
         torch.ops.effv2.ffn(x * 1000, *values.values())
 
@@ -409,7 +407,7 @@ def test_the_op_of_a_block_that_overflows(target):
 def test_weights_beyond_fp16_are_refused_at_optimize(target):
     model = TINY.build(seeded(806))
     with torch.no_grad():
-        next(p for name, p in model.named_parameters() if name.endswith("conv1.weight")).mul_(1e6)
+        model.stem.conv1.conv.weight.mul_(1e6)
     with pytest.raises(ModelError, match=r"65504.*fp16|fp16 holds"):
         optimize(model, dtype="fp16", isa=target.isa, verify=False)
     assert optimize(model, verify=False).choice.dtype == "fp32"
@@ -417,7 +415,7 @@ def test_weights_beyond_fp16_are_refused_at_optimize(target):
 
 @on_fp16
 def test_a_processor_without_half_precision(target, monkeypatch):
-    """As on a Cortex-A53: fp16 is refused with the reason, and what was not asked for by name runs in fp32."""
+    """As on a Cortex-A53: fp16 is refused with the reason, and what is not asked for by name runs in fp32."""
     native = cpu.native()
     monkeypatch.setattr(native, "formats", lambda isa: ["fp32"])
     model = TINY.build(seeded(807))
