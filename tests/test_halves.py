@@ -366,7 +366,7 @@ def test_the_last_value_of_fp16_and_the_next(target):
 
 @on_fp16
 def test_an_overflow_is_an_error_of_one_call(target):
-    """Weights fit, and images are finite: what the network makes of one of them is not, and is not returned."""
+    """Weights fit, and images are finite: what the network makes of one is not, and is not returned."""
     g = seeded(805)
     model = like_trained(SMALL[0].build(g), g)
     fast = optimize(model, dtype="fp16", isa=target.isa)
