@@ -408,7 +408,9 @@ def test_weights_beyond_fp16_are_refused_at_optimize(target):
     model = TINY.build(seeded(806))
     with torch.no_grad():
         model.stem.conv1.conv.weight.mul_(1e6)
-    with pytest.raises(ModelError, match=r"conv1_weight holds the value .*, and the largest of fp16 is 65504"):
+    with pytest.raises(
+        ModelError, match=r"conv1_weight holds the value .*, and the largest of fp16 is 65504"
+    ):
         optimize(model, dtype="fp16", isa=target.isa, verify=False)
     assert optimize(model, verify=False).choice.dtype == "fp32"
 
