@@ -71,7 +71,7 @@ test-aarch64-quick: native-tests-aarch64
 	$(A64_UNPACK)
 	@cpu=cortex-a76; $(A64_RUN) $(A64_PYTEST) tests/test_halves.py -k "fp16 and ($(A64_QUICK_HALVES))"
 	@cpu=cortex-a76; $(A64_RUN) $(A64_PYTEST) tests/test_digests.py -m "not thorough" \
-	    -k "neon and (s0-ffn or s0-attention or test_network and s0-neon)"
+	    -k "neon and test_network and s0-neon"
 
 define A64_UNPACK
 @ls dist/*-cp311-*_aarch64.whl >/dev/null
