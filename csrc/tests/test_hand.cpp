@@ -189,7 +189,7 @@ static NetworkSample network_of_s0_widths(Random& random, Map image) {
 TEST(hand, a_network_on_unequal_cores) {
   constexpr int kMembers = 4;
   constexpr double kSlow = 4, kShare = 1 / (1 + (kMembers - 1) * kSlow);
-  constexpr Map kImage{224, 192, 3};
+  constexpr Map kImage{160, 192, 3};
   Random random;
   const NetworkSample sample = network_of_s0_widths(random, kImage);
   const std::vector<float> values = random.normal(kImage.values());
@@ -197,7 +197,7 @@ TEST(hand, a_network_on_unequal_cores) {
     const std::unique_ptr<Network> network = sample.build(*target);
     const Batch batch = stored_batch(*target, values, 1, kImage);
     const Outputs expected = run_network(sample, *network, batch.images, 1, "alone");
-    for (std::size_t slow = 0; slow < kMembers; ++slow) {
+    for (const std::size_t slow : {std::size_t{0}, std::size_t{kMembers - 1}}) {
       const std::string what =
           std::string(target->isa) + " " + target->format + ", member " + std::to_string(slow) + " is slow";
       std::vector<double> slowness(kMembers, 1.0);
