@@ -118,6 +118,20 @@ def _can_run_cpu(dtype: str, isa: str | None, device: torch.device) -> Answer:
     return Answer(True, why + _NOTES.get(dtype, ""), chosen)
 
 
+def model_dtypes(device: torch.device) -> list[torch.dtype]:
+    """Those that a model on a device may be of, though not every processor of its kind runs each.
+
+    No x86 computes in float16.
+    """
+    dtypes = list(DTYPE_NAMES)
+    if device.type == "cpu":
+        from effv2_kernels import cpu
+
+        if not any((isa, "fp16") in _LACKS for isa in cpu.native().isas()):
+            dtypes.remove(torch.float16)
+    return dtypes
+
+
 def _why_default() -> str:
     from effv2_kernels import cpu
 

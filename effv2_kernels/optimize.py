@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from effv2_kernels import blocks, families, sources, verification
-from effv2_kernels.backends import DTYPE_NAMES, Settings, check_threads
+from effv2_kernels.backends import DTYPE_NAMES, Settings, check_threads, model_dtypes
 from effv2_kernels.errors import ModelError, UnavailableError
 from effv2_kernels.model import OptimizedModel
 from effv2_kernels.model.carried import carried
@@ -176,12 +176,12 @@ def _device_and_dtype(module: nn.Module, path: str, *, any_dtype: bool) -> tuple
                 f"the tensors of one network must be of one {kind}, but {shown}. Use model.to(...)."
             )
     (device,), (dtype, *_) = devices, dtypes
-    cpu_dtypes = (torch.float32, torch.bfloat16)
-    if not any_dtype and (dtype not in DTYPE_NAMES or (device.type == "cpu" and dtype not in cpu_dtypes)):
-        taken = "float32 or bfloat16" if device.type == "cpu" else "float32, float16 or bfloat16"
+    taken = model_dtypes(device)
+    if not any_dtype and dtype not in taken:
+        names = [str(d).removeprefix("torch.") for d in taken]
         raise ModelError(
             f"'{dtypes[dtype]}' is {dtype} and so are the inputs of the model; the optimised one takes "
-            f"{taken} on {device}. Call model.float() first; precision is chosen with "
-            f"optimize(model, dtype=...)."
+            f"{', '.join(names[:-1])} or {names[-1]} on {device}. Call model.float() first; precision is "
+            f"chosen with optimize(model, dtype=...)."
         )
     return device, DTYPE_NAMES.get(dtype, "")

@@ -12,6 +12,7 @@ All of it stays in build/wheels/, and auditwheel has the last word.
 from __future__ import annotations
 
 import argparse
+import filecmp
 import io
 import json
 import os
@@ -149,14 +150,34 @@ def unpack_source() -> Path:
         old.unlink()
     run([sys.executable, "-m", "build", "--sdist", "--no-isolation", "--outdir", DIST, ROOT])
     (archive,) = DIST.glob("*.tar.gz")
-    folder = BUILD / "source"
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True)
+    folder, fresh = BUILD / "source", BUILD / "unpacked"
+    shutil.rmtree(fresh, ignore_errors=True)
+    fresh.mkdir(parents=True)
     with tarfile.open(archive) as files:
-        files.extractall(folder, filter="data")
-    (inner,) = folder.iterdir()
+        files.extractall(fresh, filter="data")
+    (inner,) = fresh.iterdir()
     # Of one name whatever the version, so that what was compiled of files that have not changed is kept.
-    return inner.rename(folder / "effv2_kernels")
+    place = folder / "effv2_kernels"
+    _keep_times(place, inner)
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir()
+    return inner.rename(place)
+
+
+def _keep_times(old: Path, new: Path) -> None:
+    """Files that are as they were keep their times; the others are of now.
+
+    The archive has the times of edits, and what was edited while an earlier wheel was built would seem older
+    than what that compiled.
+    """
+    for path in new.rglob("*"):
+        before = old / path.relative_to(new)
+        if not path.is_file():
+            continue
+        if before.is_file() and filecmp.cmp(path, before, shallow=False):
+            shutil.copystat(before, path)
+        else:
+            os.utime(path)
 
 
 def build_wheels(architecture: str, interpreters: list[Interpreter], source: Path) -> list[Path]:

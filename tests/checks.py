@@ -14,9 +14,9 @@ from effv2_kernels.reference import run, run_block
 # Relative L2 over the output, fp32 against the float64 reference.
 BLOCK_BOUND = 5e-7
 NETWORK_BOUND = 1e-6
-# The same of bf16, against the reference of the rounded input.
-BF16_BLOCK_BOUND = 5e-3
-BF16_NETWORK_BOUND = 2e-2
+# The same of formats of 16 bits, against the reference of the rounded input.
+HALF_BLOCK_BOUND = 5e-3
+HALF_NETWORK_BOUND = 2e-2
 
 ISAS = cpu.native().available_isas()
 
@@ -41,11 +41,11 @@ class Target(NamedTuple):
 
     @property
     def block_bound(self):
-        return {"fp32": BLOCK_BOUND, "bf16": BF16_BLOCK_BOUND}[self.dtype]
+        return BLOCK_BOUND if self.dtype == "fp32" else HALF_BLOCK_BOUND
 
     @property
     def network_bound(self):
-        return {"fp32": NETWORK_BOUND, "bf16": BF16_NETWORK_BOUND}[self.dtype]
+        return NETWORK_BOUND if self.dtype == "fp32" else HALF_NETWORK_BOUND
 
     def engine(self, network):
         return cpu.Engine(network, self.isa, self.dtype)
@@ -59,7 +59,11 @@ TARGETS = [Target(isa, dtype) for isa in ISAS for dtype in cpu.native().formats(
 
 _GUARD = 96  # values before and after every buffer, more than two of the widest vectors
 # The integers that have the size of a number, and a NaN that arithmetic does not make.
-_GUARD_BITS = {torch.float32: (torch.int32, 0x7FC0BEEF), torch.bfloat16: (torch.int16, 0x7FDB)}
+_GUARD_BITS = {
+    torch.float32: (torch.int32, 0x7FC0BEEF),
+    torch.bfloat16: (torch.int16, 0x7FDB),
+    torch.float16: (torch.int16, 0x7EDB),
+}
 
 
 def seeded(number):

@@ -135,3 +135,13 @@ def pytest_unconfigure():
 def generator(request):
     """Random numbers of this test alone: the same for one seed, in whatever order the tests run."""
     return torch.Generator().manual_seed(SEED ^ zlib.crc32(request.node.nodeid.encode()))
+
+
+@pytest.fixture
+def many_processors():
+    """Teams as on a large machine; here their members wait for each other."""
+    from effv2_kernels import cpu
+
+    cpu.native().pretend_cpus(32)
+    yield
+    cpu.native().pretend_cpus(0)

@@ -14,16 +14,20 @@ import conftest  # noqa: F401  (before the package: it may bring a native module
 import numpy as np
 import torch
 from block_shapes import SHAPES
-from checks import rebuilt
+from checks import TARGETS, Target, as_network, rebuilt
 
-from effv2_kernels import blocks, cpu, declaration, shapes
+from effv2_kernels import blocks, declaration, shapes
 from effv2_kernels.families.efficientformer_v2 import VARIANTS, network_shapes
 
 HOW_TO_ADD = (
     "`python tests/digests.py` adds those of the ISAs that this machine has; without AVX-512, and after "
-    "`make test-emulated`, `EFFV2_TEST_NATIVE=build/native/emulating python tests/digests.py` adds the rest"
+    "`make test-emulated`, `EFFV2_TEST_NATIVE=build/native/emulating python tests/digests.py` adds the rest; "
+    "those of fp16, which no x86 computes in, `make digests-aarch64`"
 )
 FILE = Path(__file__).with_name("digests.json")
+
+# Those with digests: bf16 differs from fp32 in what loads and stores convert alone.
+DIGESTED = [target for target in TARGETS if target.dtype != "bf16"]
 
 # An ISA whose sums have the order of another's has its bits, but where there is a GELU: that is its own.
 SAME_BITS = {"neon": "avx2"}
@@ -73,13 +77,13 @@ def _name_of_then(name, shape):
     return name
 
 
-def run_block(name, isa):
-    """The output of a block case."""
+def run_block(name, target, threads=2):
+    """The output of a block case. target: one, or an ISA in fp32."""
+    target = Target.of(target)
     shape = block_cases()[name]
     block = with_integers(shapes.random_block(shape, torch.Generator()), name)
     x = integers((2, shape.sizes["in"], shape.height, shape.width), f"{name}/input", 1)
-    (y,) = cpu.Engine(blocks.Network((block,), ("",)), isa).run(x, 2)
-    return [y]
+    return target.engine(as_network(block)).run(target.kept(x), threads)
 
 
 def _network(variant, features):
@@ -109,19 +113,20 @@ NETWORKS = {name: (name, IMAGE, False) for name in VARIANTS} | {
 }
 
 
-def run_network(name, isa):
-    """The outputs of a network case, for two images on two threads."""
+def run_network(name, target, threads=2):
+    """The outputs of a network case, for two images. target: one, or an ISA in fp32."""
+    target = Target.of(target)
     variant, size, features = NETWORKS[name]
     x = integers((2, 3, *size), f"{name}/input", 1)
-    return cpu.Engine(_network(variant, features), isa).run(x, 2)
+    return target.engine(_network(variant, features)).run(target.kept(x), threads)
 
 
 def digest(outputs):
-    """Of float32 tensors in the order of their dimensions, whatever their strides."""
+    """Of tensors in the order of their dimensions, whatever their strides."""
     found = hashlib.sha256()
     for y in outputs:
-        assert y.dtype == torch.float32
-        found.update(y.contiguous().numpy().astype("<f4").tobytes())
+        width = {torch.float32: "<f4", torch.float16: "<f2"}[y.dtype]
+        found.update(y.contiguous().numpy().astype(width).tobytes())
     return found.hexdigest()[:32]
 
 
@@ -133,27 +138,27 @@ def has_gelu(name):
     )
 
 
-def real(isa):
-    """The ISA whose digests it has: emulated, those of the real one."""
-    return isa.removesuffix("_emulated")
+def real(target):
+    """The name of the target whose digests it has: emulated, those of the real one."""
+    return str(target).replace("_emulated", "")
 
 
-def recorded(isa):
-    """By case."""
+def recorded(target):
+    """By case. target: one, or its name."""
     known = json.loads(FILE.read_text())
-    twin = known.get(SAME_BITS.get(real(isa)), {})
-    return {name: of for name, of in twin.items() if not has_gelu(name)} | known.get(real(isa), {})
+    twin = known.get(SAME_BITS.get(real(target)), {})
+    return {name: of for name, of in twin.items() if not has_gelu(name)} | known.get(real(target), {})
 
 
 def main():
     known = json.loads(FILE.read_text()) if FILE.exists() else {}
-    for isa in cpu.native().available_isas():
-        entries = known.setdefault(real(isa), {})
+    for target in DIGESTED:
+        entries = known.setdefault(real(target), {})
         for cases, run in ((block_cases(), run_block), (NETWORKS, run_network)):
             for name in cases:
-                if name not in entries and (real(isa) not in SAME_BITS or has_gelu(name)):
-                    entries[name] = digest(run(name, isa))
-                    print(isa, name, entries[name])
+                if name not in entries and (real(target) not in SAME_BITS or has_gelu(name)):
+                    entries[name] = digest(run(name, target))
+                    print(target, name, entries[name], flush=True)
     FILE.write_text(json.dumps(known, indent=1) + "\n")
 
 

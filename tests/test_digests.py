@@ -1,35 +1,36 @@
-"""The bits of every block and network are those that digests.json has, on every ISA."""
+"""The bits of every block and network are those that digests.json has, on every ISA and in fp16."""
 
 import digests
 import pytest
 import torch
-from checks import ISAS
+
+on_every_target = pytest.mark.parametrize("target", digests.DIGESTED, ids=str)
 
 LARGE = ("efficientformerv2_s2", "efficientformerv2_l")
 
 
-def check(name, isa, outputs):
+def check(name, target, outputs):
     for y in outputs:
         assert bool(y.isfinite().all()), "a NaN has no digest"
         assert 1e-2 < float(y.std()) < 1e2, "so large or small that rounding may hide what is computed"
-    known = digests.recorded(isa)
-    assert name in known, f"{name} has no digest on {isa}: {digests.HOW_TO_ADD}"
+    known = digests.recorded(target)
+    assert name in known, f"{name} has no digest on {target}: {digests.HOW_TO_ADD}"
     assert digests.digest(outputs) == known[name]
 
 
-@pytest.mark.parametrize("isa", ISAS)
+@on_every_target
 @pytest.mark.parametrize("name", digests.block_cases())
-def test_block(name, isa):
-    check(name, isa, digests.run_block(name, isa))
+def test_block(name, target):
+    check(name, target, digests.run_block(name, target))
 
 
-@pytest.mark.parametrize("isa", ISAS)
+@on_every_target
 @pytest.mark.parametrize(
     "name",
     [pytest.param(n, marks=pytest.mark.thorough) if n in LARGE else n for n in digests.NETWORKS],
 )
-def test_network(name, isa):
-    check(name, isa, digests.run_network(name, isa))
+def test_network(name, target):
+    check(name, target, digests.run_network(name, target))
 
 
 def test_integers():
@@ -45,16 +46,23 @@ def test_integers():
     assert 0.57 < float(many.std()) < 0.585
 
 
-@pytest.mark.parametrize("isa", ISAS)
-def test_one_bit_is_noticed(isa):
-    (y,) = digests.run_block("ffn", isa)
-    y.view(torch.int32)[0, 0, 0, 0] ^= 1
-    assert digests.digest([y]) != digests.recorded(isa)["ffn"]
+@on_every_target
+def test_one_bit_is_noticed(target):
+    (y,) = digests.run_block("ffn", target)
+    y.view({4: torch.int32, 2: torch.int16}[y.itemsize])[0, 0, 0, 0] ^= 1
+    assert digests.digest([y]) != digests.recorded(target)["ffn"]
+
+
+@on_every_target
+def test_any_number_of_threads(target, many_processors):
+    name = "efficientformerv2_s0 backbone at 160 x 200"
+    for threads in (1, 3, 8):
+        check(name, target, digests.run_network(name, target, threads))
 
 
 def test_no_case_without_a_digest():
     cases = {*digests.block_cases(), *digests.NETWORKS}
-    for isa in ("scalar", "avx2", "avx512", "neon"):
-        known = set(digests.recorded(isa))
-        assert cases <= known, f"{isa} lacks {sorted(cases - known)}: {digests.HOW_TO_ADD}"
-        assert known <= cases, f"{isa} has digests of no case: {sorted(known - cases)}"
+    for target in ("scalar", "avx2", "avx512", "neon", "neon-fp16"):
+        known = set(digests.recorded(target))
+        assert cases <= known, f"{target} lacks {sorted(cases - known)}: {digests.HOW_TO_ADD}"
+        assert known <= cases, f"{target} has digests of no case: {sorted(known - cases)}"

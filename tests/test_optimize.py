@@ -251,6 +251,8 @@ def test_weights_that_are_not_finite(model, value):
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float16])
 def test_a_model_of_another_dtype(model, dtype):
+    if dtype == torch.float16 and "neon" in cpu.native().isas():
+        pytest.skip("64-bit Arm may compute in float16: see test_halves")
     with pytest.raises(ModelError, match=rf"is {dtype} and so are the inputs.*Call model.float\(\) first"):
         optimize(model.to(dtype))
 

@@ -41,14 +41,6 @@ def threads_of_torch():
     torch.set_num_threads(before)
 
 
-@pytest.fixture
-def many_processors():
-    """Teams as on a large machine; here their members wait for each other."""
-    cpu.native().pretend_cpus(32)
-    yield
-    cpu.native().pretend_cpus(0)
-
-
 forks = pytest.mark.skipif(not hasattr(__import__("os"), "fork"), reason="this system cannot fork")
 
 

@@ -7,6 +7,7 @@ import re
 import shutil
 import subprocess
 import sys
+import time
 import zipfile
 from pathlib import Path
 
@@ -165,3 +166,20 @@ def test_the_changelog_has_the_version():
     versions = [Version(version) for version, _ in dated]
     assert versions == sorted(versions, reverse=True)
     assert versions[0] == Version(effv2_kernels.__version__)
+
+
+def test_what_was_edited_during_a_build_is_newer_than_what_it_compiled(wheels, tmp_path):
+    """Whatever time the archive gives it; other files are as old as before."""
+    for folder, edited in (("old", "1"), ("new", "2")):
+        (tmp_path / folder / "csrc").mkdir(parents=True)
+        for name, text in (("edited", edited), ("kept", "the same")):
+            file = tmp_path / folder / "csrc" / name
+            file.write_text(text)
+            os.utime(file, (1000, 1000) if folder == "old" else (2000, 2000))
+    (tmp_path / "new" / "added").write_text("")
+    os.utime(tmp_path / "new" / "added", (2000, 2000))
+    before = time.time() - 5
+    wheels._keep_times(tmp_path / "old", tmp_path / "new")
+    assert (tmp_path / "new" / "csrc" / "kept").stat().st_mtime == 1000
+    assert (tmp_path / "new" / "csrc" / "edited").stat().st_mtime > before
+    assert (tmp_path / "new" / "added").stat().st_mtime > before

@@ -8,6 +8,7 @@
 #include <atomic>
 #include <cstdint>
 
+#include "engine/pace.h"
 #include "engine/team.h"
 
 namespace effv2 {
@@ -111,22 +112,29 @@ struct Parts {
 template <class Size, class Function>
 inline void deal(const Team& team, int count, Size size, Function f) {
   int next = -1;
+  const auto compute = [&](Range part) {
+    f(part, part.begin == next);
+    next = part.end;
+    if (team.pace) team.pace->did(team, part);
+  };
   const auto each = [&](Range left) {
     while (left.begin < left.end) {
       const int end = left.begin + size(left, true);
-      f(Range{left.begin, end}, left.begin == next);
-      left.begin = next = end;
+      compute({left.begin, end});
+      left.begin = end;
     }
   };
+  if (team.pace) team.pace->begins(team, count);
   if (!team.hands || count > Hand::kMost) return each(team.share(count));
   Hand& mine = team.hands[team.rank];
   const std::uint32_t number = mine.next_deal();
   mine.pick_up(number, team.share(count));
   const auto play = [&] {
     const auto some = [&](Range left) { return size(left, false); };
-    for (Range part; mine.take(number, some, &part); next = part.end) f(part, part.begin == next);
+    for (Range part; mine.take(number, some, &part);) compute(part);
   };
   play();
+  // Until nobody has any: who was passed over with an empty hand may have taken from others meanwhile.
   for (int i = 1; i < team.size;) {
     const int other = (team.rank + i) % team.size;
     Range found;
@@ -139,6 +147,7 @@ inline void deal(const Team& team, int count, Size size, Function f) {
     } else {
       each(found);
     }
+    i = 1;
   }
 }
 

@@ -5,6 +5,7 @@
 #include <cstring>
 
 #include "engine/network_run.h"
+#include "engine/pace.h"
 #include "engine/threads.h"
 
 namespace effv2 {
@@ -231,7 +232,7 @@ void Network::work(Run& run, int rank, int size) const {
   const int team = dealing.team_of(rank);
   const int first = dealing.members(team).begin;
   Barrier& barrier = run.context.barriers[static_cast<std::size_t>(team)];
-  Team me{rank - first, dealing.helpers(team), &barrier};
+  Team me{rank - first, dealing.helpers(team), &barrier, nullptr, pretended_pace()};
   if (me.size > 1) me.hands = run.context.hands.data() + first;
   if (me.rank >= me.size) return;
   barrier.set_size(me.size);

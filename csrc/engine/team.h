@@ -36,6 +36,7 @@ inline Range split(int count, int rank, int size) {
 }
 
 class Hand;
+class Pace;
 
 // One thread's view of its team.
 struct Team {
@@ -43,11 +44,15 @@ struct Team {
   int size = 1;
   Barrier* barrier = nullptr;
   Hand* hands = nullptr;  // of its members, where they take work from each other; see hand.h
+  Pace* pace = nullptr;   // in tests of slow members; see pace.h
 
   void sync() const {
-    if (size > 1) barrier->arrive_and_wait();
+    if (size > 1) meet();
   }
   Range share(int count) const { return split(count, rank, size); }
+
+ private:
+  void meet() const;
 };
 
 }  // namespace effv2

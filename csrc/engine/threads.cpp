@@ -17,6 +17,7 @@
 #include <thread>
 #include <vector>
 
+#include "engine/pace.h"
 #include "engine/team.h"
 
 namespace effv2 {
@@ -52,6 +53,7 @@ constexpr int kSharedSpin = 2;
 constexpr int kMostThreads = 256;
 
 std::atomic<int> pretended_cpus{0};
+std::atomic<Pace*> current_pace{nullptr};
 
 using Word = std::atomic<std::uint32_t>;
 
@@ -205,6 +207,14 @@ void Barrier::arrive_and_wait() {
     adapt_spin(last_processor_.load(std::memory_order_relaxed));
   }
 }
+
+void Team::meet() const {
+  if (pace) pace->meets(*this);
+  barrier->arrive_and_wait();
+}
+
+void pretend_pace(Pace* pace) { current_pace = pace; }
+Pace* pretended_pace() { return current_pace; }
 
 void pretend_cpus(int count) { pretended_cpus = count; }
 

@@ -1,5 +1,7 @@
 #include "networks.h"
 
+#include "run_block.h"
+
 namespace effv2::tests {
 
 std::unique_ptr<Network> NetworkSample::build(const Target& target, std::int64_t weight_bytes) const {
@@ -83,23 +85,38 @@ Batch batch_of(const std::vector<float>& values, int count, Map size, const Stri
   return batch;
 }
 
+Batch stored_batch(const Target& target, const std::vector<float>& values, int count, Map size) {
+  const Strides s = nhwc(size);
+  const std::vector<float> some(values.begin(), values.begin() + count * size.values());
+  Batch batch{stored(target, some), {}};
+  batch.images = {batch.memory.data(), count, size.channels, size.height, size.width, s.image,
+                  s.channel,           s.row, s.pixel};
+  return batch;
+}
+
 Outputs run_network(const NetworkSample& sample, const Network& network, const Images& images, int threads,
                     const std::string& what) {
+  const Target& target = network.target();
   const std::vector<Map> maps = network.maps(images.height, images.width);
   std::vector<Guarded> memory;
-  for (const FeatureSample& feature : sample.features) {
-    memory.emplace_back(images.count * maps[static_cast<std::size_t>(feature.block)].values());
-  }
-  if (memory.empty()) memory.emplace_back(images.count * maps.back().values());
+  std::vector<std::int64_t> counts;
+  const auto add_output = [&](const Map& map) {
+    counts.push_back(images.count * map.values());
+    memory.push_back(room_for(target, counts.back()));
+  };
+  for (const FeatureSample& feature : sample.features)
+    add_output(maps[static_cast<std::size_t>(feature.block)]);
+  if (memory.empty()) add_output(maps.back());
   std::vector<void*> addresses;
   for (const Guarded& output : memory) addresses.push_back(output.data());
   network.run(images, addresses.data(), threads, nullptr);
   Outputs outputs;
-  for (const Guarded& output : memory) {
-    output.check(what + ": output");
-    CHECK_THAT(output.unwritten() == 0,
-               what + ": " + std::to_string(output.unwritten()) + " outputs were not written");
-    outputs.emplace_back(output.data(), output.data() + output.floats());
+  for (std::size_t i = 0; i < memory.size(); ++i) {
+    memory[i].check(what + ": output");
+    // In halves what is not written is NaN, and far from everything.
+    const std::int64_t unwritten = target.value_bytes == 4 ? memory[i].unwritten() : 0;
+    CHECK_THAT(unwritten == 0, what + ": " + std::to_string(unwritten) + " outputs were not written");
+    outputs.push_back(loaded(target, memory[i], counts[i]));
   }
   return outputs;
 }

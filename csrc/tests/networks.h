@@ -40,8 +40,10 @@ Strides nchw(Map size);
 Strides nhwc(Map size);
 // values: images one after the other, each NHWC.
 Batch batch_of(const std::vector<float>& values, int count, Map size, const Strides& strides);
+// In the target's format, NHWC as the values are, of which `count` images are taken.
+Batch stored_batch(const Target& target, const std::vector<float>& values, int count, Map size);
 
-// The values of every output, all images; fails the test where memory is left unwritten or overrun.
+// The values of every output, all images; fails the test where memory is overrun, or in fp32 left unwritten.
 using Outputs = std::vector<std::vector<float>>;
 Outputs run_network(const NetworkSample& sample, const Network& network, const Images& images, int threads,
                     const std::string& what);

@@ -1,6 +1,7 @@
 #include "run_block.h"
 
 #include <algorithm>
+#include <atomic>
 #include <cmath>
 #include <cstdio>
 #include <cstring>
@@ -59,7 +60,8 @@ void put(const Target& target, Guarded& memory, std::int64_t at, float value) {
   std::memcpy(reinterpret_cast<char*>(memory.data()) + 2 * at, &half, 2);
 }
 
-// Memory for so many values, NaN in any format until it is written.
+}  // namespace
+
 Guarded room_for(const Target& target, std::int64_t values) {
   Guarded memory((values * target.value_bytes + 3) / 4);
   if (in_halves(target)) {
@@ -67,6 +69,8 @@ Guarded room_for(const Target& target, std::int64_t values) {
   }
   return memory;
 }
+
+namespace {
 
 // A map with the given distances between rows, pixels and channels, and an offset of its first element.
 Strided strided(const Target& target, const std::vector<float>& x, Map size, std::int64_t row,
@@ -93,8 +97,9 @@ std::int64_t floats(std::int64_t bytes) { return (bytes + 3) / 4; }
 // A block and all the memory that its run needs, no more than promised.
 class Workplace {
  public:
-  Workplace(const Block& block, Map in, int most_threads)
-      : block_(block),
+  Workplace(const Target& target, const Block& block, Map in, int most_threads)
+      : target_(target),
+        block_(block),
         in_(in),
         prepared_(floats(block.prepared_bytes(in))),
         shared_(floats(block.shared_bytes(in))) {
@@ -112,21 +117,26 @@ class Workplace {
     for (Guarded& own : own_) own.fill_with_garbage(++seed);
   }
 
-  // Two runs, one after the other, by one team, as two blocks of a network follow each other.
-  void run_twice(const MapView& x, Guarded& first, Guarded& second, int threads) {
+  // Two runs, one after the other, by one team, as two blocks of a network follow each other. Returns whether
+  // a value went beyond what the format holds: of what scratch held before none does.
+  bool run_twice(const MapView& x, Guarded& first, Guarded& second, int threads) {
     Barrier barrier;
+    std::atomic<bool> overflowed{false};
     const auto member = [&](int rank) {
+      target_.forget_overflow();
       barrier.set_size(threads);
       const Team team{rank, threads, &barrier};
       const Scratch scratch{shared_.data(), own_[static_cast<std::size_t>(rank)].data()};
       block_.run(x, first.data(), in_, prepared_.data(), scratch, team);
       team.sync();
       block_.run(x, second.data(), in_, prepared_.data(), scratch, team);
+      if (target_.has_overflowed()) overflowed = true;
     };
     std::vector<std::thread> others;
     for (int rank = 1; rank < threads; ++rank) others.emplace_back(member, rank);
     member(0);
     for (std::thread& other : others) other.join();
+    return overflowed;
   }
 
   void check_memory(const std::string& what) const {
@@ -137,6 +147,7 @@ class Workplace {
   std::vector<float> prepared() const { return {prepared_.data(), prepared_.data() + prepared_.floats()}; }
 
  private:
+  const Target& target_;
   const Block& block_;
   Map in_;
   Guarded prepared_, shared_;
@@ -168,7 +179,7 @@ void check_target(const Target& target, const Sample& sample, Map in, const std:
   CHECK_THAT(block->packed_bytes() >= target.value_bytes * parameters,
              what + ": fewer bytes than parameters");
 
-  Workplace place(*block, in, 5);
+  Workplace place(target, *block, in, 5);
   const std::vector<float> prepared = place.prepared();
   const Strided input = dense_map(target, x, in);
   const std::vector<float> input_before = content(input.memory);
@@ -181,7 +192,7 @@ void check_target(const Target& target, const Sample& sample, Map in, const std:
     } else {
       place.fill_scratch_with_garbage(static_cast<std::uint32_t>(threads));
     }
-    place.run_twice(input.view, y, again, threads);
+    CHECK_THAT(!place.run_twice(input.view, y, again, threads), run + ": said to overflow");
     place.check_memory(run);
     y.check(run + ": output");
     again.check(run + ": output");

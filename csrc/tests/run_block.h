@@ -15,6 +15,8 @@ inline constexpr double kNetworkBound = 1e-6;
 inline constexpr double kHalfBlockBound = 5e-3;
 inline constexpr double kHalfNetworkBound = 2e-2;
 
+// Memory for so many values of the target's format, NaN until it is written.
+Guarded room_for(const Target& target, std::int64_t values);
 // Floats in the target's format, and back.
 Guarded stored(const Target& target, const std::vector<float>& values);
 std::vector<float> loaded(const Target& target, const Guarded& memory, std::int64_t count);

@@ -7,6 +7,7 @@
 #include "cpu/dispatch.h"
 #include "effv2.h"
 #include "engine/threads.h"
+#include "run_block.h"
 #include "saved.h"
 
 namespace effv2::tests {
@@ -139,6 +140,46 @@ TEST(c_api, names_of_classes) {
   const std::string bytes = saved.bytes();
   CHECK(mentions(reason(EFFV2_INVALID_NETWORK, effv2_load_memory(bytes.data(), bytes.size(), nullptr, &none)),
                  "there are 1 for 10 classes"));
+}
+
+// Where the processor computes in it, a value beyond it is a status of that call; elsewhere it is refused,
+// and what was not asked for by name runs in fp32.
+TEST(c_api, fp16) {
+  Random random;
+  const NetworkSample sample = sample_with_head();
+  const std::string bytes = Saved(sample).bytes();
+  CHECK(std::string(describe(Loaded(bytes).network).dtype) == "fp32");
+  const Target* target = find_target("neon", "fp16");
+  if (!target) return note("skipped: only 64-bit Arm computes in fp16");
+  if (!target->available()) {
+    effv2_network* network = nullptr;
+    effv2_options options{};
+    options.size = sizeof options;
+    options.dtype = "fp16";
+    const std::string why =
+        reason(EFFV2_UNAVAILABLE, effv2_load_memory(bytes.data(), bytes.size(), &options, &network));
+    CHECK_THAT(mentions(why, "this processor or operating system cannot run 'neon' in fp16"), why);
+    CHECK(!network);
+    return;
+  }
+  const Loaded loaded(bytes, "fp16");
+  CHECK(std::string(describe(loaded.network).dtype) == "fp16" && describe(loaded.network).value_bytes == 2);
+  std::vector<float> values = random.normal(2 * kSize.values());
+  const Batch ordinary = stored_batch(*target, values, 2, kSize);
+  const Outputs expected = run_network(sample, *sample.build(*target), ordinary.images, 1, "built");
+  for (float& value : values) value *= 12000;
+  const Batch large = stored_batch(*target, values, 2, kSize);
+  const auto run = [&](const Batch& batch, effv2_status status) {
+    const Guarded output = room_for(*target, 20);
+    void* outputs[] = {output.data()};
+    const effv2_images images = images_of(batch.images);
+    const std::string why = reason(status, effv2_run(loaded.network, &images, outputs, 1, 2));
+    CHECK(same_bits({tests::loaded(*target, output, 20)}, expected) == (status == EFFV2_OK));
+    return why;
+  };
+  run(ordinary, EFFV2_OK);
+  CHECK(mentions(run(large, EFFV2_OVERFLOW), "beyond 65504, the largest of fp16"));
+  run(ordinary, EFFV2_OK);
 }
 
 TEST(c_api, several_callers_at_once) {

@@ -1,9 +1,13 @@
 // The table of ISAs, the choice among them, and EFFV2_FORCE_ISA.
+#include <setjmp.h>
+
 #include <cmath>
+#include <csignal>
 #include <cstdlib>
 #include <cstring>
 
 #include "check.h"
+#include "engine/errors.h"
 #include "engine/peak.h"
 #include "engine/threads.h"
 
@@ -67,6 +71,45 @@ TEST(dispatch, available_isas_are_those_of_the_processor) {
   note("tested here: " + names);
 }
 
+#if defined(__aarch64__) && defined(__linux__)
+// Whatever the system says of the processor: what happens when it is told to add halves.
+static sigjmp_buf before_the_sum;
+static bool adds_halves() {
+  struct sigaction found, ours{};
+  ours.sa_handler = [](int) { siglongjmp(before_the_sum, 1); };
+  sigaction(SIGILL, &ours, &found);
+  volatile bool adds = false;
+  if (sigsetjmp(before_the_sum, 1) == 0) {
+    asm volatile(".inst 0x4e401400" ::: "v0");  // fadd v0.8h, v0.8h, v0.8h
+    adds = true;
+  }
+  sigaction(SIGILL, &found, nullptr);
+  return adds;
+}
+
+TEST(dispatch, fp16_where_the_processor_adds_halves) {
+  const Target* target = find_target("neon", "fp16");
+  const bool adds = adds_halves();
+  note(adds ? "this processor adds halves" : "this processor adds no halves");
+  CHECK(target && target->available() == adds);
+  std::string refusal;
+  try {
+    target_named("neon", "fp16");
+  } catch (const UnavailableError& error) {
+    refusal = error.what();
+  }
+  CHECK_THAT(refusal == (adds ? "" : "this processor or operating system cannot run 'neon' in fp16"),
+             refusal);
+  // fp32 runs on any.
+  char error[256] = "";
+  for (const char* forced : {static_cast<const char*>(nullptr), "neon"}) {
+    CHECK(chosen_with(forced, error) == "neon");
+  }
+  CHECK(chosen_with("scalar", error) == "scalar");
+  CHECK(target_named("neon", "fp32").available());
+}
+#endif
+
 TEST(dispatch, choice) {
   char error[256] = "";
   CHECK(chosen_with(nullptr, error) == fp32_targets().front()->isa);
@@ -75,7 +118,7 @@ TEST(dispatch, choice) {
   for (const Target& target : targets()) {
     error[0] = '\0';
     const std::string isa = chosen_with(target.isa, error);
-    if (target.available()) {
+    if (can_run_isa(target.isa)) {  // if only in another format
       CHECK_THAT(isa == target.isa, target.isa);
     } else {
       CHECK(isa.empty());

@@ -5,11 +5,14 @@
 #include <atomic>
 #include <chrono>
 #include <functional>
+#include <numeric>
 #include <random>
 #include <thread>
 
 #include "check.h"
 #include "engine/panels.h"
+#include "networks.h"
+#include "simulated_cores.h"
 
 namespace effv2::tests {
 namespace {
@@ -158,6 +161,68 @@ TEST(hand, a_slow_member_delays_others_by_a_part) {
     });
   });
   CHECK(done == kItems);
+}
+
+// One block of each kind of S0, at its widths.
+static NetworkSample network_of_s0_widths(Random& random, Map image) {
+  const auto after = [](int n, int halvings) { return (n + (1 << halvings) - 1) >> halvings; };
+  const auto table = [&](int halvings) {
+    return BiasTable{after(image.height, halvings), after(image.width, halvings)};
+  };
+  NetworkSample network;
+  network.blocks = {stem_sample(random, 3, 16, 32),
+                    ffn_sample(random, 32, 128),
+                    conv_sample(random, 32, 48, {3, 2}),
+                    ffn_sample(random, 48, 192),
+                    conv_sample(random, 48, 96, {3, 2}),
+                    attention_sample(random, 96, {8, 32, 128}, 2, table(5)),
+                    ffn_sample(random, 96, 288),
+                    attention_downsample_sample(random, 96, 176, {8, 16, 64}, table(4)),
+                    attention_sample(random, 176, {8, 32, 128}, 1, table(5)),
+                    ffn_sample(random, 176, 704),
+                    head_sample(random, 176, 1000)};
+  return network;
+}
+
+// A whole network by three cores and one that is four times as slow: it delays nobody by more than the part
+// that it is at, and so computes about its share, a thirteenth. Results are the same bits.
+TEST(hand, a_network_on_unequal_cores) {
+  constexpr int kMembers = 4;
+  constexpr double kSlow = 4, kShare = 1 / (1 + (kMembers - 1) * kSlow);
+  constexpr Map kImage{160, 192, 3};
+  Random random;
+  const NetworkSample sample = network_of_s0_widths(random, kImage);
+  const std::vector<float> values = random.normal(kImage.values());
+  for (const Target* target : available_targets()) {
+    const std::unique_ptr<Network> network = sample.build(*target);
+    const Batch batch = stored_batch(*target, values, 1, kImage);
+    const Outputs expected = run_network(sample, *network, batch.images, 1, "alone");
+    for (const std::size_t slow : {std::size_t{0}, std::size_t{kMembers - 1}}) {
+      const std::string what =
+          std::string(target->isa) + " " + target->format + ", member " + std::to_string(slow) + " is slow";
+      std::vector<double> slowness(kMembers, 1.0);
+      slowness[slow] = kSlow;
+      const SimulatedCores cores(slowness);
+      const Outputs outputs = run_network(sample, *network, batch.images, kMembers, what);
+      CHECK_THAT(same_bits(outputs, expected), what + ": other bits");
+      CHECK_THAT(cores.members() == kMembers, what + ": a team of " + std::to_string(cores.members()));
+      int telling = 0;
+      for (const SimulatedCores::Division& division : cores.divisions()) {
+        const double count = division.count, longest = division.longest, its = division.items[slow];
+        const std::string found = what + ", of " + std::to_string(division.count) +
+                                  " items in parts of up to " + std::to_string(division.longest) + ": ";
+        CHECK(std::accumulate(division.items.begin(), division.items.end(), 0) == division.count);
+        CHECK_THAT(division.late == 0, found + std::to_string(division.late) + " parts begun too late");
+        // Its time is all of 4 its, and nobody has nothing to do before the last part is begun.
+        const double most = kShare * count + longest, least = kShare * (count - (kMembers - 1) * longest);
+        if (!division.together) continue;
+        CHECK_THAT(least <= its && its <= most,
+                   found + std::to_string(division.items[slow]) + " by the slow one");
+        telling += most < 0.8 * count / kMembers;
+      }
+      CHECK_THAT(telling >= 4, what + ": an equal share would be noticed in " + std::to_string(telling));
+    }
+  }
 }
 
 }  // namespace effv2::tests
