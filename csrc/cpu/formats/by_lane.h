@@ -34,8 +34,8 @@ inline constexpr int kLaneSteps = kLanes;
 
 // So many steps, in order: rows at a, a + a_stride, ... times as many rows of the panel. Returns the row
 // behind these.
-template <int RowCount, int Vectors, class Right, int... Lanes>
-EFFV2_INLINE const Right* multiply_lanes(const Operand* a, std::int64_t a_stride, const Right* panel,
+template <int RowCount, int Vectors, class Right, class Stride, int... Lanes>
+EFFV2_INLINE const Right* multiply_lanes(const Operand* a, Stride a_stride, const Right* panel,
                                          std::int64_t panel_stride, Vec (&sum)[RowCount][Vectors],
                                          std::integer_sequence<int, Lanes...>) {
   Vec row[RowCount];
@@ -57,8 +57,8 @@ EFFV2_INLINE const Right* multiply_lanes(const Operand* a, std::int64_t a_stride
   (step(std::integral_constant<int, Lanes>{}), ...);
   return panel;
 }
-template <int RowCount, int Vectors, class Right>
-EFFV2_INLINE const Right* multiply_lanes(const Operand* a, std::int64_t a_stride, const Right* panel,
+template <int RowCount, int Vectors, class Right, class Stride>
+EFFV2_INLINE const Right* multiply_lanes(const Operand* a, Stride a_stride, const Right* panel,
                                          std::int64_t panel_stride, Vec (&sum)[RowCount][Vectors]) {
   return multiply_lanes(a, a_stride, panel, panel_stride, sum, std::make_integer_sequence<int, kLaneSteps>{});
 }

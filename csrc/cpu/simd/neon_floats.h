@@ -19,7 +19,7 @@ inline void store(float* p, Floats v) { vst1q_f32(p, v); }
 template <class V>
 inline void keep(V&) {}
 template <class V, class T>
-inline const T* behind(V, const T* p) {
+inline T* behind(V, T* p) {
   return p;
 }
 #else
@@ -28,7 +28,7 @@ inline void keep(V& v) {
   asm("" : "+w"(v));
 }
 template <class V, class T>
-inline const T* behind(V v, const T* p) {
+inline T* behind(V v, T* p) {
   asm("" : "+r"(p) : "w"(v));
   return p;
 }

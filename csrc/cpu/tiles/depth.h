@@ -9,8 +9,8 @@ namespace effv2::EFFV2_TARGET {
 #ifdef EFFV2_BY_LANE
 
 // kRun steps without a branch between them.
-template <int RowCount, int Vectors, class Right>
-EFFV2_INLINE const Right* multiply_run(const Operand* p, std::int64_t stride, const Right* b_row,
+template <int RowCount, int Vectors, class Right, class Stride>
+EFFV2_INLINE const Right* multiply_run(const Operand* p, Stride stride, const Right* b_row,
                                        std::int64_t b_stride, Vec (&sum)[RowCount][Vectors]) {
 #pragma GCC unroll 4
   for (int k = 0; k < kRun; k += kLaneSteps) {
@@ -25,13 +25,17 @@ EFFV2_INLINE const Right* multiply_run(const Operand* p, std::int64_t stride, co
 template <int RowCount, int Vectors, class Right>
 EFFV2_INLINE void sum_depth(const Rows& a, const Operand* p, int steps, int block_left, const Right* b_row,
                             std::int64_t b_stride, Vec (&sum)[RowCount][Vectors], Ahead&) {
-  // Of a map in panels, each run is a block.
-  const bool panels = a.block == kRun;
-  const std::int64_t next_run = panels ? a.block_stride : kRun;
+  // Of a map in panels, each run is a block, and rows lie a constant apart.
+  if (a.block == kRun && a.row_stride == kRun) {
+    constexpr std::integral_constant<std::int64_t, kRun> kStride;
+    for (; steps >= kRun; steps -= kRun, p += a.block_stride) {
+      b_row = multiply_run(p, kStride, b_row, b_stride, sum);
+    }
+  }
   while (steps > 0) {
-    int count = panels || steps < block_left ? steps : block_left;
+    int count = steps < block_left ? steps : block_left;
     steps -= count;
-    for (; count >= kRun; count -= kRun, p += next_run) {
+    for (; count >= kRun; count -= kRun, p += kRun) {
       b_row = multiply_run(p, a.row_stride, b_row, b_stride, sum);
     }
     const Operand* const end = p + count;

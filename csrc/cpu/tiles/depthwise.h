@@ -69,9 +69,9 @@ EFFV2_INLINE void depthwise_pixel(const In* const* rows, std::int64_t place, std
 }
 
 // kTogether neighbours, which share what they read; their sums are independent of each other.
-template <unsigned kRows, bool Left, bool Right, bool Clamped, class In>
-EFFV2_INLINE void depthwise_neighbours(const In* const* rows, std::int64_t place, std::int64_t step,
-                                       const Taps3x3& taps, Operand* out, std::int64_t out_step) {
+template <unsigned kRows, bool Left, bool Right, bool Clamped, class In, class Step>
+EFFV2_INLINE void depthwise_neighbours(const In* const* rows, std::int64_t place, Step step,
+                                       const Taps3x3& taps, Operand* out, Step out_step) {
   Vec sum[kTogether];
 #pragma GCC unroll 8
   for (int i = 0; i < kTogether; ++i) sum[i] = taps.bias;
@@ -97,14 +97,13 @@ EFFV2_INLINE void depthwise_neighbours(const In* const* rows, std::int64_t place
 }
 
 // One row of outputs, whose windows are the three rows of `in`.
-template <unsigned kRows, int Stride, bool Whole, bool Clamped, class In>
-EFFV2_INLINE void depthwise_row(const InputRows<In>& in, int channel, const Taps3x3& taps, Operand* out,
-                                std::int64_t out_step, int width, int channels) {
-  const std::int64_t step = in.pixel_stride;
+template <unsigned kRows, int Stride, bool Whole, bool Clamped, class In, class Step>
+EFFV2_INLINE void depthwise_row(const In* const* rows, int in_width, Step step, int channel, const Taps3x3& taps,
+                                Operand* out, Step out_step, int width, int channels) {
   int x = 0;
   if constexpr (Stride == 1 && Whole) {
-    const auto neighbours = [&](int first, auto left, auto right) {
-      depthwise_neighbours<kRows, left.value, right.value, Clamped>(in.rows, channel + first * step, step,
+    const auto neighbours = [&](int first, auto left, auto right) __attribute__((always_inline)) {
+      depthwise_neighbours<kRows, left.value, right.value, Clamped>(rows, channel + first * step, step,
                                                                     taps, out + first * out_step, out_step);
     };
     constexpr std::true_type kYes;
@@ -122,16 +121,17 @@ EFFV2_INLINE void depthwise_row(const InputRows<In>& in, int channel, const Taps
     }
   }
   for (; x < width; ++x) {
-    depthwise_pixel<kRows, Whole, Clamped>(in.rows, channel + std::int64_t{x} * Stride * step, step, x > 0,
-                                           x * Stride + 1 < in.width, taps, out + x * out_step, channels);
+    depthwise_pixel<kRows, Whole, Clamped>(rows, channel + std::int64_t{x} * Stride * step, step, x > 0,
+                                           x * Stride + 1 < in_width, taps, out + x * out_step, channels);
   }
 }
 
 // One vector of channels, 3x3; the window of output row y begins at rows[y * Stride]. channels: how many
-// exist, where not Whole.
-template <int Stride, bool Whole, bool Clamped, class In>
-EFFV2_INLINE void depthwise_vector(const InputRows<In>& in, int channel, const Operand* weights, Clamp clamp,
-                                   const OutputRows& to, int channels) {
+// exist, where not Whole. The steps from pixel to pixel are those of `in` and `to`, constants where they can
+// be: their multiples are then part of the instructions.
+template <int Stride, bool Whole, bool Clamped, class In, class Step>
+EFFV2_INLINE void depthwise_vector(const InputRows<In>& in, Step step, int channel, const Operand* weights,
+                                   Clamp clamp, const OutputRows& to, Step out_step, int channels) {
   Taps3x3 taps;
 #pragma GCC unroll 9
   for (int i = 0; i < 9; ++i) taps.of[i] = load(weights + channel + i * kPanel);
@@ -140,10 +140,9 @@ EFFV2_INLINE void depthwise_vector(const InputRows<In>& in, int channel, const O
   Operand* out = to.data + channel;
   for (int y = 0; y < to.count; ++y, out += to.row_stride()) {
     const In* const* rows = in.rows + y * Stride;
-    const auto row = [&](auto mask) {
-      depthwise_row<decltype(mask)::kRows, Stride, Whole, Clamped>(
-          InputRows<In>{rows, in.pixel_stride, in.width}, channel, taps, out, to.pixel_stride, to.width,
-          channels);
+    const auto row = [&](auto mask) __attribute__((always_inline)) {
+      depthwise_row<decltype(mask)::kRows, Stride, Whole, Clamped>(rows, in.width, step, channel, taps, out,
+                                                                   out_step, to.width, channels);
     };
     if (rows[0] && rows[2]) {
       row(RowMask<7>{});
@@ -292,7 +291,15 @@ class Depthwise {
   template <int Stride, bool Clamped, class In>
   void run3x3(int p, const InputRows<In>& in, const OutputRows& out, int channels) const {
     vectors(channels, [&](auto whole, int c, int left) {
-      depthwise_vector<Stride, decltype(whole)::value, Clamped>(in, c, panel(p), clamp_, out, left);
+      const auto run = [&](auto step, auto out_step) {
+        depthwise_vector<Stride, decltype(whole)::value, Clamped>(in, step, c, panel(p), clamp_, out, out_step,
+                                                                  left);
+      };
+      if constexpr (whole.value && std::is_same_v<In, Operand>) {  // which panels hold
+        constexpr std::integral_constant<std::int64_t, kPanel> kStep;
+        if (in.pixel_stride == kStep && out.pixel_stride == kStep) return run(kStep, kStep);
+      }
+      run(in.pixel_stride, out.pixel_stride);
     });
   }
   std::int64_t panel_values() const { return std::int64_t{kernel_ * kernel_ + 1} * kPanel; }

@@ -23,23 +23,36 @@ namespace effv2::EFFV2_TARGET {
 inline constexpr double kAfterGelu = 0.5 / kBeforeGelu;
 inline constexpr double kBetweenGelus = kAfterGelu * kBeforeGelu;
 
-// Count vectors at p, in place; Unscaled: the output is GELU(x) itself.
+// Count vectors at p, in place; Unscaled: the output is GELU(x) itself. Returns what lies behind them.
 template <int Count, bool Unscaled>
-EFFV2_INLINE void gelu_vectors(Operand* p) {
+EFFV2_INLINE Operand* gelu_vectors(Operand* p) {
   Vec values[Count];
   gelu_values(p, values);
 #pragma GCC unroll 8
   for (int i = 0; i < Count; ++i) {
     store(p + i * kLanes, Unscaled ? mul(values[i], set1(static_cast<float>(kAfterGelu))) : values[i]);
   }
+  p += Count * kLanes;
+#ifdef EFFV2_BY_LANE
+  p = behind(values[Count - 1], p);
+#endif
+  return p;
 }
 
 // Of so many values, in place.
 template <bool Unscaled = false>
 inline void gelu(Operand* p, std::int64_t count) {
   constexpr int kStep = kGeluVectors * kLanes;
-  for (; count >= kStep; count -= kStep, p += kStep) gelu_vectors<kGeluVectors, Unscaled>(p);
-  for (; count >= kLanes; count -= kLanes, p += kLanes) gelu_vectors<1, Unscaled>(p);
+#ifdef EFFV2_BY_LANE
+  // A branch for several groups; what loads them together would be short of registers.
+  constexpr int kGroups = 4;
+  for (; count >= kGroups * kStep; count -= kGroups * kStep) {
+#pragma GCC unroll 4
+    for (int i = 0; i < kGroups; ++i) p = gelu_vectors<kGeluVectors, Unscaled>(p);
+  }
+#endif
+  for (; count >= kStep; count -= kStep) p = gelu_vectors<kGeluVectors, Unscaled>(p);
+  for (; count >= kLanes; count -= kLanes) p = gelu_vectors<1, Unscaled>(p);
   if (count > 0) {
     alignas(64) Operand rest[kLanes];
     store(rest, load_n(p, static_cast<int>(count)));
