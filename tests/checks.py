@@ -259,7 +259,10 @@ def check_layouts(shape, target):
 
 
 def check_not_finite(shape, target, positions=((0, 0), (-1, -1), (1, 0))):
-    """NaN and infinities come out where PyTorch has them, and never in other images of the batch."""
+    """NaN and infinities come out where they do in float64, and never in other images of the batch.
+
+    PyTorch's float32 is no measure: with AVX-512 its GELU of +inf is NaN.
+    """
     target = Target.of(target)
     block, clean, _ = block_case(shape, 3, seed=5, dtype=target.torch_dtype)
     engine = target.engine(as_network(block))
@@ -270,7 +273,7 @@ def check_not_finite(shape, target, positions=((0, 0), (-1, -1), (1, 0))):
             x = clean.clone()
             x[1, x.shape[1] // 2, min(row, shape.height - 1), min(column, shape.width - 1)] = value
             (y,) = run_engine(engine, x)
-            expected = eager(block, x.float())
+            expected = exact(block, x)
             what = f"{shape} on {target}, {value} at {(row, column)}"
             if not (clips and x[1].isinf().any()):
                 assert not bool(expected[1].isfinite().all()), f"{what}: the test shows nothing"
@@ -280,12 +283,12 @@ def check_not_finite(shape, target, positions=((0, 0), (-1, -1), (1, 0))):
 
 
 def check_same_kind(actual, expected, what, bound=4 * BLOCK_BOUND):
-    """Where PyTorch gives NaN, +inf or -inf, so does ``actual``; elsewhere the numbers agree."""
+    """Where ``expected`` is NaN, +inf or -inf, so is ``actual``; elsewhere the numbers agree."""
     for kind in (torch.isnan, torch.isposinf, torch.isneginf):
         wrong = kind(actual) != kind(expected)
         assert not bool(wrong.any()), (
             f"{what}: {int(wrong.sum())} of {wrong.numel()} differ in {kind.__name__}; the first: "
-            f"{float(actual[wrong][0])} where PyTorch has {float(expected[wrong][0])}"
+            f"{float(actual[wrong][0])} where {float(expected[wrong][0])} is expected"
         )
     finite = expected.isfinite()
     if bool(finite.any()):

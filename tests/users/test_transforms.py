@@ -174,7 +174,7 @@ def test_memory_that_is_not_there(fast, images):
     weights[2].untyped_storage().resize_(0)
     with pytest.raises(InputError, match="reads beyond"):
         torch.ops.effv2.ffn(x, *weights)
-    with pytest.raises(cpu.native().NativeError, match="its address is 0"):
+    with pytest.raises(cpu.native().NativeError, match="their address is 0"):
         fast.engine._network.run(0, images.shape, images.stride(), [images.data_ptr()], 1)
 
 
