@@ -16,7 +16,6 @@ from checks import (
     exact,
     exact_network,
     layouts,
-    plain_pytorch,
     run_engine,
     same_bits,
     seeded,
@@ -24,7 +23,7 @@ from checks import (
 from models import SMALL, SMALL_MOBILE, Spec, randomise
 
 from effv2_kernels import blocks, cpu, optimize, sources
-from effv2_kernels.reference import VARIANTS, run
+from effv2_kernels.reference import VARIANTS
 
 # Images of each variant: squares and rectangles, below and above 224.
 IMAGES = [

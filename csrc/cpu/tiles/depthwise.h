@@ -98,13 +98,13 @@ EFFV2_INLINE void depthwise_neighbours(const In* const* rows, std::int64_t place
 
 // One row of outputs, whose windows are the three rows of `in`.
 template <unsigned kRows, int Stride, bool Whole, bool Clamped, class In, class Step>
-EFFV2_INLINE void depthwise_row(const In* const* rows, int in_width, Step step, int channel, const Taps3x3& taps,
-                                Operand* out, Step out_step, int width, int channels) {
+EFFV2_INLINE void depthwise_row(const In* const* rows, int in_width, Step step, int channel,
+                                const Taps3x3& taps, Operand* out, Step out_step, int width, int channels) {
   int x = 0;
   if constexpr (Stride == 1 && Whole) {
     const auto neighbours = [&](int first, auto left, auto right) __attribute__((always_inline)) {
-      depthwise_neighbours<kRows, left.value, right.value, Clamped>(rows, channel + first * step, step,
-                                                                    taps, out + first * out_step, out_step);
+      depthwise_neighbours<kRows, left.value, right.value, Clamped>(rows, channel + first * step, step, taps,
+                                                                    out + first * out_step, out_step);
     };
     constexpr std::true_type kYes;
     constexpr std::false_type kNo;
@@ -292,8 +292,8 @@ class Depthwise {
   void run3x3(int p, const InputRows<In>& in, const OutputRows& out, int channels) const {
     vectors(channels, [&](auto whole, int c, int left) {
       const auto run = [&](auto step, auto out_step) {
-        depthwise_vector<Stride, decltype(whole)::value, Clamped>(in, step, c, panel(p), clamp_, out, out_step,
-                                                                  left);
+        depthwise_vector<Stride, decltype(whole)::value, Clamped>(in, step, c, panel(p), clamp_, out,
+                                                                  out_step, left);
       };
       if constexpr (whole.value && std::is_same_v<In, Operand>) {  // which panels hold
         constexpr std::integral_constant<std::int64_t, kPanel> kStep;
