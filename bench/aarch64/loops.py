@@ -17,8 +17,8 @@ from bench.aarch64.instructions import branch_offset, kind_of
 # What it does: (object file, what the name of its function begins with behind the namespace)
 LOOPS = {
     "product": ("tiles/gemm.cpp.o", "run_tiles<"),
-    "depthwise rows": ("blocks/ffn.cpp.o", "depthwise_vector<1, true, false"),
-    "GELU": ("blocks/ffn.cpp.o", "activate<false"),
+    "depthwise rows": ("blocks/ffn.cpp.o", "Depthwise::run3x3<1, false"),
+    "GELU": ("blocks/ffn.cpp.o", "gelu<false"),
     "softmax": ("blocks/attention.cpp.o", "Attention::attend("),
 }
 ROUNDS = 1000  # after which filling the pipeline counts for nothing
