@@ -282,6 +282,24 @@ def check_not_finite(shape, target, positions=((0, 0), (-1, -1), (1, 0))):
             check_same_kind(y[1], expected[1], what, 4 * target.block_bound)
 
 
+def check_bad_image(engine, network, images, value, what, bound=4 * BLOCK_BOUND):
+    """A value that is not finite in the second of three images stays there, and comes out as in float64.
+
+    Returns the float64 outputs.
+    """
+    clean = engine.run(images)
+    bad = images.clone()
+    bad[1, 0, 17, 40] = value
+    expected = exact_network(network, bad)
+    for y, c, e in zip(run_engine(engine, bad), clean, expected, strict=True):
+        assert torch.equal(y[0], c[0])
+        assert torch.equal(y[2], c[2])
+        # A strided attention makes all of a map NaN; before it only the neighbourhood is.
+        check_same_kind(y[1], e[1], what, bound)
+    assert not bool(expected[0].isfinite().all())
+    return expected
+
+
 def check_same_kind(actual, expected, what, bound=4 * BLOCK_BOUND):
     """Where ``expected`` is NaN, +inf or -inf, so is ``actual``; elsewhere the numbers agree."""
     for kind in (torch.isnan, torch.isposinf, torch.isneginf):

@@ -19,6 +19,8 @@ struct Latency {
 double quantile(const std::vector<double>& values, double q);
 Latency measure(Call& call, int warmup, int repeat);
 
+inline double gflops_of(double gflop, double milliseconds) { return gflop / milliseconds * 1e3; }
+
 struct BlockTime {
   std::string kind, name;
   effv2_shape output;

@@ -20,7 +20,7 @@ Json top_of(const std::vector<Class>& classes) {
 
 Json profile_of(const Profile& profile) {
   const auto figures = [&](double milliseconds, double gflop) {
-    const double gflops = gflop / milliseconds * 1e3;
+    const double gflops = gflops_of(gflop, milliseconds);
     return Json{{"milliseconds", milliseconds},
                 {"share", milliseconds / profile.milliseconds},
                 {"gflop", gflop},

@@ -31,7 +31,7 @@ void print_classes(const Report& report, std::ostream& out) {
 void print_profile(const Profile& profile, std::ostream& out) {
   using Row = std::vector<std::string>;
   const auto figures = [&](Row row, double milliseconds, double gflop) {
-    const double gflops = gflop / milliseconds * 1e3;
+    const double gflops = gflops_of(gflop, milliseconds);
     row.push_back(format("%.3f", milliseconds));
     row.push_back(format("%.1f%%", 100 * milliseconds / profile.milliseconds));
     row.push_back(format("%.1f", gflops));

@@ -37,13 +37,17 @@ std::vector<Exact> NetworkSample::reference(const Exact& image) const {
   return outputs;
 }
 
+BiasTable table_after(int halvings, int height, int width) {
+  for (; halvings > 0; --halvings) {
+    height = (height + 1) / 2;
+    width = (width + 1) / 2;
+  }
+  return {height, width};
+}
+
 NetworkSample small_network(Random& random, int height, int width, bool resize_bias) {
-  const auto after = [](int n, int halvings) {
-    for (; halvings > 0; --halvings) n = (n + 1) / 2;
-    return n;
-  };
   const auto table = [&](int halvings) {
-    return resize_bias ? BiasTable{3, 2, true} : BiasTable{after(height, halvings), after(width, halvings)};
+    return resize_bias ? BiasTable{3, 2, true} : table_after(halvings, height, width);
   };
   NetworkSample network;
   network.blocks = {stem_sample(random, 3, 8, 16),

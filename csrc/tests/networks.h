@@ -25,6 +25,9 @@ struct NetworkSample {
   std::vector<Exact> reference(const Exact& image) const;
 };
 
+// That of the map which an image of this size is after so many steps to half the resolution.
+BiasTable table_after(int halvings, int height, int width);
+
 // All six blocks, both attentions, a head; for images of this size, or of any with a resized bias.
 NetworkSample small_network(Random& random, int height, int width, bool resize_bias = false);
 

@@ -165,10 +165,7 @@ TEST(hand, a_slow_member_delays_others_by_a_part) {
 
 // One block of each kind of S0, at its widths.
 static NetworkSample network_of_s0_widths(Random& random, Map image) {
-  const auto after = [](int n, int halvings) { return (n + (1 << halvings) - 1) >> halvings; };
-  const auto table = [&](int halvings) {
-    return BiasTable{after(image.height, halvings), after(image.width, halvings)};
-  };
+  const auto table = [&](int halvings) { return table_after(halvings, image.height, image.width); };
   NetworkSample network;
   network.blocks = {stem_sample(random, 3, 16, 32),
                     ffn_sample(random, 32, 128),
