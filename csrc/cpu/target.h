@@ -27,6 +27,17 @@
 
 #define EFFV2_INLINE inline __attribute__((always_inline))
 
+namespace effv2::EFFV2_TARGET {
+
+// A pointer that the compiler knows nothing about.
+template <class T>
+EFFV2_INLINE T* opaque(T* pointer) {
+  asm("" : "+r"(pointer));
+  return pointer;
+}
+
+}  // namespace effv2::EFFV2_TARGET
+
 #include EFFV2_TARGET_HEADER
 
 #include <cstdint>

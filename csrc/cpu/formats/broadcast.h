@@ -7,7 +7,7 @@ namespace effv2::EFFV2_TARGET {
 // The first Vectors vectors of a row of a panel of operands. Formats add theirs for packed weights.
 template <int Vectors>
 EFFV2_INLINE void load_columns(const Operand* panel, Vec (&columns)[Vectors]) {
-#pragma GCC unroll 4
+#pragma GCC unroll 8
   for (int v = 0; v < Vectors; ++v) columns[v] = load(panel + v * kLanes);
 }
 
@@ -20,7 +20,7 @@ EFFV2_INLINE void multiply(const Operand* a, std::int64_t a_stride, const Right*
 #pragma GCC unroll 16
   for (int i = 0; i < RowCount; ++i) {
     const Vec x = broadcast(a + i * a_stride);
-#pragma GCC unroll 4
+#pragma GCC unroll 8
     for (int v = 0; v < Vectors; ++v) sum[i][v] = fma(x, columns[v], sum[i][v]);
   }
 }

@@ -3,7 +3,7 @@
 //
 //   fma_lane<Lane>(row, b, sum)   sum + b times a lane of row, rounded once
 //   load_four(p, v)               v[0] ... v[3] by one instruction
-//   behind(v, p)                  p, from which nothing is read before v is known
+//   load_two(p, v, w)             v and w likewise, and p steps on
 #pragma once
 
 #include <cstdint>
@@ -32,15 +32,54 @@ EFFV2_INLINE const Right* behind_all(const Vec (&sum)[RowCount][Vectors], const 
 // Steps of the depth that are taken together.
 inline constexpr int kLaneSteps = kLanes;
 
-// So many steps, in order: rows at a, a + a_stride, ... times as many rows of the panel. Returns the row
-// behind these.
-template <int RowCount, int Vectors, class Right, class Stride, int... Lanes>
-EFFV2_INLINE const Right* multiply_lanes(const Operand* a, Stride a_stride, const Right* panel,
-                                         std::int64_t panel_stride, Vec (&sum)[RowCount][Vectors],
-                                         std::integer_sequence<int, Lanes...>) {
-  Vec row[RowCount];
+// Where a product stands in rows of the left operand. next(i, taken) is a row's next vector of steps, behind
+// those `taken` since passed(steps) was told of all rows; next_two(i, ...) are two, by one instruction.
+//
+// Rows that lie anywhere: each has an address, which its loads step on. Left alone, compilers would step on
+// all of them together, by instructions of their own.
+template <int RowCount>
+struct RowsAnywhere {
+  RowsAnywhere(const Operand* p, std::int64_t stride) {
 #pragma GCC unroll 16
-  for (int i = 0; i < RowCount; ++i) row[i] = load(a + i * a_stride);
+    for (int i = 0; i < RowCount; ++i) row[i] = p + i * stride;
+  }
+  Vec next(int i, int) {
+    const Vec v = load(row[i]);
+    row[i] = opaque(row[i] + kLanes);
+    return v;
+  }
+  void next_two(int i, Vec& v, Vec& behind) { load_two(row[i], v, behind); }
+  void passed(int) {}
+  void skip(std::int64_t values) {
+#pragma GCC unroll 16
+    for (int i = 0; i < RowCount; ++i) row[i] += values;
+  }
+  const Operand* first() const { return row[0]; }
+
+ private:
+  const Operand* row[RowCount];
+};
+// Rows of a map in panels: one address and constants.
+template <int Stride>
+struct RowsOfPanel {
+  Vec next(int i, int taken) const { return load(data + i * Stride + taken); }
+  void next_two(int i, Vec& v, Vec& behind) const {
+    v = next(i, 0);
+    behind = next(i, kLanes);
+  }
+  void passed(int steps) { data += steps; }
+  void skip(std::int64_t values) { data += values; }
+  const Operand* first() const { return data; }
+
+  const Operand* data;
+};
+
+// So many steps, in order: a vector of each row times as many rows of the panel. Returns the row behind
+// these.
+template <int RowCount, int Vectors, class Right, int... Lanes>
+EFFV2_INLINE const Right* multiply_vectors(const Vec (&row)[RowCount], const Right* panel,
+                                           std::int64_t panel_stride, Vec (&sum)[RowCount][Vectors],
+                                           std::integer_sequence<int, Lanes...>) {
   const auto step = [&](auto lane) __attribute__((always_inline)) {
     Vec columns[Vectors];
     load_together(panel, columns);
@@ -57,10 +96,37 @@ EFFV2_INLINE const Right* multiply_lanes(const Operand* a, Stride a_stride, cons
   (step(std::integral_constant<int, Lanes>{}), ...);
   return panel;
 }
-template <int RowCount, int Vectors, class Right, class Stride>
-EFFV2_INLINE const Right* multiply_lanes(const Operand* a, Stride a_stride, const Right* panel,
-                                         std::int64_t panel_stride, Vec (&sum)[RowCount][Vectors]) {
-  return multiply_lanes(a, a_stride, panel, panel_stride, sum, std::make_integer_sequence<int, kLaneSteps>{});
+template <int RowCount, int Vectors, class Right>
+EFFV2_INLINE const Right* multiply_vectors(const Vec (&row)[RowCount], const Right* panel,
+                                           std::int64_t panel_stride, Vec (&sum)[RowCount][Vectors]) {
+  return multiply_vectors(row, panel, panel_stride, sum, std::make_integer_sequence<int, kLaneSteps>{});
+}
+template <int RowCount, int Vectors, class Right, class RowsAt>
+EFFV2_INLINE const Right* multiply_lanes(RowsAt& rows, const Right* panel, std::int64_t panel_stride,
+                                         Vec (&sum)[RowCount][Vectors]) {
+  Vec row[RowCount];
+#pragma GCC unroll 16
+  for (int i = 0; i < RowCount; ++i) row[i] = rows.next(i, 0);
+  rows.passed(kLaneSteps);
+  return multiply_vectors(row, panel, panel_stride, sum);
+}
+
+// Twice as many steps. Of as many rows as registers are left for, both vectors come by one instruction.
+template <int RowCount, int Vectors, class Right, class RowsAt>
+EFFV2_INLINE const Right* multiply_twice(RowsAt& rows, const Right* panel, std::int64_t panel_stride,
+                                         Vec (&sum)[RowCount][Vectors]) {
+  constexpr int kFree = kRegisters - (RowCount + 1) * Vectors - RowCount;
+  constexpr int kPairs = kFree < 0 ? 0 : kFree < RowCount ? kFree : RowCount;
+  Vec row[RowCount], next[RowCount];
+#pragma GCC unroll 16
+  for (int i = 0; i < kPairs; ++i) rows.next_two(i, row[i], next[i]);
+#pragma GCC unroll 16
+  for (int i = kPairs; i < RowCount; ++i) row[i] = rows.next(i, 0);
+  panel = multiply_vectors(row, panel, panel_stride, sum);
+#pragma GCC unroll 16
+  for (int i = kPairs; i < RowCount; ++i) next[i] = rows.next(i, kLaneSteps);
+  rows.passed(2 * kLaneSteps);
+  return multiply_vectors(next, panel, panel_stride, sum);
 }
 
 }  // namespace effv2::EFFV2_TARGET

@@ -15,12 +15,20 @@ inline void store(float* p, Floats v) { vst1q_f32(p, v); }
 
 // keep: a loaded value stays in its register; GCC would rather load it again for every use.
 // behind: p, from which nothing is read before v is known.
+// load_two: the 32 bytes at p, which then points behind them, by one instruction; compilers would take two.
 #ifdef EFFV2_EMULATED
 template <class V>
 inline void keep(V&) {}
 template <class V, class T>
 inline T* behind(V, T* p) {
   return p;
+}
+template <class V, class T>
+inline void load_two(const T*& p, V& first, V& second) {
+  constexpr int kCount = sizeof(V) / sizeof(T);
+  first = load(p);
+  second = load(p + kCount);
+  p += 2 * kCount;
 }
 #else
 template <class V>
@@ -31,6 +39,15 @@ template <class V, class T>
 inline T* behind(V v, T* p) {
   asm("" : "+r"(p) : "w"(v));
   return p;
+}
+template <class V, class T>
+inline void load_two(const T*& p, V& first, V& second) {
+  struct Bytes {
+    V of[2];
+  };
+  asm("ldp %q0, %q1, [%2], #32"
+      : "=w"(first), "=w"(second), "+r"(p)
+      : "m"(*reinterpret_cast<const Bytes*>(p)));
 }
 #endif
 

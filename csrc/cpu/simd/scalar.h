@@ -11,8 +11,10 @@ struct Vec {
   float lane[kLanes];
 };
 inline constexpr int kGeluVectors = 1;
-inline constexpr int kSumVectors = 1;  // of a softmax's total
-inline constexpr int kTogether = 1;    // pixels of a depthwise convolution, beside its nine weights
+inline constexpr int kGeluGroups = 1;
+inline constexpr int kSumVectors = 1;    // of a softmax's total
+inline constexpr int kTogether = 1;      // pixels of a depthwise convolution, beside its nine weights
+inline constexpr int kRowsTogether = 1;  // of its outputs
 
 template <class Function>
 inline Vec per_lane(Function f) {
@@ -33,6 +35,10 @@ inline Vec load(const float* p) {
 }
 inline void store(float* p, Vec v) { std::memcpy(p, v.lane, sizeof v.lane); }
 inline void keep(Vec&) {}
+template <class T>
+inline T* behind(Vec, T* p) {
+  return p;
+}
 inline void prefetch(const void*) {}
 inline Vec load_n(const float* p, int count) {
   return per_lane([&](int i) { return i < count ? p[i] : 0.0f; });

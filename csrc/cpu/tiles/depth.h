@@ -9,13 +9,11 @@ namespace effv2::EFFV2_TARGET {
 #ifdef EFFV2_BY_LANE
 
 // kRun steps without a branch between them.
-template <int RowCount, int Vectors, class Right, class Stride>
-EFFV2_INLINE const Right* multiply_run(const Operand* p, Stride stride, const Right* b_row,
-                                       std::int64_t b_stride, Vec (&sum)[RowCount][Vectors]) {
+template <int RowCount, int Vectors, class Right, class RowsAt>
+EFFV2_INLINE const Right* multiply_run(RowsAt& rows, const Right* b_row, std::int64_t b_stride,
+                                       Vec (&sum)[RowCount][Vectors]) {
 #pragma GCC unroll 4
-  for (int k = 0; k < kRun; k += kLaneSteps) {
-    b_row = multiply_lanes(p + k, stride, b_row, b_stride, sum);
-  }
+  for (int k = 0; k < kRun; k += 2 * kLaneSteps) b_row = multiply_twice(rows, b_row, b_stride, sum);
   return b_row;
 }
 
@@ -25,25 +23,25 @@ EFFV2_INLINE const Right* multiply_run(const Operand* p, Stride stride, const Ri
 template <int RowCount, int Vectors, class Right>
 EFFV2_INLINE void sum_depth(const Rows& a, const Operand* p, int steps, int block_left, const Right* b_row,
                             std::int64_t b_stride, Vec (&sum)[RowCount][Vectors], Ahead&) {
-  // Of a map in panels, each run is a block, and rows lie a constant apart.
-  if (a.block == kRun && a.row_stride == kRun) {
-    constexpr std::integral_constant<std::int64_t, kRun> kStride;
-    for (; steps >= kRun; steps -= kRun, p += a.block_stride) {
-      b_row = multiply_run(p, kStride, b_row, b_stride, sum);
+  // Of a map in panels, each run is a block.
+  if (a.block == kRun && a.row_stride == kPanel) {
+    RowsOfPanel<kPanel> rows{p};
+    for (; steps >= kRun; steps -= kRun, rows.skip(a.block_stride - kRun)) {
+      b_row = multiply_run(rows, b_row, b_stride, sum);
     }
+    p = rows.first();
   }
-  while (steps > 0) {
+  if (steps <= 0) return;
+  for (RowsAnywhere<RowCount> rows(p, a.row_stride);;) {
     int count = steps < block_left ? steps : block_left;
     steps -= count;
-    for (; count >= kRun; count -= kRun, p += kRun) {
-      b_row = multiply_run(p, a.row_stride, b_row, b_stride, sum);
+    for (; count >= kRun; count -= kRun) b_row = multiply_run(rows, b_row, b_stride, sum);
+    for (; count >= kLaneSteps; count -= kLaneSteps) b_row = multiply_lanes(rows, b_row, b_stride, sum);
+    for (; count > 0; --count, b_row += b_stride, rows.skip(1)) {
+      multiply(rows.first(), a.row_stride, b_row, sum);
     }
-    const Operand* const end = p + count;
-    for (; end - p >= kLaneSteps; p += kLaneSteps) {
-      b_row = multiply_lanes(p, a.row_stride, b_row, b_stride, sum);
-    }
-    for (; p < end; ++p, b_row += b_stride) multiply(p, a.row_stride, b_row, sum);
-    p += a.block_stride - a.block;
+    if (steps == 0) return;
+    rows.skip(a.block_stride - a.block);
     block_left = a.block;
   }
 }
@@ -85,7 +83,10 @@ EFFV2_INLINE void sum_row(const Operand* row, int begin, int end, Panel<Right> b
 #ifdef EFFV2_BY_LANE
   for (; end - k >= kLaneSteps; k += kLaneSteps, b_row += kLaneSteps * b.stride) {
 #pragma GCC unroll 8
-    for (int p = 0; p < Panels; ++p) multiply_lanes(row + k, 0, b_row + p * panel_step, b.stride, sum[p]);
+    for (int p = 0; p < Panels; ++p) {
+      RowsOfPanel<kPanel> at{row + k};
+      multiply_lanes(at, b_row + p * panel_step, b.stride, sum[p]);
+    }
   }
 #endif
   for (; k < end; k += kDepthGroup, b_row += b.stride * kDepthGroup) {

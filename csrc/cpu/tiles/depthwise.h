@@ -68,43 +68,58 @@ EFFV2_INLINE void depthwise_pixel(const In* const* rows, std::int64_t place, std
   }
 }
 
-// kTogether neighbours, which share what they read; their sums are independent of each other.
-template <unsigned kRows, bool Left, bool Right, bool Clamped, class In, class Step>
+// kTogether neighbours in each of OutRows rows of outputs, which share what they read; their sums are
+// independent of each other.
+template <int OutRows, unsigned kRows, bool Left, bool Right, bool Clamped, class In, class Step>
 EFFV2_INLINE void depthwise_neighbours(const In* const* rows, std::int64_t place, Step step,
-                                       const Taps3x3& taps, Operand* out, Step out_step) {
-  Vec sum[kTogether];
+                                       const Taps3x3& taps, Operand* out, Step out_step,
+                                       std::int64_t out_row_stride) {
+  static_assert(OutRows == 1 || kRows == 7, "windows of several rows are whole");
+  Vec sum[OutRows][kTogether];
+#pragma GCC unroll 2
+  for (int y = 0; y < OutRows; ++y) {
 #pragma GCC unroll 8
-  for (int i = 0; i < kTogether; ++i) sum[i] = taps.bias;
-#pragma GCC unroll 3
-  for (int row = 0; row < 3; ++row) {
-    if (!((kRows >> row) & 1u)) continue;
+    for (int i = 0; i < kTogether; ++i) sum[y][i] = taps.bias;
+  }
+#pragma GCC unroll 4
+  for (int row = 0; row < OutRows + 2; ++row) {
+    if (OutRows == 1 && !((kRows >> row) & 1u)) continue;
     const In* p = rows[row] + place;
 #pragma GCC unroll 16
     for (int j = Left ? -1 : 0; j < kTogether + (Right ? 1 : 0); ++j) {
       Vec value = load(p + j * step);
       keep(value);
+#pragma GCC unroll 2
+      for (int y = 0; y < OutRows; ++y) {
+        if (row < y || row >= y + 3) continue;
 #pragma GCC unroll 8
-      for (int i = 0; i < kTogether; ++i) {
-        const int tap = j - i + 1;
-        if (tap >= 0 && tap < 3) sum[i] = fma(value, taps.of[row * 3 + tap], sum[i]);
+        for (int i = 0; i < kTogether; ++i) {
+          const int tap = j - i + 1;
+          if (tap >= 0 && tap < 3) sum[y][i] = fma(value, taps.of[(row - y) * 3 + tap], sum[y][i]);
+        }
       }
     }
   }
+#pragma GCC unroll 2
+  for (int y = 0; y < OutRows; ++y, out += out_row_stride) {
 #pragma GCC unroll 8
-  for (int i = 0; i < kTogether; ++i) {
-    store(out + i * out_step, Clamped ? taps.clamp(sum[i]) : sum[i]);
+    for (int i = 0; i < kTogether; ++i) {
+      store(out + i * out_step, Clamped ? taps.clamp(sum[y][i]) : sum[y][i]);
+    }
   }
 }
 
-// One row of outputs, whose windows are the three rows of `in`.
-template <unsigned kRows, int Stride, bool Whole, bool Clamped, class In, class Step>
-EFFV2_INLINE void depthwise_row(const In* const* rows, int in_width, Step step, int channel,
-                                const Taps3x3& taps, Operand* out, Step out_step, int width, int channels) {
+// OutRows rows of outputs, whose windows are the three rows of `in` from their own on.
+template <int OutRows, unsigned kRows, int Stride, bool Whole, bool Clamped, class In, class Step>
+EFFV2_INLINE void depthwise_rows(const In* const* rows, int in_width, Step step, int channel,
+                                 const Taps3x3& taps, Operand* out, Step out_step, const OutputRows& to,
+                                 int channels) {
+  const int width = to.width;
   int x = 0;
   if constexpr (Stride == 1 && Whole) {
     const auto neighbours = [&](int first, auto left, auto right) __attribute__((always_inline)) {
-      depthwise_neighbours<kRows, left.value, right.value, Clamped>(rows, channel + first * step, step, taps,
-                                                                    out + first * out_step, out_step);
+      depthwise_neighbours<OutRows, kRows, left.value, right.value, Clamped>(
+          rows, channel + first * step, step, taps, out + first * out_step, out_step, to.row_stride());
     };
     constexpr std::true_type kYes;
     constexpr std::false_type kNo;
@@ -121,8 +136,11 @@ EFFV2_INLINE void depthwise_row(const In* const* rows, int in_width, Step step, 
     }
   }
   for (; x < width; ++x) {
-    depthwise_pixel<kRows, Whole, Clamped>(rows, channel + std::int64_t{x} * Stride * step, step, x > 0,
-                                           x * Stride + 1 < in_width, taps, out + x * out_step, channels);
+    for (int y = 0; y < OutRows; ++y) {
+      depthwise_pixel<kRows, Whole, Clamped>(rows + y, channel + std::int64_t{x} * Stride * step, step, x > 0,
+                                             x * Stride + 1 < in_width, taps,
+                                             out + y * to.row_stride() + x * out_step, channels);
+    }
   }
 }
 
@@ -138,20 +156,30 @@ EFFV2_INLINE void depthwise_vector(const InputRows<In>& in, Step step, int chann
   taps.bias = load(weights + channel + 9 * kPanel);
   taps.clamp = clamp;
   Operand* out = to.data + channel;
-  for (int y = 0; y < to.count; ++y, out += to.row_stride()) {
+  constexpr int kRowsAtOnce = Stride == 1 && Whole ? kRowsTogether : 1;
+  for (int y = 0, count; y < to.count; y += count, out += count * to.row_stride()) {
     const In* const* rows = in.rows + y * Stride;
-    const auto row = [&](auto mask) __attribute__((always_inline)) {
-      depthwise_row<decltype(mask)::kRows, Stride, Whole, Clamped>(rows, in.width, step, channel, taps, out,
-                                                                   out_step, to.width, channels);
+    const auto run = [&](auto out_rows, auto mask) __attribute__((always_inline)) {
+      depthwise_rows<out_rows.value, decltype(mask)::kRows, Stride, Whole, Clamped>(
+          rows, in.width, step, channel, taps, out, out_step, to, channels);
     };
+    constexpr std::integral_constant<int, kRowsAtOnce> kAll;
+    constexpr std::integral_constant<int, 1> kOne;
+    // Only first and last rows are missing.
+    if (kAll > kOne && to.count - y >= kAll && rows[0] && rows[kAll + 1]) {
+      run(kAll, RowMask<7>{});
+      count = kAll;
+      continue;
+    }
+    count = 1;
     if (rows[0] && rows[2]) {
-      row(RowMask<7>{});
+      run(kOne, RowMask<7>{});
     } else if (rows[0]) {
-      row(RowMask<3>{});
+      run(kOne, RowMask<3>{});
     } else if (rows[2]) {
-      row(RowMask<6>{});
+      run(kOne, RowMask<6>{});
     } else {
-      row(RowMask<2>{});
+      run(kOne, RowMask<2>{});
     }
   }
 }

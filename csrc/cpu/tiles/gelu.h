@@ -23,40 +23,42 @@ namespace effv2::EFFV2_TARGET {
 inline constexpr double kAfterGelu = 0.5 / kBeforeGelu;
 inline constexpr double kBetweenGelus = kAfterGelu * kBeforeGelu;
 
-// Count vectors at p, in place; Unscaled: the output is GELU(x) itself. Returns what lies behind them.
+// Count vectors at p, in place; Unscaled: the output is GELU(x) itself.
 template <int Count, bool Unscaled>
-EFFV2_INLINE Operand* gelu_vectors(Operand* p) {
-  Vec values[Count];
+EFFV2_INLINE void gelu_vectors(Operand* p, Vec (&values)[Count]) {
   gelu_values(p, values);
 #pragma GCC unroll 8
   for (int i = 0; i < Count; ++i) {
     store(p + i * kLanes, Unscaled ? mul(values[i], set1(static_cast<float>(kAfterGelu))) : values[i]);
   }
-  p += Count * kLanes;
-#ifdef EFFV2_BY_LANE
-  p = behind(values[Count - 1], p);
-#endif
-  return p;
+}
+
+// So many groups of vectors without a branch between them, in place, one behind the other: registers are
+// short for more at a time. Returns what lies behind them.
+template <int Groups, bool Unscaled>
+EFFV2_INLINE Operand* gelu_groups(Operand* p) {
+  constexpr int kStep = kGeluVectors * kLanes;
+#pragma GCC unroll 8
+  for (int i = 0; i < Groups; ++i) {
+    Vec values[kGeluVectors];
+    gelu_vectors<kGeluVectors, Unscaled>(p + i * kStep, values);
+    p = behind(values[kGeluVectors - 1], p);
+  }
+  return p + Groups * kStep;
 }
 
 // Of so many values, in place.
 template <bool Unscaled = false>
 inline void gelu(Operand* p, std::int64_t count) {
-  constexpr int kStep = kGeluVectors * kLanes;
-#ifdef EFFV2_BY_LANE
-  // A branch for several groups; what loads them together would be short of registers.
-  constexpr int kGroups = 4;
-  for (; count >= kGroups * kStep; count -= kGroups * kStep) {
-#pragma GCC unroll 4
-    for (int i = 0; i < kGroups; ++i) p = gelu_vectors<kGeluVectors, Unscaled>(p);
-  }
-#endif
-  for (; count >= kStep; count -= kStep) p = gelu_vectors<kGeluVectors, Unscaled>(p);
-  for (; count >= kLanes; count -= kLanes) p = gelu_vectors<1, Unscaled>(p);
+  constexpr int kStep = kGeluVectors * kLanes, kRound = kGeluGroups * kStep;
+  for (; count >= kRound; count -= kRound) p = gelu_groups<kGeluGroups, Unscaled>(p);
+  for (; count >= kStep; count -= kStep) p = gelu_groups<1, Unscaled>(p);
+  Vec one[1];
+  for (; count >= kLanes; count -= kLanes, p += kLanes) gelu_vectors<1, Unscaled>(p, one);
   if (count > 0) {
     alignas(64) Operand rest[kLanes];
     store(rest, load_n(p, static_cast<int>(count)));
-    gelu_vectors<1, Unscaled>(rest);
+    gelu_vectors<1, Unscaled>(rest, one);
     store_n(p, load(rest), static_cast<int>(count));
   }
 }

@@ -8,14 +8,6 @@
 namespace effv2::EFFV2_TARGET {
 namespace {
 
-// A pointer that the compiler knows nothing about. It would otherwise keep one for every row of a tile and
-// step all of them from tile to tile, in memory: a fifth of what a product of little depth executes.
-template <class T>
-EFFV2_INLINE T* opaque(T* pointer) {
-  asm("" : "+r"(pointer));
-  return pointer;
-}
-
 // Adds what belongs to a tile of sums and stores it. Whole: all of its columns exist. last: the sum is
 // complete.
 template <int RowCount, int Vectors, bool Whole, class Out>
@@ -24,18 +16,20 @@ EFFV2_INLINE void finish(Vec (&sum)[RowCount][Vectors], const Result<Out>& r, in
   const auto get = [&](const auto* p, int v) {
     return Whole || v + 1 < Vectors ? load(p + v * kLanes) : load_n(p + v * kLanes, tail);
   };
+  // Pointers are opaque: a compiler would keep one for every row of a tile and step all of them from tile to
+  // tile, in memory, a fifth of what a product of little depth executes.
   if (r.sum) {
     const Operand* row = opaque(r.sum + m * r.sum_stride);
 #pragma GCC unroll 16
     for (int i = 0; i < RowCount; ++i, row += r.sum_stride) {
-#pragma GCC unroll 4
+#pragma GCC unroll 8
       for (int v = 0; v < Vectors; ++v) sum[i][v] = add(sum[i][v], get(row, v));
     }
   }
   if (last && r.bias) {
 #pragma GCC unroll 16
     for (int i = 0; i < RowCount; ++i) {
-#pragma GCC unroll 4
+#pragma GCC unroll 8
       for (int v = 0; v < Vectors; ++v) sum[i][v] = add(sum[i][v], load(r.bias + v * kLanes));
     }
   }
@@ -43,7 +37,7 @@ EFFV2_INLINE void finish(Vec (&sum)[RowCount][Vectors], const Result<Out>& r, in
     const Clamp clamp = *r.clamp;
 #pragma GCC unroll 16
     for (int i = 0; i < RowCount; ++i) {
-#pragma GCC unroll 4
+#pragma GCC unroll 8
       for (int v = 0; v < Vectors; ++v) sum[i][v] = clamp(sum[i][v]);
     }
   }
@@ -51,14 +45,14 @@ EFFV2_INLINE void finish(Vec (&sum)[RowCount][Vectors], const Result<Out>& r, in
     const Out* row = opaque(r.residual + m * r.residual_stride);
 #pragma GCC unroll 16
     for (int i = 0; i < RowCount; ++i, row += r.residual_stride) {
-#pragma GCC unroll 4
+#pragma GCC unroll 8
       for (int v = 0; v < Vectors; ++v) sum[i][v] = add(sum[i][v], get(row, v));
     }
   }
   Out* out = opaque(r.out + m * r.out_stride);
 #pragma GCC unroll 16
   for (int i = 0; i < RowCount; ++i, out += r.out_stride) {
-#pragma GCC unroll 4
+#pragma GCC unroll 8
     for (int v = 0; v < Vectors; ++v) {
       if (Whole || v + 1 < Vectors) {
         store(out + v * kLanes, sum[i][v]);
@@ -87,7 +81,7 @@ void run_tiles(const Rows& a, int m, int tiles, Panel<Right> b, int begin, int e
     Vec sum[RowCount][Vectors];
 #pragma GCC unroll 16
     for (int i = 0; i < RowCount; ++i) {
-#pragma GCC unroll 4
+#pragma GCC unroll 8
       for (int v = 0; v < Vectors; ++v) sum[i][v] = zero();
     }
     const Operand* const p = start + m * stride;
@@ -110,7 +104,7 @@ void run_row(const Operand* row, Panel<Right> b, std::int64_t panel_step, int de
     Vec sum[Panels][1][kTileVectors];
 #pragma GCC unroll 8
     for (int p = 0; p < Panels; ++p) {
-#pragma GCC unroll 4
+#pragma GCC unroll 8
       for (int v = 0; v < kTileVectors; ++v) sum[p][0][v] = zero();
     }
     sum_row(row, begin, end, b, panel_step, sum);
