@@ -16,12 +16,9 @@ constexpr const char* kAbout =
     "classes, how long it takes, and what memory it takes.";
 constexpr const char* kExitCodes =
     "Exit codes: 0 done; 1 another failure; 2 wrong options; 3 a file cannot be read or written; 4 the "
-    "network's "
-    "file is damaged or none; 5 it is of a newer version; 6 this processor lacks the dtype or instruction "
-    "set; 7 "
-    "the network cannot take images of this size; 8 not enough memory; 9 a value went beyond what the dtype "
-    "holds; "
-    "10 the picture or array is not what it should be.";
+    "network's file is damaged or none; 5 it is of a newer version; 6 this processor lacks the dtype or "
+    "instruction set; 7 the network cannot take images of this size; 8 not enough memory; 9 a value went "
+    "beyond what the dtype holds; 10 the picture or array is not what it should be.";
 
 [[noreturn]] void refuse(const std::string& why) {
   throw Failure(EFFV2_INVALID_ARGUMENT, why + "; see effv2-run --help");

@@ -4,6 +4,7 @@
 //   fma_lane<Lane>(row, b, sum)   sum + b times a lane of row, rounded once
 //   load_four(p, v)               v[0] ... v[3] by one instruction
 //   load_two(p, v, w)             v and w likewise, and p steps on
+//   kRegisters                    that vectors have
 #pragma once
 
 #include <cstdint>
@@ -48,7 +49,7 @@ struct RowsAnywhere {
     row[i] = opaque(row[i] + kLanes);
     return v;
   }
-  void next_two(int i, Vec& v, Vec& behind) { load_two(row[i], v, behind); }
+  void next_two(int i, Vec& first, Vec& second) { load_two(row[i], first, second); }
   void passed(int) {}
   void skip(std::int64_t values) {
 #pragma GCC unroll 16
@@ -63,9 +64,9 @@ struct RowsAnywhere {
 template <int Stride>
 struct RowsOfPanel {
   Vec next(int i, int taken) const { return load(data + i * Stride + taken); }
-  void next_two(int i, Vec& v, Vec& behind) const {
-    v = next(i, 0);
-    behind = next(i, kLanes);
+  void next_two(int i, Vec& first, Vec& second) const {
+    first = next(i, 0);
+    second = next(i, kLanes);
   }
   void passed(int steps) { data += steps; }
   void skip(std::int64_t values) { data += values; }

@@ -6,7 +6,7 @@
 namespace effv2::EFFV2_TARGET {
 
 // 5 x 4 accumulators, 4 weight vectors, and a vector of steps of the depth of each row fill 29 of the 32
-// registers.
+// registers; the others hold the next steps of three rows (formats/by_lane.h).
 inline constexpr int kRegisters = 32;
 inline constexpr int kTileRows = 5;
 inline constexpr int kTileVectors = 4;
