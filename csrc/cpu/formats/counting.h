@@ -34,10 +34,6 @@ inline Vec load_n(const float*, int) { return {true}; }
 inline void store(float*, Vec) {}
 inline void store_n(float*, Vec, int) {}
 inline void keep(Vec&) {}
-template <class T>
-inline T* behind(Vec, T* p) {
-  return p;
-}
 inline void prefetch(const void*) {}
 
 inline Vec set1(float) { return {}; }

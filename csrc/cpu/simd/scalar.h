@@ -35,10 +35,6 @@ inline Vec load(const float* p) {
 }
 inline void store(float* p, Vec v) { std::memcpy(p, v.lane, sizeof v.lane); }
 inline void keep(Vec&) {}
-template <class T>
-inline T* behind(Vec, T* p) {
-  return p;
-}
 inline void prefetch(const void*) {}
 inline Vec load_n(const float* p, int count) {
   return per_lane([&](int i) { return i < count ? p[i] : 0.0f; });

@@ -10,12 +10,6 @@ namespace effv2::EFFV2_TARGET {
 // Into the L1 cache.
 inline void prefetch(const void* p) { _mm_prefetch(static_cast<const char*>(p), _MM_HINT_T0); }
 
-// Compilers may order these vectors' loads as they like.
-template <class V, class T>
-inline T* behind(V, T* p) {
-  return p;
-}
-
 // Horizontal operations: the upper half onto the lower one, and so on. Written out, so that the order of a
 // sum is not the compiler's choice.
 inline float reduce_add(__m256 v) {

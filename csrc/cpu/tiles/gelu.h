@@ -23,14 +23,16 @@ namespace effv2::EFFV2_TARGET {
 inline constexpr double kAfterGelu = 0.5 / kBeforeGelu;
 inline constexpr double kBetweenGelus = kAfterGelu * kBeforeGelu;
 
-// Count vectors at p, in place; Unscaled: the output is GELU(x) itself.
+// Count vectors at p, in place; Unscaled: the output is GELU(x) itself. Returns the last of what was found.
 template <int Count, bool Unscaled>
-EFFV2_INLINE void gelu_vectors(Operand* p, Vec (&values)[Count]) {
+EFFV2_INLINE Vec gelu_vectors(Operand* p) {
+  Vec values[Count];
   gelu_values(p, values);
 #pragma GCC unroll 8
   for (int i = 0; i < Count; ++i) {
     store(p + i * kLanes, Unscaled ? mul(values[i], set1(static_cast<float>(kAfterGelu))) : values[i]);
   }
+  return values[Count - 1];
 }
 
 // So many groups of vectors without a branch between them, in place, one behind the other: registers are
@@ -40,9 +42,8 @@ EFFV2_INLINE Operand* gelu_groups(Operand* p) {
   constexpr int kStep = kGeluVectors * kLanes;
 #pragma GCC unroll 8
   for (int i = 0; i < Groups; ++i) {
-    Vec values[kGeluVectors];
-    gelu_vectors<kGeluVectors, Unscaled>(p + i * kStep, values);
-    p = behind(values[kGeluVectors - 1], p);
+    const auto last = gelu_vectors<kGeluVectors, Unscaled>(p + i * kStep);
+    if constexpr (Groups > 1) p = behind(last, p);
   }
   return p + Groups * kStep;
 }
@@ -53,12 +54,11 @@ inline void gelu(Operand* p, std::int64_t count) {
   constexpr int kStep = kGeluVectors * kLanes, kRound = kGeluGroups * kStep;
   for (; count >= kRound; count -= kRound) p = gelu_groups<kGeluGroups, Unscaled>(p);
   for (; count >= kStep; count -= kStep) p = gelu_groups<1, Unscaled>(p);
-  Vec one[1];
-  for (; count >= kLanes; count -= kLanes, p += kLanes) gelu_vectors<1, Unscaled>(p, one);
+  for (; count >= kLanes; count -= kLanes, p += kLanes) gelu_vectors<1, Unscaled>(p);
   if (count > 0) {
     alignas(64) Operand rest[kLanes];
     store(rest, load_n(p, static_cast<int>(count)));
-    gelu_vectors<1, Unscaled>(rest, one);
+    gelu_vectors<1, Unscaled>(rest);
     store_n(p, load(rest), static_cast<int>(count));
   }
 }
