@@ -13,7 +13,7 @@ import logging
 import statistics
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from functools import lru_cache
 from typing import Any
@@ -228,6 +228,10 @@ def compiled(model: nn.Module, x: Tensor) -> timing.Run:
     torch.compiler.reset()
     if hasattr(options, "autotune_num_choices_displayed"):
         options.autotune_num_choices_displayed = 0  # it prints a table for every convolution
+    with suppress(Exception):  # its processes, or it would begin to compile in threads of this one
+        from torch._inductor.async_compile import AsyncCompile
+
+        AsyncCompile.wait_pool_ready()
     run: timing.Run = torch.compile(model, mode="max-autotune", dynamic=False)
     for _ in range(3):
         run(x)

@@ -330,6 +330,7 @@ def main(arguments: list[str]) -> int:
         print(f"nothing can be measured: {reason}.", file=sys.stderr)
         return UNAVAILABLE
     import torch
+    import triton
 
     import effv2_kernels
     from effv2_kernels.triton.identity import code_of
@@ -338,6 +339,9 @@ def main(arguments: list[str]) -> int:
     # are neither used nor changed.
     code = code_of(Path(effv2_kernels.__file__).parent)[:12]
     os.environ["EFFV2_CACHE_DIR"] = str(Path(wanted.out).resolve() / "tiles" / code)
+    # torch.compile's processes would use the assembler of PyTorch and this one that of Triton: what they have
+    # compiled would be compiled again here, one kernel after the other.
+    os.environ.setdefault("TRITON_PTXAS_PATH", triton.knobs.nvidia.ptxas.path)
     # What torch.compile has compiled and measured when the time is over is there for the next call.
     os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(Path(wanted.out).resolve() / "inductor"))
 

@@ -273,7 +273,8 @@ def _values_tiles(keys: int, programs: int, dtype: torch.dtype) -> list[Tile]:
     if dtype == torch.float32:
         return [tile(4, 1, BQ=16, BKEYS=keys), tile(8, 1, BQ=32, BKEYS=keys)]
     shapes = [(8, 64), (8, 32), (4, 16), (8, 16)]
-    return [tile(w, 2, BQ=m, BKEYS=keys) for w, m in (shapes if programs >= _MANY_PROGRAMS else shapes[::-1])]
+    ordered = shapes if programs >= _MANY_PROGRAMS else shapes[::-1]
+    return [tile(w, stages, BQ=m, BKEYS=keys) for stages in (2, 1, 3) for w, m in ordered]
 
 
 class Attention(Packed):

@@ -86,7 +86,7 @@ def product_tiles(source: str, y: FeatureMap, depth: int) -> list[Tile]:
     """Tiles of ``product`` for an output y and ``depth`` channels of its input, best first."""
     if y.dtype != torch.float32 and source != "pointwise":
         found = _computed(y, rows=(1, 2))
-        return _ranked(found, _COSTS[source, y.dtype], y, depth)
+        return _unpipelined_as_well(_ranked(found, _COSTS[source, y.dtype], y, depth))
     if y.dtype == torch.float32:
         plain = list(_FLOAT32)
     else:
@@ -149,7 +149,17 @@ def conv_tiles(y: FeatureMap, channels: int, *, taps: int = 9, before: int = 0) 
     found = [t for t in _plain(y) if t.blocks["BK"] <= narrow]
     if narrow == 16:
         found = [tile(4, 4, BM=m, BN=n, BK=16) for m in (64, 128) for n in _widths(y.channels, 32, 64)]
-    return _ranked(found, _COSTS["conv", y.dtype], y, before + taps * channels)
+    ranked = _ranked(found, _COSTS["conv", y.dtype], y, before + taps * channels)
+    return _unpipelined_as_well(ranked) if taps > 1 else ranked
+
+
+def _unpipelined_as_well(tiles: list[Tile]) -> list[Tile]:
+    """And behind them each with a single stage, for kernels that read the neighbours of a pixel.
+
+    What is loaded ahead of its use goes past the level-1 cache, so that every pixel comes from the level-2
+    cache once for each of its neighbours.
+    """
+    return [*tiles, *(tile(t.warps, 1, **t.blocks) for t in tiles)]
 
 
 # Products of float32 run on the ordinary units and need twice the registers.
