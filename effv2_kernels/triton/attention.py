@@ -47,7 +47,7 @@ from effv2_kernels.triton.tiles import (
 # on the host, so exp is exp2.
 
 # From so many programs of 16 queries on, they are made larger.
-_MANY_PROGRAMS = 8 * MODEL.multiprocessors
+_MANY_PROGRAMS = 4 * MODEL.multiprocessors
 
 # Keys that are taken at once; where there are fewer, all.
 _MANY_KEYS = 64
@@ -273,8 +273,7 @@ def _values_tiles(keys: int, programs: int, dtype: torch.dtype) -> list[Tile]:
     if dtype == torch.float32:
         return [tile(4, 1, BQ=16, BKEYS=keys), tile(8, 1, BQ=32, BKEYS=keys)]
     shapes = [(8, 64), (8, 32), (4, 16), (8, 16)]
-    ordered = shapes if programs >= _MANY_PROGRAMS else shapes[::-1]
-    return [tile(w, stages, BQ=m, BKEYS=keys) for stages in (2, 1, 3) for w, m in ordered]
+    return [tile(w, 2, BQ=m, BKEYS=keys) for w, m in (shapes if programs >= _MANY_PROGRAMS else shapes[::-1])]
 
 
 class Attention(Packed):

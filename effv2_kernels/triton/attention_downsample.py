@@ -35,7 +35,7 @@ from effv2_kernels.triton.tiles import (
 )
 
 # With fewer programs of 64 queries, they are made smaller.
-_FEW_PROGRAMS = 2 * MODEL.multiprocessors
+_FEW_PROGRAMS = MODEL.multiprocessors
 
 LOG2_E = tl.constexpr(1.4426950408889634)
 

@@ -52,7 +52,7 @@ class Head(Packed):
             {"x_ptr": x, "y_ptr": y, "positions": x.height * x.width},
             {"CHANNELS": x.channels, "WIDE": is_wide(x)},
             lambda t: x.images * blocks_of(x.channels, t.blocks["BC"]),
-            [tile(2, 2, BP=16, BC=32), tile(4, 2, BP=16, BC=64), tile(1, 2, BP=8, BC=32)],
+            [tile(1, 2, BP=8, BC=32), tile(2, 2, BP=16, BC=32), tile(4, 2, BP=16, BC=64)],
             y,
             0,
         )

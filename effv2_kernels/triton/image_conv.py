@@ -9,13 +9,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from effv2_kernels.triton.gpu import MODEL
 from effv2_kernels.triton.launch import FeatureMap, Launch, Tile, blocks_of, is_wide, round_up_to_power, tile
 from effv2_kernels.triton.ranking import product_programs
 from effv2_kernels.triton.tiles import activated, load_row, ok_of, output_tile, ptrs_of
-
-# Beyond two programs of 256 pixels for each multiprocessor.
-_MANY_PIXELS = 2 * 256 * MODEL.multiprocessors
 
 
 @triton.jit(
@@ -98,5 +94,4 @@ def _tiles(y: FeatureMap) -> list[Tile]:
     """
     whole = round_up_to_power(y.channels)
     widths = [n for n in (16, 8) if n <= whole and y.channels % n == 0] or [whole]
-    sizes = (256, 128) if y.pixels > _MANY_PIXELS else (128, 256)
-    return [tile(4, 1, BM=m, BN=n) for n in widths for m in sizes]
+    return [tile(4, 1, BM=m, BN=n) for n in widths for m in (128, 256)]

@@ -1,29 +1,33 @@
 """Tiles of the products, best first: candidates, ordered by how long a GPU should need for them.
 
-The model counts instructions, with figures for each value that were read off the compiled kernels (Triton
-3.7, compute capability 9.0); it knows how many programs fill a GPU and that few warps wait for their own
-results. Its order is what runs unmeasured; ``tune`` measures the first of them. On an H100, for S0 and one
-image, the first tile of a launch takes 1.04 times as long as the best one (geometric mean; 1.34 at most). The
-times themselves come out three to four times too short: instructions wait for memory, which nothing here
-counts.
+Their order is what runs unmeasured; ``tune`` measures the first of them. The model knows what fits on a
+multiprocessor at once, and what it waits for: issuing instructions, the chain of a single program, or
+loads. Its constants were fitted to the times of all tiles of 483 launches in float16 on an H100
+(bench/results), those of both families at 1 to 256 images: there the first tile takes 1.05 times as long as
+the best one (geometric mean; 1.9 at most), and of launches that a fit had not seen 1.04 to 1.12 times, by
+kind. It orders tiles; what it calls cycles is not time.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
-from effv2_kernels.triton.gpu import MODEL, WARP, WARP_ROWS
+from effv2_kernels.triton.gpu import MODEL, WARP, WARP_ROWS, Work
 from effv2_kernels.triton.launch import FeatureMap, Tile, blocks_of, round_up_to_power, tile
 
-_KEPT = 8  # candidates that tuning measures
+_KEPT = 12  # candidates that tuning measures
 
-# Instructions of a thread before and after its sums: indices, pointers, masks.
-_AROUND = 300
-# And around a depthwise convolution of as many pixels as a program makes at once.
-_AROUND_DEPTHWISE = 100
+# Registers of a thread beside its sums, and those for each value of a left factor that it holds.
+_REGISTERS = 80
+_HELD = 1.5
+
+# Instructions of a thread of ``hidden`` for its convolution: for as many pixels as a program makes at once,
+# and for each value, whose neighbours it loads as well.
+_AROUND_DEPTHWISE = 350
+_DEPTHWISE = 70
 
 # ``hidden`` makes no more values at once for each thread, which leaves registers for the loads of its
 # convolution; and in float32 bands of rows with about so many pixels.
@@ -46,14 +50,15 @@ class Cost:
     copies: bool
 
 
-# By source of the product, in half precision; see depthwise_tiles about float16.
+# By source of the product, in half precision; see depthwise_tiles about float16. Those of bfloat16, of which
+# no times are known, have in addition what its compiled kernels have.
 _COSTS = {
-    ("pointwise", torch.float16): Cost(0.6, 7, 60, False),
-    ("pointwise", torch.bfloat16): Cost(0.6, 11, 60, False),
-    ("depthwise", torch.float16): Cost(22, 4, 90, True),
-    ("depthwise", torch.bfloat16): Cost(42, 4, 90, True),
-    ("conv", torch.float16): Cost(2, 7, 90, False),
-    ("conv", torch.bfloat16): Cost(2, 11, 90, False),
+    ("pointwise", torch.float16): Cost(3, 26, 80, False),
+    ("pointwise", torch.bfloat16): Cost(3, 30, 80, False),
+    ("depthwise", torch.float16): Cost(30, 2.5, 0, True),
+    ("depthwise", torch.bfloat16): Cost(57, 2.5, 0, True),
+    ("conv", torch.float16): Cost(2.5, 5, 80, False),
+    ("conv", torch.bfloat16): Cost(2.5, 9, 80, False),
 }
 # Of the depthwise convolution, when two rows share what they load.
 _SHARED_ROWS = 0.75
@@ -62,17 +67,29 @@ _SHARED_ROWS = 0.75
 def cycles(t: Tile, cost: Cost, programs: int, depth: int) -> float:
     """What the busiest multiprocessor should need for a product with ``depth`` values to sum."""
     blocks = t.blocks
+    steps = blocks_of(depth, blocks["BK"])
+    left = cost.left * (_SHARED_ROWS if blocks.get("ROWS", 1) > 1 else 1.0)
+    if cost.copies:
+        left *= max(1.0, WARP_ROWS * t.warps / blocks["BM"])
     rows = blocks["BM"] * blocks.get("ROWS", 1)
     columns = blocks["BN"] * blocks.get("COLS", 1)
-    steps = blocks_of(depth, blocks["BK"])
-    threads = WARP * t.warps
-    made = rows * steps * blocks["BK"] / threads
-    if cost.copies:
-        made *= max(1.0, WARP_ROWS * t.warps / blocks["BM"])
-    left = cost.left * (_SHARED_ROWS if blocks.get("ROWS", 1) > 1 else 1.0)
-    products = rows * columns * steps * blocks["BK"] / MODEL.products / t.warps
-    instructions = _AROUND + steps * cost.step + left * made + products + cost.out * rows * columns / threads
-    return MODEL.cycles(instructions, programs, t.warps) + steps * MODEL.latency / t.stages
+    return MODEL.cycles(_product(t, replace(cost, left=left), rows, columns, steps), programs)
+
+
+def _product(t: Tile, cost: Cost, rows: int, columns: int, steps: int) -> Work:
+    """One program's product: rows x columns sums in so many steps of BK values."""
+    k, threads = t.blocks["BK"], WARP * t.warps
+    sums, held = rows * columns / threads, rows * k / threads
+    step = cost.step + cost.left * held + rows * columns * k / MODEL.products / t.warps
+    loaded = 2 * (rows + columns) * k
+    return Work(
+        instructions=steps * step + cost.out * sums,
+        waits=steps / t.stages,
+        bytes=steps * loaded,
+        warps=t.warps,
+        registers=_REGISTERS + sums + _HELD * held,
+        shared=t.stages * loaded,
+    )
 
 
 def product_programs(t: Tile, y: FeatureMap) -> int:
@@ -86,7 +103,7 @@ def product_tiles(source: str, y: FeatureMap, depth: int) -> list[Tile]:
     """Tiles of ``product`` for an output y and ``depth`` channels of its input, best first."""
     if y.dtype != torch.float32 and source != "pointwise":
         found = _computed(y, rows=(1, 2))
-        return _unpipelined_as_well(_ranked(found, _COSTS[source, y.dtype], y, depth))
+        return _ranked(found, _COSTS[source, y.dtype], y, depth)
     if y.dtype == torch.float32:
         plain = list(_FLOAT32)
     else:
@@ -121,22 +138,22 @@ def hidden_tiles(x: FeatureMap, y: FeatureMap, stride: int) -> list[Tile]:
         and k <= round_up_to_power(x.channels, 32)
         and m * n <= _HIDDEN_VALUES * WARP * warps
     ]
-    product, depthwise = _COSTS["pointwise", x.dtype], _COSTS["depthwise", x.dtype]
+    cost = _COSTS["pointwise", x.dtype]
 
     def estimate(t: Tile) -> float:
-        # One after the other: the product, and the convolution, whose loads are all under way at once.
-        m, n, k = t.blocks["BM"], t.blocks["BN"], t.blocks["BK"]
-        steps = blocks_of(x.channels, k)
-        threads = WARP * t.warps
-        values = m * n / threads
-        widen = steps * (product.step + product.left * m * k / threads) + product.out * values
-        rounds = blocks_of(min(x.height, t.blocks["BAND"] * stride + 2) * x.width, m)
-        back = (depthwise.left * values + _AROUND_DEPTHWISE) * blocks_of(t.blocks["BAND"] * y.width, m)
-        waiting = (
-            steps / t.stages * rounds + 2
-        ) * MODEL.latency  # the barrier, and the loads of the convolution
-        programs = hidden_programs(t, y)
-        return MODEL.cycles(widen * rounds + back + _AROUND, programs, t.warps) + waiting
+        # The product, several times, and behind a barrier the convolution of what it made.
+        m, n, band = t.blocks["BM"], t.blocks["BN"], t.blocks["BAND"]
+        widen = _product(t, cost, m, n, blocks_of(x.channels, t.blocks["BK"]))
+        there = blocks_of(min(x.height, band * stride + 2) * x.width, m)
+        back = blocks_of(band * y.width, m)
+        convolution = _AROUND_DEPTHWISE + _DEPTHWISE * m * n / (WARP * t.warps)
+        work = replace(
+            widen,
+            instructions=there * widen.instructions + back * convolution,
+            waits=there * widen.waits + back + 2,
+            bytes=there * (widen.bytes + 2 * m * n) + back * 9 * 2 * m * n,
+        )
+        return MODEL.cycles(work, hidden_programs(t, y))
 
     return sorted(found, key=estimate)[:_KEPT]
 
@@ -149,17 +166,7 @@ def conv_tiles(y: FeatureMap, channels: int, *, taps: int = 9, before: int = 0) 
     found = [t for t in _plain(y) if t.blocks["BK"] <= narrow]
     if narrow == 16:
         found = [tile(4, 4, BM=m, BN=n, BK=16) for m in (64, 128) for n in _widths(y.channels, 32, 64)]
-    ranked = _ranked(found, _COSTS["conv", y.dtype], y, before + taps * channels)
-    return _unpipelined_as_well(ranked) if taps > 1 else ranked
-
-
-def _unpipelined_as_well(tiles: list[Tile]) -> list[Tile]:
-    """And behind them each with a single stage, for kernels that read the neighbours of a pixel.
-
-    What is loaded ahead of its use goes past the level-1 cache, so that every pixel comes from the level-2
-    cache once for each of its neighbours.
-    """
-    return [*tiles, *(tile(t.warps, 1, **t.blocks) for t in tiles)]
+    return _ranked(found, _COSTS["conv", y.dtype], y, before + taps * channels)
 
 
 # Products of float32 run on the ordinary units and need twice the registers.
