@@ -274,7 +274,7 @@ def small(monkeypatch):
         lambda batch, device: [TINY.images(seeded(i), batch).half() for i in (1, 2)],
     )
     monkeypatch.setattr(speed, "graphed", lambda model, x: model)
-    monkeypatch.setattr(speed, "compiled", lambda model, x: lambda x: model(x).clone())
+    monkeypatch.setattr(speed, "compiled", lambda model, x, turns: lambda x: model(x).clone())
     monkeypatch.setattr(torch.cuda, "synchronize", lambda device=None: None)
     monkeypatch.setattr(timing, "MIN_ROUNDS", 3)
     monkeypatch.setattr(timing, "kernels", lambda run, inputs: [("product", 2.5), ("mean", 1.0)])
@@ -312,7 +312,7 @@ def test_measure(small):
 
 
 def test_measure_with_a_rival_that_cannot_run(small, monkeypatch):
-    def broken(model, x):
+    def broken(model, x, turns):
         raise RuntimeError("Failed to find C compiler")
 
     monkeypatch.setattr(speed, "compiled", broken)
@@ -335,7 +335,7 @@ def test_a_wrong_image_among_many_is_no_figure(small, monkeypatch):
 
 
 def test_a_rival_that_is_wrong_is_no_rival(small, monkeypatch):
-    monkeypatch.setattr(speed, "compiled", lambda model, x: lambda x: model(x) * 1.1)
+    monkeypatch.setattr(speed, "compiled", lambda model, x, turns: lambda x: model(x) * 1.1)
     row = speed.measure("s0", 1, CPU, CEILINGS, seconds=0, rival=True)
     assert row["refused"]["compile"].startswith("differs from eager by ")
     assert "compile" not in {**row["ms"], **row["faster_than"], **row["rounds_ms"]}

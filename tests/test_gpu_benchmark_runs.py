@@ -244,6 +244,8 @@ def test_in_the_interpreter(tmp_path):
 
 
 REFUSED = {
+    "nobody beside it": (["--beside", "0"], "expected a positive number, but got '0'"),
+    "a part of one": (["--beside", "1.5"], "expected a positive number, but got '1.5'"),
     "model": (
         ["--models", "s0,s9"],
         "unknown model 's9'; known: s0, s1, s2, l, mobilenetv2_100, mobilenetv2_140",
@@ -282,7 +284,7 @@ def test_no_place_for_the_results(tmp_path, capsys):
 
 
 def test_options_reach_the_worker():
-    wanted = run_all.parse(
+    wanted, beside = run_all.parse(
         ["--out", "x", "--models", "L,s0", "--batches", "8,1,8", "--commit", "abc", "--no-compile"]
     )
     assert (wanted.variants, wanted.batches, wanted.commit, wanted.compile) == (
@@ -292,9 +294,11 @@ def test_options_reach_the_worker():
         False,
     )
     assert wanted.seconds <= 360  # six minutes
+    assert 1 <= beside <= 6
+    assert wanted.shared is None
     assert (wanted.cpu, wanted.kernels) == (True, None)
-    wanted = run_all.parse(["--out", "x", "--no-cpu", "--kernels", "k.tar.xz"])
-    assert (wanted.cpu, wanted.kernels) == (False, "k.tar.xz")
+    wanted, beside = run_all.parse(["--out", "x", "--no-cpu", "--kernels", "k.tar.xz", "--beside", "9"])
+    assert (wanted.cpu, wanted.kernels, beside) == (False, "k.tar.xz", 9)
 
 
 # Makes modules look as if they were not installed.
@@ -331,7 +335,7 @@ print(row.ok, [row.failure for row in rows], sorted(HIDDEN & set(sys.modules)))
 # Triton's interpreter needs NumPy; compiled kernels do not.
 IMPORTS = """
 import torch
-from bench.gpu import kernels, models, parity, report, results, run_all, scaling, speed, timing, worker
+from bench.gpu import kernels, models, parity, report, results, run_all, scaling, speed, timing, turns, worker
 model = models.build("s0", (32, 32), torch.device("cpu"))
 found = results.environment()
 print(found["commit"], found["changed_files"], model(torch.zeros(1, 3, 32, 32)).shape[1])

@@ -29,7 +29,7 @@ class Fakes:
         monkeypatch.setattr(scaling, "figures", lambda: {"s0 1 2": ("s0", 1, 2)})
         monkeypatch.setattr(scaling, "measure", self.scale)
         monkeypatch.setattr(speed, "measure", self.measure)
-        monkeypatch.setattr(worker.Work, "ceilings", lambda work: None)
+        monkeypatch.setattr(worker.Work, "ceilings", lambda work, known: None)
         monkeypatch.setattr(torch.compiler, "reset", lambda: None)
         monkeypatch.setattr(worker.gc, "collect", lambda: None)  # a second each, late in a session
 
@@ -61,7 +61,7 @@ class Fakes:
         self.take("cpu", f"{variant} {batch} {threads}")
         return {"ms": {"effv2": 4.0, "eager": 20.0}}
 
-    def measure(self, variant, batch, device, ceilings, *, seconds, rival, ready):
+    def measure(self, variant, batch, device, ceilings, *, seconds, rival, ready, turns):
         self.take("rival" if rival else "plain", f"{variant} {batch}")
         if rival:
             ready(90.0)
@@ -71,7 +71,8 @@ class Fakes:
     def run(self, **changes):
         """The steps of one more call with the same folder, and what is on disk after it."""
         self.done = []
-        options = {"variants": ("s0", "l"), "batches": (1, 32), "seconds": 1e4} | changes
+        options = {"variants": ("s0", "l"), "batches": (1, 32), "seconds": 1e4}
+        options |= {"shared": str(self.folder)} | changes
         results = Results(self.folder, ENVIRONMENT)
         worker.Work(worker.Wanted(str(self.folder), **options), results, CPU).run()
         return self.done, read(results.path)
@@ -107,6 +108,12 @@ def test_the_important_comes_first(fakes):
     assert data["tile_ms"] == {f"a launch of {key}": {"BM=16": 0.1} for key in PAIRS}
     assert data["cpu"] == {"s0 1 2": {"ms": {"effv2": 4.0, "eager": 20.0}}}
     assert fakes.run()[0] == []  # all is known
+
+
+def test_torch_compile_is_for_processes_of_its_own(fakes):
+    done, data = fakes.run(shared=None)
+    assert not any(step.startswith("rival") for step in done)
+    assert data["wanted"]["compile"] == ["s0 1", "s0 32", "l 1", "l 32"]
 
 
 def test_what_does_not_fit_is_done_by_the_next_call(fakes):

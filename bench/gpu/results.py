@@ -33,6 +33,8 @@ from bench.gpu.targets import judged
 ROOT = Path(__file__).resolve().parents[2]
 SECTIONS = ("parity", "speed", "compile_seconds", "untuned", "tuned", "tile_ms", "cpu", "wanted")
 _STEPS = ("parity", "speed", "untuned", "tuned", "cpu")
+# What belongs to one model and batch.
+_OF_A_PAIR = ("speed", "compile_seconds", "untuned", "tuned")
 # Where the code comes from says nothing about the figures; what it is does, and "sources" says that.
 _NOT_COMPARED = ("commit", "changed_files")
 
@@ -119,6 +121,26 @@ def blame(path: Path, reason: str) -> bool:
     _fail(data, section, key, reason)
     write(path, data)
     return True
+
+
+def hand_over(data: dict[str, Any], key: str, folder: Path) -> None:
+    """What is known of one pair, for a process that goes on with it in a folder of its own.
+
+    What such a process has left there in the same environment, because it or its caller was ended, is kept.
+    """
+    path = folder / "gpu.json"
+    folder.mkdir(parents=True, exist_ok=True)
+    earlier = read(path)
+    if earlier is None or _compared(earlier["environment"]) != _compared(data["environment"]):
+        known = {section: {key: data[section][key]} for section in _OF_A_PAIR if key in data.get(section, {})}
+        write(path, {"environment": data["environment"], "now": None, **known})
+
+
+def take_over(data: dict[str, Any], folder: Path) -> None:
+    """Add what the process in ``folder`` has found to the results of all."""
+    found = read(folder / "gpu.json") or {}
+    for section in _OF_A_PAIR:
+        data.setdefault(section, {}).update(found.get(section, {}))
 
 
 def has_rival(row: dict[str, Any]) -> bool:

@@ -8,8 +8,8 @@ no installation, no network, and the compiled CPU module for the CPU's figures a
 
 The most important comes first: parity of the first model in fp16, its speed at one image and the largest
 batch, the rest of parity, all figures before and after tuning; then the same beside
-torch.compile(mode="max-autotune"), which takes minutes for each model and batch (S0 at one image more than
-three on an H100 with 16 cores), and the CPU engine on one to all cores.
+torch.compile(mode="max-autotune"), which takes minutes for each model and batch, most of them on the CPU:
+--beside of these run at once and take turns on the GPU; and the CPU engine on one to all cores.
 Kernels that ``kernels.py`` compiled elsewhere are used with --kernels.
 
 OUT/gpu.json is written after every step, and a further call with the same --out goes on where this one ended;
@@ -29,7 +29,9 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import suppress
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -37,8 +39,8 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from bench.gpu.report import report, wrong
-from bench.gpu.results import blame, forget, read, steps_done
-from bench.gpu.targets import BATCHES, MODELS, VARIANTS, batches, models
+from bench.gpu.results import blame, forget, hand_over, has_rival, read, steps_done, take_over, write
+from bench.gpu.targets import BATCHES, MODELS, VARIANTS, batches, models, speed_key
 from bench.gpu.worker import DONE, RESTART, UNAVAILABLE, Wanted
 
 WORKER = Path(__file__).with_name("worker.py")
@@ -48,28 +50,78 @@ _GRACE = 5.0
 _START = 10.0
 
 # Seconds after which a step hangs, and what is between steps: compiling kernels, above all.
-_LIMITS = {"parity": 90.0, "speed": 90.0, "untuned": 90.0, "tuned": 240.0, "compile": 360.0, "cpu": 90.0}
+_LIMITS = {"parity": 90.0, "speed": 90.0, "untuned": 90.0, "tuned": 240.0, "compile": 900.0, "cpu": 90.0}
 _BETWEEN = 240.0
 _GLANCE = 1.0  # how often to look
+
+
+# Processors that one process with torch.compile has work for.
+_CPUS = 3
 
 
 class Hangs(Exception):
     """A worker is at one step, or between two of them, for longer than that can take."""
 
 
-def supervise(wanted: Wanted) -> int:
+def measure(wanted: Wanted, beside: int) -> int:
+    """All that is wanted, as far as its time allows; the exit code of ``supervise``."""
+    end = time.monotonic() + wanted.seconds
+    code = supervise(replace(wanted, cpu=False))
+    if code == DONE and wanted.compile:
+        _measure_rivals(wanted, beside, end)
+    if code == DONE and wanted.cpu:
+        code = supervise(replace(wanted, seconds=max(0.0, end - time.monotonic())))
+    return code
+
+
+def _measure_rivals(wanted: Wanted, beside: int, end: float) -> None:
+    """Every pair beside torch.compile in a process of its own, so many at once."""
+    path = Path(wanted.out) / "gpu.json"
+    data = read(path)
+    if data is None:
+        return
+    pairs = {
+        speed_key(variant, batch): (variant, batch) for batch in wanted.batches for variant in wanted.variants
+    }
+    keys = [key for key in data["wanted"].get("compile", ()) if not has_rival(data["speed"].get(key, {}))]
+    stopped = threading.Event()
+
+    def take(key: str) -> Path:
+        folder = Path(wanted.out) / "rivals" / key.replace(" ", "-")
+        left = end - time.monotonic()
+        if left >= _START and not stopped.is_set():
+            variant, batch = pairs[key]
+            pair = replace(
+                wanted, out=str(folder), variants=(variant,), batches=(batch,), shared=wanted.out,
+                seconds=left, parity_seconds=0.0, cpu=False, kernels=None,
+            )  # fmt: skip
+            hand_over(data, key, folder)
+            supervise(pair, stopped)
+        return folder
+
+    with ThreadPoolExecutor(beside) as threads:
+        try:
+            for done in as_completed([threads.submit(take, key) for key in keys]):
+                take_over(data, done.result())
+                write(path, data)
+        finally:
+            stopped.set()
+
+
+def supervise(wanted: Wanted, stopped: threading.Event | None = None) -> int:
     """Start workers until all is done or the time is over; the exit code of the last, DONE for the latter.
 
     A worker that dies or hangs costs the step that it was at, which is recorded as failed, and is followed by
-    another; but not one that got nowhere.
+    another; but not one that got nowhere. stopped: set where it is over before that.
     """
     path = Path(wanted.out) / "gpu.json"
     end = time.monotonic() + wanted.seconds - _GRACE
+    stopped = threading.Event() if stopped is None else stopped
     forget(path)
     while True:
         before = steps_done(path)
         try:
-            code = _work(wanted, end, path)
+            code = _work(wanted, end, path, stopped)
             if code in (None, DONE):
                 return DONE
             if code == UNAVAILABLE:
@@ -85,8 +137,8 @@ def supervise(wanted: Wanted) -> int:
             return DONE
 
 
-def _work(wanted: Wanted, end: float, path: Path) -> int | None:
-    """The exit code of one worker, None where it was not done at ``end``. Raises Hangs."""
+def _work(wanted: Wanted, end: float, path: Path, stopped: threading.Event) -> int | None:
+    """The exit code of one worker, None where it was not done at ``end`` or when stopped. Raises Hangs."""
     worker = subprocess.Popen(
         [sys.executable, str(WORKER), json.dumps(asdict(replace(wanted, ends=end)))],
         stdin=subprocess.PIPE,  # it ends when this closes
@@ -100,7 +152,7 @@ def _work(wanted: Wanted, end: float, path: Path) -> int | None:
             now = time.monotonic()
             with suppress(subprocess.TimeoutExpired):
                 return worker.wait(max(0.0, min(end - now, _GLANCE)))
-            if end <= now:
+            if end <= now or stopped.is_set():
                 return None
             last = path.stat().st_mtime_ns if path.exists() else 0
             if last != written:
@@ -129,7 +181,7 @@ def _meaning(code: int) -> str:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    wanted = parse(arguments)
+    wanted, beside = parse(arguments)
     try:
         Path(wanted.out).mkdir(parents=True, exist_ok=True)
         (Path(wanted.out) / "gpu.new").touch()
@@ -140,7 +192,7 @@ def main(arguments: list[str] | None = None) -> int:
     # As for Ctrl-C: end the worker, and print what there is.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
-        code = supervise(wanted)
+        code = measure(wanted, beside)
     except KeyboardInterrupt:
         code = 128 + signal.SIGINT
     path = Path(wanted.out) / "gpu.json"
@@ -151,8 +203,8 @@ def main(arguments: list[str] | None = None) -> int:
     return code or int(bool(wrong(data)))
 
 
-def parse(arguments: list[str] | None) -> Wanted:
-    """The options, checked; exits with code 2 and a message otherwise."""
+def parse(arguments: list[str] | None) -> tuple[Wanted, int]:
+    """The options, checked, and how many run beside each other; exits with code 2 and a message otherwise."""
     default = Wanted("")
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--out", required=True, metavar="DIR", help="for gpu.json and tiles")
@@ -187,11 +239,17 @@ def parse(arguments: list[str] | None) -> Wanted:
         help=f"most important first; default: {','.join(map(str, BATCHES))}",
     )
     parser.add_argument("--no-compile", action="store_true", help="leave torch.compile out")
+    parser.add_argument(
+        "--beside",
+        type=_count,
+        default=max(1, min(6, len(os.sched_getaffinity(0)) // _CPUS)),
+        help=f"processes with torch.compile at once; default: one for {_CPUS} processors, at most 6",
+    )
     parser.add_argument("--no-cpu", action="store_true", help="leave the CPU engine out")
     parser.add_argument("--kernels", metavar="FILE", help="what bench/gpu/kernels.py made for this GPU")
     parser.add_argument("--commit", help="to record where there is no git to ask")
     args = parser.parse_args(arguments)
-    return Wanted(
+    wanted = Wanted(
         args.out,
         args.models,
         args.batches,
@@ -203,6 +261,13 @@ def parse(arguments: list[str] | None) -> Wanted:
         args.kernels,
         args.commit,
     )
+    return wanted, args.beside
+
+
+def _count(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"expected a positive number, but got {text!r}")
+    return int(text)
 
 
 def _seconds(text: str) -> float:

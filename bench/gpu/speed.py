@@ -24,6 +24,7 @@ from torch import Tensor, nn
 import effv2_kernels
 from bench.gpu import timing
 from bench.gpu.models import build, keep_biases
+from bench.gpu.turns import Turns
 from effv2_kernels.model import OptimizedModel
 from effv2_kernels.triton.ceilings import Ceilings
 from effv2_kernels.triton.engine import Engine
@@ -52,11 +53,13 @@ def measure(
     seconds: float,
     rival: bool,
     ready: Callable[[float], None] = lambda seconds: None,
+    turns: Turns | None = None,
 ) -> dict[str, Any]:
     """One figure, as gpu.json holds it.
 
     ceilings: measured in this process. seconds: of timing, beside compiling. rival: with torch.compile.
-    ready: told the seconds that torch.compile took to compile, tune and capture.
+    ready: told the seconds that torch.compile took to compile, tune and capture. turns: with processes that
+    measure something else meanwhile.
 
     ms, faster_than, rounds_ms and kernels_us (see ``timing.kernels``) are by contestant. ``refused`` says
     which of them could not run, or were wrong, and why. ``failure`` says that our own outputs differ from
@@ -71,6 +74,7 @@ def measure(
     keep_biases(half)
     runs: dict[str, timing.Run] = {"effv2": fast, "eager": half}
     refused: dict[str, str] = {}
+    turns = Turns(None) if turns is None else turns
 
     def offer(name: str, make: Callable[[], timing.Run]) -> None:
         try:
@@ -84,17 +88,19 @@ def measure(
         skipped = _cuda_graphs_skipped()
         if rival:
             start = time.perf_counter()
-            offer("compile", lambda: compiled(half, inputs[0]))
+            with turns.compiling():
+                offer("compile", lambda: compiled(half, inputs[0], turns))
             torch.cuda.synchronize(device)
             ready(time.perf_counter() - start)
-        expected = half(inputs[0])
-        before = {name: difference(run(inputs[0]), expected) for name, run in runs.items()}
-        alone = {name: timing.by_itself(run, inputs) for name, run in runs.items() if name != "effv2"}
-        slow = {name: times for name, times in alone.items() if min(times) > SLOW}
-        quick = {name: run for name, run in runs.items() if name not in slow}
-        rounds = timing.interleave(quick, inputs, seconds) | slow
-        kernels = {name: timing.kernels(run, inputs) for name, run in quick.items() if name != "eager"}
-        after = {name: difference(run(inputs[0]), expected) for name, run in runs.items()}
+        with turns.alone():
+            expected = half(inputs[0])
+            before = {name: difference(run(inputs[0]), expected) for name, run in runs.items()}
+            alone = {name: timing.by_itself(run, inputs) for name, run in runs.items() if name != "effv2"}
+            slow = {name: times for name, times in alone.items() if min(times) > SLOW}
+            quick = {name: run for name, run in runs.items() if name not in slow}
+            rounds = timing.interleave(quick, inputs, seconds) | slow
+            kernels = {name: timing.kernels(run, inputs) for name, run in quick.items() if name != "eager"}
+            after = {name: difference(run(inputs[0]), expected) for name, run in runs.items()}
     worst = {name: max(before[name], after[name]) for name in runs}
     for name in [name for name in runs if name != "effv2" and worst[name] > DIFFERENCE]:
         refused[name] = _too_different(worst[name])
@@ -221,8 +227,8 @@ def graphed(model: nn.Module, x: Tensor) -> timing.Run:
     return run
 
 
-def compiled(model: nn.Module, x: Tensor) -> timing.Run:
-    """The model by torch.compile, compiled, tuned and captured."""
+def compiled(model: nn.Module, x: Tensor, turns: Turns) -> timing.Run:
+    """The model by torch.compile, compiled, tuned and captured; it takes turns in timing its kernels."""
     import torch._inductor.config as options
 
     torch.compiler.reset()
@@ -233,9 +239,32 @@ def compiled(model: nn.Module, x: Tensor) -> timing.Run:
 
         AsyncCompile.wait_pool_ready()
     run: timing.Run = torch.compile(model, mode="max-autotune", dynamic=False)
-    for _ in range(3):
-        run(x)
+    with _timing_in_turns(turns):
+        for _ in range(3):
+            run(x)
     return run
+
+
+@contextmanager
+def _timing_in_turns(turns: Turns) -> Iterator[None]:
+    """torch.compile has one object that times kernels."""
+    try:
+        from torch._inductor.runtime.benchmarking import benchmarker
+
+        timed: Callable[..., Any] = benchmarker.benchmark_gpu
+    except (ImportError, AttributeError):  # another version: then its times may disturb each other
+        yield
+        return
+
+    def benchmark_gpu(*arguments: Any, **options: Any) -> Any:
+        with turns.gpu():
+            return timed(*arguments, **options)
+
+    benchmarker.benchmark_gpu = benchmark_gpu
+    try:
+        yield
+    finally:
+        del benchmarker.benchmark_gpu
 
 
 def difference(output: object, expected: Tensor) -> float:

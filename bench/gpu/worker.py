@@ -25,6 +25,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from bench.gpu.results import Results, environment, has_rival
 from bench.gpu.targets import BATCHES, VARIANTS, speed_key
+from bench.gpu.turns import Turns
 
 DONE, UNAVAILABLE, RESTART = 0, 2, 75
 
@@ -43,7 +44,11 @@ _CPU_TIMING = 1.0
 
 @dataclass(frozen=True)
 class Wanted:
-    """What to do. seconds: for everything, of them so many for parity and for tuning ahead of all figures."""
+    """What to do. seconds: for everything, of them so many for parity and for tuning ahead of all figures.
+
+    compile: beside torch.compile. shared: of a process that measures that beside others of its kind, the
+    folder in which they take turns and find tiles; without it, such pairs are only named.
+    """
 
     out: str
     variants: tuple[str, ...] = VARIANTS
@@ -55,6 +60,7 @@ class Wanted:
     cpu: bool = True
     kernels: str | None = None
     commit: str | None = None
+    shared: str | None = None
     ends: float | None = None  # by time.monotonic of the machine, if before the seconds are over
 
 
@@ -91,6 +97,7 @@ class Work:
             for batch in wanted.batches
             for variant in wanted.variants
         }
+        self.turns = Turns(None if wanted.shared is None else Path(wanted.shared))
         self._ceilings: Any = None
 
     def run(self) -> None:
@@ -118,8 +125,7 @@ class Work:
             self.tune(key, clock)
         for key in self.pairs:
             self.measure(key, rival=False)
-        # One of these can take longer than all of the others together.
-        for key in rivals:
+        for key in rivals if self.wanted.shared is not None else ():
             self.measure(key, rival=True)
         for key, figure in self._cpu_figures().items():
             self.scale(key, figure)
@@ -165,7 +171,8 @@ class Work:
             return
         from bench.gpu import speed
 
-        self._try("untuned", key, lambda: speed.untuned(*self.pairs[key], self.device, seconds=_GLANCE))
+        with self.turns.gpu():
+            self._try("untuned", key, lambda: speed.untuned(*self.pairs[key], self.device, seconds=_GLANCE))
         self._free()
 
     def scale(self, key: str, figure: tuple[str, int, int]) -> None:
@@ -189,7 +196,8 @@ class Work:
         start = time.monotonic()
 
         def step() -> float | None:
-            times = speed.tune(*self.pairs[key], self.device, lambda: clock.left > 0)
+            with self.turns.gpu():
+                times = speed.tune(*self.pairs[key], self.device, lambda: clock.left > 0)
             if times is None:
                 return None
             self.results.data["tile_ms"] |= times
@@ -228,10 +236,11 @@ class Work:
             found = speed.measure(
                 *self.pairs[key],
                 self.device,
-                self.ceilings(),
+                self.ceilings(row.get("achieved", {}).get("ceilings")),
                 seconds=_TIMING,
                 rival=rival,
                 ready=ready,
+                turns=self.turns,
             )
             refused = {} if rival else row.get("refused", {})  # it is not tried again
             return found | {"tuned": tuned, "refused": refused | found["refused"]}
@@ -254,14 +263,17 @@ class Work:
         take(*arguments)
         return before - self.clock.left
 
-    def ceilings(self) -> Any:
-        """Of this GPU, measured once in this process."""
+    def ceilings(self, known: dict[str, float] | None = None) -> Any:
+        """Of this GPU: measured once in this process, or before it where it measures one pair alone."""
         if self._ceilings is None:
             import torch
 
-            from effv2_kernels.triton.ceilings import measure_ceilings
+            from effv2_kernels.triton.ceilings import Ceilings, measure_ceilings
 
-            self._ceilings = measure_ceilings(self.device, torch.float16)
+            if known is not None and self.wanted.shared is not None:
+                return Ceilings(**known)
+            with self.turns.gpu():
+                self._ceilings = measure_ceilings(self.device, torch.float16)
             self._free()
         return self._ceilings
 
@@ -338,12 +350,13 @@ def main(arguments: list[str]) -> int:
     # Tiles that were measured stay with the figures and the code that they were measured with; the user's own
     # are neither used nor changed.
     code = code_of(Path(effv2_kernels.__file__).parent)[:12]
-    os.environ["EFFV2_CACHE_DIR"] = str(Path(wanted.out).resolve() / "tiles" / code)
+    folder = Path(wanted.out if wanted.shared is None else wanted.shared).resolve()
+    os.environ["EFFV2_CACHE_DIR"] = str(folder / "tiles" / code)
     # torch.compile's processes would use the assembler of PyTorch and this one that of Triton: what they have
     # compiled would be compiled again here, one kernel after the other.
     os.environ.setdefault("TRITON_PTXAS_PATH", triton.knobs.nvidia.ptxas.path)
     # What torch.compile has compiled and measured when the time is over is there for the next call.
-    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(Path(wanted.out).resolve() / "inductor"))
+    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(folder / "inductor"))
 
     if wanted.kernels is not None:
         from bench.gpu import kernels
