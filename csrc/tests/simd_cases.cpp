@@ -7,6 +7,7 @@
 #include <limits>
 #include <random>
 #include <string>
+#include <utility>
 
 #include "cpu/tiles/activation.h"
 #include "cpu/tiles/scratch.h"
@@ -91,8 +92,14 @@ class Cases {
       powers();
       horizontal();
       tables();
+#ifdef EFFV2_BY_LANE
+      lanes(std::make_integer_sequence<int, kLanes>{});
+#endif
     }
     memory();
+#ifdef EFFV2_BY_LANE
+    together();
+#endif
     formats();
     activations();
   }
@@ -232,6 +239,43 @@ class Cases {
     alignas(64) char line[64] = {};
     prefetch(line);
   }
+
+#ifdef EFFV2_BY_LANE
+  template <int... Lane>
+  void lanes(std::integer_sequence<int, Lane...>) {
+    (check("fma_lane", fma_lane<Lane>(a_.vector(), b_.vector(), c_.vector()),
+           [&](float, float y, float z) { return fused(a_.of[Lane], y, z); }),
+     ...);
+  }
+  // Several vectors by one instruction, from any address; of two, the address steps on.
+  void together() {
+    Operand values[4 * kMost + 1];
+    for (int at : {0, 1}) {
+      const Operand* p = values + at;
+      for (int v = 0; v < 4; ++v) values_.fill(values + at + v * kLanes);
+      Vec vectors[4];
+      load_four(p, vectors);
+      for (int v = 0; v < 4; ++v) check_vector("load_four", vectors[v], p + v * kLanes);
+      const Operand* next = p;
+      for (int v = 0; v < 4; v += 2) {
+        load_two(next, vectors[v], vectors[v + 1]);
+        if (next != p + (v + 2) * kLanes) {
+          report("load_two steps on", static_cast<float>(next - p), static_cast<float>((v + 2) * kLanes), 0,
+                 0, 0);
+        }
+      }
+      for (int v = 0; v < 4; ++v) check_vector("load_two", vectors[v], p + v * kLanes);
+    }
+  }
+  void check_vector(const char* what, Vec found, const Operand* expected) {
+    Lanes lanes;
+    store(lanes.of, found);
+    for (int i = 0; i < kLanes; ++i) {
+      const float value = lanes.of[i], right = expected[i];
+      if (!same(value, right)) report(what, value, right, 0, 0, 0);
+    }
+  }
+#endif
 
   // What is stored is the nearest value of the format, in whole vectors and in parts of one, and comes back
   // as it is; and packed columns lie where a product looks for them.
