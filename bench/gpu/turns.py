@@ -11,7 +11,8 @@ from pathlib import Path
 class Turns:
     """By locks on files in ``folder``, which the system takes back from a process that ends. None: no others.
 
-    One that has a turn may take it again within it. Not for several threads.
+    One that has a turn may take it again within it, but not ``alone`` while it is compiling. Not for several
+    threads.
     """
 
     def __init__(self, folder: Path | None) -> None:
