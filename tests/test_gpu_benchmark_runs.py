@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from gpu_results import ENVIRONMENT
 
 pytest.importorskip("triton")
 
@@ -20,7 +21,6 @@ from bench.gpu import run_all, worker
 from bench.gpu.results import read
 
 ROOT = Path(__file__).resolve().parent.parent
-ENVIRONMENT = {"torch": "2.13.0", "triton": "3.7.0", "cuda": "13.0", "commit": "0123", "changed_files": []}
 
 
 # A worker that does what its steps say instead of using a GPU: one step for each element of "script".

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from gpu_results import ENVIRONMENT
 
 pytest.importorskip("triton")
 
@@ -11,7 +12,6 @@ from bench.gpu.results import Results, read
 
 CPU = torch.device("cpu")
 RIGHT = Parity("a block", "fp16", 1, (7, 7), 5e-3, 1e-4)
-ENVIRONMENT = {"torch": "2.13.0", "triton": "3.7.0", "cuda": "13.0", "commit": "0123", "changed_files": []}
 
 
 class Fakes:
@@ -114,6 +114,15 @@ def test_torch_compile_is_for_processes_of_its_own(fakes):
     done, data = fakes.run(shared=None)
     assert not any(step.startswith("rival") for step in done)
     assert data["wanted"]["compile"] == ["s0 1", "s0 32", "l 1", "l 32"]
+    assert "cpu s0 1 2" in done
+
+
+def test_what_comes_after_our_own_figures_is_named(fakes):
+    done, data = fakes.run(shared=None, own=True)
+    assert {step.split()[0] for step in done} == {"parity", "untuned", "tune", "plain"}
+    assert data["wanted"]["cpu"] == ["s0 1 2"]
+    assert sorted(data["wanted"]["compile"]) == sorted(PAIRS)
+    assert fakes.run(shared=None)[0] == ["cpu s0 1 2"]
 
 
 def test_what_does_not_fit_is_done_by_the_next_call(fakes):

@@ -40,7 +40,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from bench.gpu.report import report, wrong
 from bench.gpu.results import blame, forget, hand_over, has_rival, read, steps_done, take_over, write
-from bench.gpu.targets import BATCHES, MODELS, VARIANTS, batches, models, speed_key
+from bench.gpu.targets import BATCHES, MODELS, VARIANTS, batches, models
 from bench.gpu.worker import DONE, RESTART, UNAVAILABLE, Wanted
 
 WORKER = Path(__file__).with_name("worker.py")
@@ -54,7 +54,6 @@ _LIMITS = {"parity": 90.0, "speed": 90.0, "untuned": 90.0, "tuned": 240.0, "comp
 _BETWEEN = 240.0
 _GLANCE = 1.0  # how often to look
 
-
 # Processors that one process with torch.compile has work for.
 _CPUS = 3
 
@@ -66,7 +65,7 @@ class Hangs(Exception):
 def measure(wanted: Wanted, beside: int) -> int:
     """All that is wanted, as far as its time allows; the exit code of ``supervise``."""
     end = time.monotonic() + wanted.seconds
-    code = supervise(replace(wanted, cpu=False))
+    code = supervise(replace(wanted, own=True))
     if code == DONE and wanted.compile:
         _measure_rivals(wanted, beside, end)
     if code == DONE and wanted.cpu:
@@ -80,9 +79,6 @@ def _measure_rivals(wanted: Wanted, beside: int, end: float) -> None:
     data = read(path)
     if data is None:
         return
-    pairs = {
-        speed_key(variant, batch): (variant, batch) for batch in wanted.batches for variant in wanted.variants
-    }
     keys = [key for key in data["wanted"].get("compile", ()) if not has_rival(data["speed"].get(key, {}))]
     stopped = threading.Event()
 
@@ -90,7 +86,7 @@ def _measure_rivals(wanted: Wanted, beside: int, end: float) -> None:
         folder = Path(wanted.out) / "rivals" / key.replace(" ", "-")
         left = end - time.monotonic()
         if left >= _START and not stopped.is_set():
-            variant, batch = pairs[key]
+            variant, batch = wanted.pairs[key]
             pair = replace(
                 wanted, out=str(folder), variants=(variant,), batches=(batch,), shared=wanted.out,
                 seconds=left, parity_seconds=0.0, cpu=False, kernels=None,

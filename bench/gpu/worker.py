@@ -47,7 +47,7 @@ class Wanted:
     """What to do. seconds: for everything, of them so many for parity and for tuning ahead of all figures.
 
     compile: beside torch.compile. shared: of a process that measures that beside others of its kind, the
-    folder in which they take turns and find tiles; without it, such pairs are only named.
+    folder in which they take turns and find tiles; without it, such pairs are only named. own: so is the CPU.
     """
 
     out: str
@@ -61,7 +61,15 @@ class Wanted:
     kernels: str | None = None
     commit: str | None = None
     shared: str | None = None
+    own: bool = False
     ends: float | None = None  # by time.monotonic of the machine, if before the seconds are over
+
+    @property
+    def pairs(self) -> dict[str, tuple[str, int]]:
+        """(variant, batch) by the key of their figure, the most important batch first."""
+        return {
+            speed_key(variant, batch): (variant, batch) for batch in self.batches for variant in self.variants
+        }
 
 
 @dataclass(frozen=True)
@@ -92,11 +100,7 @@ class Work:
         self.clock = Clock(wanted.seconds)
         if wanted.ends is not None:
             self.clock = self.clock.part(wanted.ends - time.monotonic())
-        self.pairs = {
-            speed_key(variant, batch): (variant, batch)
-            for batch in wanted.batches
-            for variant in wanted.variants
-        }
+        self.pairs = wanted.pairs
         self.turns = Turns(None if wanted.shared is None else Path(wanted.shared))
         self._ceilings: Any = None
 
@@ -127,7 +131,7 @@ class Work:
             self.measure(key, rival=False)
         for key in rivals if self.wanted.shared is not None else ():
             self.measure(key, rival=True)
-        for key, figure in self._cpu_figures().items():
+        for key, figure in self._cpu_figures().items() if not self.wanted.own else ():
             self.scale(key, figure)
         for key in self.pairs:
             self.measure(key, rival=False)

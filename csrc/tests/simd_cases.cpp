@@ -115,6 +115,15 @@ class Cases {
       if (!same(lanes.of[i], expected)) report(what, lanes.of[i], expected, a, b, c);
     }
   }
+  // Each lane of `found` is that of `expected`.
+  void check_vector(const char* what, Vec found, const Operand* expected) {
+    Lanes lanes;
+    store(lanes.of, found);
+    for (int i = 0; i < kLanes; ++i) {
+      const float value = lanes.of[i], right = expected[i];
+      if (!same(value, right)) report(what, value, right, 0, 0, 0);
+    }
+  }
   void report(const char* what, float found, float expected, float a, float b, float c) {
     mismatch_(std::string(what) + "(" + std::to_string(a) + ", " + std::to_string(b) + ", " +
               std::to_string(c) + ") is " + std::to_string(found) + ", not " + std::to_string(expected));
@@ -267,14 +276,6 @@ class Cases {
       for (int v = 0; v < 4; ++v) check_vector("load_two", vectors[v], p + v * kLanes);
     }
   }
-  void check_vector(const char* what, Vec found, const Operand* expected) {
-    Lanes lanes;
-    store(lanes.of, found);
-    for (int i = 0; i < kLanes; ++i) {
-      const float value = lanes.of[i], right = expected[i];
-      if (!same(value, right)) report(what, value, right, 0, 0, 0);
-    }
-  }
 #endif
 
   // What is stored is the nearest value of the format, in whole vectors and in parts of one, and comes back
@@ -314,15 +315,10 @@ class Cases {
     load_columns(packed, wide);
     load_columns(packed, narrow);
     load_columns(packed, one);
+    Operand numbers[kWidePanel];
+    for (int c = 0; c < kWidePanel; ++c) numbers[c] = static_cast<Operand>(c);
     const auto check_columns = [&](const Vec* vectors, int count) {
-      for (int v = 0; v < count; ++v) {
-        Lanes found;
-        store(found.of, vectors[v]);
-        for (int i = 0; i < kLanes; ++i) {
-          const float expected = static_cast<float>(v * kLanes + i);
-          if (found.of[i] != expected) report("load_columns", found.of[i], expected, 0, 0, 0);
-        }
-      }
+      for (int v = 0; v < count; ++v) check_vector("load_columns", vectors[v], numbers + v * kLanes);
     };
     check_columns(wide, kTileVectors + 1);
     check_columns(narrow, kTileVectors);

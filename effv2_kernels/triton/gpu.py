@@ -85,7 +85,7 @@ class Gpu:
 
 
 # H100 SXM, and H200 with the same chip. What the chip has is from NVIDIA H100 Tensor Core GPU Architecture;
-# products, dependent, latency and loads make the best order of 4064 tiles that were timed on one, see
+# products, dependent, latency and loads make the best order of 3823 tiles that were timed on one, see
 # ``ranking``; kernels with more sums spill.
 H100 = Gpu(
     multiprocessors=132, registers=65536, shared=227 * 1024, warps=64, programs=32, schedulers=4,

@@ -2,7 +2,7 @@
 
 Their order is what runs unmeasured; ``tune`` measures the first of them. The model knows what fits on a
 multiprocessor at once, and what it waits for: issuing instructions, the chain of a single program, or
-loads. Its constants were fitted to the times of all tiles of 483 launches in float16 on an H100
+loads. Its constants were fitted to the times of 3823 tiles of 487 launches in float16 on an H100
 (bench/results), those of both families at 1 to 256 images: there the first tile takes 1.05 times as long as
 the best one (geometric mean; 1.9 at most), and of launches that a fit had not seen 1.04 to 1.12 times, by
 kind. It orders tiles; what it calls cycles is not time.
