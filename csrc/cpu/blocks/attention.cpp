@@ -241,8 +241,9 @@ class Attention final : public TypedBlock {
       }
       Panel<Operand> in{own.planes + column, plane};
       if (heads_.count > kTileRows) {
+        // Whole panels, in registers: what of the last one lies behind its plane is not looked at.
         for (int g = 0; g < inputs; ++g) {
-          std::memcpy(own.mixing + g * kPanel, in.below(g).data, r.columns * sizeof(Operand));
+          std::memcpy(own.mixing + g * kPanel, in.below(g).data, kPanel * sizeof(Operand));
         }
         in = {own.mixing};
       }

@@ -89,15 +89,19 @@ inline Product pack_projection(const Heads& heads, const Layer& layer, int outpu
 inline void pack_keys(const Heads& heads, const Operand* panel, int keys, int p, Operand* packed) {
   const int key_panels = panels_of(keys), first = p * kPanel;
   const int channels = heads.key_channels() - first < kPanel ? heads.key_channels() - first : kPanel;
-  for (int c = 0; c < channels; ++c) {
-    const int head = (first + c) / heads.key_dim, d = (first + c) % heads.key_dim;
-    Operand* to = packed + (std::int64_t{head} * key_panels * heads.key_dim + d) * kPanel;
-    const std::int64_t step = std::int64_t{heads.key_dim} * kPanel;
-    for (int begin = 0; begin < keys; begin += kPanel, to += step) {
-      const int count = keys - begin < kPanel ? keys - begin : kPanel;
-      const Operand* from = panel + std::int64_t{begin} * kPanel + c;
-      for (int k = 0; k < count; ++k) to[k] = from[k * kPanel];
-      for (int k = count; k < kPanel; ++k) to[k] = 0.0f;
+  for (int q = 0; q < key_panels; ++q, panel += kPanel * kPanel) {
+    const int count = keys - q * kPanel < kPanel ? keys - q * kPanel : kPanel;
+    int head = first / heads.key_dim, d = first % heads.key_dim;
+    for (int c = 0; c < channels; ++c) {
+      Operand* const to = packed + ((std::int64_t{head} * key_panels + q) * heads.key_dim + d) * kPanel;
+      if (count == kPanel) {
+#pragma GCC unroll 64
+        for (int k = 0; k < kPanel; ++k) to[k] = panel[k * kPanel + c];
+      } else {
+        for (int k = 0; k < count; ++k) to[k] = panel[k * kPanel + c];
+        for (int k = count; k < kPanel; ++k) to[k] = 0.0f;
+      }
+      if (++d == heads.key_dim) ++head, d = 0;
     }
   }
 }

@@ -25,21 +25,26 @@ inline void enlarge_row(const Operand* row_a, const Operand* row_b, float t, int
                         int out_width) {
   const Vec down = set1(t), up = set1(1.0f - t), near = set1(0.75f), far = set1(0.25f);
   for (int v = 0; v < kPanel; v += kLanes) {
-    const auto blended = [&](int x) {
-      return fma(down, load(row_b + x * kPanel + v), mul(up, load(row_a + x * kPanel + v)));
+    const Operand *a = opaque(row_a + v), *b = opaque(row_b + v);
+    Operand* to = opaque(out + v);
+    const auto next = [&] {
+      const Vec blended = fma(down, load(b), mul(up, load(a)));
+      a += kPanel, b += kPanel;
+      return blended;
     };
-    Operand* to = out + v;
-    Vec left = blended(0);
-    Vec right = width > 1 ? blended(1) : left;
-    store(to, fma(zero(), right, left));
+    Vec left = next();
+    // Left of the first pixel its right neighbour has the weight 0.
+    store(to, fma(zero(), width > 1 ? fma(down, load(b), mul(up, load(a))) : left, left));
+    to += kPanel;
     // Between two input pixels lie two output pixels, a quarter and three quarters of the way.
-    for (int x = 1; x < width; ++x) {
-      right = blended(x);
-      store(to + (2 * x - 1) * kPanel, fma(far, right, mul(near, left)));
-      store(to + 2 * x * kPanel, fma(near, right, mul(far, left)));
+#pragma GCC unroll 2
+    for (int x = 1; x < width; ++x, to += 2 * kPanel) {
+      const Vec right = next();
+      store(to, fma(far, right, mul(near, left)));
+      store(to + kPanel, fma(near, right, mul(far, left)));
       left = right;
     }
-    if (out_width == 2 * width) store(to + (out_width - 1) * kPanel, fma(far, left, mul(near, left)));
+    if (out_width == 2 * width) store(to, fma(far, left, mul(near, left)));
   }
 }
 

@@ -30,20 +30,26 @@ EFFV2_INLINE Wide exp2_nonpositive(Wide x) {
 // with +inf, or with -inf alone becomes NaN.
 EFFV2_INLINE void softmax_row(Operand* row, int count) {
   Vec highest = load(row);
+#pragma GCC unroll 4
   for (int i = kLanes; i < count; i += kLanes) highest = max(highest, load(row + i));
   const Wide top = wide(reduce_max(highest));
   Wide total[kSumVectors];
   for (Wide& t : total) t = wide(0.0f);
-  for (int i = 0; i < count; i += kSumVectors * kLanes) {
-    for (int v = 0; v < kSumVectors && i + v * kLanes < count; ++v) {
-      Operand* const p = row + i + v * kLanes;
-      const Wide e = exp2_nonpositive(sub(widened(load(p)), top));
-      store(p, narrowed(e));
-      total[v] = add(total[v], e);
-    }
+  const auto take = [&](Operand* p, int v) __attribute__((always_inline)) {
+    const Wide e = exp2_nonpositive(sub(widened(load(p)), top));
+    store(p, narrowed(e));
+    total[v] = add(total[v], e);
+  };
+  constexpr int kRound = kSumVectors * kLanes;
+  int done = 0;
+  for (; done + kRound <= count; done += kRound) {
+#pragma GCC unroll 8
+    for (int v = 0; v < kSumVectors; ++v) take(row + done + v * kLanes, v);
   }
+  for (int v = 0; done < count; done += kLanes, ++v) take(row + done, v);
   for (int v = 1; v < kSumVectors; ++v) total[0] = add(total[0], total[v]);
   const Vec scale = set1(1.0f / reduce_add(total[0]));
+#pragma GCC unroll 4
   for (int i = 0; i < count; i += kLanes) store(row + i, mul(load(row + i), scale));
 }
 
