@@ -103,7 +103,7 @@ try-wheel-aarch64: aarch64 $(A64)/oldest.done
 try-oldest-aarch64:
 	@cpu=cortex-a76; echo "== $$cpu, the oldest Torch"; $(A64_TRY) -k "neon and network"
 
-# What x86 cannot run at all: every block, option and network in fp16 against float64, errors, threads.
+# fp16, which x86 only emulates: every block, option and network against float64, errors, threads.
 try-fp16-aarch64: aarch64
 	$(A64_UNPACK)
 	@set -e; for cpu in $(A64_TRY_CPUS); do echo "== $$cpu, fp16"; \

@@ -21,8 +21,8 @@ from effv2_kernels.families.efficientformer_v2 import VARIANTS, network_shapes
 
 HOW_TO_ADD = (
     "`python tests/digests.py` adds those of the ISAs that this machine has; without AVX-512, and after "
-    "`make test-emulated`, `EFFV2_TEST_NATIVE=build/native/emulating python tests/digests.py` adds the rest; "
-    "those of fp16, which no x86 computes in, `make digests-aarch64`"
+    "`make test-emulated`, `EFFV2_TEST_NATIVE=build/native/emulating python tests/digests.py` adds the rest, "
+    "which `make digests-aarch64` does by Arm's own instructions"
 )
 FILE = Path(__file__).with_name("digests.json")
 

@@ -234,14 +234,14 @@ class Cases {
       Lanes found;
       store(found.of, load_n(a_.of, count));
       for (int i = 0; i < kLanes; ++i) {
-        const float expected = i < count ? a_.of[i] : 0.0f;
+        const float expected = i < count ? static_cast<float>(a_.of[i]) : 0.0f;
         if (!same(found.of[i], expected)) report("load_n", found.of[i], expected, a_.of[i], 0, 0);
       }
       Operand room[kMost + 2];
       for (Operand& value : room) value = static_cast<Operand>(7.5f);
       store_n(room + 1, a_.vector(), count);
       for (int i = -1; i <= kLanes; ++i) {
-        const float expected = i >= 0 && i < count ? a_.of[i] : 7.5f;
+        const float expected = i >= 0 && i < count ? static_cast<float>(a_.of[i]) : 7.5f;
         if (!same(room[i + 1], expected)) report("store_n", room[i + 1], expected, 0, 0, 0);
       }
     }

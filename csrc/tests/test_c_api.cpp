@@ -150,6 +150,7 @@ TEST(c_api, fp16) {
   const std::string bytes = Saved(sample).bytes();
   CHECK(std::string(describe(Loaded(bytes).network).dtype) == "fp32");
   const Target* target = find_target("neon", "fp16");
+  if (!target) target = find_target("neon_emulated", "fp16");
   if (!target) return note("skipped: only 64-bit Arm computes in fp16");
   if (!target->available()) {
     effv2_network* network = nullptr;
@@ -162,7 +163,7 @@ TEST(c_api, fp16) {
     CHECK(!network);
     return;
   }
-  const Loaded loaded(bytes, "fp16");
+  const Loaded loaded(bytes, "fp16", target->isa);
   CHECK(std::string(describe(loaded.network).dtype) == "fp16" && describe(loaded.network).value_bytes == 2);
   std::vector<float> values = random.normal(2 * kSize.values());
   const Batch ordinary = stored_batch(*target, values, 2, kSize);

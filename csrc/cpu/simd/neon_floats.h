@@ -4,6 +4,7 @@
 #include <arm_neon.h>
 
 #include <cstdint>
+#include <cstring>
 
 namespace effv2::EFFV2_TARGET {
 
@@ -25,10 +26,10 @@ inline T* behind(V, T* p) {
 }
 template <class V, class T>
 inline void load_two(const T*& p, V& first, V& second) {
-  constexpr int kCount = sizeof(V) / sizeof(T);
-  first = load(p);
-  second = load(p + kCount);
-  p += 2 * kCount;
+  std::memcpy(&first, p, sizeof first);
+  p += sizeof(V) / sizeof(T);
+  std::memcpy(&second, p, sizeof second);
+  p += sizeof(V) / sizeof(T);
 }
 #else
 template <class V>

@@ -64,7 +64,10 @@ inline float reduce_add(Wide v) { return reduce_add(add(v.low, v.high)); }
 inline float reduce_add(Vec v) { return reduce_add(widened(v)); }
 
 // Whether arithmetic or a conversion of this thread has overflowed since the last clear_overflow().
-#ifndef EFFV2_EMULATED
+#ifdef EFFV2_EMULATED
+using emulated::clear_overflow;
+using emulated::overflowed;
+#else
 inline constexpr std::uint64_t kOverflowed = 1u << 2;  // of FPSR
 inline void clear_overflow() {
   std::uint64_t status;

@@ -28,3 +28,5 @@ inline float vmaxvq(float32x4_t v) {
 #define vfmaq_laneq_f32(sum, a, b, lane) EFFV2_EMULATED_FMA_LANE(sum, a, b, lane)
 #undef vmaxvq_f32
 #define vmaxvq_f32(v) effv2::emulated::vmaxvq(v)
+
+#include "half.h"
