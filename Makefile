@@ -47,7 +47,7 @@ help:
 	@echo "make fuzz     any bytes as a saved network, under sanitizers (1 minute); FUZZ_SECONDS=3600: so long"
 	@echo "make build    only the compiled module, in place; quick to repeat"
 	@echo "make wheel    a source distribution in dist/, and a wheel made of it"
-	@echo "make wheels   wheels for x86-64 and 64-bit Arm and every CPython that is found, in dist/, and try them"
+	@echo "make wheels   wheels for x86-64 and 64-bit Arm and every CPython that can be had, in dist/, and try them"
 	@echo "make wheel-aarch64  those for 64-bit Arm alone, untried"
 	@echo "make macos    compile and link everything for Apple silicon, where nothing of it has run yet"
 	@echo "make clean    remove what was built; make distclean: the environment as well"

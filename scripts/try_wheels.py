@@ -18,7 +18,15 @@ import sys
 from pathlib import Path
 
 from packaging.requirements import Requirement
-from wheels import BUILD, DIST, ROOT, Interpreter, environment_with, find_interpreters
+from wheels import (
+    BUILD,
+    DIST,
+    ROOT,
+    Interpreter,
+    build_environment,
+    environment_with,
+    find_interpreters,
+)
 
 AGES = {"oldest": ROOT / "requirements" / "oldest.txt", "newest": ROOT / "requirements" / "torch.txt"}
 TESTS = ("tests/test_digests.py", "tests/test_network.py::test_logits")
@@ -67,7 +75,9 @@ def why_not(interpreter: Interpreter, requirements: Path, cuda_builds: bool) -> 
         "--report",
         "-",
     ]
-    command = [interpreter.path, "-m", "pip", "install", "--disable-pip-version-check", *options]
+    # Of its environment, since not every interpreter has pip itself.
+    python = build_environment(interpreter)
+    command = [python, "-m", "pip", "install", "--disable-pip-version-check", *options]
     done = subprocess.run(
         [*command, "--requirement", requirements], capture_output=True, text=True, check=False
     )

@@ -1,4 +1,4 @@
-# Wheels of manylinux_2_28 in dist/, for x86-64 and 64-bit Arm and every CPython that is found, and what they compute
+# Wheels of manylinux_2_28 in dist/, for x86-64 and 64-bit Arm and every CPython that can be had, and what they compute
 # in environments of their own. All of it stays in build/wheels. PYTHONS="python3.12 ..." takes these alone.
 PYTHONS ?=
 WHEELS = CMAKE_BUILD_PARALLEL_LEVEL=$(JOBS) $(PY) scripts/wheels.py $(if $(PYTHONS),--pythons $(PYTHONS))

@@ -2,6 +2,7 @@
 
 python scripts/wheels.py [--architectures x86_64 aarch64] [--pythons PYTHON ...]
 
+A version that is not found is unpacked, where Debian's testing release has it (debian_python.py).
 They are made of the source distribution, which comes into dist/ as well. The engine, which knows no Python,
 is compiled once for each architecture: for x86-64 by the system's compiler, as by `make build`, but linked
 against an old glibc (old_glibc.py); for 64-bit Arm by Zig's. Arm's are built with the headers of the Python
@@ -28,6 +29,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import debian_python
 from elftools.elf.elffile import ELFFile
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -67,6 +69,8 @@ def main() -> int:
     machine = platform.machine()
     if (sys.platform, machine) != ("linux", "x86_64"):
         raise SystemExit(f"wheels are built on x86-64 Linux, and this is {sys.platform} on {machine}")
+    if not args.pythons:
+        unpack_missing()
     interpreters, left_out = find_interpreters(args.pythons)
     for reason in left_out:
         print(f"left out: {reason}")
@@ -93,8 +97,8 @@ def _arguments() -> argparse.Namespace:
 def find_interpreters(pythons: list[str] | None = None) -> tuple[list[Interpreter], list[str]]:
     """Those that wheels can be built with, one of each version, and why others are left out.
 
-    Without a list: pythonX.Y on PATH, or else what pyenv has installed of that version. One that is named and
-    cannot build ends the program.
+    Without a list: pythonX.Y on PATH, or else what pyenv has installed of that version, or else what
+    unpack_missing() has. One that is named and cannot build ends the program.
     """
     found: dict[str, Interpreter] = {}
     left_out = []
@@ -120,7 +124,29 @@ def _candidates(version: str) -> list[str]:
     installed = (root / "versions").glob(f"{version}.*/bin/{name}")
     newest_first = sorted(installed, key=lambda path: int(path.parts[-3].split(".")[2]), reverse=True)
     on_path = shutil.which(name)
-    return ([on_path] if on_path else []) + [str(path) for path in newest_first]
+    unpacked = _unpacked(version) / "usr" / "bin" / name
+    return [
+        *([on_path] if on_path else []),
+        *map(str, newest_first),
+        *([str(unpacked)] if unpacked.exists() else []),
+    ]
+
+
+def _unpacked(version: str) -> Path:
+    return BUILD / f"python{version}"
+
+
+def unpack_missing() -> None:
+    """Of versions of which no interpreter is found, those that another release of Debian has are unpacked."""
+    for version in VERSIONS:
+        if any(isinstance(_ask(candidate), Interpreter) for candidate in _candidates(version)):
+            continue
+        try:
+            debian_python.unpack(_unpacked(version), version)
+        except (SystemExit, OSError, ValueError, subprocess.CalledProcessError) as error:
+            shutil.rmtree(_unpacked(version), ignore_errors=True)
+            reason = (str(error) or type(error).__name__).splitlines()[-1]
+            print(f"CPython {version} cannot be unpacked either: {reason}")
 
 
 def _ask(python: str) -> Interpreter | str:

@@ -3,6 +3,7 @@
 import importlib
 import json
 import os
+import platform
 import re
 import shutil
 import subprocess
@@ -32,8 +33,14 @@ def try_wheels(wheels):
 
 
 @pytest.fixture
-def python(tmp_path, monkeypatch):
+def debian_python(wheels):
+    return importlib.import_module("debian_python")
+
+
+@pytest.fixture
+def python(wheels, tmp_path, monkeypatch):
     """Makes programs on PATH, or elsewhere, that answer as a Python does; there are no others."""
+    monkeypatch.setattr(wheels, "BUILD", tmp_path / "build")
     monkeypatch.setenv("PATH", str(tmp_path / "bin"))
     monkeypatch.setenv("PYENV_ROOT", str(tmp_path / "pyenv"))
 
@@ -60,12 +67,100 @@ def test_interpreters_on_path_come_before_those_of_pyenv(wheels, python):
     python("3.11", "pyenv/versions/3.11.9/bin")
     python("3.12", "pyenv/versions/3.12.9/bin")
     newest = python("3.12", "pyenv/versions/3.12.11/bin")
+    python("3.12", "build/python3.12/usr/bin")
     shim = python("3.13", fails="pyenv: python3.13: command not found")
     behind = python("3.13", "pyenv/versions/3.13.0/bin")
+    unpacked = python("3.14", "build/python3.14/usr/bin")
     found, left_out = wheels.find_interpreters()
-    assert {i.version: i.path for i in found} == {"3.11": here, "3.12": newest, "3.13": behind}
+    assert {i.version: i.path for i in found} == {
+        "3.11": here,
+        "3.12": newest,
+        "3.13": behind,
+        "3.14": unpacked,
+    }
     assert shim not in [i.path for i in found]
-    assert left_out == [f"CPython {v}, of which no python{v} was found" for v in ("3.10", "3.14")]
+    assert left_out == ["CPython 3.10, of which no python3.10 was found"]
+
+
+def test_what_is_not_found_is_unpacked(wheels, debian_python, python, monkeypatch, capsys):
+    def unpack(folder, version):
+        assert folder.name == f"python{version}"
+        if version == "3.14":
+            return Path(python("3.14", "build/python3.14/usr/bin"))
+        folder.mkdir(parents=True)
+        raise SystemExit(f"apt-get failed:\nno package python{version}")
+
+    for version in ("3.11", "3.12", "3.13"):
+        python(version, headers=version != "3.13")
+    monkeypatch.setattr(debian_python, "unpack", unpack)
+    wheels.unpack_missing()
+    assert [i.version for i in wheels.find_interpreters()[0]] == ["3.11", "3.12", "3.14"]
+    assert [path.name for path in wheels.BUILD.iterdir()] == ["python3.14"]
+    assert capsys.readouterr().out.splitlines() == [
+        f"CPython {version} cannot be unpacked either: no package python{version}"
+        for version in ("3.10", "3.13")
+    ]
+    monkeypatch.setattr(debian_python, "unpack", lambda *_: pytest.fail("it is there already"))
+    python("3.10")
+    python("3.13")
+    wheels.unpack_missing()
+
+
+def test_an_unpacked_interpreter_starts_on_its_own_library(debian_python, tmp_path, monkeypatch):
+    """Its loader gets the name that it was called by, from which a Python finds its environment."""
+    machine = f"{platform.machine()}-linux-gnu"
+
+    def unpack(folder, packages, release):
+        assert release == "testing"
+        assert {"python3.14-venv", "libpython3.14-dev"} <= {*packages}
+        for name, text in {
+            "usr/lib64/ld-linux-some.so.2": '#!/bin/sh\nfor argument; do echo "$argument"; done\n',
+            "usr/bin/python3.14": "the program",
+            "usr/lib/python3.14/ensurepip/__init__.py": "place = sysconfig.get_config_var('WHEEL_PKG_DIR')\n",
+            "usr/include/python3.14/pyconfig.h": f"#include <{machine}/python3.14/pyconfig.h>\n",
+            f"usr/include/{machine}/python3.14/pyconfig.h": "#define HERE\n",
+        }.items():
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            (folder / name).write_text(text)
+            (folder / name).chmod(0o755)
+
+    monkeypatch.setattr(debian_python.debian, "unpack", unpack)
+    root = tmp_path / "with a space"
+    python = debian_python.unpack(root, "3.14")
+    assert python == root / "usr/bin/python3.14"
+    (tmp_path / "environment").symlink_to(python)
+    done = subprocess.run(
+        [tmp_path / "environment", "-c", "two words"], capture_output=True, text=True, check=True
+    )
+    library, program = f"{root}/usr/lib/{machine}", f"{root}/usr/bin/python3.14.program"
+    assert done.stdout.splitlines() == [
+        "--argv0",
+        f"{tmp_path}/environment",
+        "--library-path",
+        library,
+        program,
+        "-c",
+        "two words",
+    ]
+    assert (root / "usr/include/python3.14/pyconfig.h").read_text() == "#define HERE\n"
+    module = (root / "usr/lib/python3.14/ensurepip/__init__.py").read_text()
+    assert module == f"place = '{root}/usr/share/python-wheels'\n"
+
+
+def test_other_releases_come_from_the_servers_of_this_machine(debian_python, tmp_path, monkeypatch):
+    servers = "http://a.example/debian/ http://a.example/debian-security/ https://b.example/debian"
+    (tmp_path / "apt-get").write_text("#!/bin/sh\nfor server in $SERVERS; do echo $server; done\n")
+    (tmp_path / "apt-get").chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setenv("SERVERS", servers)
+    monkeypatch.setattr(debian_python.debian, "KEYS", tmp_path)
+    assert debian_python.debian.sources("testing").splitlines() == [
+        f"deb [signed-by={tmp_path}] http://a.example/debian testing main",
+        f"deb [signed-by={tmp_path}] https://b.example/debian testing main",
+    ]
+    monkeypatch.setenv("SERVERS", "")
+    with pytest.raises(SystemExit, match="no server of Debian is known here"):
+        debian_python.debian.sources("testing")
 
 
 @pytest.mark.parametrize(
