@@ -33,8 +33,8 @@ inline std::uint16_t half_of_float(float value) {
     half = 0x7e00;
   } else if (magnitude >= 0x47800000u) {  // 65536
     half = 0x7c00;
-  } else if (magnitude <
-             0x38800000u) {  // 2^-14: a multiple of 2^-24, for which the sum leaves no room below it
+  } else if (magnitude < 0x38800000u) {  // 2^-14
+    // A multiple of 2^-24, below which the sum leaves no room.
     float sum;
     std::memcpy(&sum, &magnitude, sizeof sum);
     sum += 0.5f;
