@@ -7,7 +7,7 @@ They are made of the source distribution, which comes into dist/ as well. The en
 is compiled once for each architecture: for x86-64 by the system's compiler, as by `make build`, but linked
 against an old glibc (old_glibc.py); for 64-bit Arm by Zig's. Arm's are built with the headers of the Python
 that runs here: of what pyconfig.h says about a machine, nothing that a module uses differs between the two.
-All of it stays in build/wheels/, and auditwheel has the last word.
+All of it stays in build/wheels/. auditwheel and twine have the last word.
 """
 
 from __future__ import annotations
@@ -80,6 +80,8 @@ def main() -> int:
     made = []
     for architecture in args.architectures:
         made += build_wheels(architecture, interpreters, source)
+    # What an index would refuse of their metadata and names.
+    run([sys.executable, "-m", "twine", "check", "--strict", *DIST.glob("*.tar.gz"), *made])
     for wheel in made:
         print(wheel.relative_to(ROOT))
     return 0

@@ -228,11 +228,12 @@ def recorded():
     return json.loads(report.RECORDED.read_text(encoding="utf-8"))
 
 
-def test_the_page_has_what_is_recorded(recorded):
-    page = report.PAGE.read_text(encoding="utf-8")
-    for name, table in report.TABLES.items():
+def test_the_pages_have_what_is_recorded(recorded):
+    tables = [(report.PAGE, name, table) for name, table in report.TABLES.items()]
+    for page, name, table in [*tables, (report.README, report.SUMMARY, report.summary_table)]:
         begin, end = report.marks(name)
-        assert page.partition(f"{begin}\n")[2].partition(f"\n{end}")[0] == table(recorded), (
+        text = page.read_text(encoding="utf-8")
+        assert text.partition(f"{begin}\n")[2].partition(f"\n{end}")[0] == table(recorded), (
             f"{name}: run make bench-aarch64 ARGS=--record"
         )
 

@@ -36,7 +36,7 @@ def main() -> int:
     objects_option(parser)
     parser.add_argument("--jobs", type=int, default=2, metavar="N", help="emulators at a time; default: 2")
     parser.add_argument(
-        "--record", action="store_true", help="keep what is found, and put it into docs/arm.md"
+        "--record", action="store_true", help="keep what is found, and put it into docs/arm.md and README.md"
     )
     parser.add_argument("--check", action="store_true", help="fail where a target is missed")
     args = parser.parse_args()
@@ -50,8 +50,8 @@ def main() -> int:
         print(f"\n== {name}\n\n{table(result)}")
     if args.record:
         report.RECORDED.write_text(json.dumps(result, indent=1) + "\n")
-        report.fill(report.PAGE, result)
-        print(f"\nrecorded in {report.RECORDED} and {report.PAGE}")
+        report.fill(report.PAGE, report.README, result)
+        print(f"\nrecorded in {report.RECORDED}, {report.PAGE} and {report.README}")
     risen = targets.over_budget(result, json.loads(report.RECORDED.read_text()))
     print("", *risen, sep="\n")
     missed = args.check and any(target.met is not True for target in targets.judged(result))

@@ -1,4 +1,4 @@
-"""The tables of what was counted, in Markdown; docs/arm.md has them of what is recorded."""
+"""The tables of what was counted, in Markdown; docs/arm.md and the README have them of what is recorded."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from effv2_kernels.families import short
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGE = ROOT / "docs" / "arm.md"
+README = ROOT / "README.md"
 RECORDED = ROOT / "bench" / "results" / "aarch64.json"
 ENGINES = {"effv2": "effv2_kernels", "ncnn": "ncnn"}
 # Of the paper, milliseconds: an iPhone 12's neural engine; a Pixel 6's CPU, which is quoted from memory.
@@ -136,6 +137,33 @@ def targets_table(result: dict[str, Any]) -> str:
     return _table(("", "aim", "found", ""), rows, left=1)
 
 
+def summary_table(result: dict[str, Any]) -> str:
+    """Of each network a line: what it executes, beside ncnn, and what the model makes of it."""
+    core = "Cortex-X1"
+    header = (
+        "",
+        *(f"instructions of an image, {fmt}" for fmt in FORMATS),
+        *(f"a model's ms on a {core}, {fmt}" for fmt in FORMATS),
+        *(f"on four cores, {fmt}" for fmt in FORMATS),
+    )
+    rows = []
+    for network, values in result["weights"].items():
+        counted, alone, together = [], [], []
+        for fmt in FORMATS:
+            row = row_of(result, "effv2", fmt, network)
+            ours, other = (counts_of(result, engine, fmt, network) for engine in ENGINES)
+            if row is None or ours is None:
+                counted, alone, together = [*counted, "-"], [*alone, "-"], [*together, "-"]
+                continue
+            weights = values * latency.BYTES[fmt]
+            ratio = f" ({ours.total / other.total:.2f}x ncnn's)" if other else ""
+            counted.append(f"{ours.total / 1e6:.1f} M{ratio}")
+            alone.append(f"{latency.alone(CORES[core], row['cycles'][core], weights) * 1e3:.1f}")
+            together.append(f"{latency.together(row['cycles'], weights) * 1e3:.1f}")
+        rows.append((short(network), *counted, *alone, *together))
+    return _table(header, rows, left=1)
+
+
 def versions(result: dict[str, Any]) -> str:
     """With what it was counted, in a sentence."""
     named = ", ".join(f"{name} {version}" for name, version in result["versions"].items())
@@ -151,15 +179,19 @@ TABLES = {
 }
 
 
+SUMMARY = "arm"
+
+
 def marks(name: str) -> tuple[str, str]:
     """Between which a table stands in the page."""
     return f"<!-- {name}:begin -->", f"<!-- {name}:end -->"
 
 
-def fill(page: Path, result: dict[str, Any]) -> None:
-    """Put all tables into a page."""
+def fill(page: Path, readme: Path, result: dict[str, Any]) -> None:
+    """Put all tables into the page, and their summary into the README."""
     for name, table in TABLES.items():
         put_between(page, marks(name), table(result))
+    put_between(readme, marks(SUMMARY), summary_table(result))
 
 
 def _absent(result: dict[str, Any]) -> str:
