@@ -14,6 +14,15 @@
 #include "targets.inc"
 #undef X
 
+#ifdef EFFV2_NEON_EMULATED
+namespace effv2::neon_emulated_fp32 {
+void check_simd(std::uint64_t seed, const tests::Mismatch& mismatch);
+}
+namespace effv2::neon_emulated_fp16 {
+void check_simd(std::uint64_t seed, const tests::Mismatch& mismatch);
+}
+#endif
+
 namespace effv2::tests {
 namespace {
 
@@ -56,6 +65,18 @@ TEST(simd, definitions) {
   }
   CHECK(checked == available_targets().size());
 }
+
+#ifdef EFFV2_NEON_EMULATED
+// Where no engine has them: NEON's headers over portable intrinsics, which take AVX2.
+TEST(simd, neon_emulated) {
+  if (!can_run_isa("avx2")) return note("skipped: this processor has no AVX2");
+  const auto check = [](const char* format, void (*cases)(std::uint64_t, const Mismatch&)) {
+    cases(test_seed(), [&](const std::string& what) { CHECK_THAT(false, std::string(format) + ": " + what); });
+  };
+  check("fp32", neon_emulated_fp32::check_simd);
+  check("fp16", neon_emulated_fp16::check_simd);
+}
+#endif
 
 // ISAs that give the same bits: emulated instructions and the real ones, and such as add in the same order.
 // The polynomial of a GELU has another order on NEON.
