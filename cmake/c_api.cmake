@@ -5,7 +5,6 @@ find_package(nlohmann_json 3.9 REQUIRED)
 
 add_library(effv2_storage OBJECT
   csrc/storage/container.cpp
-  csrc/storage/errors.cpp
   csrc/storage/json.cpp
   csrc/storage/labels.cpp
   csrc/storage/load.cpp

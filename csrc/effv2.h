@@ -33,14 +33,15 @@ extern "C" {
 typedef enum effv2_status {
   EFFV2_OK = 0,
   EFFV2_FAILED = 1,           /* a reason that has no number of its own */
-  EFFV2_INVALID_ARGUMENT = 2, /* NULL, a negative number, a name that does not exist */
+  EFFV2_INVALID_ARGUMENT = 2, /* NULL, a negative number, an empty path, a name that does not exist */
   EFFV2_FILE_ERROR = 3,       /* a file cannot be opened or read */
   EFFV2_INVALID_NETWORK = 4,  /* it is no saved network, is damaged, or describes what cannot be run */
   EFFV2_UNKNOWN_VERSION = 5,  /* a saved network of a newer version than this library knows */
-  EFFV2_UNAVAILABLE = 6,      /* this processor lacks the dtype or the instruction set */
-  EFFV2_INVALID_SIZE = 7,     /* the network cannot take images of this size */
+  EFFV2_UNAVAILABLE = 6,  /* this processor lacks the dtype or the instruction set, or is of another kind */
+  EFFV2_INVALID_SIZE = 7, /* the network cannot take images of this size; the reason has those it takes */
   EFFV2_OUT_OF_MEMORY = 8,
-  EFFV2_OVERFLOW = 9 /* a value went beyond what the dtype holds while images ran; outputs are of no use */
+  EFFV2_OVERFLOW = 9 /* a value is beyond what the dtype holds: a weight of the file, or one that was computed
+                        while images ran, whose outputs are of no use; "fp32" holds it */
 } effv2_status;
 
 /* A network that is ready to run. */
@@ -51,9 +52,9 @@ typedef struct effv2_options {
   size_t size; /* sizeof(effv2_options): tells versions of this struct apart */
   const char*
       dtype; /* "fp32", "bf16" or "fp16", NULL for the file's own where this processor has it, else "fp32" */
-  const char*
-      isa;     /* "avx512", "avx2", "neon" or "scalar"; NULL for the best one, or that of EFFV2_FORCE_ISA */
-  int threads; /* of a call that does not say; 0 for effv2_default_threads() */
+  const char* isa; /* "avx512" or "avx2" (x86-64), "neon" (64-bit Arm) or "scalar"; NULL for the best one, or
+                      that of the environment variable EFFV2_FORCE_ISA */
+  int threads;     /* of a call that does not say; 0 for effv2_default_threads() */
 } effv2_options;
 
 /* What a network is. Set size; the strings live as long as the network. */

@@ -133,12 +133,7 @@ PYBIND11_MODULE(_native, m) {
     return std::vector<std::string>{EFFV2_BLOCKS(EFFV2_NAME)};
 #undef EFFV2_NAME
   });
-  m.def("default_isa", [] {
-    char error[256] = "no ISA is available";
-    const char* isa = effv2::default_isa(error);
-    if (!isa) throw effv2::Error(error);
-    return std::string(isa);
-  });
+  m.def("default_isa", [] { return std::string(effv2::default_isa()); });
   m.def("cpu_name", effv2::processor_name);
   m.def("usable_cpus", effv2::usable_cpus);
   m.def("pretend_cpus", effv2::pretend_cpus);

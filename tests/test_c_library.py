@@ -100,8 +100,25 @@ def test_names_are_told_from_python(path):
                 load(path, dtype="fp16", isa=isa)
     with pytest.raises(Refused, match="invalid argument: unknown dtype 'float32'"):
         Network(path, dtype="float32")
-    with pytest.raises(Refused, match="invalid argument: unknown ISA 'avx1024'"):
+    with pytest.raises(
+        Refused, match="invalid argument: unknown ISA 'avx1024'; known: avx512, avx2, neon, scalar"
+    ):
         Network(path, isa="avx1024")
+
+
+def test_isas_of_other_processors(path):
+    x86 = "avx2" in cpu.native().isas()
+    for isa in ("neon",) if x86 else ("avx512", "avx2"):
+        whose = "64-bit Arm" if x86 else "x86-64"
+        with pytest.raises(
+            Refused, match=f"^unavailable: '{isa}' is an ISA of {whose}, .* it can run .*scalar"
+        ):
+            Network(path, isa=isa)
+
+
+def test_an_empty_path():
+    with pytest.raises(Refused, match="invalid argument: the path is empty"):
+        Network("")
 
 
 @pytest.mark.parametrize("threads", [-1, -(2**31)])
@@ -122,10 +139,13 @@ def test_images_of_another_size(path):
     network = Network(path)
     x = SPEC.images(seeded(186))
     wider = torch.zeros(1, 3, x.shape[2], x.shape[3] + 32)
-    with pytest.raises(Refused, match=r"invalid size: the attention bias is made for a grid of"):
+    with pytest.raises(Refused, match=r"invalid size: the attention biases") as refused:
         network.run(wider)
-    with pytest.raises(effv2_kernels.ResolutionError):
+    with pytest.raises(effv2_kernels.ResolutionError) as in_python:
         load(path)(wider)
+    # Both say which sizes fit, and which one was given.
+    sizes = r"\d+-\d+ rows by \d+-\d+ columns, but this one is \d+x\d+"
+    assert re.findall(sizes, str(refused.value)) == re.findall(sizes, str(in_python.value)) != []
     with pytest.raises(Refused, match=r"invalid argument: expected 3 channels, got 4"):
         network.run(torch.zeros(1, 4, *x.shape[2:]))
 
@@ -277,7 +297,7 @@ def attempt(call):
         call()
         print("worked")
     except Refused as refused:
-        print(refused.status)
+        print(refused)
 
 def run_large():
     network._check(network._library.effv2_run(network._network, ctypes.byref(images), outputs, 4, 64))
@@ -298,8 +318,13 @@ def test_memory_that_cannot_be_had(tmp_path):
     for room in (0, 1 << 16, 1 << 20):
         said = run(sys.executable, "-c", LITTLE_MEMORY, tmp_path / "a.effv2", ROOT / "tests", room)
         called, loaded, again = said.splitlines()
-        assert called == "out of memory"
-        assert loaded in ("out of memory", *["worked"] * bool(room))
+        short = "out of memory: there is not enough memory"
+        asked = r"(; [\d.e+]+ ([KMG]iB|bytes) were asked for)?"  # not of what the language itself takes
+        call = f"{short} to run images of 1x3x4096x4096{asked}: give fewer or smaller images, fewer threads, "
+        assert re.match(call, called)
+        assert bool(room) * (loaded == "worked") or re.match(
+            f"{short} to load the network{asked}: free", loaded
+        )
         assert again == "worked"
 
 

@@ -16,7 +16,10 @@ from mutations import MUTATIONS, join, split
 from runner import outputs, run, write
 
 import effv2_kernels
-from effv2_kernels import cpu, load, optimize, save
+from effv2_kernels import blocks, cpu, load, optimize, save
+from effv2_kernels.backends import Settings
+from effv2_kernels.declaration import Layer
+from effv2_kernels.model import OptimizedModel
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="effv2-run is built for Linux")
 
@@ -233,8 +236,18 @@ USAGE = {
     ("{path}", "--img-size", "64x64x3"): "expected 224 or ROWSxCOLUMNS",
     ("{path}", "--img-size", "-64"): "expected 224 or ROWSxCOLUMNS",
     ("{path}", "--img-size", "99999999999999999999"): "expected 224 or ROWSxCOLUMNS",
+    ("{path}", "--img-size", "16777217"): "such as 160x224, at most 16777216 of each",
+    ("",): "network is empty; expected FILE",
+    ("{path}", "--threads", ""): "--threads is empty; expected N",
+    ("{path}", "--warmup", "0", "--repeat", "1", "--threads="): "--threads: 1 required",
+    ("{path}", "--img-size", ""): "--img-size is empty",
+    ("{path}", "--dtype", ""): "--dtype is empty",
+    ("{path}", "--isa", ""): "--isa is empty",
+    ("{path}", "--image", ""): "--image is empty; expected FILE",
+    ("{path}", "--input", ""): "--input is empty; expected FILE.npy",
+    ("{path}", "--output", ""): "--output is empty; expected FILE.npy",
     ("{path}", "--dtype", "float16"): "unknown dtype 'float16'; known: fp32, bf16, fp16",
-    ("{path}", "--isa", "avx1024"): "unknown ISA 'avx1024'",
+    ("{path}", "--isa", "avx1024"): "unknown ISA 'avx1024'; known: avx512, avx2, neon, scalar",
 }
 
 
@@ -244,20 +257,53 @@ def test_wrong_options(arguments, path):
     run(*given).refused(runner.USAGE, USAGE[arguments])
 
 
+NEEDS = {"bf16": "it needs x86-64 with AVX2", "fp16": "it needs 64-bit Arm with arithmetic in half precision"}
+
+
 def test_what_this_processor_lacks(path):
+    """Why, what runs instead, and what not to ask for: of what was asked for, and nothing else."""
+    instead = "what this processor has is taken"
     for isa in ISAS:
-        for dtype in {"bf16", "fp16"} - {*cpu.native().formats(isa)}:
+        for dtype in NEEDS.keys() - {*cpu.native().formats(isa)}:
+            words = (f"'{isa}' has no {dtype}", NEEDS[dtype], "can run", f"{ISAS[-1]} (fp32)")
             done = run(path, "--isa", isa, "--dtype", dtype)
-            done.refused(runner.UNAVAILABLE, f"'{isa}' has no {dtype}", "without --dtype and --isa")
-    run(path, env={"EFFV2_FORCE_ISA": "avx1024"}).refused(runner.UNAVAILABLE, "EFFV2_FORCE_ISA", "'avx1024'")
+            done.refused(runner.UNAVAILABLE, *words, f"; without --dtype and --isa {instead}")
+            forced = run(path, "--dtype", dtype, env={"EFFV2_FORCE_ISA": isa})
+            unset = f"; with EFFV2_FORCE_ISA unset, and without --dtype, {instead}"
+            forced.refused(runner.UNAVAILABLE, *words, unset)
+    for dtype in NEEDS.keys() - {*cpu.native().formats(ISAS[0])}:
+        done = run(path, "--dtype", dtype)
+        done.refused(runner.UNAVAILABLE, NEEDS[dtype], f"; without --dtype {instead}")
+
+
+def test_isas_of_other_processors(path):
+    """They are known, and are no mistake of spelling; through the variable as by the option."""
+    x86 = "avx2" in cpu.native().isas()
+    others, whose = (("neon",), "64-bit Arm") if x86 else (("avx512", "avx2"), "x86-64")
+    instead = "what this processor has is taken"
+    for isa in others:
+        words = (f"'{isa}' is an ISA of {whose}", f"it can run {', '.join(ISAS)}")
+        run(path, "--isa", isa).refused(runner.UNAVAILABLE, *words, f"; without --isa {instead}")
+        done = run(path, env={"EFFV2_FORCE_ISA": isa})
+        unset = f"; with EFFV2_FORCE_ISA unset {instead}"
+        done.refused(runner.UNAVAILABLE, "EFFV2_FORCE_ISA", *words, unset)
+        assert "--isa" not in done.err
+        assert "--dtype" not in done.err
+        # What is asked for goes before the variable.
+        assert run(path, *SIZE, "--isa", ISAS[-1], env={"EFFV2_FORCE_ISA": isa}).code == 0
+    done = run(path, env={"EFFV2_FORCE_ISA": "avx1024"})
+    done.refused(runner.USAGE, "EFFV2_FORCE_ISA", "unknown ISA 'avx1024'; known: avx512, avx2, neon, scalar")
 
 
 def test_images_of_another_size(path, tmp_path):
-    run(path, "--img-size", "96x64").refused(
-        runner.SIZE, "the attention bias is made for a grid of", "96x64", "--img-size"
-    )
+    fits = "fit images of 49-64 rows by 49-64 columns, but this one is"
+    run(path, "--img-size", "96x64").refused(runner.SIZE, f"{fits} 96x64: give another --img-size")
     write(tmp_path / "x.npy", torch.zeros(1, 3, 64, 96))
-    run(path, "--input", tmp_path / "x.npy").refused(runner.SIZE, "64x96")
+    run(path, "--input", tmp_path / "x.npy").refused(runner.SIZE, f"{fits} 64x96", "--input")
+    for size in ("49x64", "64x49"):
+        assert run(path, "--img-size", size).code == 0
+    for size in ("48x64", "64x65"):
+        run(path, "--img-size", size).refused(runner.SIZE, f"{fits} {size}")
 
 
 def changed(metadata):
@@ -267,6 +313,21 @@ def changed(metadata):
         return join(header, values)
 
     return change
+
+
+def changed_blocks(change):
+    """``change`` gets the list of them."""
+
+    def change_data(data):
+        header, values = split(data)
+        change(header["__metadata__"]["structure"]["blocks"])
+        return join(header, values)
+
+    return change_data
+
+
+def first_swapped(blocks):
+    blocks[0], blocks[1] = blocks[1], blocks[0]
 
 
 NETWORKS = {
@@ -292,6 +353,21 @@ NETWORKS = {
     "newer": (changed({"version": "3"}), runner.VERSION, "has version '3' of the format"),
     "labels of others": (changed({"labels": '["one"]'}), runner.NETWORK, "there are 1 for 10 classes"),
     "no structure": (changed({"structure": "{}"}), runner.NETWORK, "does not describe a network"),
+    "blocks in another order": (
+        changed_blocks(first_swapped),
+        runner.NETWORK,
+        "does not hold the tensors that it describes",
+    ),
+    "blocks backwards": (
+        changed_blocks(list.reverse),
+        runner.NETWORK,
+        "does not hold the tensors that it describes",
+    ),
+    "a kind that nobody knows, in several lines": (
+        changed_blocks(lambda blocks: blocks[0].update(kind="a\nb\x1b[2J" + 5000 * "x")),
+        runner.NETWORK,
+        "unknown kind of block 'a?b?[2Jx",
+    ),
 }
 
 
@@ -342,7 +418,7 @@ def test_memory_that_cannot_be_had(path, tmp_path):
         done = run(path, *SIZE, "--threads", 1, prefix=limited(megabytes << 10))
         codes.append(done.code)
         if done.code:
-            done.refused(runner.MEMORY, "there is not enough memory")
+            done.refused(runner.MEMORY, "there is not enough memory", ": ")
     assert codes[0] == runner.MEMORY
     assert codes[-1] == 0
     assert codes == sorted(codes, reverse=True)
@@ -350,9 +426,42 @@ def test_memory_that_cannot_be_had(path, tmp_path):
 
 def test_memory_for_a_large_image(tmp_path):
     identity = runner.save_identity(tmp_path / "identity.effv2")
-    for size in ("4096", "16777216"):
+    less = "give fewer or smaller images, fewer threads"
+    options = "(--img-size, --input, --threads, --dtype)"
+    for size, asked in (("4096", "192 MiB"), ("16777216", "3 PiB")):
         done = run(identity, "--img-size", size, prefix=limited(300 << 10))
-        done.refused(runner.MEMORY, "there is not enough memory")
+        words = ("there is not enough memory", f"; {asked} were asked for: ", less, options)
+        done.refused(runner.MEMORY, *words)
+    # Where the image and the output find room, and what the network makes on the way does not.
+    done = run(identity, "--img-size", "3400", "--threads", 1, prefix=limited(300 << 10))
+    done.refused(runner.MEMORY, "to run images of 1x3x3400x3400; ", " MiB were asked for: ", less, options)
+
+
+def test_memory_for_loading(path):
+    done = run(path, *SIZE, prefix=limited(7 << 10))
+    done.refused(runner.MEMORY, "there is not enough memory to load the network", ": free some", "(--dtype)")
+
+
+@pytest.mark.skipif("bf16" not in cpu.native().formats(ISAS[0]), reason="needs bf16")
+def test_a_weight_beyond_the_dtype(tmp_path):
+    """The file is sound, and it is not its fault."""
+    large = torch.full((3, 3, 1, 1), torch.finfo(torch.float32).max)
+    network = blocks.Network((blocks.Conv(Layer(large, torch.zeros(3))),), ("large",), (blocks.Feature(0),))
+    save(OptimizedModel(network, Settings()), tmp_path / "a.effv2")
+    words = (
+        f"{tmp_path / 'a.effv2'} cannot run in bf16: block 0: conv: weight holds the value",
+        "; use fp32",
+    )
+    run(tmp_path / "a.effv2", *SIZE, "--dtype", "bf16").refused(runner.OVERFLOW, *words)
+    assert run(tmp_path / "a.effv2", *SIZE).code == 0
+
+
+def test_a_truncated_file_ends_where_python_says(path, tmp_path):
+    (tmp_path / "a.effv2").write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    with pytest.raises(effv2_kernels.CheckpointError) as refused:
+        load(tmp_path / "a.effv2")
+    (said,) = re.findall(r"its tensors end at byte \d+ of \d+", str(refused.value))
+    run(tmp_path / "a.effv2").refused(runner.NETWORK, said)
 
 
 @pytest.mark.parametrize("spec", [SMALL[2], SMALL_MOBILE[1]], ids=name_of)

@@ -6,6 +6,7 @@
 #include <cstring>
 #include <memory>
 #include <new>
+#include <stdexcept>
 #include <string>
 
 #include "cpu/dispatch.h"
@@ -27,14 +28,41 @@ using effv2::InputError;
 
 thread_local char last_error[1024];
 
+// Whatever a message quotes, such as a path, it is one line, and no character of UTF-8 is cut.
 effv2_status failed(effv2_status status, const char* why) noexcept {
-  std::snprintf(last_error, sizeof last_error, "%s", why);
+  std::size_t length = std::min(std::strlen(why), sizeof last_error - 1);
+  if (why[length]) {
+    while (length > 0 && (static_cast<unsigned char>(why[length]) & 0xc0) == 0x80) --length;
+  }
+  std::memmove(last_error, why, length);
+  last_error[length] = '\0';
+  for (std::size_t i = 0; i < length; ++i) {
+    const auto byte = static_cast<unsigned char>(last_error[i]);
+    const auto next = static_cast<unsigned char>(last_error[i + 1]);
+    if (byte < 0x20 || byte == 0x7f) last_error[i] = ' ';
+    // U+0080 to U+009F, of which some end a line as well.
+    if (byte == 0xc2 && next >= 0x80 && next < 0xa0) last_error[i] = last_error[i + 1] = ' ';
+  }
   return status;
 }
 
-// f(), and the status of what it throws.
-template <class Function>
-effv2_status guarded(Function f) noexcept {
+// What memory was for, and what takes less.
+struct Purpose {
+  char what[160];
+  const char* instead;
+};
+Purpose of_a_question() noexcept { return {"", ""}; }
+
+effv2_status out_of_memory(const Purpose& purpose, std::size_t bytes) noexcept {
+  char why[sizeof last_error];
+  std::snprintf(why, sizeof why, "there is not enough memory%s%s%s", purpose.what,
+                effv2::AskedFor(bytes).text, purpose.instead);
+  return failed(EFFV2_OUT_OF_MEMORY, why);
+}
+
+// f(), and the status of what it throws. purpose() is asked for where there is no memory.
+template <class Function, class Why = Purpose (*)() noexcept>
+effv2_status guarded(Function f, Why purpose = of_a_question) noexcept {
   try {
     f();
     return EFFV2_OK;
@@ -52,8 +80,12 @@ effv2_status guarded(Function f) noexcept {
     return failed(EFFV2_INVALID_SIZE, error.what());
   } catch (const InputError& error) {
     return failed(EFFV2_INVALID_ARGUMENT, error.what());
+  } catch (const effv2::MemoryError& error) {
+    return out_of_memory(purpose(), error.bytes());
   } catch (const std::bad_alloc&) {
-    return failed(EFFV2_OUT_OF_MEMORY, "there is not enough memory");
+    return out_of_memory(purpose(), 0);
+  } catch (const std::length_error&) {  // beyond what can be addressed
+    return out_of_memory(purpose(), 0);
   } catch (const std::exception& error) {
     return failed(EFFV2_FAILED, error.what());
   } catch (...) {
@@ -91,13 +123,7 @@ effv2_options options_of(const effv2_options* given) {
   return options;
 }
 
-std::string isa_of(const effv2_options& options) {
-  if (options.isa) return options.isa;
-  char error[256] = "no instruction set is available";
-  const char* isa = effv2::default_isa(error);
-  if (!isa) throw effv2::UnavailableError(error);
-  return isa;
-}
+std::string isa_of(const effv2_options& options) { return options.isa ? options.isa : effv2::default_isa(); }
 
 // The dtype asked for, or that of the file, or else fp32, which every instruction set has.
 const effv2::Target& target_of(const effv2_options& options, const std::string& stored) {
@@ -106,12 +132,28 @@ const effv2::Target& target_of(const effv2_options& options, const std::string& 
   if (options.dtype) {
     const auto same = [&](const char* dtype) { return std::strcmp(dtype, options.dtype) == 0; };
     if (!std::any_of(std::begin(kDtypes), std::end(kDtypes), same)) {
-      throw InputError("unknown dtype '" + std::string(options.dtype) + "'; known: fp32, bf16, fp16");
+      throw InputError("unknown dtype " + effv2::shown(options.dtype) + "; known: fp32, bf16, fp16");
     }
     return effv2::target_named(isa, options.dtype);
   }
   const effv2::Target* own = effv2::find_target(isa.c_str(), stored.c_str());
   return own && own->available() ? *own : effv2::target_named(isa, "fp32");
+}
+
+Purpose of_loading() noexcept {
+  return {" to load the network", ": free some, or load it in a dtype of 16 bits"};
+}
+
+Purpose of_running(const effv2_images* images) noexcept {
+  Purpose purpose{"",
+                  ": give fewer or smaller images, fewer threads, or load the network in a dtype of 16 bits"};
+  if (images) {
+    const effv2_images& x = *images;
+    std::snprintf(purpose.what, sizeof purpose.what, " to run images of %lldx%lldx%lldx%lld",
+                  static_cast<long long>(x.count), static_cast<long long>(x.channels),
+                  static_cast<long long>(x.height), static_cast<long long>(x.width));
+  }
+  return purpose;
 }
 
 void load(const std::byte* data, std::size_t bytes, const std::string& name, const effv2_options& options,
@@ -173,24 +215,29 @@ void run(const effv2_network* network, const effv2_images* images, void* const* 
 }  // namespace
 
 effv2_status effv2_load_file(const char* path, const effv2_options* options, effv2_network** network) {
-  return guarded([&] {
-    require(network, "where the network is to be put");
-    *network = nullptr;
-    require(path, "the path");
-    const effv2_options how = options_of(options);
-    const effv2::MappedFile file(path);
-    load(file.data(), file.bytes(), path, how, network);
-  });
+  return guarded(
+      [&] {
+        require(network, "where the network is to be put");
+        *network = nullptr;
+        require(path, "the path");
+        if (!*path) throw InputError("the path is empty; expected that of a saved network");
+        const effv2_options how = options_of(options);
+        const effv2::MappedFile file(path);
+        load(file.data(), file.bytes(), path, how, network);
+      },
+      of_loading);
 }
 
 effv2_status effv2_load_memory(const void* data, size_t bytes, const effv2_options* options,
                                effv2_network** network) {
-  return guarded([&] {
-    require(network, "where the network is to be put");
-    *network = nullptr;
-    require(data, "the data");
-    load(static_cast<const std::byte*>(data), bytes, "the data", options_of(options), network);
-  });
+  return guarded(
+      [&] {
+        require(network, "where the network is to be put");
+        *network = nullptr;
+        require(data, "the data");
+        load(static_cast<const std::byte*>(data), bytes, "the data", options_of(options), network);
+      },
+      of_loading);
 }
 
 void effv2_free(effv2_network* network) { delete network; }
@@ -260,20 +307,23 @@ int64_t effv2_working_bytes(const effv2_network* network) {
 
 effv2_status effv2_run(const effv2_network* network, const effv2_images* images, void* const* outputs,
                        int output_count, int threads) {
-  return guarded([&] { run(network, images, outputs, output_count, threads, nullptr); });
+  return guarded([&] { run(network, images, outputs, output_count, threads, nullptr); },
+                 [&]() noexcept { return of_running(images); });
 }
 
 effv2_status effv2_profile(const effv2_network* network, const effv2_images* images, void* const* outputs,
                            int output_count, int threads, double* seconds, int block_count) {
-  return guarded([&] {
-    require(network, "the network");
-    require(seconds, "seconds");
-    if (block_count != network->loaded.network->size()) {
-      throw InputError("expected room for " + std::to_string(network->loaded.network->size()) +
-                       " blocks, got " + std::to_string(block_count));
-    }
-    run(network, images, outputs, output_count, threads, seconds);
-  });
+  return guarded(
+      [&] {
+        require(network, "the network");
+        require(seconds, "seconds");
+        if (block_count != network->loaded.network->size()) {
+          throw InputError("expected room for " + std::to_string(network->loaded.network->size()) +
+                           " blocks, got " + std::to_string(block_count));
+        }
+        run(network, images, outputs, output_count, threads, seconds);
+      },
+      [&]() noexcept { return of_running(images); });
 }
 
 effv2_status effv2_measure_peak(const effv2_network* network, int threads, double milliseconds,

@@ -6,11 +6,14 @@
 #include <sys/auxv.h>
 #endif
 
-#include <cstdio>
+#include <algorithm>
 #include <cstdlib>
 #include <cstring>
+#include <iterator>
+#include <string>
 #include <vector>
 
+#include "cpu/processor_name.h"
 #include "cpu/target_row.h"
 #include "engine/errors.h"
 
@@ -73,48 +76,119 @@ const Target* find_target(const char* isa, const char* format) {
 }
 
 // Its first format's, which asks for no more than the instruction set.
-static const Target* first_of(const char* isa) {
-  for (const Target& target : targets()) {
-    if (std::strcmp(target.isa, isa) == 0) return &target;
+static const Target* first_of(const std::string& isa, const Targets& among) {
+  for (const Target& target : among) {
+    if (isa == target.isa) return &target;
   }
   return nullptr;
 }
-bool knows_isa(const char* isa) { return first_of(isa) != nullptr; }
+bool knows_isa(const char* isa) { return first_of(isa, targets()) != nullptr; }
 bool can_run_isa(const char* isa) {
-  const Target* target = first_of(isa);
+  const Target* target = first_of(isa, targets());
   return target && target->available();
 }
 
-const Target& target_named(const std::string& isa, const std::string& format) {
-  if (!knows_isa(isa.c_str())) throw InputError("unknown ISA '" + isa + "'");
-  const char* const lacks = "this processor or operating system cannot run '";
-  if (!can_run_isa(isa.c_str())) throw UnavailableError(lacks + isa + "'");
-  const Target* target = find_target(isa.c_str(), format.c_str());
-  if (!target) throw UnavailableError("'" + isa + "' has no " + format);
-  if (!target->available()) throw UnavailableError(lacks + isa + "' in " + format);
-  return *target;
+namespace {
+
+#if defined(__x86_64__)
+constexpr const char* kArchitecture = "x86-64";
+#elif defined(__aarch64__)
+constexpr const char* kArchitecture = "64-bit Arm";
+#else
+constexpr const char* kArchitecture = "neither x86-64 nor 64-bit Arm";
+#endif
+
+// Those of every build, and whose they are: a build has the ones of its own processors alone.
+struct Known {
+  const char *isa, *architecture;
+};
+constexpr Known kKnown[] = {
+    {"avx512", "x86-64"}, {"avx2", "x86-64"}, {"neon", "64-bit Arm"}, {"scalar", kArchitecture}};
+
+// What a format asks of a processor: why others have no blocks for it.
+struct Needs {
+  const char *format, *what;
+};
+constexpr Needs kNeeds[] = {
+    {"bf16", "x86-64 with AVX2 or AVX-512"},
+    {"fp16", "64-bit Arm with arithmetic in half precision (FEAT_FP16, from Armv8.2 on)"}};
+
+void append(std::string& list, const std::string& one) { list += (list.empty() ? "" : ", ") + one; }
+
+std::string known_isas(const Targets& among) {
+  std::string names;
+  for (const Known& known : kKnown) append(names, known.isa);
+  for (const Target& target : among) {  // the emulated ones of tests
+    const auto same = [&](const Known& known) { return std::strcmp(known.isa, target.isa) == 0; };
+    if (first_of(target.isa, among) == &target && std::none_of(std::begin(kKnown), std::end(kKnown), same))
+      append(names, target.isa);
+  }
+  return names;
 }
 
-const char* default_isa(char* error) {
-  const char* forced = std::getenv("EFFV2_FORCE_ISA");
-  if (forced && *forced) {
-    const Target* target = first_of(forced);
-    if (!target) {
-      std::snprintf(error, 256, "EFFV2_FORCE_ISA names the unknown ISA '%.64s'", forced);
-      return nullptr;
+// "avx2, scalar", or, with formats, "avx2 (fp32, bf16), scalar (fp32)".
+std::string can_run(const Targets& among, bool with_formats) {
+  std::string names;
+  for (const Target& first : among) {
+    if (first_of(first.isa, among) != &first || !first.available()) continue;
+    std::string formats;
+    for (const Target& target : among) {
+      if (std::strcmp(target.isa, first.isa) == 0 && target.available()) append(formats, target.format);
     }
-    if (!target->available()) {
-      std::snprintf(error, 256,
-                    "EFFV2_FORCE_ISA asks for '%.64s', which this processor or operating system lacks",
-                    forced);
-      return nullptr;
-    }
-    return target->isa;
+    append(names, first.isa + (with_formats ? " (" + formats + ")" : ""));
   }
-  for (const Target& target : targets()) {
+  return names;
+}
+
+std::string this_processor() { return "this processor (" + processor_name() + ")"; }
+
+// Its first target. The messages begin with where the name comes from.
+const Target& runnable(const std::string& isa, const Targets& among, const std::string& where) {
+  const Target* target = first_of(isa, among);
+  if (target && target->available()) return *target;
+  const std::string instead = "; it can run " + can_run(among, false);
+  if (target) {
+    throw UnavailableError(where + this_processor() + " or its operating system cannot run " + shown(isa) +
+                           instead);
+  }
+  for (const Known& known : kKnown) {
+    if (isa != known.isa) continue;
+    const bool ours = std::strcmp(known.architecture, kArchitecture) == 0;
+    throw UnavailableError(where + shown(isa) +
+                           (ours ? " was left out of this build"
+                                 : std::string(" is an ISA of ") + known.architecture + ", and " +
+                                       this_processor() + " is " + kArchitecture) +
+                           instead);
+  }
+  throw InputError(where + "unknown ISA " + shown(isa) + "; known: " + known_isas(among) +
+                   ", of which this processor can run " + can_run(among, false));
+}
+
+}  // namespace
+
+const Target& target_named(const std::string& isa, const std::string& format, const Targets& among) {
+  runnable(isa, among, "");
+  const Target* found = nullptr;
+  for (const Target& target : among) {
+    if (isa == target.isa && format == target.format) found = &target;
+  }
+  if (found && found->available()) return *found;
+  std::string why =
+      found ? this_processor() + " or its operating system cannot run " + shown(isa) + " in " + format
+            : shown(isa) + " has no " + format;
+  for (const Needs& needs : kNeeds) {
+    if (format == needs.format) why += std::string(": on a CPU it needs ") + needs.what;
+  }
+  throw UnavailableError(why + "; this one can run " + can_run(among, true));
+}
+
+const char* default_isa(const Targets& among) {
+  const char* forced = std::getenv("EFFV2_FORCE_ISA");
+  if (forced && *forced) return runnable(forced, among, "EFFV2_FORCE_ISA: ").isa;
+  for (const Target& target : among) {
     if (target.available()) return target.isa;
   }
-  return nullptr;
+  throw UnavailableError(this_processor() + " can run no ISA of this build");
 }
 
 }  // namespace effv2

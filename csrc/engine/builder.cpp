@@ -5,6 +5,19 @@
 namespace effv2 {
 namespace {
 
+// What a bias is made for, unless it is resized to the image at hand.
+Scale with_bias(int step, const AttentionBiasSpec& bias, bool exists, int pixels) {
+  if (!exists || bias.resize) return {step, 0, 0, 1};
+  return {step, bias.rows, bias.cols, pixels};
+}
+
+Scale scale_of(const StemSpec&) { return {4, 0, 0, 1}; }
+Scale scale_of(const FfnSpec& s) { return {s.stride, 0, 0, 1}; }
+Scale scale_of(const AttentionSpec& s) { return with_bias(1, s.bias, s.has_bias, s.stride); }
+Scale scale_of(const ConvSpec& s) { return {s.stride, 0, 0, 1}; }
+Scale scale_of(const AttentionDownsampleSpec& s) { return with_bias(2, s.bias, true, 1); }
+Scale scale_of(const HeadSpec&) { return {1, 0, 0, 1}; }
+
 template <class Spec>
 void add(Network& network, const char* kind, const Fields& fields, Block* (*factory)(const Spec&)) {
   Spec spec{};
@@ -20,10 +33,10 @@ void add(Network& network, const char* kind, const Fields& fields, Block* (*fact
   network.target().forget_overflow();
   std::unique_ptr<Block> block(factory(spec));
   if (network.target().has_overflowed()) {
-    throw Error(std::string(kind) + ": a weight, with what is folded into it, is beyond what " +
-                network.target().format + " holds; use fp32");
+    throw OverflowError(std::string(kind) + ": a weight, with what is folded into it, is beyond what " +
+                        network.target().format + " holds; use fp32");
   }
-  network.add(std::move(block), spec.in_channels);
+  network.add(std::move(block), spec.in_channels, scale_of(spec));
 }
 
 }  // namespace
@@ -33,7 +46,11 @@ void add_block(Network& network, const std::string& kind, const Fields& fields) 
   if (kind == #name) return add<Spec>(network, #name, fields, network.target().name);
   EFFV2_BLOCKS(EFFV2_ADD)
 #undef EFFV2_ADD
-  throw Error("unknown kind of block '" + kind + "'");
+  std::string known;
+#define EFFV2_LIST(name, Spec) known += (known.empty() ? "" : ", ") + std::string(#name);
+  EFFV2_BLOCKS(EFFV2_LIST)
+#undef EFFV2_LIST
+  throw Error("unknown kind of block " + shown(kind) + "; known: " + known);
 }
 
 void add_feature(Network& network, const Tensor* scale, const Tensor* shift) {

@@ -111,8 +111,8 @@ void FieldReader::tensor(const float*& values, const std::string& name,
   for (std::int64_t i = 0; i < count; ++i) {
     if (std::fabs(t.data[i]) <= largest_) continue;
     if (!std::isfinite(t.data[i])) fail(name + " holds a value that is not finite");
-    fail(name + " holds the value " + shown(t.data[i]) + ", and the largest of " + format_ + " is " +
-         shown(largest_) + "; use fp32");
+    throw OverflowError(kind_ + ": " + name + " holds the value " + shown(t.data[i]) +
+                        ", and the largest of " + format_ + " is " + shown(largest_) + "; use fp32");
   }
   values = t.data;
 }
@@ -127,7 +127,7 @@ void FieldReader::distances(AttentionBiasSpec& bias, int heads, int query_stride
 
 void FieldReader::finish() const {
   const auto check = [&](const std::string& name, const std::set<std::string>& read) {
-    if (!read.count(name)) fail("a block with these options has no field " + name);
+    if (!read.count(name)) fail("a block with these options has no field " + shown(name));
   };
   for (const auto& field : fields_.tensors) check(field.first, read_tensors_);
   for (const auto& field : fields_.options) check(field.first, read_options_);
@@ -154,7 +154,7 @@ std::int64_t activation_option(const std::string& name) {
     if (name == one) return index;
     known += (index++ ? ", " : "") + std::string(one);
   }
-  throw Error("unknown activation '" + name + "'; known: " + known);
+  throw Error("unknown activation " + shown(name) + "; known: " + known);
 }
 
 void FieldReader::fail(const std::string& why) const { throw Error(kind_ + ": " + why); }

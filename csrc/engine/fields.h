@@ -26,8 +26,8 @@ struct Fields {
 };
 
 // Visits a spec (see engine/spec.h) and fills it. Throws Error, naming kind and field, where something is
-// missing, misshapen, out of range, not finite, beyond what a format holds, or stored in another number of
-// bits than expected.
+// missing, misshapen, out of range, not finite, or stored in another number of bits than expected, and
+// OverflowError where a value is beyond what a format holds.
 class FieldReader {
  public:
   // largest: of the values that the format holds.

@@ -5,6 +5,7 @@
 #include <utility>
 
 #include "engine/arena.h"
+#include "engine/errors.h"
 
 #ifdef __linux__
 #include <sys/mman.h>
@@ -22,6 +23,13 @@ constexpr std::size_t kPiece = 32 * kLargePage;
 
 thread_local Arena* current = nullptr;
 
+// What failed says how much it would have been.
+void* aligned(std::size_t bytes, std::size_t alignment) {
+  void* memory = ::operator new(bytes, std::align_val_t{alignment}, std::nothrow);
+  if (!memory) throw MemoryError(bytes);
+  return memory;
+}
+
 }  // namespace
 
 Arena::Arena() {
@@ -35,7 +43,7 @@ std::byte* Arena::take(std::int64_t bytes) {
   if (wanted > left_) {
     const std::size_t size = wanted < kPiece ? kPiece : (wanted + kLargePage - 1) / kLargePage * kLargePage;
     pieces_.reserve(pieces_.size() + 1);
-    void* piece = ::operator new(size, std::align_val_t{kLargePage});
+    void* piece = aligned(size, kLargePage);
     pieces_.push_back(piece);
 #ifdef MADV_HUGEPAGE
     madvise(piece, size, MADV_HUGEPAGE);  // a wish: without it the pages are small
@@ -59,7 +67,7 @@ ArenaScope::~ArenaScope() { current = outer_; }
 Buffer::Buffer(std::int64_t bytes) : bytes_(aligned_bytes(bytes)), own_(!current) {
   if (bytes_ == 0) return;
   const std::size_t size = static_cast<std::size_t>(bytes_);
-  data_ = own_ ? static_cast<std::byte*>(::operator new(size, std::align_val_t{64})) : current->take(bytes_);
+  data_ = own_ ? static_cast<std::byte*>(aligned(size, 64)) : current->take(bytes_);
   std::memset(data_, 0, size);
 }
 

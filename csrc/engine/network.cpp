@@ -27,12 +27,23 @@ Network::Network(const Target* target, std::int64_t weight_bytes)
     : target_(target), arena_(weight_bytes < kArenaBytes ? nullptr : std::make_unique<Arena>()) {}
 Network::~Network() = default;
 
-void Network::add(std::unique_ptr<Block> block, int in_channels) {
+void Network::Sides::narrow(std::int64_t grid, std::int64_t pixels) {
+  least = std::max(least, (grid - 1) * pixels + 1);
+  most = std::min(most ? most : kLongestSide, grid * pixels);
+}
+
+void Network::add(std::unique_ptr<Block> block, int in_channels, const Scale& scale) {
   if (blocks_.empty()) in_channels_ = in_channels;
   Map out;
   char ignored[256];
   block->output({1, 1, in_channels}, &out, ignored);
   out_channels_ = out.channels;
+  if (scale.rows) {
+    rows_.narrow(scale.rows, step_ * scale.pixels);
+    cols_.narrow(scale.cols, step_ * scale.pixels);
+  }
+  // Beyond the longest side every image is one pixel.
+  step_ = std::min(step_ * scale.step, 2 * kLongestSide);
   blocks_.push_back(std::move(block));
 }
 
@@ -78,14 +89,26 @@ static void check_size(Map map) {
                         " with " + std::to_string(map.channels) + " channels is none that can be computed");
 }
 
+void Network::refuse(int height, int width) const {
+  if (rows_.least > rows_.most || cols_.least > cols_.most)
+    throw ResolutionError(
+        "the attention biases of this network are made for images of different sizes: none fits all of them");
+  const auto range = [](const Sides& sides) {
+    return std::to_string(sides.least) + "-" + std::to_string(sides.most);
+  };
+  throw ResolutionError("the attention biases of this network fit images of " + range(rows_) + " rows by " +
+                        range(cols_) + " columns, but this one is " + std::to_string(height) + "x" +
+                        std::to_string(width));
+}
+
 std::vector<Map> Network::maps(int height, int width) const {
   std::vector<Map> maps;
   Map map{height, width, in_channels_};
   check_size(map);
-  char error[256] = "";
+  char ignored[256];  // of one block; what the image has to be follows from all of them
   for (const auto& block : blocks_) {
     Map next;
-    if (!block->output(map, &next, error)) throw ResolutionError(error);
+    if (!block->output(map, &next, ignored)) refuse(height, width);
     check_size(next);
     maps.push_back(map = next);
   }

@@ -24,6 +24,13 @@ struct Images {
   std::int64_t image_stride, channel_stride, row_stride, pixel_stride;
 };
 
+// How the sizes of a block's input go with those of its output, and with the grid that its bias is made for.
+struct Scale {
+  int step;        // rows of the input for one of the output, and columns
+  int rows, cols;  // of the grid; 0 where any fits
+  int pixels;      // of the input from one place of the grid to the next
+};
+
 class Network {
  public:
   // weight_bytes: about how much there will be. A large network's weights are made in an arena of large
@@ -35,7 +42,7 @@ class Network {
   // What its blocks' weights are to be made in, or null: each in memory of its own.
   Arena* arena() { return arena_.get(); }
   // Takes the block over. in_channels is what it reads.
-  void add(std::unique_ptr<Block> block, int in_channels);
+  void add(std::unique_ptr<Block> block, int in_channels, const Scale& scale);
   // The output of the block added last is returned as well, scaled and shifted per channel if the
   // pointers are not null (they are copied). Throws Error if there is none, or if it is returned already.
   void add_feature(const float* scale, const float* shift, int channels);
@@ -51,7 +58,8 @@ class Network {
   std::int64_t packed_bytes() const;
   // Of the memory that calls have left for those to come.
   std::int64_t working_bytes() const;
-  // The output of every block. Throws ResolutionError if an image of this size does not fit.
+  // The output of every block. Throws ResolutionError, with the sizes that do, if an image of this size does
+  // not fit.
   std::vector<Map> maps(int height, int width) const;
   std::vector<std::int64_t> multiply_adds(int height, int width) const;
 
@@ -77,6 +85,13 @@ class Network {
   struct Walk;
   struct Place;
 
+  // Of the images that all biases fit, from the least to the most; no most is any.
+  struct Sides {
+    std::int64_t least = 1, most = 0;
+    void narrow(std::int64_t grid, std::int64_t pixels);
+  };
+
+  [[noreturn]] void refuse(int height, int width) const;
   std::int64_t bytes_of(Map map) const { return map.values() * target_->value_bytes; }
   std::shared_ptr<const Plan> plan(int height, int width) const;
   std::unique_ptr<Context> take_context(int height, int width, int threads, int group) const;
@@ -95,6 +110,8 @@ class Network {
 
   const Target* target_;
   int in_channels_ = 0, out_channels_ = 0;
+  std::int64_t step_ = 1;  // pixels of the image for one of the block added last
+  Sides rows_, cols_;
   std::unique_ptr<Arena> arena_;  // outlives the blocks
   std::vector<std::unique_ptr<Block>> blocks_;
   std::vector<Feature> features_;

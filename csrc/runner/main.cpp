@@ -1,12 +1,14 @@
 // effv2-run: a saved network, an image and what comes of it, on any Linux of x86-64 or 64-bit Arm.
 #include <algorithm>
 #include <chrono>
+#include <cstdio>
 #include <iostream>
 #include <new>
 #include <nlohmann/json.hpp>
 #include <random>
 #include <utility>
 
+#include "engine/errors.h"
 #include "runner/failure.h"
 #include "runner/preprocess.h"
 #include "runner/report.h"
@@ -17,8 +19,8 @@ namespace {
 // Uniform between -1 and 1, the same everywhere.
 Array random_image(int channels, std::int64_t rows, std::int64_t columns) {
   Array image{{1, channels, rows, columns},
-              std::vector<float>(static_cast<std::size_t>(channels) * static_cast<std::size_t>(rows) *
-                                 static_cast<std::size_t>(columns))};
+              zeros<float>(static_cast<std::size_t>(channels) * static_cast<std::size_t>(rows) *
+                           static_cast<std::size_t>(columns))};
   std::mt19937 bits;
   for (float& value : image.values) value = static_cast<float>(bits() >> 8) * 0x1p-23f - 1;
   return image;
@@ -101,6 +103,15 @@ int fail(int code, const std::string& why) {
   return code;
 }
 
+// Where there may be none for strings, either.
+int fail_for_memory(const char* asked_for) {
+  std::fprintf(stderr,
+               "effv2-run: there is not enough memory%s: give fewer or smaller images, fewer threads, or a "
+               "dtype of 16 bits%s\n",
+               asked_for, kLessMemory);
+  return EFFV2_OUT_OF_MEMORY;
+}
+
 int guarded(int argc, char** argv) {
   try {
     const std::optional<Options> options = parse_options(argc, argv);
@@ -109,10 +120,12 @@ int guarded(int argc, char** argv) {
     return 0;
   } catch (const Failure& failure) {
     return fail(failure.code(), failure.what());
+  } catch (const MemoryError& error) {
+    return fail_for_memory(AskedFor(error.bytes()).text);
   } catch (const std::bad_alloc&) {
-    return fail(EFFV2_OUT_OF_MEMORY, "there is not enough memory");
+    return fail_for_memory("");
   } catch (const std::length_error&) {
-    return fail(EFFV2_OUT_OF_MEMORY, "there is not enough memory: a size is beyond what can be addressed");
+    return fail_for_memory("; a size is beyond what can be addressed");
   } catch (const std::exception& error) {
     return fail(EFFV2_FAILED, error.what());
   }

@@ -1,7 +1,9 @@
 #include "runner/network.h"
 
+#include <cstdlib>
 #include <utility>
 
+#include "engine/errors.h"
 #include "runner/failure.h"
 
 namespace effv2::runner {
@@ -9,6 +11,21 @@ namespace {
 
 void check(effv2_status status, const std::string& hint = "") {
   if (status) throw Failure(status, effv2_error() + hint);
+}
+
+// Of a call: what would take less.
+void check_call(effv2_status status) { check(status, status == EFFV2_OUT_OF_MEMORY ? kLessMemory : ""); }
+
+// What was asked for that this processor lacks, and how not to ask for it.
+std::string without(const Options& options) {
+  const char* const forced = options.isa.empty() ? std::getenv("EFFV2_FORCE_ISA") : nullptr;
+  std::string asked = options.dtype.empty() ? "" : "--dtype";
+  if (!options.isa.empty()) asked += asked.empty() ? "--isa" : " and --isa";
+  const std::string taken = "what this processor has is taken";
+  if (forced && *forced)
+    return "; with EFFV2_FORCE_ISA unset" + (asked.empty() ? "" : ", and without " + asked + ",") + " " +
+           taken;
+  return asked.empty() ? "" : "; without " + asked + " " + taken;
 }
 
 const char* named(const std::string& name) { return name.empty() ? nullptr : name.c_str(); }
@@ -27,8 +44,9 @@ Network::Network(const Options& options) {
   how.isa = named(options.isa);
   how.threads = options.threads;
   const effv2_status status = effv2_load_file(options.network.c_str(), &how, &network_);
-  check(status,
-        status == EFFV2_UNAVAILABLE ? "; without --dtype and --isa what this processor has is taken" : "");
+  check(status, status == EFFV2_UNAVAILABLE     ? without(options)
+                : status == EFFV2_OUT_OF_MEMORY ? " (--dtype)"
+                                                : "");
   about_.size = sizeof about_;
   check(effv2_describe(network_, &about_));
 }
@@ -53,8 +71,7 @@ Call::Call(const Network& network, Array images) : network_(network) {
   for (int i = 0; i < about.outputs; ++i) {
     effv2_shape output{};
     check(effv2_output_shape(network.network_, i, shape[2], shape[3], &output),
-          "; the images are of " + std::to_string(shape[2]) + "x" + std::to_string(shape[3]) +
-              ": give the size that the network was made for (--img-size, or that of --input)");
+          ": give another --img-size, or an array of such images with --input");
     shapes_.push_back(output);
     memory_.emplace_back(count_of(output, shape[0]), about.dtype);
     addresses_.push_back(memory_.back().data());
@@ -64,14 +81,14 @@ Call::Call(const Network& network, Array images) : network_(network) {
 }
 
 void Call::run() {
-  check(effv2_run(network_.network_, &call_, addresses_.data(), network_.about().outputs, 0));
+  check_call(effv2_run(network_.network_, &call_, addresses_.data(), network_.about().outputs, 0));
 }
 
 std::vector<double> Call::profile() {
   const int blocks = network_.about().blocks;
   std::vector<double> seconds(static_cast<std::size_t>(blocks));
-  check(effv2_profile(network_.network_, &call_, addresses_.data(), network_.about().outputs, 0,
-                      seconds.data(), blocks));
+  check_call(effv2_profile(network_.network_, &call_, addresses_.data(), network_.about().outputs, 0,
+                           seconds.data(), blocks));
   return seconds;
 }
 

@@ -7,6 +7,7 @@
 #include <new>
 #include <system_error>
 
+#include "engine/errors.h"
 #include "runner/array.h"
 #include "runner/failure.h"
 #include "storage/half.h"
@@ -107,7 +108,8 @@ Header parse_header(const std::string& text) {
   while (!literal.skip('}')) {
     const std::string key = literal.string();
     const int which = key == "descr" ? 1 : key == "fortran_order" ? 2 : key == "shape" ? 4 : 0;
-    if (!which || (seen & which)) throw std::invalid_argument("it has '" + key + "' once too often");
+    if (!which || (seen & which))
+      throw std::invalid_argument("it has " + effv2::shown(key) + " once too often");
     seen |= which;
     literal.expect(':');
     if (which == 1) header.descr = literal.string();
@@ -146,8 +148,8 @@ Array decode(const std::vector<unsigned char>& bytes) {
       {bytes.begin() + static_cast<std::ptrdiff_t>(begin), bytes.begin() + static_cast<std::ptrdiff_t>(end)});
   const bool half = header.descr == "<f2";
   if (!half && header.descr != "<f4") {
-    throw std::invalid_argument("its dtype is '" + header.descr +
-                                "'; expected '<f4' or '<f2': save x.astype(\"float32\")");
+    throw std::invalid_argument("its dtype is " + effv2::shown(header.descr) +
+                                "; expected '<f4' or '<f2': save x.astype(\"float32\")");
   }
   if (header.fortran_order)
     throw std::invalid_argument("it is in Fortran order; save numpy.ascontiguousarray(x)");
@@ -162,7 +164,7 @@ Array decode(const std::vector<unsigned char>& bytes) {
         "it has " + std::to_string(found) + " bytes of values, and its shape " + shown(header.shape) +
         " needs " + (static_cast<std::size_t>(count) > found / each ? "more: it is truncated" : "fewer"));
   }
-  Array array{header.shape, std::vector<float>(static_cast<std::size_t>(count))};
+  Array array{header.shape, zeros<float>(static_cast<std::size_t>(count))};
   const unsigned char* values = bytes.data() + end;
   if (!half && found) std::memcpy(array.values.data(), values, found);
   for (std::size_t i = 0; half && i < array.values.size(); ++i)
@@ -178,6 +180,14 @@ std::string shown(const std::vector<std::int64_t>& shape) {
   return text.empty() ? "()" : text;
 }
 
+static void resize(std::vector<unsigned char>& bytes, std::size_t size) {
+  try {
+    bytes.resize(size);
+  } catch (const std::bad_alloc&) {
+    throw MemoryError(size);
+  }
+}
+
 std::vector<unsigned char> read_file(const std::string& path) {
   const File file(std::fopen(path.c_str(), "rb"), std::fclose);
   if (!file) {
@@ -187,7 +197,7 @@ std::vector<unsigned char> read_file(const std::string& path) {
   std::vector<unsigned char> bytes;
   for (std::size_t got = 1; got > 0;) {
     const std::size_t before = bytes.size();
-    bytes.resize(before + (before ? before : 1 << 16));
+    resize(bytes, before + (before ? before : 1 << 16));
     got = std::fread(bytes.data() + before, 1, bytes.size() - before, file.get());
     const int code = errno;
     bytes.resize(before + got);

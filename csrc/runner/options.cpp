@@ -4,6 +4,7 @@
 #include <iostream>
 
 #include "effv2.h"
+#include "engine/errors.h"
 #include "runner/failure.h"
 
 namespace effv2::runner {
@@ -17,8 +18,9 @@ constexpr const char* kAbout =
 constexpr const char* kExitCodes =
     "Exit codes: 0 done; 1 another failure; 2 wrong options; 3 a file cannot be read or written; 4 the "
     "network's file is damaged or none; 5 it is of a newer version; 6 this processor lacks the dtype or "
-    "instruction set; 7 the network cannot take images of this size; 8 not enough memory; 9 a value went "
-    "beyond what the dtype holds; 10 the picture or array is not what it should be.";
+    "instruction set; 7 the network cannot take images of this size; 8 not enough memory; 9 a weight, or a "
+    "value that was computed, is beyond what the dtype holds; 10 the picture or array is not what it should "
+    "be.";
 
 [[noreturn]] void refuse(const std::string& why) {
   throw Failure(EFFV2_INVALID_ARGUMENT, why + "; see effv2-run --help");
@@ -38,7 +40,9 @@ void parse_size(const std::string& text, Options& options) {
         !digits.empty() && digits.size() < 9 && digits.find_first_not_of("0123456789") == std::string::npos;
     const std::int64_t value = plain ? std::stoll(digits) : 0;
     if (value < 1 || value > kLongestSide)
-      refuse("--img-size is '" + text + "'; expected 224 or ROWSxCOLUMNS such as 160x224");
+      refuse("--img-size is " + effv2::shown(text) +
+             "; expected 224 or ROWSxCOLUMNS such as 160x224, at most " + std::to_string(kLongestSide) +
+             " of each");
     return value;
   };
   options.rows = side(text.substr(0, times));
@@ -90,6 +94,11 @@ std::optional<Options> parse_options(int argc, char** argv) {
     refuse(std::string(error.what()) + "; expected a whole number of 32 bits");
   } catch (const CLI::ParseError& error) {
     refuse(error.what());
+  }
+  for (const CLI::Option* option : app.get_options()) {
+    for (const std::string& value : option->results()) {
+      if (value.empty()) refuse(option->get_name() + " is empty; expected " + option->get_type_name());
+    }
   }
   if (threads->count()) check_range("--threads", options.threads, 1, 1 << 16);
   check_range("--repeat", options.repeat, 1, kMostRuns);

@@ -6,6 +6,7 @@
 #include <memory>
 #include <new>
 
+#include "engine/errors.h"
 #include "runner/array.h"
 #include "runner/failure.h"
 
@@ -88,7 +89,7 @@ Picture decode(const std::vector<unsigned char>& bytes, const std::string& path)
   Source source{bytes};
   const std::unique_ptr<stbi_uc, void (*)(void*)> rgb(
       stbi_load_from_callbacks(&kCallbacks, &source, &columns, &rows, &channels, 3), stbi_image_free);
-  if (!rgb && std::string(stbi_failure_reason()) == "outofmem") throw std::bad_alloc();
+  if (!rgb && std::string(stbi_failure_reason()) == "outofmem") throw MemoryError(3 * pixels);
   if (!rgb || source.beyond) {
     throw Failure(kBadInput, path + " cannot be decoded, it may be truncated: " +
                                  (source.beyond ? "it ends too early" : stbi_failure_reason()) +

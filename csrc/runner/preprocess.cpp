@@ -2,6 +2,7 @@
 
 #include <cmath>
 
+#include "engine/errors.h"
 #include "runner/failure.h"
 
 namespace effv2::runner {
@@ -45,7 +46,7 @@ Array prepare(const Picture& picture, std::int64_t rows, std::int64_t columns) {
       resize(picture, static_cast<std::size_t>(size.rows), static_cast<std::size_t>(size.columns),
              {middle(size.rows, rows), middle(size.columns, columns), height, width});
   const std::size_t pixels = height * width;
-  Array image{{1, 3, rows, columns}, std::vector<float>(3 * pixels)};
+  Array image{{1, 3, rows, columns}, zeros<float>(3 * pixels)};
   for (std::size_t channel = 0; channel < 3; ++channel) {
     for (std::size_t i = 0; i < pixels; ++i) {
       const float value = static_cast<float>(cut.rgb[3 * i + channel]) / 255;

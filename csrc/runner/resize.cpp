@@ -1,6 +1,7 @@
 #include <algorithm>
 #include <cmath>
 
+#include "engine/errors.h"
 #include "runner/preprocess.h"
 
 namespace effv2::runner {
@@ -60,7 +61,7 @@ unsigned char weighted(const Taps& taps, const unsigned char* input, std::size_t
 Picture resize(const Picture& picture, std::size_t rows, std::size_t columns, const Window& window) {
   const std::vector<Taps> across = taps(picture.columns, columns, window.left, window.columns);
   const std::vector<Taps> down = taps(picture.rows, rows, window.top, window.rows);
-  Picture narrow{picture.rows, window.columns, std::vector<unsigned char>(picture.rows * window.columns * 3)};
+  Picture narrow{picture.rows, window.columns, zeros<unsigned char>(picture.rows * window.columns * 3)};
   // The rows that the window needs, and no others.
   const std::size_t begin = down.front().first, end = down.back().first + down.back().weights.size();
   for (std::size_t row = begin; row < end; ++row) {
@@ -71,7 +72,7 @@ Picture resize(const Picture& picture, std::size_t rows, std::size_t columns, co
     }
   }
   const std::size_t stride = window.columns * 3;
-  Picture cut{window.rows, window.columns, std::vector<unsigned char>(window.rows * stride)};
+  Picture cut{window.rows, window.columns, zeros<unsigned char>(window.rows * stride)};
   for (std::size_t row = 0; row < window.rows; ++row) {
     for (std::size_t i = 0; i < stride; ++i)
       cut.rgb[row * stride + i] = weighted(down[row], narrow.rgb.data() + i, stride);

@@ -4,6 +4,7 @@
 #include <cstring>
 #include <utility>
 
+#include "engine/errors.h"
 #include "runner/failure.h"
 #include "storage/half.h"
 
@@ -46,9 +47,9 @@ Sixteen functions(const std::string& dtype) {
 
 Values::Values(std::size_t count, const std::string& dtype) : back_(functions(dtype).back) {
   if (back_)
-    narrow_.resize(count);
+    narrow_ = zeros<std::uint16_t>(count);
   else
-    wide_.resize(count);
+    wide_ = zeros<float>(count);
 }
 
 Values::Values(std::vector<float> values, const std::string& dtype) : back_(functions(dtype).back) {
@@ -57,10 +58,11 @@ Values::Values(std::vector<float> values, const std::string& dtype) : back_(func
     return;
   }
   const auto of = functions(dtype).of;
-  narrow_.reserve(values.size());
-  for (const float value : values) {
-    narrow_.push_back(of(value));
-    if (std::isfinite(value) && !std::isfinite(back_(narrow_.back()))) {
+  narrow_ = zeros<std::uint16_t>(values.size());
+  for (std::size_t i = 0; i < values.size(); ++i) {
+    const float value = values[i];
+    narrow_[i] = of(value);
+    if (std::isfinite(value) && !std::isfinite(back_(narrow_[i]))) {
       throw Failure(kBadInput, "the input has a value of " + std::to_string(value) +
                                    ", which is beyond what " + dtype + " holds; use --dtype fp32");
     }

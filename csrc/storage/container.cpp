@@ -24,7 +24,7 @@ std::size_t header_length(const std::byte* data, std::size_t bytes) {
 }
 
 // end: of what the header says of the tensor, counted from the end of the header.
-StoredTensor tensor_of(const Json& entry, const std::byte* data, std::int64_t* begin, std::int64_t* end) {
+StoredTensor tensor_of(const Json& entry, std::int64_t* begin, std::int64_t* end) {
   object_with(entry, "a tensor", {"dtype", "shape", "data_offsets"});
   StoredTensor tensor{string(entry["dtype"], "a tensor's dtype"), {}, nullptr, 0};
   for (const Json& n : array(entry["shape"], "a tensor's shape")) {
@@ -36,7 +36,6 @@ StoredTensor tensor_of(const Json& entry, const std::byte* data, std::int64_t* b
   *end = size(offsets[1], "an offset");
   if (*begin > *end) throw FormatError("a tensor ends before it begins");
   tensor.bytes = *end - *begin;
-  tensor.data = data;
   return tensor;
 }
 
@@ -71,7 +70,7 @@ Container read_container(const std::byte* data, std::size_t bytes) {
     }
     Extent extent{};
     extent.tensor =
-        &container.tensors.emplace(name, tensor_of(entry, values, &extent.begin, &extent.end)).first->second;
+        &container.tensors.emplace(name, tensor_of(entry, &extent.begin, &extent.end)).first->second;
     extents.push_back(extent);
   }
   std::sort(extents.begin(), extents.end(), [](const Extent& a, const Extent& b) {
@@ -81,13 +80,12 @@ Container read_container(const std::byte* data, std::size_t bytes) {
   for (const Extent& extent : extents) {
     if (extent.begin != end) throw FormatError("its tensors overlap, or do not lie one behind the other");
     end = extent.end;
-    if (end > value_bytes) break;
-    extent.tensor->data = values + extent.begin;
   }
   if (end != value_bytes) {
     throw FormatError("its tensors end at byte " + std::to_string(end) + " of " +
                       std::to_string(value_bytes));
   }
+  for (const Extent& extent : extents) extent.tensor->data = values + extent.begin;
   return container;
 }
 

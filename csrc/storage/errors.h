@@ -1,14 +1,9 @@
 // Why a saved network is not taken.
 #pragma once
 
-#include <string>
-
 #include "engine/errors.h"
 
 namespace effv2 {
-
-// A text of a file, for a message: in quotes, in one line, and not too long.
-std::string shown(const std::string& text);
 
 // It cannot be opened or read.
 class FileError : public Error {

@@ -42,7 +42,8 @@ Json parsed(std::string_view text, char first) {
   try {
     return Json::parse(text.begin(), text.end(), std::ref(names));
   } catch (const Json::exception& error) {
-    throw FormatError(error.what());
+    constexpr std::size_t kLongest = 200;  // it quotes the text
+    throw FormatError(shortened(error.what(), kLongest));
   }
 }
 

@@ -68,7 +68,7 @@ class Values {
     }
     const auto count =
         static_cast<std::size_t>(stored.bytes) / (half ? sizeof(std::uint16_t) : sizeof(float));
-    std::vector<float>& made = made_.emplace_back(count);
+    std::vector<float>& made = made_.emplace_back(zeros<float>(count));
     if (half) {
       for (std::size_t i = 0; i < count; ++i) {
         std::uint16_t bits;
@@ -96,6 +96,8 @@ void add_part(Network& network, const Part& part, std::size_t index, const Conta
   }
   try {
     add_block(network, part.kind, fields);
+  } catch (const OverflowError& error) {
+    throw OverflowError("block " + std::to_string(index) + ": " + error.what());
   } catch (const Error& error) {
     throw FormatError("block " + std::to_string(index) + ": " + error.what());
   }
@@ -138,6 +140,8 @@ template <class Function>
 auto said_of(const std::string& prefix, const char* suffix, Function f) {
   try {
     return f();
+  } catch (const OverflowError&) {
+    throw;
   } catch (const Error& error) {
     throw FormatError(prefix + error.what() + suffix);
   }
@@ -163,11 +167,14 @@ LoadedNetwork load_network(const std::byte* data, std::size_t bytes, const std::
   check_keys(structure, container, name);
   said_of(refused, "", [&] { check(structure); });
   const Target& target = choose(dtype);
-  LoadedNetwork loaded{said_of(refused, "", [&] { return build(structure, container, dtype, target); }),
-                       {},
-                       dtype,
-                       structure.has_head(),
-                       {}};
+  const auto made = [&] {
+    try {
+      return build(structure, container, dtype, target);
+    } catch (const OverflowError& error) {  // the file is sound
+      throw OverflowError(name + " cannot run in " + target.format + ": " + error.what());
+    }
+  };
+  LoadedNetwork loaded{said_of(refused, "", made), {}, dtype, structure.has_head(), {}};
   for (const Part& part : structure.parts) loaded.blocks.push_back({part.kind, part.name});
   if (container.metadata.count("labels")) {
     const int classes = loaded.has_head ? loaded.network->out_channels() : 0;

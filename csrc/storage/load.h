@@ -27,7 +27,8 @@ struct LoadedNetwork {
 using ChooseTarget = std::function<const Target&(const std::string& dtype)>;
 
 // name: of the file, for messages. Weights are copied. Throws FormatError, VersionError where the file is of
-// another version, std::bad_alloc, and what `choose` throws.
+// another version, OverflowError where a weight is beyond what the target holds, std::bad_alloc, and what
+// `choose` throws.
 LoadedNetwork load_network(const std::byte* data, std::size_t bytes, const std::string& name,
                            const ChooseTarget& choose);
 

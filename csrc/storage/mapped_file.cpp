@@ -43,11 +43,11 @@ MappedFile::MappedFile(const char* path) {
   if (!S_ISREG(status.st_mode)) cannot_read(path, "it is no regular file");
   if (status.st_size == 0) return;
   if (static_cast<std::uintmax_t>(status.st_size) > std::numeric_limits<std::size_t>::max())
-    throw std::bad_alloc();
+    throw MemoryError(std::numeric_limits<std::size_t>::max());
   bytes_ = static_cast<std::size_t>(status.st_size);
   void* mapped = mmap(nullptr, bytes_, PROT_READ, MAP_PRIVATE, file.number, 0);
   if (mapped == MAP_FAILED) {
-    if (errno == ENOMEM) throw std::bad_alloc();
+    if (errno == ENOMEM) throw MemoryError(bytes_);
     cannot_read(path, reason(errno));
   }
   data_ = mapped;

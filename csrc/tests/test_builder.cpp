@@ -255,14 +255,14 @@ TEST(builder, fields_that_a_block_has_not) {
   Random random;
   Sample sample = attention_sample(random, 16, {2, 4, 6}, 1, {2, 3});
   sample.tensors["dw_weight"] = {{16, 3, 3}, random.normal(144)};
-  CHECK(mentions(refusal("attention", sample.fields(), "dw without stride"), "no field dw_weight"));
+  CHECK(mentions(refusal("attention", sample.fields(), "dw without stride"), "no field 'dw_weight'"));
   sample = conv_sample(random, 8, 16, {3, 1});
   sample.options["groups"] = 1;
-  CHECK(mentions(refusal("conv", sample.fields(), "an unknown option"), "no field groups"));
+  CHECK(mentions(refusal("conv", sample.fields(), "an unknown option"), "no field 'groups'"));
   // The name of a tensor that is there does not excuse an option of this name.
   sample = conv_sample(random, 8, 16, {3, 1});
   sample.options["bias"] = 1;
-  CHECK(mentions(refusal("conv", sample.fields(), "an option for a tensor"), "no field bias"));
+  CHECK(mentions(refusal("conv", sample.fields(), "an option for a tensor"), "no field 'bias'"));
 }
 
 // Right operands of products, and these alone, may have been stored in 16 bits.

@@ -1,8 +1,13 @@
 // The C ABI: results, and a status and a reason for everything that can be wrong.
+#include <algorithm>
 #include <atomic>
 #include <cstdlib>
 #include <cstring>
+#include <functional>
+#include <limits>
+#include <map>
 #include <thread>
+#include <utility>
 
 #include "cpu/dispatch.h"
 #include "effv2.h"
@@ -159,7 +164,9 @@ TEST(c_api, fp16) {
     options.dtype = "fp16";
     const std::string why =
         reason(EFFV2_UNAVAILABLE, effv2_load_memory(bytes.data(), bytes.size(), &options, &network));
-    CHECK_THAT(mentions(why, "this processor or operating system cannot run 'neon' in fp16"), why);
+    CHECK_THAT(
+        mentions(why, "cannot run 'neon' in fp16: on a CPU it needs 64-bit Arm with arithmetic in half"),
+        why);
     CHECK(!network);
     return;
   }
@@ -181,6 +188,37 @@ TEST(c_api, fp16) {
   run(ordinary, EFFV2_OK);
   CHECK(mentions(run(large, EFFV2_OVERFLOW), "beyond 65504, the largest of fp16"));
   run(ordinary, EFFV2_OK);
+}
+
+// The file is sound: it is the dtype that does not hold it.
+TEST(c_api, weights_beyond_the_dtype) {
+  Random random;
+  bool tried = false;
+  for (const Target* target : available_targets()) {
+    if (target->largest == std::numeric_limits<float>::max()) continue;
+    NetworkSample sample = sample_with_head();
+    sample.blocks[1].tensors.at("fc1_weight").values[3] = std::numeric_limits<float>::max();
+    const std::string bytes = Saved(sample).bytes();
+    effv2_options options{};
+    options.size = sizeof options;
+    options.dtype = target->format;
+    options.isa = target->isa;
+    effv2_network* network = nullptr;
+    const auto load = [&](effv2_status status) {
+      return reason(status, effv2_load_memory(bytes.data(), bytes.size(), &options, &network));
+    };
+    const std::string why = load(EFFV2_OVERFLOW);
+    const std::string expected =
+        "the data cannot run in " + std::string(target->format) +
+        ": block 1: ffn: fc1_weight holds the value 3.40282e+38, and the largest of " + target->format;
+    CHECK_THAT(why.rfind(expected, 0) == 0 && mentions(why, "; use fp32"), why);
+    CHECK(!network);
+    options.dtype = "fp32";
+    load(EFFV2_OK);
+    effv2_free(network);
+    tried = true;
+  }
+  if (!tried) note("skipped: every dtype here holds what fp32 holds");
 }
 
 TEST(c_api, several_callers_at_once) {
@@ -234,6 +272,11 @@ TEST(c_api, blocks_and_their_times) {
   for (const double time : {0.0, -1.0, 1e9}) {
     CHECK(effv2_measure_peak(loaded.network, 1, time, &gflops) == EFFV2_INVALID_ARGUMENT);
   }
+  CHECK(mentions(reason(EFFV2_INVALID_ARGUMENT, effv2_measure_peak(loaded.network, -1, 2, &gflops)),
+                 "threads is -1; expected 0 or more"));
+  CHECK(mentions(reason(EFFV2_INVALID_ARGUMENT,
+                        effv2_profile(loaded.network, &images, outputs, 1, -2, seconds.data(), 11)),
+                 "threads is -2; expected 0 or more"));
 }
 
 TEST(c_api, wrong_calls) {
@@ -268,7 +311,11 @@ TEST(c_api, wrong_calls) {
   }
   wrong = right;
   wrong.height = kHeight + 32;
-  CHECK(mentions(run(&wrong, outputs, 1, 0, EFFV2_INVALID_SIZE), "attention bias is made for a grid of"));
+  const std::string misfit = run(&wrong, outputs, 1, 0, EFFV2_INVALID_SIZE);
+  CHECK_THAT(misfit ==
+                 "the attention biases of this network fit images of 33-48 rows by 49-64 columns, but this "
+                 "one is 72x56",
+             misfit);
   effv2_shape shape;
   CHECK(effv2_output_shape(loaded.network, 0, 9, 9, &shape) == EFFV2_INVALID_SIZE);
   CHECK(effv2_output_shape(loaded.network, 1, kHeight, kWidth, &shape) == EFFV2_INVALID_ARGUMENT);
@@ -301,7 +348,14 @@ TEST(c_api, wrong_loads) {
   CHECK(mentions(load(EFFV2_UNAVAILABLE), "fp16"));
   options.dtype = nullptr;
   options.isa = "avx1024";
-  CHECK(mentions(load(EFFV2_INVALID_ARGUMENT), "unknown ISA 'avx1024'"));
+  CHECK(mentions(load(EFFV2_INVALID_ARGUMENT), "unknown ISA 'avx1024'; known: avx512, avx2, neon, scalar"));
+#if defined(__x86_64__)
+  options.isa = "neon";
+  CHECK(mentions(load(EFFV2_UNAVAILABLE), "'neon' is an ISA of 64-bit Arm, and this processor"));
+#else
+  options.isa = "avx2";
+  CHECK(mentions(load(EFFV2_UNAVAILABLE), "'avx2' is an ISA of x86-64, and this processor"));
+#endif
   options.isa = nullptr;
   options.threads = -2;
   CHECK(mentions(load(EFFV2_INVALID_ARGUMENT), "threads is -2"));
@@ -328,6 +382,8 @@ TEST(c_api, wrong_loads) {
   CHECK(effv2_load_file(nullptr, &options, &network) == EFFV2_INVALID_ARGUMENT);
   CHECK(mentions(reason(EFFV2_FILE_ERROR, effv2_load_file("/no/such/file", nullptr, &network)),
                  "/no/such/file"));
+  CHECK(
+      mentions(reason(EFFV2_INVALID_ARGUMENT, effv2_load_file("", nullptr, &network)), "the path is empty"));
   Saved newer(sample_with_head());
   newer.header["__metadata__"]["version"] = "3";
   const std::string of_later = newer.bytes();
@@ -336,15 +392,72 @@ TEST(c_api, wrong_loads) {
       "version '3'"));
 }
 
+// Whatever a file or a caller says, the reason is one line, and says what it is about.
+TEST(c_api, reasons_are_one_line) {
+  using Json = nlohmann::json;
+  const std::string odd = "a\nb\r\x1b[2J\x7f\xc2\x85\xc2\x9b" + std::string(5000, 'x');
+  const std::string seen = "a?b??[2J???x";
+  const auto refused_as = [](effv2_status status, const std::string& bytes) {
+    effv2_network* network = nullptr;
+    return reason(status, effv2_load_memory(bytes.data(), bytes.size(), nullptr, &network));
+  };
+  const auto refused = [&](const std::string& bytes) { return refused_as(EFFV2_INVALID_NETWORK, bytes); };
+  const auto check = [&](const std::string& why, const std::string& about) {
+    const auto control = [](unsigned char c) { return c < ' ' || c == 0x7f; };
+    CHECK_THAT(std::none_of(why.begin(), why.end(), control), why);
+    CHECK_THAT(why.size() < 400 && mentions(why, about), why);
+  };
+  const std::map<std::string, std::function<void(Json&)>> changes{
+      {"unknown kind of block '" + seen, [&](Json& s) { s["blocks"][0]["kind"] = odd; }},
+      {"has no field '" + seen, [&](Json& s) { s["blocks"][1]["options"][odd] = 1; }},
+      {"unknown activation '" + seen, [&](Json& s) { s["blocks"][1]["options"]["activation"] = odd; }},
+      {"blocks.0.a?b??[2J", [&](Json& s) { s["blocks"][0]["tensors"].push_back(odd); }},
+  };
+  for (const auto& [about, change] : changes) {
+    Saved saved(sample_with_head());
+    Json structure = saved.structure();
+    change(structure);
+    saved.set_structure(structure);
+    check(refused(saved.bytes()), about);
+  }
+  for (const char* key : {"version", "dtype"}) {
+    Saved saved(sample_with_head());
+    saved.header["__metadata__"]["version"] = "2";
+    saved.header["__metadata__"][key] = odd;
+    check(refused_as(key == std::string("version") ? EFFV2_UNKNOWN_VERSION : EFFV2_INVALID_NETWORK,
+                     saved.bytes()),
+          "has " + std::string(key) + " '" + seen);
+  }
+  Saved saved(sample_with_head());
+  saved.header["__metadata__"]["structure"] = "{\"" + std::string(5000, 'x') + "\x7f\" 1}";
+  check(refused(saved.bytes()), "does not describe a network that can be run");
+  effv2_network* network = nullptr;
+  check(reason(EFFV2_FILE_ERROR, effv2_load_file("no\nsuch\x1b\xc2\x85 file", nullptr, &network)),
+        "there is no file no such    file");
+  // A long one ends with a whole character.
+  std::string path = "/";
+  for (int i = 0; i < 1000; ++i) path += "\xc3\xa9";
+  const std::string why = reason(EFFV2_FILE_ERROR, effv2_load_file(path.c_str(), nullptr, &network));
+  CHECK_THAT(why.size() > 1000 && why.substr(why.size() - 2) == "\xc3\xa9", why);
+}
+
 TEST(c_api, forced_isa) {
   const char* before = std::getenv("EFFV2_FORCE_ISA");
   const std::string kept = before ? before : "";
   const std::string bytes = Saved(sample_with_head()).bytes();
-  setenv("EFFV2_FORCE_ISA", "avx1024", 1);
-  effv2_network* network = nullptr;
-  const std::string why =
-      reason(EFFV2_UNAVAILABLE, effv2_load_memory(bytes.data(), bytes.size(), nullptr, &network));
-  CHECK(mentions(why, "EFFV2_FORCE_ISA"));
+#if defined(__x86_64__)
+  const char* const foreign = "neon";
+#else
+  const char* const foreign = "avx2";
+#endif
+  // The statuses are those of options.isa.
+  for (const auto& [name, status] :
+       {std::pair("avx1024", EFFV2_INVALID_ARGUMENT), {foreign, EFFV2_UNAVAILABLE}}) {
+    setenv("EFFV2_FORCE_ISA", name, 1);
+    effv2_network* network = nullptr;
+    const std::string why = reason(status, effv2_load_memory(bytes.data(), bytes.size(), nullptr, &network));
+    CHECK_THAT(mentions(why, "EFFV2_FORCE_ISA") && mentions(why, "'" + std::string(name) + "'"), why);
+  }
   if (before) {
     setenv("EFFV2_FORCE_ISA", kept.c_str(), 1);
   } else {

@@ -15,7 +15,9 @@ namespace effv2::tests {
 namespace {
 
 // The choice with EFFV2_FORCE_ISA set to `name` (null: not set), which is put back afterwards.
-std::string chosen_with(const char* name, char* error) {
+// Empty, with a reason in `error`, where it is refused with the status of this type.
+template <class Refusal = UnavailableError>
+std::string chosen_with(const char* name, std::string* error, const Targets& among = targets()) {
   const char* before = std::getenv("EFFV2_FORCE_ISA");
   const std::string kept = before ? before : "";
   if (name) {
@@ -23,13 +25,46 @@ std::string chosen_with(const char* name, char* error) {
   } else {
     unsetenv("EFFV2_FORCE_ISA");
   }
-  const char* isa = default_isa(error);
+  std::string isa;
+  try {
+    isa = default_isa(among);
+  } catch (const Refusal& refusal) {
+    *error = refusal.what();
+  }
   if (before) {
     setenv("EFFV2_FORCE_ISA", kept.c_str(), 1);
   } else {
     unsetenv("EFFV2_FORCE_ISA");
   }
-  return isa ? isa : "";
+  return isa;
+}
+
+// Why there is no such target among these; empty, and a failure, where it is refused for another kind of
+// reason.
+template <class Refusal>
+std::string refusal(const std::string& isa, const std::string& format, const Targets& among = targets()) {
+  try {
+    target_named(isa, format, among);
+    fail(__FILE__, __LINE__, isa + " was accepted");
+  } catch (const Refusal& error) {
+    return error.what();
+  } catch (const Error& error) {
+    fail(__FILE__, __LINE__, error.what());
+  }
+  return "";
+}
+
+bool mentions(const std::string& message, const std::string& part) {
+  return message.find(part) != std::string::npos;
+}
+
+// As on a processor that is not at hand.
+Target pretended(const char* isa, const char* format, bool available) {
+  Target target = targets().front();
+  target.isa = isa;
+  target.format = format;
+  target.available = available ? +[] { return true; } : +[] { return false; };
+  return target;
 }
 
 }  // namespace
@@ -92,49 +127,113 @@ TEST(dispatch, fp16_where_the_processor_adds_halves) {
   const bool adds = adds_halves();
   note(adds ? "this processor adds halves" : "this processor adds no halves");
   CHECK(target && target->available() == adds);
-  std::string refusal;
-  try {
-    target_named("neon", "fp16");
-  } catch (const UnavailableError& error) {
-    refusal = error.what();
+  if (!adds) {
+    const std::string why = refusal<UnavailableError>("neon", "fp16");
+    CHECK_THAT(
+        mentions(why, "cannot run 'neon' in fp16: on a CPU it needs 64-bit Arm with arithmetic in half"),
+        why);
   }
-  CHECK_THAT(refusal == (adds ? "" : "this processor or operating system cannot run 'neon' in fp16"),
-             refusal);
   // fp32 runs on any.
-  char error[256] = "";
+  std::string error;
   for (const char* forced : {static_cast<const char*>(nullptr), "neon"}) {
-    CHECK(chosen_with(forced, error) == "neon");
+    CHECK(chosen_with(forced, &error) == "neon");
   }
-  CHECK(chosen_with("scalar", error) == "scalar");
+  CHECK(chosen_with("scalar", &error) == "scalar");
   CHECK(target_named("neon", "fp32").available());
 }
 #endif
 
 TEST(dispatch, choice) {
-  char error[256] = "";
-  CHECK(chosen_with(nullptr, error) == fp32_targets().front()->isa);
-  CHECK(chosen_with("", error) == fp32_targets().front()->isa);
-  CHECK(error[0] == '\0');
+  std::string error;
+  CHECK(chosen_with(nullptr, &error) == fp32_targets().front()->isa);
+  CHECK(chosen_with("", &error) == fp32_targets().front()->isa);
+  CHECK(error.empty());
   for (const Target& target : targets()) {
-    error[0] = '\0';
-    const std::string isa = chosen_with(target.isa, error);
+    error.clear();
+    const std::string isa = chosen_with(target.isa, &error);
     if (can_run_isa(target.isa)) {  // if only in another format
       CHECK_THAT(isa == target.isa, target.isa);
     } else {
       CHECK(isa.empty());
-      CHECK_THAT(std::strstr(error, target.isa) != nullptr, error);
+      CHECK_THAT(mentions(error, "EFFV2_FORCE_ISA") && mentions(error, target.isa), error);
     }
   }
 }
 
 TEST(dispatch, unknown_names_are_refused) {
+  const std::string listed = "known: avx512, avx2, neon, scalar";
   for (const std::string& name : {std::string("avx1024"), std::string("AVX2"), std::string(1000, 'x')}) {
-    char error[256];
-    std::memset(error, 1, sizeof error);
-    CHECK(chosen_with(name.c_str(), error).empty());
-    CHECK_THAT(std::memchr(error, '\0', sizeof error) != nullptr, "the message has no end");
-    CHECK(std::strstr(error, "EFFV2_FORCE_ISA") && std::strstr(error, name.substr(0, 60).c_str()));
+    std::string forced;
+    CHECK(chosen_with<InputError>(name.c_str(), &forced).empty());
+    const std::string asked = refusal<InputError>(name, "fp32");
+    for (const std::string& why : {forced, asked}) {
+      CHECK_THAT(mentions(why, "unknown ISA '" + name.substr(0, 60)) && mentions(why, listed), why);
+      CHECK_THAT(mentions(why, "this processor can run " + std::string(fp32_targets().front()->isa)), why);
+      CHECK_THAT(why.size() < 300, why);
+    }
+    CHECK(mentions(forced, "EFFV2_FORCE_ISA") && !mentions(asked, "EFFV2_FORCE_ISA"));
   }
+  const std::string why = refusal<InputError>("a\nb\x1b[2J\xc2\x9b", "fp32");
+  CHECK_THAT(mentions(why, "'a?b?[2J?'"), why);
+}
+
+// It is known, and no mistake: what it is of is said, by its name and by the variable.
+TEST(dispatch, isas_of_other_processors) {
+#if defined(__x86_64__)
+  const std::vector<const char*> isas{"neon"};
+  const std::string theirs = "64-bit Arm", ours = "x86-64";
+#else
+  const std::vector<const char*> isas{"avx512", "avx2"};
+  const std::string theirs = "x86-64", ours = "64-bit Arm";
+#endif
+  for (const char* isa : isas) {
+    std::string forced;
+    CHECK(chosen_with(isa, &forced).empty());
+    for (const char* format : {"fp32", "fp16", "bf16"}) {
+      const std::string asked = refusal<UnavailableError>(isa, format);
+      CHECK_THAT("EFFV2_FORCE_ISA: " + asked == forced, asked);
+      CHECK_THAT(mentions(asked, "'" + std::string(isa) + "' is an ISA of " + theirs), asked);
+      CHECK_THAT(mentions(asked, "is " + ours + "; it can run " + fp32_targets().front()->isa), asked);
+    }
+  }
+}
+
+// Processors that are not at hand.
+TEST(dispatch, isas_that_a_processor_lacks) {
+  const Targets older{pretended("avx512", "fp32", false), pretended("avx512", "bf16", false),
+                      pretended("avx2", "fp32", true), pretended("avx2", "bf16", true),
+                      pretended("scalar", "fp32", true)};
+  std::string forced;
+  CHECK(chosen_with("avx512", &forced, older).empty());
+  std::string why = refusal<UnavailableError>("avx512", "fp32", older);
+  CHECK_THAT(mentions(why, "or its operating system cannot run 'avx512'; it can run avx2, scalar"), why);
+  CHECK_THAT("EFFV2_FORCE_ISA: " + why == forced, forced);
+  why = refusal<UnavailableError>("avx2", "fp16", older);
+  CHECK_THAT(mentions(why,
+                      "'avx2' has no fp16: on a CPU it needs 64-bit Arm with arithmetic in half precision "
+                      "(FEAT_FP16, from Armv8.2 on); this one can run avx2 (fp32, bf16), scalar (fp32)"),
+             why);
+  why = refusal<UnavailableError>("scalar", "bf16", older);
+  CHECK_THAT(mentions(why, "'scalar' has no bf16: on a CPU it needs x86-64 with AVX2 or AVX-512"), why);
+
+  const Targets cortex_a53{pretended("neon", "fp32", true), pretended("neon", "fp16", false),
+                           pretended("scalar", "fp32", true)};
+  why = refusal<UnavailableError>("neon", "fp16", cortex_a53);
+  CHECK_THAT(mentions(why,
+                      "cannot run 'neon' in fp16: on a CPU it needs 64-bit Arm with arithmetic in half "
+                      "precision (FEAT_FP16, from Armv8.2 on); this one can run neon (fp32), scalar"),
+             why);
+  why = refusal<UnavailableError>("neon", "bf16", cortex_a53);
+  CHECK_THAT(mentions(why, "'neon' has no bf16: on a CPU it needs x86-64"), why);
+
+  // Builds for sanitizers leave some out.
+  const Targets part{pretended("scalar", "fp32", true)};
+#if defined(__x86_64__)
+  why = refusal<UnavailableError>("avx2", "fp32", part);
+#else
+  why = refusal<UnavailableError>("neon", "fp32", part);
+#endif
+  CHECK_THAT(mentions(why, "was left out of this build; it can run scalar"), why);
 }
 
 TEST(dispatch, peak) {

@@ -62,6 +62,54 @@ void check_network(const NetworkSample& sample, Map size, Random& random) {
 
 }  // namespace
 
+// What a network says of the sizes that fit is what it takes: those and no others.
+TEST(network, sizes_that_fit) {
+  Random random;
+  const NetworkSample sample = small_network(random, 40, 56);
+  const std::unique_ptr<Network> network = sample.build(*fp32_targets().front());
+  for (const int height : {1, 32, 33, 40, 48, 49, 1000}) {
+    for (const int width : {1, 48, 49, 56, 64, 65, 1000}) {
+      const std::string size = std::to_string(height) + "x" + std::to_string(width);
+      const bool fits = height >= 33 && height <= 48 && width >= 49 && width <= 64;
+      try {
+        network->maps(height, width);
+        CHECK_THAT(fits, size);
+      } catch (const ResolutionError& error) {
+        const std::string expected =
+            "the attention biases of this network fit images of 33-48 rows by 49-64 columns, but this one "
+            "is ";
+        CHECK_THAT(!fits && error.what() == expected + size, error.what());
+      }
+    }
+  }
+}
+
+// An attention with a stride has a grid of half the resolution; what is behind a downsampling counts as well.
+TEST(network, sizes_that_fit_each_kind_of_attention) {
+  Random random;
+  const auto refusal = [](const NetworkSample& sample) -> std::string {
+    try {
+      sample.build(*fp32_targets().front())->maps(1000, 1000);
+    } catch (const ResolutionError& error) {
+      return error.what();
+    }
+    return "";
+  };
+  NetworkSample sample;
+  sample.blocks = {conv_sample(random, 3, 16, {3, 2}), attention_sample(random, 16, {2, 4, 6}, 2, {2, 3})};
+  CHECK_THAT(refusal(sample).find("of 5-8 rows by 9-12 columns") != std::string::npos, refusal(sample));
+  sample.blocks = {attention_downsample_sample(random, 16, 24, {2, 4, 6}, {5, 7}),
+                   attention_sample(random, 24, {2, 4, 6}, 1, {3, 4})};
+  CHECK_THAT(refusal(sample).find("of 5-5 rows by 7-7 columns") != std::string::npos, refusal(sample));
+  sample.blocks[1] = attention_sample(random, 24, {2, 4, 6}, 1, {9, 9});
+  CHECK_THAT(refusal(sample).find("none fits all of them") != std::string::npos, refusal(sample));
+  // As many halvings as there may be.
+  sample.blocks = {};
+  for (int i = 0; i < 70; ++i) sample.blocks.push_back(conv_sample(random, 8, 8, {1, 2}));
+  sample.blocks.push_back(attention_sample(random, 8, {2, 4, 6}, 1, {1, 2}));
+  CHECK_THAT(refusal(sample).find("none fits all of them") != std::string::npos, refusal(sample));
+}
+
 TEST(network, logits) {
   Random random;
   check_network(small_network(random, kImage.height, kImage.width), kImage, random);

@@ -71,7 +71,8 @@ TEST(simd, definitions) {
 TEST(simd, neon_emulated) {
   if (!can_run_isa("avx2")) return note("skipped: this processor has no AVX2");
   const auto check = [](const char* format, void (*cases)(std::uint64_t, const Mismatch&)) {
-    cases(test_seed(), [&](const std::string& what) { CHECK_THAT(false, std::string(format) + ": " + what); });
+    cases(test_seed(),
+          [&](const std::string& what) { CHECK_THAT(false, std::string(format) + ": " + what); });
   };
   check("fp32", neon_emulated_fp32::check_simd);
   check("fp16", neon_emulated_fp16::check_simd);

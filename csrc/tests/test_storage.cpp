@@ -119,6 +119,12 @@ TEST(storage, truncated_files) {
     CHECK_THAT(mentions(why, "a.effv2 is truncated or not a safetensors file"), why);
   }
   CHECK(mentions(refusal(bytes + std::string(1, '\0'), "a byte more"), "truncated or not"));
+  // Not where the first of them ends that is not there.
+  const std::size_t values = bytes.size() - header;
+  const std::string half = refusal(bytes.substr(0, header + values / 2), "half of its values");
+  CHECK_THAT(mentions(half, "its tensors end at byte " + std::to_string(values) + " of " +
+                                std::to_string(values / 2)),
+             half);
 }
 
 // Any change of a byte of the header is refused, or gives a network that can be used; nothing breaks.
