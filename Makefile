@@ -33,6 +33,8 @@ help:
 	@echo "              make test-aarch64-quick: some of them (8 minutes)"
 	@echo "make bench-aarch64  count what networks execute on 64-bit Arm, here and in ncnn (15 minutes; later only"
 	@echo "              what changed), and model their time; make hot-aarch64: what most of that is"
+	@echo "make test-cuda-emulated  what CUDA kernels are made of, run by an emulator of thread blocks (1 minute);"
+	@echo "              make test-cuda-wrappers: the same instructions, on a GPU"
 	@echo "make test-ahead  compile every launch of the GPU kernels for every dtype and GPU (30 minutes)"
 	@echo "make bench    time every block and whole networks           (about 1 minute)"
 	@echo "make rivals   compare with eager, torch.compile, ONNX Runtime and OpenVINO (15 minutes)"
@@ -206,6 +208,7 @@ $(STAMPS)/bench: requirements/bench.txt $(STAMPS)/test
 
 include scripts/wheels.mk
 include scripts/aarch64.mk
+include scripts/cuda.mk
 
 clean:
 	rm -rf build dist *.egg-info effv2_kernels/_native.*.so .benchmarks

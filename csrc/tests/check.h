@@ -3,9 +3,6 @@
 
 #include <cstdint>
 #include <string>
-#include <vector>
-
-#include "cpu/dispatch.h"
 
 #if defined(__SANITIZE_THREAD__)
 #define EFFV2_THREAD_SANITIZER 1
@@ -45,9 +42,5 @@ void note(const std::string& what);
 
 // A number that depends on the seed of this run and on the running test alone.
 std::uint64_t test_seed();
-
-// Those that this processor and operating system can run.
-std::vector<const Target*> available_targets();
-std::vector<const Target*> fp32_targets();
 
 }  // namespace effv2::tests

@@ -15,6 +15,8 @@
 #include <cstring>
 #include <exception>
 #include <random>
+#include <string>
+#include <vector>
 
 #include "check.h"
 
@@ -155,21 +157,6 @@ void note(const std::string& what) {
 }
 
 std::uint64_t test_seed() { return mixed(run_seed, running); }
-
-std::vector<const Target*> available_targets() {
-  std::vector<const Target*> available;
-  for (const Target& target : targets()) {
-    if (target.available()) available.push_back(&target);
-  }
-  return available;
-}
-
-std::vector<const Target*> fp32_targets() {
-  std::vector<const Target*> found = available_targets();
-  const auto other = [](const Target* target) { return std::strcmp(target->format, "fp32") != 0; };
-  found.erase(std::remove_if(found.begin(), found.end(), other), found.end());
-  return found;
-}
 
 }  // namespace effv2::tests
 

@@ -11,6 +11,7 @@
 #include "check.h"
 #include "engine/builder.h"
 #include "reference.h"
+#include "targets.h"
 
 namespace effv2::tests {
 

@@ -10,6 +10,7 @@
 #include "engine/errors.h"
 #include "engine/peak.h"
 #include "engine/threads.h"
+#include "targets.h"
 
 namespace effv2::tests {
 namespace {

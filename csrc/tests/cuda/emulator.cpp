@@ -1,0 +1,547 @@
+#include "emulator.h"
+
+#include <sys/mman.h>
+
+#include <algorithm>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <map>
+#include <utility>
+
+#include "memory.h"
+#include "watch.h"
+
+namespace effv2::emulator {
+
+static void note_shared_access(const void* p, int bytes, Place at);
+static void count_together(Block& block, int warp);
+
+Config config;
+Counts counts{};
+Thread* current = nullptr;
+
+namespace {
+
+constexpr std::size_t kStack = 64 << 10;
+constexpr std::uint64_t kCanary = 0x7ead5afe5eed1e55;  // at the end of each stack
+constexpr int kLanes = 32, kMostThreads = 1024;
+constexpr std::size_t kMostShared = 227 << 10;
+
+const char* name_of(Operation operation) {
+  static const char* const names[] = {"nothing",     "mma()",  "load_matrices()",  "a shuffle",
+                                      "sync_warp()", "sync()", "acquire_reached()"};
+  return names[static_cast<int>(operation)];
+}
+
+// --- Fibers ----------------------------------------------------------------------------------------------
+
+__attribute__((naked, noinline)) void switch_stack(void** /*from: rdi*/, void* /*to: rsi*/) {
+  asm("pushq %rbp\n pushq %rbx\n pushq %r12\n pushq %r13\n pushq %r14\n pushq %r15\n"
+      "movq %rsp, (%rdi)\n movq %rsi, %rsp\n"
+      "popq %r15\n popq %r14\n popq %r13\n popq %r12\n popq %rbx\n popq %rbp\n ret\n");
+}
+
+void* scheduler_stack;
+
+void run(Thread& thread) {
+  current = &thread;
+  switch_stack(&scheduler_stack, thread.stack_pointer);
+  current = nullptr;
+}
+
+// Stacks of a block, one behind the other; kept for later blocks.
+struct Stacks {
+  char* memory;
+  int threads;
+};
+std::vector<Stacks> spare_stacks;
+
+Stacks take_stacks(int threads) {
+  for (auto found = spare_stacks.begin(); found != spare_stacks.end(); ++found) {
+    if (found->threads < threads) continue;
+    const Stacks taken = *found;
+    spare_stacks.erase(found);
+    return taken;
+  }
+  void* const p = mmap(nullptr, threads * kStack, PROT_READ | PROT_WRITE,
+                       MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+  if (p == MAP_FAILED) throw Error("there is no memory for the stacks of a block");
+  return {static_cast<char*>(p), threads};
+}
+
+// --- A launch --------------------------------------------------------------------------------------------
+
+struct Resident {
+  std::unique_ptr<Block> block;
+  Stacks stacks;
+  Guarded shared;
+};
+
+struct Launch {
+  int blocks, threads;
+  std::size_t shared_bytes;
+  const std::function<void()>& body;
+  std::mt19937 random{config.seed};
+  std::vector<Resident> resident{};
+  std::vector<Thread*> at_flags{};
+  bool changed = false;  // a flag or counter has since at_flags were looked at
+  std::string error{};
+  std::vector<int> to_come{};  // blocks, the next one last
+
+  void go();
+  void admit();
+  void start(Block& block, const Stacks& stacks);
+  Block* choose();
+  void run_some(Block& block);
+  void wake();
+  void report_deadlock();
+};
+Launch* running;
+
+void yield() {
+  Thread& me = *current;
+  if (*reinterpret_cast<std::uint64_t*>(me.stack) != kCanary) {
+    // The stack that ran over is another thread's; nothing can go on.
+    std::fprintf(stderr, "a thread of a kernel needs more than %zu bytes of stack\n", kStack);
+    std::abort();
+  }
+  switch_stack(&me.stack_pointer, scheduler_stack);
+}
+
+[[noreturn]] void give_up(const std::string& what) {
+  running->error = what;
+  while (true) yield();
+}
+
+void make_ready(Thread& thread) {
+  thread.state = State::ready;
+  ++thread.block->warps[thread.warp()].ready;
+}
+
+void order_anew(Block& block) {
+  const int warps = static_cast<int>(block.warps.size());
+  for (int w = 0; w < warps; ++w) {
+    block.order[w] = config.seed == 1 ? warps - 1 - w : w;
+    int* const lanes = block.warps[w].order;
+    for (int l = 0; l < kLanes; ++l) lanes[l] = config.seed == 1 ? kLanes - 1 - l : l;
+    if (config.seed > 1) std::shuffle(lanes, lanes + kLanes, running->random);
+  }
+  if (config.seed > 1) std::shuffle(block.order.begin(), block.order.end(), running->random);
+}
+
+[[noreturn]] void disagree(Operation operation, Place at) {
+  const Thread& me = *current;
+  const std::string what = std::string(name_of(operation)) + ", but lane ";
+  const Thread* const lanes = &me.block->threads[me.warp() * kLanes];
+  for (int l = 0; l < kLanes; ++l) {
+    const Thread& other = lanes[l];
+    if (&other == &me || other.state == State::ready) continue;
+    if (other.state == State::done) fail(what + std::to_string(l) + " has ended", at);
+    if (other.operation != operation || other.at.line != at.line) {
+      fail(what + std::to_string(l) + " waits in " + name_of(other.operation) + " at " + name_of(other.at),
+           at);
+    }
+  }
+  fail(what + "others went another way", at);
+}
+
+void run_thread() {
+  running->body();
+  Thread& me = *current;
+  Block& block = *me.block;
+  Warp& warp = block.warps[me.warp()];
+  if (!me.copies.empty())
+    fail("the thread ends with a copy_async() that it has not waited for", me.copies[0].at);
+  if (block.in_barrier) fail("the thread ends while others wait in sync()", block.barrier);
+  if (warp.waiting) disagree(Operation::none, {"the end", 0});
+  me.state = State::done;
+  --warp.ready;
+  ++warp.away;
+  --block.alive;
+  while (true) yield();
+}
+
+void Launch::start(Block& block, const Stacks& stacks) {
+  block.threads.resize(threads);
+  block.warps.resize(threads / kLanes);
+  block.order.resize(threads / kLanes);
+  block.alive = threads;
+  for (int t = 0; t < threads; ++t) {
+    Thread& thread = block.threads[t];
+    thread.block = &block;
+    thread.id = t;
+    thread.stack = stacks.memory + t * kStack;
+    *reinterpret_cast<std::uint64_t*>(thread.stack) = kCanary;
+    void** sp = reinterpret_cast<void**>(thread.stack + kStack);
+    *--sp = nullptr;  // as behind a call: 8 off a multiple of 16
+    *--sp = reinterpret_cast<void*>(run_thread);
+    for (int i = 0; i < 6; ++i) *--sp = nullptr;
+    thread.stack_pointer = sp;
+    make_ready(thread);
+  }
+  order_anew(block);
+  ++counts.blocks;
+}
+
+void Launch::admit() {
+  while (!to_come.empty() && static_cast<int>(resident.size()) < std::max(config.resident, 1)) {
+    // Gaps between pieces are as wide as their alignment, and as many as there may be pieces.
+    Resident made{std::make_unique<Block>(), take_stacks(threads), Guarded(shared_bytes + kSharedGaps)};
+    Block& block = *made.block;
+    block.index = to_come.back();
+    to_come.pop_back();
+    block.shared = made.shared.begin();
+    block.shared_end = made.shared.end();
+    std::memset(block.shared, 0xff, block.shared_end - block.shared);  // NaN, whatever it is read as
+    if (config.watch) begin_watching(block);
+    start(block, made.stacks);
+    resident.push_back(std::move(made));
+  }
+}
+
+Block* Launch::choose() {
+  std::vector<Block*> able;
+  for (const Resident& r : resident) {
+    for (const Warp& warp : r.block->warps) {
+      if (!warp.ready) continue;
+      able.push_back(r.block.get());
+      break;
+    }
+  }
+  if (able.empty()) return nullptr;
+  if (config.seed > 1) return able[random() % able.size()];
+  return config.seed == 1 ? able.back() : able.front();
+}
+
+// A warp that can run, as far as it can.
+void Launch::run_some(Block& block) {
+  const std::uint32_t epoch = block.epoch;
+  for (const int w : block.order) {
+    Warp& warp = block.warps[w];
+    if (!warp.ready) continue;
+    while (warp.ready && error.empty()) {
+      for (int l = 0; l < kLanes && error.empty(); ++l) {
+        Thread& thread = block.threads[w * kLanes + warp.order[l]];
+        if (thread.state == State::ready) run(thread);
+        if (block.epoch != epoch) return;  // in a new order
+      }
+    }
+    return;
+  }
+}
+
+void Launch::wake() {
+  changed = false;
+  const auto reached = [](Thread* thread) {
+    if (static_cast<std::int32_t>(*thread->flag - thread->value) < 0) return false;
+    --thread->block->warps[thread->warp()].away;
+    make_ready(*thread);
+    return true;
+  };
+  at_flags.erase(std::remove_if(at_flags.begin(), at_flags.end(), reached), at_flags.end());
+}
+
+void Launch::report_deadlock() {
+  for (const Resident& r : resident) {
+    for (const Thread& thread : r.block->threads) {
+      if (thread.state == State::done) continue;
+      error = emulator::name_of(thread) + " waits in " + name_of(thread.operation) + " at " +
+              emulator::name_of(thread.at);
+      if (thread.state == State::at_flag) {
+        error += " for " + std::to_string(thread.value) + ", and finds " + std::to_string(*thread.flag);
+        if (!to_come.empty()) error += "; " + std::to_string(to_come.size()) + " blocks wait for room";
+      }
+      error += ": nobody can go on";
+      return;
+    }
+  }
+}
+
+void Launch::go() {
+  for (int i = blocks - 1; i >= 0; --i) to_come.push_back(i);
+  if (config.seed == 1) std::reverse(to_come.begin(), to_come.end());
+  if (config.seed > 1) std::shuffle(to_come.begin(), to_come.end(), random);
+  while (error.empty()) {
+    admit();
+    if (resident.empty()) return;
+    Block* const block = choose();
+    if (!block) {
+      report_deadlock();
+      break;
+    }
+    run_some(*block);
+    if (changed) wake();
+    if (block->alive) continue;
+    if (config.count_passes) {
+      for (std::size_t w = 0; w < block->warps.size(); ++w) count_together(*block, static_cast<int>(w));
+    }
+    const auto done = std::find_if(resident.begin(), resident.end(),
+                                   [&](const Resident& r) { return r.block.get() == block; });
+    spare_stacks.push_back(done->stacks);
+    resident.erase(done);
+  }
+  for (const Resident& r : resident) spare_stacks.push_back(r.stacks);
+}
+
+}  // namespace
+
+std::string name_of(Place at) {
+  const char* const slash = std::strrchr(at.file, '/');
+  return std::string(slash ? slash + 1 : at.file) + ":" + std::to_string(at.line);
+}
+std::string name_of(const Thread& thread) {
+  return "block " + std::to_string(thread.block->index) + " thread " + std::to_string(thread.id) + " (warp " +
+         std::to_string(thread.warp()) + " lane " + std::to_string(thread.lane()) + ")";
+}
+void fail(const std::string& what) { give_up(name_of(*current) + ": " + what); }
+void fail(const std::string& what, Place at) { fail(what + " (" + name_of(at) + ")"); }
+
+void launch(int blocks, int threads, std::size_t shared_bytes, const std::function<void()>& body) {
+  if (threads % kLanes || threads < kLanes || threads > kMostThreads) {
+    throw Error("a block has whole warps and at most 1024 threads, not " + std::to_string(threads));
+  }
+  if (blocks < 1) throw Error("a launch has at least one block, not " + std::to_string(blocks));
+  if (shared_bytes > kMostShared) {
+    throw Error("a block has at most 227 KiB of shared memory, not " + std::to_string(shared_bytes) +
+                " bytes");
+  }
+  Launch launch{blocks, threads, shared_bytes, body};
+  running = &launch;
+  if (config.watch) begin_watching(blocks, threads);
+  launch.go();
+  running = nullptr;
+  current = nullptr;
+  if (!launch.error.empty()) throw Error(launch.error);
+}
+
+void in_warp(Operation operation, void* argument, void (*f)(void** arguments), Place at) {
+  Thread& me = *current;
+  Block& block = *me.block;
+  Warp& warp = block.warps[me.warp()];
+  Thread* const lanes = &block.threads[me.warp() * kLanes];
+  if (warp.away) disagree(operation, at);
+  if (warp.waiting && (lanes[warp.first].operation != operation || lanes[warp.first].at.line != at.line)) {
+    disagree(operation, at);
+  }
+  if (!warp.waiting) warp.first = me.lane();
+  me.operation = operation;
+  me.at = at;
+  me.argument = argument;
+  if (++warp.waiting < kLanes) {
+    me.state = State::in_warp;
+    --warp.ready;
+    yield();
+    return;
+  }
+  if (config.count_passes) count_together(block, me.warp());
+  void* arguments[kLanes];
+  for (int l = 0; l < kLanes; ++l) arguments[l] = lanes[l].argument;
+  warp.waiting = 0;
+  if (operation == Operation::sync_warp) {
+    ++warp.epoch;
+    if (config.watch) learn_in_warp(block, me.warp());
+  }
+  f(arguments);
+  for (int l = 0; l < kLanes; ++l) {
+    if (&lanes[l] != &me) make_ready(lanes[l]);
+  }
+}
+
+void sync(Place at) {
+  Thread& me = *current;
+  Block& block = *me.block;
+  Warp& warp = block.warps[me.warp()];
+  if (!block.in_barrier) block.barrier = at;
+  if (block.barrier.line != at.line) fail("sync(), but others wait in that at " + name_of(block.barrier), at);
+  if (block.alive != static_cast<int>(block.threads.size())) fail("sync() after a thread has ended", at);
+  if (warp.waiting) disagree(Operation::sync, at);
+  me.operation = Operation::sync;
+  me.at = at;
+  me.state = State::in_block;
+  --warp.ready;
+  ++warp.away;
+  if (++block.in_barrier == static_cast<int>(block.threads.size())) {
+    block.in_barrier = 0;
+    ++block.epoch;
+    ++counts.barriers;
+    if (config.watch) learn_in_block(block);
+    if (config.count_passes) {
+      for (std::size_t w = 0; w < block.warps.size(); ++w) count_together(block, static_cast<int>(w));
+    }
+    for (Warp& w : block.warps) w.away = 0;
+    for (Thread& thread : block.threads) make_ready(thread);
+    order_anew(block);
+  }
+  yield();
+}
+
+void* take_shared(int piece, std::size_t bytes, Place at) {
+  Block& block = *current->block;
+  if (piece < static_cast<int>(block.pieces.size())) {
+    const Piece& known = block.pieces[piece];
+    if (known.bytes != bytes) fail("threads take different shared memory", at);
+    return known.begin;
+  }
+  // From the end down, which a guard follows, with gaps between: what runs over a piece is in none.
+  const std::size_t whole = (bytes + kSharedPiece - 1) / kSharedPiece * kSharedPiece;
+  block.shared_taken += whole;
+  if (block.shared_taken > running->shared_bytes) {
+    fail("more shared memory is taken than the " + std::to_string(running->shared_bytes) +
+             " bytes of the launch",
+         at);
+  }
+  if (piece >= kMostPieces) fail("more than " + std::to_string(kMostPieces) + " pieces of shared memory", at);
+  char* const end = block.pieces.empty() ? block.shared_end : block.pieces.back().begin - kSharedGap;
+  block.pieces.push_back({end - whole, bytes});
+  return end - whole;
+}
+
+int blocks() { return running->blocks; }
+
+static bool in_shared(const void* p) {
+  const auto address = static_cast<const char*>(p);
+  return address >= current->block->shared && address < current->block->shared_end;
+}
+
+void touch(const void* p, std::size_t bytes, Access access, Place at) {
+  if (reinterpret_cast<std::uintptr_t>(p) % bytes) {
+    fail("an address that is no multiple of " + std::to_string(bytes), at);
+  }
+  if (config.watch) watch(p, bytes, access, at);
+  if (config.count_passes && in_shared(p)) note_shared_access(p, static_cast<int>(bytes), at);
+}
+
+void touch_matrix_row(const void* row, Place at) {
+  if (reinterpret_cast<std::uintptr_t>(row) % 16) fail("a row that is no multiple of 16", at);
+  if (!in_shared(row)) fail("load_matrices() of what is no shared memory", at);
+  if (config.watch) watch(row, 16, Access::read, at);
+}
+
+// --- Banks -----------------------------------------------------------------------------------------------
+
+// 32 banks of 4 bytes each; a pass serves one word of each. Of more than 4 bytes, fewer lanes go together.
+void count_passes(const void* const* addresses, int lanes, int bytes) {
+  constexpr int kBanks = 32, kWord = 4;
+  const int at_once = bytes <= kWord ? 32 : 32 * kWord / bytes;
+  for (int first = 0; first < lanes; first += at_once) {
+    std::vector<std::uintptr_t> words[kBanks];
+    std::size_t most = 1;
+    for (int lane = first; lane < std::min(first + at_once, lanes); ++lane) {
+      const auto begin = reinterpret_cast<std::uintptr_t>(addresses[lane]) / kWord;
+      for (int w = 0; w < std::max(bytes / kWord, 1); ++w) {
+        std::vector<std::uintptr_t>& bank = words[(begin + w) % kBanks];
+        if (std::find(bank.begin(), bank.end(), begin + w) == bank.end()) bank.push_back(begin + w);
+        most = std::max(most, bank.size());
+      }
+    }
+    ++counts.shared_accesses;
+    counts.shared_passes += most;
+  }
+}
+
+static void note_shared_access(const void* p, int bytes, Place at) {
+  Thread& me = *current;
+  auto visit =
+      std::find_if(me.visits.begin(), me.visits.end(), [&](const auto& v) { return v.first == at.line; });
+  if (visit == me.visits.end()) visit = me.visits.insert(visit, {at.line, 0});
+  const int times = visit->second++;
+  std::vector<TogetherAt>& together = me.block->warps[me.warp()].together;
+  auto found = std::find_if(together.begin(), together.end(), [&](const TogetherAt& t) {
+    return t.line == at.line && t.times == times && t.bytes == bytes;
+  });
+  if (found == together.end()) found = together.insert(found, {at.line, times, bytes, 0, {}});
+  found->addresses[found->lanes++] = p;
+}
+
+// The lanes of a warp have met: what they did since the last time is counted.
+static void count_together(Block& block, int warp) {
+  for (const TogetherAt& t : block.warps[warp].together) count_passes(t.addresses, t.lanes, t.bytes);
+  block.warps[warp].together.clear();
+  for (int l = 0; l < kLanes; ++l) block.threads[warp * kLanes + l].visits.clear();
+}
+
+// --- Asynchronous copies ---------------------------------------------------------------------------------
+
+static constexpr std::size_t kCopied = 16;
+
+static void carry_out(const Copy& copy) {
+  if (copy.valid) {
+    std::memcpy(copy.to, copy.from, kCopied);
+  } else {
+    std::memset(copy.to, 0, kCopied);
+  }
+}
+
+void copy_async(void* to, const void* from, bool valid, Place at) {
+  Thread& me = *current;
+  const auto place = static_cast<char*>(to);
+  if (reinterpret_cast<std::uintptr_t>(to) % kCopied || reinterpret_cast<std::uintptr_t>(from) % kCopied) {
+    fail("copy_async() of an address that is no multiple of 16", at);
+  }
+  if (place < me.block->shared || place >= me.block->shared_end) {
+    fail("copy_async() to where no shared memory is", at);
+  }
+  ++counts.copies;
+  const Copy copy{place, static_cast<const char*>(from), valid, me.open_group, at};
+  if (config.watch) {
+    if (valid) watch(from, kCopied, Access::read, at);
+    copy_begins(copy);
+  }
+  if (config.early_copies) carry_out(copy);
+  me.copies.push_back(copy);
+}
+
+void copy_commit() { ++current->open_group; }
+
+void copy_wait(int pending) {
+  std::vector<Copy>& copies = current->copies;
+  const int until = current->open_group - pending;
+  std::size_t count = 0;
+  while (count < copies.size() && copies[count].group < until) ++count;
+  for (std::size_t i = count; i-- > 0;) {  // in no order: here, the last first
+    if (config.watch) {
+      if (copies[i].valid) watch(copies[i].from, kCopied, Access::read, copies[i].at);
+      copy_ends(copies[i]);
+    }
+    if (!config.early_copies) carry_out(copies[i]);
+  }
+  copies.erase(copies.begin(), copies.begin() + static_cast<std::ptrdiff_t>(count));
+}
+
+// --- Between blocks --------------------------------------------------------------------------------------
+
+int fetch_add(int* p, int value, Place at) {
+  touch(p, sizeof *p, Access::atomic, at);
+  const int old = *p;
+  *p = static_cast<int>(static_cast<unsigned>(old) + static_cast<unsigned>(value));
+  running->changed = true;
+  return old;
+}
+
+void release_add(std::uint32_t* flag, std::uint32_t value, Place at) {
+  touch(flag, sizeof *flag, Access::atomic, at);
+  if (config.watch) release(flag, value);
+  *flag += value;
+  running->changed = true;
+}
+
+void acquire_reached(const std::uint32_t* flag, std::uint32_t value, Place at) {
+  Thread& me = *current;
+  touch(flag, sizeof *flag, Access::atomic, at);
+  if (static_cast<std::int32_t>(*flag - value) < 0) {
+    Warp& warp = me.block->warps[me.warp()];
+    me.operation = Operation::flag;
+    me.at = at;
+    me.flag = flag;
+    me.value = value;
+    me.state = State::at_flag;
+    --warp.ready;
+    ++warp.away;
+    running->at_flags.push_back(&me);
+    yield();
+  }
+  if (config.watch) acquire(flag, value);
+}
+
+}  // namespace effv2::emulator
