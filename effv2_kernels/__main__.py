@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from importlib import import_module
 
 import effv2_kernels
+from effv2_kernels import memory
 from effv2_kernels.errors import Effv2Error
 
 COMMANDS = {
@@ -50,6 +51,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     except Effv2Error as error:
         print(f"error: {error}", file=sys.stderr)
+        return 2
+    except (MemoryError, OSError, RuntimeError) as error:  # of what a command does itself
+        if not memory.lacks(error):
+            raise
+        print(f"error: {memory.refusal(f'run {args.command}')}", file=sys.stderr)
         return 2
     return code
 

@@ -22,11 +22,21 @@ DTYPES = ("fp32", "bf16", "fp16", "int8")
 TORCH_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 DTYPE_NAMES = {torch_dtype: name for name, torch_dtype in TORCH_DTYPES.items()}
 
-# Why a processor may lack what others of its instruction set have.
-_LACKS = {("neon", "fp16"): ", for which it needs arithmetic in half precision (FEAT_FP16, from Armv8.2 on)"}
+# The instruction sets that builds of this package may have, but for portable code, and whose they are.
+_ARCHITECTURES = {"avx512": "x86-64", "avx2": "x86-64", "neon": "64-bit Arm"}
+
+# What a dtype needs that not every processor has.
+NEEDS = {
+    "bf16": "on a CPU bf16 needs AVX-512 or AVX2; GPUs run it as well",
+    "fp16": "on a CPU fp16 needs a 64-bit Arm processor with arithmetic in half precision (FEAT_FP16, from "
+    "Armv8.2 on); GPUs run it as well",
+}
 
 # What a dtype means on the CPU, for who might expect more of it.
 _NOTES = {"bf16": ". Weights and maps are kept in bf16 and computed in float32: half the memory, not faster"}
+
+# What the compiled module counts them in holds no more.
+MOST_THREADS = 2**31 - 1
 
 # The least that Triton supports.
 _LEAST_CAPABILITY = (8, 0)
@@ -101,21 +111,44 @@ def _can_run_cpu(dtype: str, isa: str | None, device: torch.device) -> Answer:
     native = cpu.native()
     if isa is None:
         chosen, why = cpu.default_isa(), _why_default()
-    elif isa not in native.isas():
-        raise UnknownNameError.of("ISA", isa, native.isas())
+    elif isa not in known_isas():
+        raise UnknownNameError.of("ISA", isa, known_isas())
     elif isa not in native.available_isas():
-        return Answer(
-            False,
-            f"this processor ({native.cpu_name()}) or its operating system cannot run {isa}; "
-            f"it can run {', '.join(native.available_isas())}",
-        )
+        return Answer(False, why_not_isa(isa))
     else:
         chosen, why = isa, "asked for"
     formats = native.formats(chosen)
     if dtype not in formats:
-        runs = f"on {chosen} the cpu backend runs {' and '.join(formats)}, not {dtype}"
-        return Answer(False, runs + _LACKS.get((chosen, dtype), ""))
+        why_not = f"on {chosen} the cpu backend runs {' and '.join(formats)}, not {dtype}"
+        others = [name for name in native.available_isas() if dtype in native.formats(name)]
+        if others:
+            why_not += f"; on this processor {' and '.join(others)} would"
+        elif dtype in NEEDS:
+            why_not += f"; {NEEDS[dtype]}"
+        return Answer(False, why_not)
     return Answer(True, why + _NOTES.get(dtype, ""), chosen)
+
+
+def known_isas() -> list[str]:
+    """Those that any build of this package knows, and those of this one."""
+    from effv2_kernels import cpu
+
+    return list(dict.fromkeys([*cpu.native().isas(), *_ARCHITECTURES]))
+
+
+def why_not_isa(isa: str) -> str:
+    """Why one of ``known_isas`` cannot run here, and which can."""
+    from effv2_kernels import cpu
+
+    native = cpu.native()
+    able = ", ".join(native.available_isas())
+    if isa in native.isas():
+        name = native.cpu_name()
+        return f"this processor ({name}) or its operating system cannot run {isa}; it can run {able}"
+    return (
+        f"{isa} is an instruction set of {_ARCHITECTURES[isa]} processors, and this package is built for "
+        f"others; this one ({native.cpu_name()}) can run {able}"
+    )
 
 
 def model_dtypes(device: torch.device) -> list[torch.dtype]:
@@ -127,7 +160,7 @@ def model_dtypes(device: torch.device) -> list[torch.dtype]:
     if device.type == "cpu":
         from effv2_kernels import cpu
 
-        if not any((isa, "fp16") in _LACKS for isa in cpu.native().isas()):
+        if "neon" not in cpu.native().isas():
             dtypes.remove(torch.float16)
     return dtypes
 
@@ -205,8 +238,15 @@ def interpreted() -> bool:
 
 def check_threads(threads: object) -> None:
     """Raise InputError for what is no number of threads."""
-    if threads is not None and (type(threads) is not int or threads < 1):
+    if threads is None:
+        return
+    if type(threads) is not int or threads < 1:
         raise InputError(f"threads must be a positive integer or None, but got {threads!r}.")
+    if threads > MOST_THREADS:
+        raise InputError(
+            f"threads must be a positive integer of at most {MOST_THREADS} or None, but got {threads}; more "
+            f"than this machine has processors are never faster."
+        )
 
 
 def choose(
@@ -220,8 +260,8 @@ def choose(
     """The backend, dtype and ISA that run a model on ``device``: "auto" is cpu there, triton on a CUDA GPU.
 
     Raises UnknownNameError for a name that does not exist, UnavailableError, with the reason, for a
-    combination that cannot run here, and InputError for less than one thread or for threads on a GPU. Nothing
-    is ever replaced by something that was not asked for.
+    combination that cannot run here, and InputError for less than one thread, for more than MOST_THREADS, or
+    for threads on a GPU. Nothing is ever replaced by something that was not asked for.
     """
     check_threads(threads)
     if backend == "auto" and device.type not in ("cpu", "cuda"):

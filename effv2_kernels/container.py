@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import stat
 from dataclasses import dataclass
 from math import prod
 from typing import Any, NoReturn
@@ -37,11 +38,17 @@ class Container:
 def read(path: str) -> Container:
     """The header of a file.
 
-    Raises OSError where it cannot be read, and ValueError where it is not one such file from beginning to
-    end: its tensors lie one behind the other, and nothing else is there.
+    Raises OSError where it cannot be read or is no regular file, and ValueError where it is not one such file
+    from beginning to end: its tensors lie one behind the other, and nothing else is there.
     """
-    with open(path, "rb") as file:
-        size = os.fstat(file.fileno()).st_size
+    # A pipe is refused, not waited for.
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+    status = os.fstat(descriptor)
+    if not stat.S_ISREG(status.st_mode):
+        os.close(descriptor)
+        raise OSError("it is no regular file")
+    with open(descriptor, "rb") as file:
+        size = status.st_size
         front = file.read(_LENGTH_BYTES)
         if len(front) < _LENGTH_BYTES:
             raise ValueError(f"it has {len(front)} bytes")

@@ -5,22 +5,17 @@ from __future__ import annotations
 import os
 import statistics
 from functools import cache
+from math import prod
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import torch
 from torch import Tensor
 
-from effv2_kernels import blocks
-from effv2_kernels.backends import TORCH_DTYPES, require_kernels
+from effv2_kernels import blocks, memory
+from effv2_kernels.backends import TORCH_DTYPES, known_isas, require_kernels, why_not_isa
 from effv2_kernels.engine import KernelRow, Progress, Timing
-from effv2_kernels.errors import (
-    Effv2Error,
-    InputError,
-    ModelError,
-    UnavailableError,
-    UnknownNameError,
-)
+from effv2_kernels.errors import InputError, ModelError, UnavailableError, UnknownNameError
 from effv2_kernels.inputs import check_input, check_memory, fitting_sizes, misfit
 
 if TYPE_CHECKING:
@@ -33,6 +28,9 @@ _MAX_PLANS = 64
 _PEAK_MILLISECONDS = 100.0
 
 _CPU = torch.device("cpu")
+
+# The largest of what the compiled module counts rows and columns in.
+_MOST = 2**31 - 1
 
 
 @cache
@@ -64,9 +62,10 @@ def default_isa() -> str:
         name: str = engine.default_isa()
     except engine.NativeError as error:
         forced = forced_isa()
-        if forced is not None and forced not in engine.isas():
-            raise UnknownNameError.of("ISA in EFFV2_FORCE_ISA", forced, engine.isas()) from error
-        raise UnavailableError(f"EFFV2_FORCE_ISA={forced}: {error}") from error
+        if forced is not None and forced not in known_isas():
+            raise UnknownNameError.of("ISA in EFFV2_FORCE_ISA", forced, known_isas()) from error
+        why_not = str(error) if forced is None else why_not_isa(forced)
+        raise UnavailableError(f"EFFV2_FORCE_ISA={forced}: {why_not}.") from error
     return name
 
 
@@ -101,10 +100,10 @@ class Engine:
             add_blocks(self._network, network)
         except engine.NativeError as error:
             raise ModelError(f"the cpu engine does not take this network: {error}") from error
-        except MemoryError as error:
-            raise UnavailableError(
-                f"there is not enough memory to pack {weight_bytes} bytes of weights."
-            ) from error
+        except (MemoryError, RuntimeError) as error:
+            if not memory.lacks(error):
+                raise
+            raise memory.refusal(f"pack {memory.amount(weight_bytes)} of weights") from error
         self._outputs = [len(network.blocks) - 1] if self._has_head else sorted(features)
         self._sizes = fitting_sizes(network)
         self._channels: int = self._network.in_channels
@@ -133,7 +132,7 @@ class Engine:
     def block_shapes(self, height: int, width: int) -> list[tuple[int, int, int]]:
         """(channels, height, width) of each output; ResolutionError where an attention bias does not fit."""
         try:
-            return self._network.block_shapes(height, width)
+            return self._network.block_shapes(min(height, _MOST), min(width, _MOST))  # refused in any case
         except native().NativeError as error:
             if self._sizes is None:
                 raise InputError(f"images of {height}x{width} cannot run: {error}") from error
@@ -152,8 +151,8 @@ class Engine:
         tensors without the memory that they show, and for values beyond what fp16 holds; ResolutionError
         where an attention bias does not fit, and UnavailableError where there is not enough memory.
         """
-        x, outputs = self._prepare(x, stop)
         try:
+            x, outputs = self._prepare(x, stop)
             self._network.run(
                 x.data_ptr(),
                 x.shape,
@@ -162,24 +161,26 @@ class Engine:
                 threads or torch.get_num_threads(),
                 stop,
             )
-        except (native().OverflowError, MemoryError) as error:
-            raise _failure(error, x) from error
+        except (native().NativeError, MemoryError, RuntimeError) as error:
+            self._refuse(error, x, stop)
+            raise
         return outputs
 
     def profile(self, x: Tensor, threads: int | None, *, repeats: int, warmup: int) -> Timing:
         """See ``effv2_kernels.engine``; ``threads`` at most as many as there are processors."""
         threads = min(threads or torch.get_num_threads(), native().usable_cpus())
-        x, outputs = self._prepare(x)
-        addresses = [y.data_ptr() for y in outputs]
         try:
+            x, outputs = self._prepare(x)
+            addresses = [y.data_ptr() for y in outputs]
             runs = [
                 self._network.profile(x.data_ptr(), x.shape, x.stride(), addresses, threads)
                 for _ in range(warmup + repeats)
             ][warmup:]
-        except (native().OverflowError, MemoryError) as error:
-            raise _failure(error, x) from error
+            peak = native().measure_peak(self.isa, threads, _PEAK_MILLISECONDS)
+        except (native().NativeError, MemoryError, RuntimeError) as error:
+            self._refuse(error, x)
+            raise
         milliseconds = tuple(statistics.median(times) * 1e3 for times in zip(*runs, strict=True))
-        peak = native().measure_peak(self.isa, threads, _PEAK_MILLISECONDS)
         return Timing(milliseconds, (None,) * len(milliseconds), threads, peak)
 
     def describe(self, height: int, width: int) -> list[tuple[KernelRow, ...]]:
@@ -226,14 +227,17 @@ class Engine:
         self._plans[x.shape, stop] = shapes
         return shapes
 
-
-def _failure(error: Exception, x: Tensor) -> Effv2Error:
-    """What stopped the network while images x ran, in the package's own types."""
-    if isinstance(error, MemoryError):
-        return UnavailableError(
-            f"there is not enough memory to run images of {tuple(x.shape)}: give smaller or fewer ones."
-        )
-    return InputError(str(error))
+    def _refuse(self, error: Exception, x: Tensor, stop: int = 0) -> None:
+        """Raise, in the package's own types, what stopped the network while images x ran, if it is known."""
+        if isinstance(error, native().NativeError):
+            raise InputError(str(error)) from error
+        if memory.lacks(error):
+            shapes = self._plans.get((x.shape, stop), [])
+            outputs = sum(map(prod, shapes)) * self._dtype.itemsize
+            taken = f", whose outputs alone take {memory.amount(outputs)}" if outputs else ""
+            raise memory.refusal(
+                f"run images of {tuple(x.shape)}{taken}", "give smaller or fewer ones"
+            ) from error
 
 
 def features_of(network: blocks.Network) -> dict[int, blocks.Feature]:

@@ -39,7 +39,7 @@ class UnknownNameError(Effv2Error, ValueError):
 
 
 class UnavailableError(Effv2Error, RuntimeError):
-    """Something known cannot run here: a backend, an ISA, a dtype or a device; the message says why."""
+    """Something known cannot run here: a backend, an ISA, a dtype or a device, or for want of memory."""
 
 
 class ExportError(UnavailableError):

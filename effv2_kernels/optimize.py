@@ -8,14 +8,15 @@ from typing import Any
 import torch
 from torch import nn
 
-from effv2_kernels import blocks, families, sources, verification
-from effv2_kernels.backends import DTYPE_NAMES, Settings, check_threads, model_dtypes
+from effv2_kernels import blocks, families, memory, sources, verification
+from effv2_kernels.backends import DTYPE_NAMES, NEEDS, Settings, check_threads, model_dtypes
 from effv2_kernels.errors import ModelError, UnavailableError
 from effv2_kernels.model import OptimizedModel
 from effv2_kernels.model.carried import carried
 from effv2_kernels.sources.wrappers import expression, refuse_parallel, replaced, why_opaque
 
 
+@memory.needed_to("optimise this model")
 def optimize(
     model: nn.Module,
     *,
@@ -53,8 +54,8 @@ def optimize(
     Raises ModelError for a module that cannot be optimised (unknown, in training mode, hooked, not finite, of
     several dtypes or devices, with another forward than its structure says, in a wrapper that cannot be
     copied or that shares it out among processes, optimised already), UnknownNameError and UnavailableError
-    for a dtype, backend, ISA or device that does not exist or cannot run here, InputError for a thread count
-    below 1 or on a GPU.
+    for a dtype, backend, ISA or device that does not exist or cannot run here, the latter also where there is
+    not enough memory, and InputError for a thread count below 1, beyond 2147483647 or on a GPU.
     """
     if not isinstance(model, nn.Module):
         raise ModelError(f"optimize() takes a torch.nn.Module, but got {type(model).__name__}.")
@@ -179,10 +180,11 @@ def _device_and_dtype(module: nn.Module, path: str, *, any_dtype: bool) -> tuple
     # Who computes in float16 on a CPU is asked of the compiled engine; GPUs do without that.
     asks = dtype not in DTYPE_NAMES or (device.type == "cpu" and dtype is torch.float16)
     if not any_dtype and asks and dtype not in (taken := model_dtypes(device)):
+        lacks = f"; {NEEDS[DTYPE_NAMES[dtype]]}" if dtype in DTYPE_NAMES else ""
         names = [str(d).removeprefix("torch.") for d in taken]
         raise ModelError(
             f"'{dtypes[dtype]}' is {dtype} and so are the inputs of the model; the optimised one takes "
-            f"{', '.join(names[:-1])} or {names[-1]} on {device}. Call model.float() first; precision is "
-            f"chosen with optimize(model, dtype=...)."
+            f"{', '.join(names[:-1])} or {names[-1]} on {device}{lacks}. Call model.float() first; precision "
+            f"is chosen with optimize(model, dtype=...)."
         )
     return device, DTYPE_NAMES.get(dtype, "")

@@ -121,7 +121,8 @@ def profile(model: nn.Module, images: Tensor, *, repeats: int = 10, warmup: int 
     timed runs, of which the median of each block counts; warmup: runs before them. On a GPU each launch is
     replayed by itself for a time of its own, on random numbers, so that both of these count for nothing.
 
-    Raises ModelError for any other module and InputError for images that the model does not take.
+    Raises ModelError for any other module, InputError for images that the model does not take, and
+    UnavailableError where there is not enough memory.
     """
     if not isinstance(model, OptimizedModel):
         raise ModelError(

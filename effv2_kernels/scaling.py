@@ -11,6 +11,10 @@ from effv2_kernels.errors import InputError, UnknownNameError
 # Instruction sets whose panels and tiles are counted, whatever this processor has.
 ISAS = ("avx2", "avx512")
 
+# Beyond any machine, and of images more than four for each of its threads.
+MOST_THREADS = 4096
+MOST_IMAGES = 1 << 20
+
 # What a meeting of a team is taken to cost, in multiply-adds: a few microseconds of one core.
 MEETING = 100_000
 
@@ -71,9 +75,14 @@ class Counter:
         self._alone: dict[tuple[int, int], list[int]] = {}  # by size: what one thread does
 
     def blocks(self, height: int, width: int, threads: int, images: int = 1) -> list[Division]:
-        """Of each block; sizes in pixels. InputError without images or threads."""
+        """Of each block; sizes in pixels. InputError without images or threads, or for too many."""
         if threads < 1 or images < 1:
             raise InputError(f"expected at least one thread and image, but got {threads} and {images}.")
+        if threads > MOST_THREADS or images > MOST_IMAGES:
+            raise InputError(
+                f"the work of at most {MOST_THREADS} threads and {MOST_IMAGES} images is counted, but got "
+                f"{threads} and {images}."
+            )
         by_thread = self._network.count(images, height, width, threads)
         if (height, width) not in self._alone:
             counts = self._network.count(1, height, width, 1)[0]

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from effv2_kernels import container, structure
+from effv2_kernels import container, memory, structure
 from effv2_kernels import labels as class_names
 from effv2_kernels.backends import DTYPE_NAMES, TORCH_DTYPES, Settings
 from effv2_kernels.blocks import BLOCK_TYPES
@@ -23,6 +23,7 @@ from effv2_kernels.outline import Outline
 _VERSIONS = {"fp32": "1", "fp16": "2"}
 
 
+@memory.needed_to("save this network")
 def save(
     model: nn.Module,
     path: str | os.PathLike[str],
@@ -43,8 +44,8 @@ def save(
     brought along, its attribute ``labels``; ``()`` leaves them out.
 
     Raises ModelError for a module that is not an optimised network and for weights beyond 65504 in fp16,
-    UnknownNameError for another dtype, InputError for labels that are not one name per class, and
-    CheckpointError where the file cannot be written.
+    UnknownNameError for another dtype, InputError for labels that are not one name per class,
+    CheckpointError where the file cannot be written, and UnavailableError where there is not enough memory.
     """
     if dtype not in _VERSIONS:
         raise UnknownNameError.of("dtype of a file", dtype, _VERSIONS)
@@ -90,13 +91,23 @@ def load(
     float32 tensors of exactly these values. The names of classes, where the file has them, are the result's
     attribute ``labels``, a tuple of strings.
 
-    Raises CheckpointError for a file that is missing, truncated, of another format or version, or whose
-    tensors or labels do not fit its description.
+    Raises CheckpointError for a file that is missing, truncated, no regular file, of another format or
+    version, or whose tensors or labels do not fit its description, and UnavailableError where there is not
+    enough memory.
     """
     settings = Settings(backend, dtype, isa, threads, cuda_graph)
     where = torch.device(device)
     settings.choose(where)
     name = os.fspath(path)
+    try:
+        return _read(name, settings, where)
+    except (MemoryError, OSError, RuntimeError) as error:
+        if not memory.lacks(error):
+            raise
+        raise memory.refusal(f"load {name}, {memory.amount(os.path.getsize(name))} in the file") from error
+
+
+def _read(name: str, settings: Settings, where: torch.device) -> OptimizedModel:
     stored = _header(name)
     metadata = stored.metadata
     if metadata.get("format") != SAVED_FORMAT:
@@ -108,7 +119,7 @@ def load(
     try:
         container.check_values(stored)
         tensors = _tensors(name)
-        outline = structure.parse(metadata.get("structure", ""))
+        outline = structure.read(metadata.get("structure", ""))
         expected = outline.keys
         missing, extra = sorted({*expected} - {*tensors}), sorted({*tensors} - {*expected})
         if missing or extra:
@@ -122,7 +133,8 @@ def load(
                 raise ModelError(f"{key} is {tensor.dtype}; expected {dtypes[key]}")
         network = outline.rebuild([tensors[key].float() for key in expected])
     except (ModelError, ValueError) as error:
-        raise CheckpointError(f"{name} does not describe a network that can be run: {error}") from error
+        reason = str(error).rstrip(".")
+        raise CheckpointError(f"{name} does not describe a network that can be run: {reason}.") from error
     for key, tensor in tensors.items():
         if not bool(torch.isfinite(tensor).all()):
             raise CheckpointError(f"{name}: '{key}' holds values that are not finite.")
@@ -149,13 +161,18 @@ def _saved_dtype(metadata: dict[str, str], name: str) -> str:
     version = metadata.get("version")
     if version not in _VERSIONS.values():
         known = " and ".join(map(repr, _VERSIONS.values()))
+        given = "no version" if version is None else f"version {version!r}"
         raise CheckpointError(
-            f"{name} has version {version!r} of the format, and this package reads versions {known}. Save "
+            f"{name} has {given} of the format, and this package reads versions {known}. Save "
             f"the model again, or use a package as new as the one that wrote it."
         )
     dtype = metadata.get("dtype") if version != _VERSIONS["fp32"] else "fp32"
     if dtype is None or _VERSIONS.get(dtype) != version:
-        raise CheckpointError(f"{name} has dtype {dtype!r}; expected 'fp16'.")
+        given = "no dtype" if dtype is None else f"dtype {dtype!r}"
+        raise CheckpointError(
+            f"{name} has {given}; expected 'fp16' in version {version!r}. Save the model again, or use a "
+            f"package as new as the one that wrote it."
+        )
     return dtype
 
 
@@ -190,7 +207,7 @@ def _header(name: str) -> container.Container:
     except FileNotFoundError as error:
         raise CheckpointError(f"there is no file {name}.") from error
     except OSError as error:
-        raise CheckpointError(f"cannot read {name}: {error}") from error
+        raise _unreadable(name, error) from error
     except ValueError as error:
         raise _not_safetensors(name, error) from error
 
@@ -201,9 +218,17 @@ def _tensors(name: str) -> dict[str, torch.Tensor]:
         with safetensors.safe_open(name, framework="pt") as file:
             return {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
     except OSError as error:
-        raise CheckpointError(f"cannot read {name}: {error}") from error
+        raise _unreadable(name, error) from error
     except safetensors.SafetensorError as error:
         raise _not_safetensors(name, error) from error
+
+
+def _unreadable(name: str, error: OSError) -> Exception:
+    if memory.lacks(error):
+        return error
+    return CheckpointError(
+        f"cannot read {name}: {error.strerror or error}; give a file that effv2_kernels.save() wrote."
+    )
 
 
 def _not_safetensors(name: str, error: Exception) -> CheckpointError:

@@ -19,6 +19,10 @@ from effv2_kernels.declaration import arguments, block_sizes, changed_options
 from effv2_kernels.errors import ModelError
 from effv2_kernels.outline import Outline, Part
 
+# What to do about a file with something that nobody here knows.
+_NEWER = "use a package as new as the one that wrote it"
+_MOST_SHOWN = 80  # characters
+
 
 def describe(network: blocks.Network) -> str:
     """The structure of a network as JSON; ``outline.tensors`` gives what belongs to it."""
@@ -39,63 +43,104 @@ def _entry(block: blocks.Block, name: str) -> dict[str, Any]:
     return {"kind": kind, "name": name, "options": options, "tensors": list(block.tensors())}
 
 
-@lru_cache(maxsize=64)
 def parse(structure: str) -> Outline:
     """The outline that a structure string describes. Raises ModelError where it is not one."""
     try:
-        data = parsed_object(structure)
-        _check_object(data, "blocks", "features", "source")
-        if not isinstance(data["blocks"], list) or not isinstance(data["features"], list):
-            raise TypeError("'blocks' and 'features' are lists")
-        for entry in data["blocks"]:
-            _check_object(entry, "kind", "name", "options", "tensors")
-            earlier = EARLIER_KINDS.get(entry["kind"])
-            if earlier is not None:
-                if entry["options"].keys() & earlier.options.keys():
-                    raise ValueError(f"a block {entry['kind']} has no options {[*earlier.options]}")
-                entry.update(kind=earlier.kind, options={**entry["options"], **earlier.options})
-            _check_entry(entry)
-        for feature in data["features"]:
-            _check_object(feature, "block", "scaled")
-            if type(feature["block"]) is not int or type(feature["scaled"]) is not bool:
-                raise TypeError("a feature needs an integer 'block' and a boolean 'scaled'")
-        if not isinstance(data["source"], str):
-            raise TypeError("'source' is no string")
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        return read(structure)
+    except ValueError as error:
         raise ModelError(
-            f"this does not describe a network of blocks that this package knows: {error!r}."
+            f"this does not describe a network of blocks that this package knows: {error}."
         ) from error
-    parts = [
-        Part(e["kind"], e["name"], tuple(e["options"].items()), tuple(e["tensors"])) for e in data["blocks"]
-    ]
-    features = [(f["block"], f["scaled"]) for f in data["features"]]
+
+
+@lru_cache(maxsize=64)
+def read(structure: str) -> Outline:
+    """The same. Raises ValueError with the bare reason."""
+    data = parsed_object(structure)
+    _check_object(data, "the description", "blocks", "features", "source")
+    for name in ("blocks", "features"):
+        if not isinstance(data[name], list):
+            raise ValueError(f"'{name}' is {_shown(data[name])}, and no list")
+    parts = [_part(entry, f"block {i}") for i, entry in enumerate(data["blocks"])]
+    features = []
+    for i, feature in enumerate(data["features"]):
+        _check_object(feature, f"feature {i}", "block", "scaled")
+        if type(feature["block"]) is not int or type(feature["scaled"]) is not bool:
+            raise ValueError(
+                f"feature {i} is {_shown(feature)}; 'block' is an integer, 'scaled' true or false"
+            )
+        features.append((feature["block"], feature["scaled"]))
+    if not isinstance(data["source"], str):
+        raise ValueError(f"'source' is {_shown(data['source'])}, and no string")
     return Outline(tuple(parts), tuple(features), data["source"])
 
 
-def _check_object(value: Any, *names: str) -> None:
-    if not isinstance(value, dict) or value.keys() != {*names}:
-        raise TypeError(f"an object needs {', '.join(names)}, and nothing else")
+def _part(entry: Any, block: str) -> Part:
+    """The part that an entry describes; block: what to call it in messages."""
+    _check_object(entry, block, "kind", "name", "options", "tensors")
+    kind, name, options, tensors = (entry[key] for key in ("kind", "name", "options", "tensors"))
+    for key, value in (("kind", kind), ("name", name)):
+        if not isinstance(value, str):
+            raise ValueError(f"the {key} of {block} is {_shown(value)}, and no string")
+    if not isinstance(options, dict):
+        raise ValueError(f"the options of {block} are {_shown(options)}, and no object")
+    if not isinstance(tensors, list) or not all(isinstance(tensor, str) for tensor in tensors):
+        raise ValueError(f"the tensors of {block} are {_shown(tensors)}, and no list of names")
+    if kind not in BLOCK_TYPES and kind not in EARLIER_KINDS:
+        known = ", ".join((*BLOCK_TYPES, *EARLIER_KINDS))
+        raise ValueError(f"{block} is of the kind {_shown(kind)}, and known are {known}; {_NEWER}")
+    block = f"{block} ({kind})"
+    earlier = EARLIER_KINDS.get(kind)
+    if earlier is not None:
+        for option in earlier.options:
+            if option in options:
+                raise ValueError(f"{block} has the option {option!r}, which is fixed for that kind")
+        kind, options = earlier.kind, {**options, **earlier.options}
+    _check_fields(BLOCK_TYPES[kind], block, options, tensors)
+    return Part(kind, name, tuple(options.items()), tuple(tensors))
 
 
-def _check_entry(entry: dict[str, Any]) -> None:
-    made_of = arguments(BLOCK_TYPES[entry["kind"]])
-    needed = {a.name for a in made_of if a.default is MISSING and not a.optional}
-    known = {a.name for a in made_of}
-    if not isinstance(entry["tensors"], list) or not isinstance(entry["options"], dict):
-        raise TypeError("the tensors of a block are a list, and its options an object")
-    given = [*entry["tensors"], *entry["options"]]
-    if len(set(given)) != len(given) or not needed <= set(given) <= known:
-        raise ValueError(f"a block {entry['kind']} has the fields {sorted(known)}, not {sorted(given)}")
-    if not set(entry["tensors"]) <= {a.name for a in made_of if a.shape is not None}:
-        raise ValueError(f"these fields of {entry['kind']} are not all tensors: {entry['tensors']}")
-    types = {a.name: str if a.type is str else int for a in made_of if a.shape is None}
-    if any(type(value) is not types[name] for name, value in entry["options"].items()):
-        raise TypeError(f"the options of a block are integers and names, not {entry['options']}")
-    flags = {a.name for a in made_of if a.type is bool}
-    if any(value not in (0, 1) for name, value in entry["options"].items() if name in flags):
-        raise ValueError(f"these options of {entry['kind']} are 0 or 1: {sorted(flags)}")
-    if not isinstance(entry["name"], str):
-        raise TypeError("the name of a block is a string")
+def _check_object(value: Any, what: str, *names: str) -> None:
+    if not isinstance(value, dict):
+        raise ValueError(f"{what} is {_shown(value)}, and no object")
+    for name in names:
+        if name not in value:
+            raise ValueError(f"{what} lacks {name!r}")
+    for name in value:
+        if name not in names:
+            raise ValueError(f"{what} has {_shown(name)}, and known are {', '.join(names)}; {_NEWER}")
+
+
+def _check_fields(
+    block_type: type[blocks.Block], block: str, options: dict[str, Any], tensors: list[str]
+) -> None:
+    made_of = arguments(block_type)
+    of_tensors = [a.name for a in made_of if a.shape is not None]
+    of_options = {a.name: a for a in made_of if a.shape is None}
+    for what, given, known in (("tensor", tensors, of_tensors), ("option", options, of_options)):
+        for name in given:
+            if name not in known:
+                raise ValueError(
+                    f"{block} has the {what} {_shown(name)}, and known are {', '.join(known)}; {_NEWER}"
+                )
+    for a in made_of:
+        if tensors.count(a.name) > 1:
+            raise ValueError(f"{block} has the tensor {a.name!r} twice")
+        if a.default is MISSING and not a.optional and a.name not in tensors and a.name not in options:
+            raise ValueError(f"{block} lacks the {'option' if a.shape is None else 'tensor'} {a.name!r}")
+    for name, value in options.items():
+        wanted = of_options[name].type
+        if type(value) is not (str if wanted is str else int):
+            kind = "a name" if wanted is str else "an integer"
+            raise ValueError(f"the option {name!r} of {block} is {_shown(value)}, and not {kind}")
+        if wanted is bool and value not in (0, 1):
+            raise ValueError(f"the option {name!r} of {block} is {_shown(value)}; expected 0 or 1")
+
+
+def _shown(value: Any) -> str:
+    """A value out of a file, for messages: as JSON, but for the quotes of a string, and not at any length."""
+    text = repr(value) if isinstance(value, str) else json.dumps(value)
+    return text if len(text) <= _MOST_SHOWN else f"{text[:_MOST_SHOWN]}..."
 
 
 @lru_cache(maxsize=64)

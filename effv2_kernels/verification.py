@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from effv2_kernels import blocks, sources
+from effv2_kernels import blocks, memory, sources
 from effv2_kernels.backends import TORCH_DTYPES
 from effv2_kernels.declaration import block_sizes
 from effv2_kernels.errors import ModelError
@@ -152,6 +152,8 @@ class _Check:
                 scramble(clone, self._generator)
             refresh(clone, dtype)
         except Exception as error:
+            if memory.lacks(error):
+                raise
             raise ModelError(
                 f"{self._where} cannot be checked, since a copy raised {type(error).__name__}: {error} "
                 f"{_ADVICE}"
@@ -198,6 +200,8 @@ class _Check:
         try:
             return clone(image)
         except Exception as error:
+            if memory.lacks(error):
+                raise
             raise ModelError(
                 f"{self._where} cannot run on a random image of {tuple(image.shape)}, {image.dtype}: "
                 f"{type(error).__name__}: {error} Such a run shows that the optimised model computes the "

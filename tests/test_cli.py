@@ -3,8 +3,11 @@
 import argparse
 import io
 import json
+import os
+import pickle
 import subprocess
 import sys
+import zipfile
 
 import pytest
 import torch
@@ -15,6 +18,7 @@ from effv2_kernels.cli import labels, models, photo, verify
 from effv2_kernels.errors import InputError
 
 Image = pytest.importorskip("PIL.Image")
+safetensors = pytest.importorskip("safetensors.torch")
 
 # The smallest image whose last stage still has more than one position.
 SMALL = ["--img-size", "64"]
@@ -95,6 +99,9 @@ def test_env(capsys):
         (["verify", "--count", "0", *SMALL], ["at least one image"]),
         (["verify", "--checkpoint", "s0.effv2", *SMALL], ["s0.effv2", ".pth"]),
         (["profile", "--batch", "0", *SMALL], ["at least one image"]),
+        (["profile", "--threads", str(2**31), *SMALL], ["threads must be", "2147483647"]),
+        (["bench", "--threads", str(2**31), *SMALL], ["threads must be", "2147483647"]),
+        (["bench", "--threads", "0", *SMALL], ["threads must be", "but got 0"]),
     ],
 )
 def test_errors_are_one_line_on_stderr_and_exit_code_2(capsys, arguments, words):
@@ -163,6 +170,116 @@ def test_a_saved_network_classifies_as_the_checkpoint_does(capsys, picture, chec
     code, from_saved, _ = run(capsys, "classify", picture, "--checkpoint", saved, *SMALL)
     assert code == 0
     assert from_saved == from_checkpoint
+
+
+@pytest.mark.parametrize("ways", ["as positions", "as an option", "options first"])
+def test_convert_takes_the_checkpoint_first(capsys, checkpoint, tmp_path, ways):
+    path, model = checkpoint
+    output = tmp_path / "network.effv2"
+    options = ["--num-classes", 12, "--dtype", "fp16", *SMALL]
+    arguments = {
+        "as positions": [path, output, *options],
+        "as an option": [output, "--checkpoint", path, *options],
+        "options first": [*options, path, output],
+    }[ways]
+    before = path.read_bytes()
+    code, out, err = run(capsys, "convert", *arguments)
+    assert code == 0, err
+    assert "random" not in out
+    assert path.read_bytes() == before
+    fast = effv2_kernels.optimize(model, verify=False)
+    loaded = effv2_kernels.load(output)
+    weights = dict(fast.state_dict())
+    for key, tensor in loaded.state_dict().items():
+        assert torch.equal(tensor, weights[key]) or torch.equal(tensor, weights[key].half().float()), key
+    # A saved network may be written over.
+    code, _, err = run(capsys, "convert", *arguments)
+    assert code == 0, err
+
+
+def test_convert_without_weights_says_so(capsys, tmp_path):
+    code, out, _ = run(capsys, "convert", tmp_path / "network.effv2", *SMALL)
+    assert code == 0
+    assert "The weights are random: give a checkpoint before OUTPUT, or --pretrained" in out
+    assert effv2_kernels.load(tmp_path / "network.effv2").network.names
+
+
+def test_convert_takes_weights_once(capsys, checkpoint, tmp_path):
+    path, _ = checkpoint
+    output = tmp_path / "network.effv2"
+    for other, shown in (
+        (["--checkpoint", path], f"--checkpoint {path}"),
+        (["--pretrained"], "--pretrained"),
+    ):
+        code, _, err = run(capsys, "convert", path, output, *other, *SMALL)
+        assert code == 2
+        assert f"error: the weights are given twice, as {path} and by {shown}: leave out one" in err
+        assert not output.exists()
+
+
+def _archive(path):
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("notes.txt", "notes")
+
+
+# What is in the way of OUTPUT, and what a message says of it.
+IN_THE_WAY = {
+    "a checkpoint": (
+        lambda path: torch.save({"a": torch.zeros(3)}, path),
+        "is a file of torch.save, such as",
+    ),
+    "weights": (
+        lambda path: safetensors.save_file({"a": torch.zeros(3)}, path),
+        "is a safetensors file with something else in it",
+    ),
+    "text": (lambda path: path.write_text("some notes"), "is none"),
+    "an archive": (_archive, "is a zip archive of notes.txt"),
+    "nothing": (lambda path: path.touch(), "is empty"),
+    "a pickle": (
+        lambda path: path.write_bytes(pickle.dumps({"a": 1})),
+        "is a pickle that torch.save did not",
+    ),
+    "an ONNX file": (
+        lambda path: path.write_bytes(b"\x08\x07\x12\x04abcd"),
+        "looks like an ONNX file, which",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", IN_THE_WAY)
+@pytest.mark.parametrize("given", [False, True], ids=["random", "of a checkpoint"])
+def test_convert_writes_over_nothing_else(capsys, checkpoint, tmp_path, name, given):
+    make, words = IN_THE_WAY[name]
+    output = tmp_path / "taken.pth"
+    make(output)
+    before = output.read_bytes()
+    code, _, err = run(capsys, "convert", *([checkpoint[0]] if given else []), output, *SMALL)
+    assert code == 2
+    assert err.startswith(f"error: OUTPUT is {output}, which exists and {words}")
+    assert "nothing but a saved network is written over. Give another name, or move it away" in err
+    assert err.count("\n") == 1
+    assert output.read_bytes() == before
+
+
+def test_convert_writes_over_nothing_irregular(capsys, tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    for output, words in ((tmp_path, "is a directory"), (tmp_path / "pipe", "is no regular file")):
+        code, _, err = run(capsys, "convert", output, *SMALL)
+        assert code == 2
+        assert f"which exists and {words}" in err
+
+
+def test_convert_does_not_write_over_what_it_reads(capsys, checkpoint, tmp_path):
+    path, _ = checkpoint
+    saved, link = tmp_path / "network.effv2", tmp_path / "link.effv2"
+    assert run(capsys, "convert", path, saved, "--num-classes", 12, *SMALL)[0] == 0
+    link.symlink_to(saved)
+    for source, output in ((path, path), (saved, saved), (saved, link), (link, saved)):
+        before = output.read_bytes()
+        code, _, err = run(capsys, "convert", source, output, "--num-classes", 12, *SMALL)
+        assert code == 2
+        assert err.startswith(f"error: OUTPUT is {output}, the checkpoint itself: give another name")
+        assert output.read_bytes() == before
 
 
 def test_names_of_classes_go_into_the_file(capsys, picture, checkpoint, tmp_path):

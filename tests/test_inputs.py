@@ -5,7 +5,8 @@ import torch
 from checks import NETWORK_BOUND, assert_close, exact_network, seeded
 from models import SMALL
 
-from effv2_kernels import optimize
+from effv2_kernels import backends, cpu, load, optimize, profile, save
+from effv2_kernels.benchmarking import compare
 from effv2_kernels.errors import Effv2Error, InputError, ResolutionError, UnavailableError
 
 
@@ -163,3 +164,34 @@ def test_a_device_without_a_backend_says_so(call):
 def test_thread_counts_that_mean_nothing(threads):
     with pytest.raises(InputError, match=f"threads must be a positive integer or None, but got {threads!r}"):
         optimize(SMALL[0].build(seeded(45)), threads=threads)
+
+
+@pytest.mark.parametrize("threads", [2**31, 10**30])
+def test_more_threads_than_can_be_counted(threads, tmp_path):
+    pytest.importorskip("safetensors")
+    message = (
+        f"threads must be a positive integer of at most 2147483647 or None, but got {threads}; more than"
+    )
+    model = SMALL[0].build(seeded(45))
+    most = optimize(model, threads=2**31 - 1)
+    x = SMALL[0].images(seeded(46))
+    assert torch.equal(most(x), optimize(model, threads=1)(x))
+    assert profile(most, x, repeats=1, warmup=0).threads == cpu.native().usable_cpus()
+    save(most, tmp_path / "a.effv2")
+    for refused in (
+        lambda: optimize(model, threads=threads),
+        lambda: load(tmp_path / "a.effv2", threads=threads),
+        lambda: backends.choose(threads=threads),
+        lambda: compare(model, x, threads=threads),
+    ):
+        with pytest.raises(InputError, match=message):
+            refused()
+
+
+def test_the_op_of_a_network_takes_no_other_threads():
+    fast = optimize(SMALL[0].build(seeded(45)), verify=False)
+    x = SMALL[0].images(seeded(46))
+    described = fast.description()["structure"]
+    for threads in (2**31, -1):
+        with pytest.raises(InputError, match="threads must be a positive integer"):
+            torch.ops.effv2.network(x, fast._weights(), described, "auto", "fp32", "", threads, True)

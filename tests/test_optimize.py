@@ -253,7 +253,9 @@ def test_weights_that_are_not_finite(model, value):
 def test_a_model_of_another_dtype(model, dtype):
     if dtype == torch.float16 and "neon" in cpu.native().isas():
         pytest.skip("64-bit Arm may compute in float16: see test_halves")
-    with pytest.raises(ModelError, match=rf"is {dtype} and so are the inputs.*Call model.float\(\) first"):
+    lacks = r"; on a CPU fp16 needs a 64-bit Arm.* as well" if dtype == torch.float16 else ""
+    message = rf"is {dtype} and so are the inputs.* on cpu{lacks}\. Call model.float\(\) first"
+    with pytest.raises(ModelError, match=message):
         optimize(model.to(dtype))
 
 
@@ -267,15 +269,34 @@ def test_an_optimised_model(model):
         optimize(optimize(model))
 
 
+# What a dtype needs that a processor lacks, as regular expressions.
+NEEDED = {
+    "fp16": r"; on a CPU fp16 needs a 64-bit Arm processor with arithmetic in half precision \(FEAT_FP16, "
+    r"from Armv8.2 on\); GPUs run it as well.",
+    "bf16": "; on a CPU bf16 needs AVX-512 or AVX2; GPUs run it as well.",
+    "int8": r"\.",
+}
+
+
+@pytest.mark.parametrize("dtype", NEEDED)
+def test_precisions_that_this_kind_of_processor_lacks(model, dtype, monkeypatch):
+    monkeypatch.setattr(cpu.native(), "formats", lambda isa: ["fp32"])
+    with pytest.raises(UnavailableError, match=f"the cpu backend runs fp32, not {dtype}{NEEDED[dtype]}$"):
+        optimize(model, dtype=dtype)
+
+
 @pytest.mark.parametrize(
     ("dtype", "isa", "runs"),
     [("fp16", "avx2", "fp32 and bf16"), ("int8", "avx2", "fp32 and bf16"), ("bf16", "scalar", "fp32")],
 )
 def test_precisions_that_cannot_run(model, dtype, isa, runs):
-    if isa not in cpu.native().available_isas():
+    native = cpu.native()
+    if isa not in native.available_isas():
         pytest.skip(f"this processor has no {isa}")
+    others = [other for other in native.available_isas() if dtype in native.formats(other)]
     message = (
         f"dtype='{dtype}', isa='{isa}' cannot run here: on {isa} the cpu backend runs {runs}, not {dtype}"
+        + (f"; on this processor {' and '.join(others)} would." if others else NEEDED[dtype])
     )
     with pytest.raises(UnavailableError, match=message):
         optimize(model, dtype=dtype, isa=isa)
@@ -330,6 +351,29 @@ def test_an_isa_that_this_machine_lacks(model, monkeypatch):
         UnavailableError, match=rf"isa='{other}' cannot run here: .*cannot run {other}; it can run scalar"
     ):
         optimize(model, isa=other)
+
+
+FOREIGN = {"avx512": "x86-64", "avx2": "x86-64", "neon": "64-bit Arm"}
+
+
+@pytest.mark.parametrize("isa", FOREIGN)
+def test_an_isa_that_this_processor_lacks(model, isa, monkeypatch):
+    """Those of another architecture, and the better ones of its own."""
+    native = cpu.native()
+    if isa in native.available_isas():
+        pytest.skip("this processor has it")
+    able = f"can run {', '.join(native.available_isas())}"
+    reason = (
+        f"or its operating system cannot run {isa}; it {able}"
+        if isa in native.isas()
+        else f"{isa} is an instruction set of {FOREIGN[isa]} processors, and this package is built for "
+        f"others; this one .* {able}"
+    )
+    with pytest.raises(UnavailableError, match=rf"isa='{isa}' cannot run here: .*{reason}"):
+        optimize(model, isa=isa)
+    monkeypatch.setenv("EFFV2_FORCE_ISA", isa)
+    with pytest.raises(UnavailableError, match=rf"EFFV2_FORCE_ISA={isa}: .*{reason}"):
+        optimize(model)
 
 
 def test_the_environment_chooses_the_isa(model, images, monkeypatch):

@@ -107,6 +107,9 @@ def test_what_counts_is_never_offered():
 def test_refusals():
     with pytest.raises(UnknownNameError, match="avx2"):
         counter("efficientformerv2_s0", "avx")
+    for threads, images in ((scaling.MOST_THREADS + 1, 1), (2**31, 1), (1, 2**31)):
+        with pytest.raises(InputError, match=f"4096 threads and 1048576 images .*got {threads} and {images}"):
+            counter("efficientformerv2_s0", "avx2").whole(*SIZE, threads, images)
     for threads, images in ((0, 1), (1, 0)):
         with pytest.raises(InputError):
             counter("efficientformerv2_s0", "avx2").whole(*SIZE, threads, images)

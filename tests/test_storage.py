@@ -1,7 +1,11 @@
 """``save`` and ``load``: the same bits again on any machine, and no bad file gets in."""
 
 import json
+import os
+import re
 import struct
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -10,7 +14,7 @@ from checks import seeded
 from models import FAMILIES, SMALL, SMALL_MOBILE, name_of
 from torch import nn
 
-from effv2_kernels import load, optimize, save
+from effv2_kernels import container, load, optimize, save, structure
 from effv2_kernels.errors import CheckpointError, InputError, ModelError, UnavailableError, UnknownNameError
 from effv2_kernels.model import OptimizedModel
 
@@ -195,8 +199,48 @@ def test_a_pickle_is_not_read(path, fast):
 def test_no_file(tmp_path):
     with pytest.raises(CheckpointError, match=r"there is no file .*missing.effv2"):
         load(tmp_path / "missing.effv2")
-    with pytest.raises(CheckpointError, match="cannot read"):
-        load(tmp_path)
+
+
+# One that waits for who writes into a pipe would wait for ever.
+IRREGULAR = """
+import sys
+from effv2_kernels import load
+from effv2_kernels.errors import CheckpointError
+
+for path in sys.argv[1:]:
+    try:
+        load(path)
+    except CheckpointError as error:
+        print(error)
+"""
+
+
+def test_what_is_no_regular_file(tmp_path):
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    paths = [str(path) for path in (pipe, tmp_path, "/dev/zero")]
+    command = [sys.executable, "-c", IRREGULAR, *paths]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60)
+    for path, message in zip(paths, done.stdout.splitlines(), strict=True):
+        assert message.startswith(f"cannot read {path}: it is no regular file; give a file that")
+
+
+def test_a_file_that_may_not_be_read(path, monkeypatch):
+    def refuse(*_):
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(container.os, "open", refuse)
+    with pytest.raises(CheckpointError, match=rf"cannot read {path}: Permission denied; give a file that"):
+        load(path)
+
+
+@pytest.mark.parametrize("more", [b"\0", b"\0" * 4, b"one more tensor"])
+def test_bytes_behind_the_last_tensor(path, more):
+    load(path)
+    path.write_bytes(path.read_bytes() + more)
+    reason = r"its tensors end at byte \d+ of \d+"
+    with pytest.raises(CheckpointError, match=rf"is truncated or not a safetensors file \({reason}\)"):
+        load(path)
 
 
 def test_a_checkpoint_of_a_model(path, fast):
@@ -213,6 +257,19 @@ def test_another_version(path):
             CheckpointError,
             match=rf"has version '{version}' of the format, and this package reads versions '1' and '2'",
         ):
+            load(path)
+
+
+def test_no_version_and_no_dtype(path):
+    metadata, tensors = content(path)
+    for changed, message in (
+        ({"version": None}, "has no version of the format, and this package reads"),
+        ({"version": "2"}, "has no dtype; expected 'fp16' in version '2'. Save the model again, or"),
+        ({"version": "2", "dtype": "fp8"}, "has dtype 'fp8'; expected 'fp16' in version '2'"),
+    ):
+        kept = {key: value for key, value in {**metadata, **changed}.items() if value is not None}
+        write(path, kept, tensors)
+        with pytest.raises(CheckpointError, match=message):
             load(path)
 
 
@@ -310,6 +367,61 @@ def test_descriptions_that_cannot_be_run(path, name):
         CheckpointError, match=r"does not (describe a network that can be run|hold the tensors)"
     ):
         load(path)
+
+
+# What is wrong, what there is, and what to do; nothing of Python's own.
+REASONS = {
+    "blocks of another type": r"'blocks' is {.*}, and no list",
+    "an unknown kind": r"block 0 is of the kind 'conv9x9', and known are stem, .*conv_downsample; use a",
+    "a kind that is no string": r"the kind of block 0 is \[\"stem\"\], and no string",
+    "a missing field": r"block 0 \(stem\) lacks the tensor 'conv1_bias'",
+    "an unknown field": r"block 0 \(stem\) has the tensor 'conv3_bias', and known are conv1_weight",
+    "a field twice": r"block 0 \(stem\) has the tensor 'conv1_bias' twice",
+    "a tensor for an option": r"the option 'heads' of block 6 \(attention\) is '8', and not an integer",
+    "an option for a tensor": r"block 0 \(stem\) has the option 'conv1_bias', and known are",
+    "no source": "the description lacks 'source'",
+    "a name that is no string": "the name of block 0 is 3, and no string",
+    "an unknown option": r"block 6 \(attention\) has the option 'sharp', and known are heads",
+    "an option of another type": r"the option 'activation' of block 0 \(stem\) is 3, and not a name",
+    "a flag beyond 1": r"the option 'resize_bias' of block 6 \(attention\) is 2; expected 0 or 1",
+    "an option of an earlier kind": r"block 2 \(conv_downsample\) has the option 'stride', which is fixed",
+    "another part": "the description has 'sink', and known are blocks, features, source; use a",
+    "a feature of another type": "feature 0 is .*; 'block' is an integer, 'scaled' true or false",
+    "options of another type": r"the options of block 0 are \[\], and no object",
+    "tensors of another type": r"the tensors of block 0 are \[1\], and no list of names",
+}
+STRUCTURES.update(
+    {
+        "an unknown option": lambda data: attention(data)["options"].update(sharp=1),
+        "an option of another type": lambda data: first(data)["options"].update(activation=3),
+        "a flag beyond 1": lambda data: attention(data)["options"].update(resize_bias=2),
+        "an option of an earlier kind": lambda data: data["blocks"][2]["options"].update(stride=2),
+        "another part": lambda data: data.update(sink=1),
+        "a feature of another type": lambda data: data.update(features=[{"block": "1", "scaled": False}]),
+        "options of another type": lambda data: first(data).update(options=[]),
+        "tensors of another type": lambda data: first(data).update(tensors=[1]),
+    }
+)
+
+
+@pytest.mark.parametrize("name", REASONS)
+def test_descriptions_say_what_is_wrong(path, name):
+    metadata, tensors = content(path)
+    write(path, changed_structure(metadata, STRUCTURES[name]), tensors)
+    with pytest.raises(CheckpointError, match=rf"can be run: {REASONS[name]}") as error:
+        load(path)
+    assert "Error(" not in str(error.value)
+    assert re.search(r"[^.]\.$", str(error.value))
+
+
+def test_an_unknown_kind_given_to_the_op(path):
+    metadata, _ = content(path)
+    changed = changed_structure(metadata, STRUCTURES["an unknown kind"])["structure"]
+    with pytest.raises(
+        ModelError, match=r"this package knows: block 0 is of the kind 'conv9x9', and known are"
+    ):
+        structure.parse(changed)
+    assert structure.parse(metadata["structure"]).keys == structure.read(metadata["structure"]).keys
 
 
 @pytest.mark.parametrize("text", ["", "[]", "null", "{", '{"blocks": []}', "[" * 100_000])

@@ -17,8 +17,8 @@ from effv2_kernels.errors import CheckpointError, ResolutionError
 REASONS = {
     "no safetensors file": r"is truncated or not a safetensors file",
     "of another program": r"was not written by effv2_kernels.save\(\)",
-    "version": r"has version .* of the format, and this \w+ reads versions '1' and '2'",
-    "dtype": r"has dtype .*; expected 'fp16'",
+    "version": r"has (no version|version .*) of the format, and this \w+ reads versions '1' and '2'",
+    "dtype": r"has (no dtype|dtype .*); expected 'fp16'",
     "not finite": r"not finite",
     "labels": r"has labels that do not name its classes",
     "description": r"does not (describe a network that can be run|hold the tensors that it describes)",

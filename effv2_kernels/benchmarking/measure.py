@@ -13,6 +13,7 @@ from importlib import metadata
 import torch
 from torch import Tensor, nn
 
+from effv2_kernels.backends import check_threads
 from effv2_kernels.benchmarking.comparison import Comparison, Entry
 from effv2_kernels.benchmarking.contestants import Contestant, Runner, effv2, find
 from effv2_kernels.benchmarking.interleave import interleave
@@ -45,8 +46,10 @@ def compare(
     A contestant whose logits differ from the float64 run of ``model`` by more than its bound, before or
     after timing, gets no figures; nor does one that cannot be built. The reason is in its entry.
 
-    Raises UnknownNameError for an unknown contestant and InputError for images that the model does not take.
+    Raises UnknownNameError for an unknown contestant, and InputError for images that the model does not take
+    and for what is no number of threads.
     """
+    check_threads(threads)
     if model.training:
         raise ModelError("compare() takes a model in eval mode: call model.eval() first.")
     if images.ndim != 4 or len(images) == 0:

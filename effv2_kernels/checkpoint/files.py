@@ -17,7 +17,8 @@ from typing import Any
 
 import torch
 
-from effv2_kernels.errors import CheckpointError
+from effv2_kernels import memory
+from effv2_kernels.errors import CheckpointError, UnavailableError
 
 # What `effv2_kernels.save` writes into the metadata of its files.
 SAVED_FORMAT = "effv2_kernels.network"
@@ -59,6 +60,7 @@ _SAVED = (
     "is an optimised network that effv2_kernels.save() wrote: effv2_kernels.load(path) reads it, and needs "
     "no checkpoint"
 )
+_TRUNCATED = "is truncated or not a checkpoint"
 _PICKLE = (
     "is a pickle that torch.save did not write, which is never loaded: where you trust it, load it with the "
     "package that wrote it and torch.save the state dict"
@@ -105,6 +107,24 @@ def is_saved_network(file: Path) -> bool:
         return f'"{SAVED_FORMAT}"'.encode() in opened.read(8 + int.from_bytes(head[:8], "little"))
 
 
+def nature(file: Path) -> str:
+    """What a file is that was taken for a saved network, behind its name in messages; by its contents."""
+    if file.is_dir():
+        return "is a directory"
+    if not file.is_file():
+        return "is no regular file"
+    head, size = _head(file)
+    if size == 0:
+        return "is empty"
+    if _is_safetensors(head, size):
+        return "is a safetensors file with something else in it"
+    refusal = _refusal(file, head)
+    if refusal is None:
+        return "is a file of torch.save, such as a checkpoint"
+    said = refusal.partition(":")[0]
+    return "is none" if said.startswith(_TRUNCATED) else said
+
+
 def _head(file: Path) -> tuple[bytes, int]:
     try:
         with file.open("rb") as opened:
@@ -138,7 +158,7 @@ def _refusal(file: Path, head: bytes) -> str | None:
         and head[2:3] in b"\x12\x1a\x22\x28\x32\x3a\x42"
     ):
         return _ONNX
-    return f"is truncated or not a checkpoint: {_described(head)}"
+    return f"{_TRUNCATED}: {_described(head)}"
 
 
 def _described(head: bytes) -> str:
@@ -162,9 +182,7 @@ def _zip_refusal(file: Path) -> str | None:
         with zipfile.ZipFile(file) as archive:
             names = archive.namelist()
     except (zipfile.BadZipFile, OSError, ValueError):
-        return (
-            "is truncated or not a checkpoint: it begins as PyTorch's files do and has no end; fetch it again"
-        )
+        return f"{_TRUNCATED}: it begins as PyTorch's files do and has no end; fetch it again"
     parts = {part for name in names for part in name.split("/")}
     if "constants.pkl" in parts:
         return _TORCHSCRIPT
@@ -190,6 +208,8 @@ def _read_safetensors(file: Path) -> Mapping[str, Any]:
     try:
         tensors: Mapping[str, Any] = load_file(file)
     except Exception as error:  # safetensors raises its own type, OSError and others for a damaged file
+        if memory.lacks(error):
+            raise _too_large(file) from error
         raise CheckpointError(
             f"checkpoint '{file}' is truncated or not a safetensors file ({error}): fetch it again."
         ) from error
@@ -207,10 +227,12 @@ def _read_torch(file: Path) -> Mapping[str, Any]:
         ):
             content = torch.load(opened, map_location="cpu", weights_only=True)
     except Exception as error:  # a damaged file makes torch.load raise nearly anything
+        if memory.lacks(error):
+            raise _too_large(file) from error
         if "Unsupported global" in str(error) or "Unsupported class" in str(error):
             reason = _objects(file)
         else:
-            reason = f"is truncated or not a checkpoint ({type(error).__name__}): fetch it again"
+            reason = f"{_TRUNCATED} ({type(error).__name__}): fetch it again"
         raise CheckpointError(f"checkpoint '{file}' {reason}.") from error
     if not isinstance(content, Mapping):
         raise CheckpointError(
@@ -218,6 +240,10 @@ def _read_torch(file: Path) -> Mapping[str, Any]:
             f"model.state_dict() instead."
         )
     return content
+
+
+def _too_large(file: Path) -> UnavailableError:
+    return memory.refusal(f"read checkpoint '{file}', {memory.amount(file.stat().st_size)} in the file")
 
 
 def _objects(file: Path) -> str:

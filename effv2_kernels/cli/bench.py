@@ -32,12 +32,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     from effv2_kernels import benchmarking
+    from effv2_kernels.backends import check_threads
     from effv2_kernels.benchmarking import report
 
     if args.seconds <= 0:
         raise InputError(f"--seconds must be positive, but got {args.seconds:g}.")
-    if args.threads is not None and args.threads < 1:
-        raise InputError(f"--threads must be at least 1, but got {args.threads}.")
+    check_threads(args.threads)
     contestants = ["effv2", *rivals(args.rivals, args.batch)]
     images = models.random_images(args, args.batch)
     with progress_bar() as progress:

@@ -13,6 +13,7 @@ import sys
 import warnings
 from typing import TYPE_CHECKING
 
+from effv2_kernels import memory
 from effv2_kernels.errors import InputError, UnavailableError
 
 if TYPE_CHECKING:
@@ -113,6 +114,7 @@ def _opened(path: str | os.PathLike[str], name: str) -> Image:
     except UnidentifiedImageError as error:
         raise InputError(f"{name} {_unidentified(path)}.") from error
     except Exception as error:  # a damaged file makes Pillow raise nearly anything
+        _check_memory(error, name)
         raise InputError(f"{name} cannot be read: {_reason(error)}.") from error
     finally:
         Image.MAX_IMAGE_PIXELS = most
@@ -137,9 +139,15 @@ def _decoded(image: Image, name: str, size: tuple[int, int]) -> Tensor:
     except InputError as error:
         raise InputError(f"{name}: {error}") from error
     except Exception as error:  # a damaged file makes Pillow raise nearly anything
+        _check_memory(error, name)
         raise InputError(
             f"{name} cannot be decoded, it may be truncated: {_reason(error)}. Save it again as JPEG or PNG."
         ) from error
+
+
+def _check_memory(error: Exception, name: str) -> None:
+    if memory.lacks(error):
+        raise memory.refusal(f"decode {name}", "free some, or make it smaller") from error
 
 
 def _has_transparency(image: Image) -> bool:

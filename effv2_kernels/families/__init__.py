@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Protocol, cast
 
 from torch import nn
 
+from effv2_kernels import memory
 from effv2_kernels.errors import ModelError, UnknownNameError
 
 if TYPE_CHECKING:
@@ -140,6 +141,7 @@ def advice(source: str, height: int, width: int) -> str:
     return next(filter(None, (family.advice(source, height, width) for family in families())), "")
 
 
+@memory.needed_to("make this model")
 def create_model(
     name: str,
     *,
@@ -165,8 +167,8 @@ def create_model(
         ``effv2_kernels.checkpoint`` says what was taken; "average" and "raw" take that, or raise.
 
     Raises UnknownNameError for another name, ModelError for options that do not fit together or that the
-    family does not have, and CheckpointError for a file that does not fit, or without the weights that are
-    asked for.
+    family does not have, CheckpointError for a file that does not fit, or without the weights that are asked
+    for, and UnavailableError where there is not enough memory.
     """
     known = variants()
     if name not in known:

@@ -56,8 +56,8 @@ class OptimizedModel(nn.Module):
     part of a model). attributes: more attributes of the result, by name; see ``effv2_kernels.model.carried``.
 
     Raises, when called: InputError for another rank, channel count, dtype, device, or an empty input;
-    ResolutionError where an attention bias does not fit; UnavailableError on a device without a backend;
-    ExportError within an exporter that cannot take the network.
+    ResolutionError where an attention bias does not fit; UnavailableError on a device without a backend and
+    where there is not enough memory; ExportError within an exporter that cannot take the network.
     """
 
     blocks: Parts

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from effv2_kernels import memory
 from effv2_kernels.errors import ModelError
 
 # Told by name: torch.distributed is not part of every build.
@@ -81,6 +82,8 @@ def replaced(model: nn.Module, replacements: dict[int, nn.Module], paths: Iterab
         # deepcopy takes what its memo holds, so the replaced modules are not copied.
         result: nn.Module = copy.deepcopy(model, dict(replacements))
     except Exception as error:
+        if memory.lacks(error):
+            raise
         graph = (
             " (Drop what holds tensors of a graph, such as a cache filled outside of torch.no_grad(), first.)"
         )
