@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import sys
 from pathlib import Path
 
 import torch
@@ -11,7 +12,7 @@ from torch import Tensor
 
 ROOT = Path(__file__).resolve().parents[1]
 BUILD = Path(os.environ.get("EFFV2_TEST_BUILD") or ROOT / "build" / "native")
-LIBRARY = BUILD / "libeffv2.so"
+LIBRARY = BUILD / ("libeffv2.dylib" if sys.platform == "darwin" else "libeffv2.so")
 
 STATUS = {
     1: "failed",

@@ -22,6 +22,8 @@ ROOT = Path(__file__).resolve().parents[1]
 HEADER = (ROOT / "csrc" / "effv2.h").read_text(encoding="utf-8")
 SPEC = SMALL[0]
 
+on_linux = pytest.mark.skipif(sys.platform != "linux", reason="looks into files of ELF, or into /proc")
+
 
 @pytest.fixture(scope="module")
 def path(tmp_path_factory):
@@ -150,6 +152,7 @@ def test_images_of_another_size(path):
         network.run(torch.zeros(1, 4, *x.shape[2:]))
 
 
+@on_linux
 def test_what_is_exported():
     """What the header declares, with its version, and nothing else."""
     assert c_library.LIBRARY.exists()
@@ -228,6 +231,7 @@ def test_an_installed_library_is_found_by_cmake(prefix, tmp_path):
     )
 
 
+@on_linux  # one of its flags is of GNU's linker
 @pytest.mark.skipif(shutil.which("pkg-config") is None, reason="needs pkg-config")
 @pytest.mark.parametrize("kind", ["shared", "static"])
 def test_an_installed_library_is_found_by_pkg_config(prefix, tmp_path, kind):
@@ -269,6 +273,7 @@ print(len(fast(small)))
 """
 
 
+@on_linux
 def test_memory_that_cannot_be_had_in_python(tmp_path):
     fast = optimize(SPEC.build(seeded(189), features_only=True, resize_bias=True))
     save(fast, tmp_path / "a.effv2")
@@ -311,6 +316,7 @@ attempt(lambda: network.run(small, 2))
 """
 
 
+@on_linux
 def test_memory_that_cannot_be_had(tmp_path):
     """Neither for a network nor for a call: the process goes on, and both work when there is memory again."""
     fast = optimize(SPEC.build(seeded(188), features_only=True, resize_bias=True))
@@ -328,6 +334,7 @@ def test_memory_that_cannot_be_had(tmp_path):
         assert again == "worked"
 
 
+@on_linux
 def test_many_networks_are_freed(path):
     """Loading and freeing again leaves nothing behind."""
 
