@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+import stat
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import torch
@@ -70,9 +72,29 @@ def save(
         stored = _dtypes(structure.parse(metadata["structure"]), dtype)
         tensors = {name: _rounded(name, t, stored[name]) for name, t in tensors.items()}
     try:
-        safetensors.torch.save_file(tensors, path, metadata=metadata)
+        with _in_place_of(path):
+            safetensors.torch.save_file(tensors, path, metadata=metadata)
     except (OSError, safetensors.SafetensorError) as error:
         raise CheckpointError(f"cannot write {os.fspath(path)}: {error}") from error
+
+
+@contextmanager
+def _in_place_of(path: str | os.PathLike[str]) -> Iterator[None]:
+    """Who may read a file that is written within: who may read the one there, or a new one of this system.
+
+    safetensors writes another file, for its owner alone, and renames it.
+    """
+    is_new = not os.path.exists(path)
+    with open(path, "ab") as file:
+        mode = stat.S_IMODE(os.fstat(file.fileno()).st_mode)
+    try:
+        yield
+    except BaseException:
+        if is_new:
+            os.remove(path)
+        raise
+    with suppress(OSError):  # there are file systems that know no modes
+        os.chmod(path, mode)
 
 
 def load(

@@ -451,6 +451,29 @@ def test_save_takes_optimised_networks_only(fast, tmp_path):
     assert isinstance(fast, OptimizedModel)
 
 
+@pytest.mark.skipif(os.name != "posix", reason="modes are POSIX's")
+def test_who_may_read_a_file(fast, tmp_path):
+    """A new one is as others that are made here, and one that is written over as it was."""
+    path, other = tmp_path / "new.effv2", tmp_path / "other"
+    other.touch()
+    save(fast, path)
+    assert path.stat().st_mode == other.stat().st_mode
+    path.chmod(0o604)
+    save(fast, path)
+    assert path.stat().st_mode & 0o777 == 0o604
+    load(path)
+
+
+def test_a_file_that_cannot_be_written_leaves_none(fast, tmp_path, monkeypatch):
+    def full(*args, **options):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("safetensors.torch.save_file", full)
+    with pytest.raises(CheckpointError, match=r"cannot write .*No space left"):
+        save(fast, tmp_path / "new.effv2")
+    assert not list(tmp_path.iterdir())
+
+
 def test_saving_needs_safetensors(fast, tmp_path, monkeypatch):
     import sys
 
