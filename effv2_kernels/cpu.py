@@ -94,16 +94,13 @@ class Engine:
         require_kernels("cpu", network.blocks)
         features = features_of(network)
         self._has_head = isinstance(network.blocks[-1], blocks.Head)
+        weight_bytes = sum(t.nbytes for block in network.blocks for t in block.tensors().values())
         try:
-            weight_bytes = sum(t.nbytes for block in network.blocks for t in block.tensors().values())
-            self._network: _native.Network = engine.Network(isa or default_isa(), weight_bytes, dtype)
-            add_blocks(self._network, network)
+            with memory.needed_to(f"pack {memory.amount(weight_bytes)} of weights"):
+                self._network: _native.Network = engine.Network(isa or default_isa(), weight_bytes, dtype)
+                add_blocks(self._network, network)
         except engine.NativeError as error:
             raise ModelError(f"the cpu engine does not take this network: {error}") from error
-        except (MemoryError, RuntimeError) as error:
-            if not memory.lacks(error):
-                raise
-            raise memory.refusal(f"pack {memory.amount(weight_bytes)} of weights") from error
         self._outputs = [len(network.blocks) - 1] if self._has_head else sorted(features)
         self._sizes = fitting_sizes(network)
         self._channels: int = self._network.in_channels

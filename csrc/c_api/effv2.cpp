@@ -30,10 +30,7 @@ thread_local char last_error[1024];
 
 // Whatever a message quotes, such as a path, it is one line, and no character of UTF-8 is cut.
 effv2_status failed(effv2_status status, const char* why) noexcept {
-  std::size_t length = std::min(std::strlen(why), sizeof last_error - 1);
-  if (why[length]) {
-    while (length > 0 && (static_cast<unsigned char>(why[length]) & 0xc0) == 0x80) --length;
-  }
+  const std::size_t length = effv2::whole_characters(why, std::strlen(why), sizeof last_error - 1);
   std::memmove(last_error, why, length);
   last_error[length] = '\0';
   for (std::size_t i = 0; i < length; ++i) {

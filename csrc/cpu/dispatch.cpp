@@ -68,8 +68,8 @@ const std::vector<Target>& targets() {
   return table;
 }
 
-const Target* find_target(const char* isa, const char* format) {
-  for (const Target& target : targets()) {
+const Target* find_target(const char* isa, const char* format, const Targets& among) {
+  for (const Target& target : among) {
     if (std::strcmp(target.isa, isa) == 0 && std::strcmp(target.format, format) == 0) return &target;
   }
   return nullptr;
@@ -168,10 +168,7 @@ const Target& runnable(const std::string& isa, const Targets& among, const std::
 
 const Target& target_named(const std::string& isa, const std::string& format, const Targets& among) {
   runnable(isa, among, "");
-  const Target* found = nullptr;
-  for (const Target& target : among) {
-    if (isa == target.isa && format == target.format) found = &target;
-  }
+  const Target* found = find_target(isa.c_str(), format.c_str(), among);
   if (found && found->available()) return *found;
   std::string why =
       found ? this_processor() + " or its operating system cannot run " + shown(isa) + " in " + format

@@ -1,17 +1,16 @@
 #include "engine/errors.h"
 
 namespace effv2 {
-namespace {
 
-bool continues(char c) { return (static_cast<unsigned char>(c) & 0xc0) == 0x80; }
-
-}  // namespace
+std::size_t whole_characters(const char* text, std::size_t length, std::size_t longest) noexcept {
+  if (length <= longest) return length;
+  const auto continues = [](char c) { return (static_cast<unsigned char>(c) & 0xc0) == 0x80; };
+  while (longest > 0 && continues(text[longest])) --longest;
+  return longest;
+}
 
 std::string shortened(const std::string& text, std::size_t longest) {
-  std::size_t end = text.size();
-  if (end > longest) {  // not within a character of UTF-8
-    for (end = longest; end > 0 && continues(text[end]);) --end;
-  }
+  const std::size_t end = whole_characters(text.data(), text.size(), longest);
   std::string start = text.substr(0, end);
   for (std::size_t i = 0; i < start.size(); ++i) {
     const auto byte = static_cast<unsigned char>(start[i]);

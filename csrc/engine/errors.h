@@ -17,6 +17,8 @@ inline std::string shown(float value) {
   return text;
 }
 
+// Bytes of a text, at most so many, that end with a whole character of UTF-8.
+std::size_t whole_characters(const char* text, std::size_t length, std::size_t longest) noexcept;
 // A text of a file or of a caller, for a message: one line, no control characters, and not longer than this.
 std::string shortened(const std::string& text, std::size_t longest);
 // The same in quotes, as messages have names.

@@ -27,14 +27,15 @@ inline void enlarge_row(const Operand* row_a, const Operand* row_b, float t, int
   for (int v = 0; v < kPanel; v += kLanes) {
     const Operand *a = opaque(row_a + v), *b = opaque(row_b + v);
     Operand* to = opaque(out + v);
+    const auto blended = [&] { return fma(down, load(b), mul(up, load(a))); };
     const auto next = [&] {
-      const Vec blended = fma(down, load(b), mul(up, load(a)));
+      const Vec here = blended();
       a += kPanel, b += kPanel;
-      return blended;
+      return here;
     };
     Vec left = next();
     // Left of the first pixel its right neighbour has the weight 0.
-    store(to, fma(zero(), width > 1 ? fma(down, load(b), mul(up, load(a))) : left, left));
+    store(to, fma(zero(), width > 1 ? blended() : left, left));
     to += kPanel;
     // Between two input pixels lie two output pixels, a quarter and three quarters of the way.
 #pragma GCC unroll 2

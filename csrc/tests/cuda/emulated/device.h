@@ -93,11 +93,15 @@ EFFV2_DEVICE float exp2_fast(float x) { return approximated(std::exp2(x), x, 0x1
 // --- Memory ----------------------------------------------------------------------------------------------
 
 template <class V>
-EFFV2_DEVICE V load(const void* p, EFFV2_PLACE) {
-  emulator::touch(p, sizeof(V), emulator::Access::read, EFFV2_HERE);
+EFFV2_DEVICE V load_as(emulator::Access access, const void* p, emulator::Place at) {
+  emulator::touch(p, sizeof(V), access, at);
   V v;
   std::memcpy(&v, p, sizeof v);
   return v;
+}
+template <class V>
+EFFV2_DEVICE V load(const void* p, EFFV2_PLACE) {
+  return load_as<V>(emulator::Access::read, p, EFFV2_HERE);
 }
 template <class V>
 EFFV2_DEVICE void store(void* p, V v, EFFV2_PLACE) {
@@ -106,10 +110,7 @@ EFFV2_DEVICE void store(void* p, V v, EFFV2_PLACE) {
 }
 template <class V>
 EFFV2_DEVICE V load_constant(const void* p, EFFV2_PLACE) {
-  emulator::touch(p, sizeof(V), emulator::Access::constant, EFFV2_HERE);
-  V v;
-  std::memcpy(&v, p, sizeof v);
-  return v;
+  return load_as<V>(emulator::Access::constant, p, EFFV2_HERE);
 }
 
 class Shared {
