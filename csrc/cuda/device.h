@@ -14,6 +14,8 @@
 #include <cuda_fp16.h>
 
 #define EFFV2_DEVICE __device__ __forceinline__
+#define EFFV2_ANYWHERE __host__ __device__ __forceinline__
+#define EFFV2_UNROLL _Pragma("unroll")
 #define EFFV2_KERNEL(threads) __global__ void __launch_bounds__(threads)
 
 namespace effv2::cuda {

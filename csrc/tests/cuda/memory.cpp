@@ -26,7 +26,7 @@ Guarded::~Guarded() {
 }
 
 Memory::Memory(std::string name, std::size_t bytes, bool writable)
-    : pages_(bytes), data_(pages_.begin()), region_(std::make_unique<Region>()) {
+    : pages_(bytes), bytes_(bytes), data_(pages_.begin()), region_(std::make_unique<Region>()) {
   std::memset(pages_.begin(), 0xff, pages_.end() - pages_.begin());
   region_->name = std::move(name);
   region_->begin = data_;

@@ -51,11 +51,13 @@ class Memory {
   Memory& operator=(const Memory&) = delete;
 
   char* data() const { return data_; }
+  std::size_t bytes() const { return bytes_; }
   // What kernels may read of it from now on, though none has written it: all of it.
   void is_written();
 
  private:
   Guarded pages_;
+  std::size_t bytes_;
   char* data_;
   std::unique_ptr<Region> region_;
 };

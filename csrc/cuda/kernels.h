@@ -1,0 +1,81 @@
+// All kernels that are compiled, by the shape of their tiles: the best for many tiles first.
+#pragma once
+
+#include <cstddef>
+
+#include "cuda/step.h"
+
+namespace effv2::cuda {
+
+template <class... Kernels>
+struct KernelList {
+  static constexpr int kCount = sizeof...(Kernels);
+
+  // f(Kernel{}) of one of them.
+  template <class R, class F>
+  static R with(int which, F&& f) {
+    R result{};
+    int i = 0;
+    const bool found = ((i++ == which && (result = f(Kernels{}), true)) || ...);
+    (void)found;
+    return result;
+  }
+};
+
+// --- Products --------------------------------------------------------------------------------------------
+// Warps by rows, columns and parts of the sum; 16-row tiles of a warp; depth of a stage, and stages.
+
+using Product128x64 = ProductShape<4, 2, 1, 2, 32, 4>;
+using Product64x64 = ProductShape<4, 2, 1, 1, 64, 3>;
+using Product32x32 = ProductShape<2, 1, 4, 1, 128, 2>;
+using Product16x32 = ProductShape<1, 1, 8, 1, 256, 2>;
+constexpr const char* kProductShapes[] = {"128x64", "64x64", "32x32", "16x32"};
+
+template <class T, template <class> class SourceOf>
+using Products = KernelList<ProductTile<T, SourceOf, Product128x64>, ProductTile<T, SourceOf, Product64x64>,
+                            ProductTile<T, SourceOf, Product32x32>, ProductTile<T, SourceOf, Product16x32>>;
+
+// --- FFN -------------------------------------------------------------------------------------------------
+// Hidden channels of a slice, and products of a warp.
+
+template <class T, FfnPart Part>
+using FfnKernels =
+    KernelList<FfnTile<T, Part, 8, 64, 1>, FfnTile<T, Part, 8, 64, 2>, FfnTile<T, Part, 8, 64, 3>,
+               FfnTile<T, Part, 8, 32, 3>, FfnTile<T, Part, 8, 32, 6>>;
+template <class T>
+using FfnWideners = KernelList<FfnTile<T, FfnPart::widen, 8, 64, 1>, FfnTile<T, FfnPart::widen, 8, 32, 1>>;
+constexpr const char* kFfnShapes[] = {"64x1", "64x2", "64x3", "32x3", "32x6"};
+constexpr const char* kWidenShapes[] = {"64", "32"};
+
+// f(Kernel{}, parameters) of a step; R{} for a shape that there is not.
+template <class R, class T, class F>
+R with_kernel_of(const Step& step, F&& f) {
+  if (step.kind == Kind::product) {
+    const auto g = [&](auto kernel) { return f(kernel, step.product); };
+    switch (step.product.source) {
+      case Source::pixels:
+        return Products<T, PixelsOf>::template with<R>(step.shape, g);
+      case Source::window:
+        return Products<T, WindowOf>::template with<R>(step.shape, g);
+      case Source::joined:
+        return Products<T, Joined>::template with<R>(step.shape, g);
+      case Source::enlarged:
+        return Products<T, EnlargedOf>::template with<R>(step.shape, g);
+    }
+  }
+  const auto g = [&](auto kernel) { return f(kernel, step.ffn); };
+  switch (step.ffn.part) {
+    case FfnPart::widen:
+      return FfnWideners<T>::template with<R>(step.shape, g);
+    case FfnPart::narrow:
+      return FfnKernels<T, FfnPart::narrow>::template with<R>(step.shape, g);
+    default:
+      return FfnKernels<T, FfnPart::whole>::template with<R>(step.shape, g);
+  }
+}
+template <class R, class F>
+R with_kernel(const Step& step, F&& f) {
+  return step.format == Format::fp16 ? with_kernel_of<R, Half>(step, f) : with_kernel_of<R, Bf16>(step, f);
+}
+
+}  // namespace effv2::cuda

@@ -1,0 +1,108 @@
+#include "cuda_steps.h"
+
+#include <pybind11/stl.h>
+
+#include <cstring>
+#include <stdexcept>
+#include <string>
+#include <type_traits>
+
+#include "cuda/launch.h"
+
+namespace py = pybind11;
+using namespace effv2::cuda;
+
+namespace {
+
+template <std::size_t N>
+int number_of(const std::string& name, const char* const (&names)[N], const char* what) {
+  for (std::size_t i = 0; i < N; ++i) {
+    if (name == names[i]) return static_cast<int>(i);
+  }
+  throw std::invalid_argument(std::string("there is no ") + what + " \"" + name + "\"");
+}
+
+// Takes each field out of a dictionary; what is left there belongs to no field.
+struct Fill {
+  py::dict& fields;
+
+  template <class V>
+  void operator()(const char* name, V& value) {
+    value = V{};
+    if (!fields.contains(name)) return;
+    const py::object given = fields.attr("pop")(name);
+    if constexpr (std::is_enum_v<V>) {
+      value = static_cast<V>(number_of(given.cast<std::string>(), names_of(V{}), name));
+    } else {
+      value = given.cast<V>();
+    }
+  }
+};
+struct Show {
+  py::dict fields;
+
+  template <class V>
+  void operator()(const char* name, const V& value) {
+    if constexpr (std::is_enum_v<V>) {
+      fields[name] = names_of(V{})[static_cast<int>(value)];
+    } else {
+      fields[name] = value;
+    }
+  }
+};
+
+Step make(const std::string& kind, const std::string& format, int shape, const py::dict& given) {
+  Step step{};
+  step.kind = static_cast<Kind>(number_of(kind, kKindNames, "kind of step"));
+  step.format = static_cast<Format>(number_of(format, kFormatNames, "format"));
+  step.shape = shape;
+  py::dict fields(given.attr("copy")());
+  step.with_parameters([&](auto& parameters) {
+    Fill fill{fields};
+    parameters.visit(fill);
+    return 0;
+  });
+  if (!fields.empty()) {
+    throw std::invalid_argument(kind + " has no field " +
+                                py::repr(fields.attr("popitem")()).cast<std::string>());
+  }
+  return step;
+}
+
+py::dict fields_of(Step& step) {
+  Show show;
+  step.with_parameters([&](auto& parameters) {
+    parameters.visit(show);
+    return 0;
+  });
+  return show.fields;
+}
+
+}  // namespace
+
+void bind_steps(py::module_& m) {
+  py::class_<Extent>(m, "Extent")
+      .def_readonly("tiles", &Extent::tiles)
+      .def_readonly("threads", &Extent::threads)
+      .def_readonly("shared_bytes", &Extent::shared_bytes);
+  py::class_<Step>(m, "Step")
+      .def(py::init(&make), py::arg("kind"), py::arg("format"), py::arg("shape"), py::arg("fields"))
+      .def_property_readonly("kind", [](const Step& s) { return kKindNames[static_cast<int>(s.kind)]; })
+      .def_property_readonly("format", [](const Step& s) { return kFormatNames[static_cast<int>(s.format)]; })
+      .def_readonly("shape", &Step::shape)
+      .def_property_readonly("fields", &fields_of)
+      .def_property_readonly("extent", [](const Step& s) { return extent_of(s); });
+  m.def(
+      "launch",
+      [](const std::vector<Step>& steps, const std::vector<std::uintptr_t>& buffers, std::uintptr_t stream) {
+        Buffers given{};
+        if (buffers.size() >= kBuffers) throw std::invalid_argument("too many buffers");
+        for (std::size_t i = 0; i < buffers.size(); ++i)
+          given.begin[i + 1] = reinterpret_cast<char*>(buffers[i]);
+        const py::gil_scoped_release release;
+        for (const Step& step : steps) launch(step, given, reinterpret_cast<void*>(stream));
+      },
+      py::arg("steps"), py::arg("buffers"), py::arg("stream"));
+  m.attr("OFFSET_BITS") = kOffsetBits;
+  m.attr("BUFFERS") = kBuffers - 1;
+}
