@@ -8,6 +8,7 @@
 #include <type_traits>
 
 #include "cuda/launch.h"
+#include "cuda/shapes.h"
 
 namespace py = pybind11;
 using namespace effv2::cuda;
@@ -103,6 +104,21 @@ void bind_steps(py::module_& m) {
         for (const Step& step : steps) launch(step, given, reinterpret_cast<void*>(stream));
       },
       py::arg("steps"), py::arg("buffers"), py::arg("stream"));
+  // The names of the kernels of each kind, in the order of their numbers.
+  py::dict shapes;
+  const auto add = [&](const char* kind, const auto& names) {
+    py::list list;
+    for (const char* const name : names) list.append(name);
+    shapes[kind] = list;
+  };
+  add("product", kProductShapes);
+  add("stem", kStemShapes);
+  add("ffn", kFfnShapes);
+  add("widen", kWidenShapes);
+  add("attention", kAttentionShapes);
+  for (const char* const kind : {"depthwise", "attention_downsample", "mean", "feature"})
+    add(kind, kOneShape);
+  m.attr("SHAPES") = shapes;
   m.attr("OFFSET_BITS") = kOffsetBits;
   m.attr("BUFFERS") = kBuffers - 1;
 }

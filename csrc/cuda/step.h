@@ -1,13 +1,20 @@
 // One launch as plain data: which kernel, and what it is told.
 #pragma once
 
+#include "cuda/blocks/attention.h"
+#include "cuda/blocks/attention_downsample.h"
+#include "cuda/blocks/feature.h"
 #include "cuda/blocks/ffn.h"
+#include "cuda/blocks/head.h"
+#include "cuda/blocks/stem.h"
+#include "cuda/tiles/depthwise_map.h"
 #include "cuda/tiles/product.h"
 
 namespace effv2::cuda {
 
-enum class Kind : int { product, ffn };
-constexpr const char* kKindNames[] = {"product", "ffn"};
+enum class Kind : int { product, depthwise, stem, ffn, attention, attention_downsample, mean, feature };
+constexpr const char* kKindNames[] = {
+    "product", "depthwise", "stem", "ffn", "attention", "attention_downsample", "mean", "feature"};
 enum class Format : int { fp16, bf16 };
 constexpr const char* kFormatNames[] = {"fp16", "bf16"};
 
@@ -17,7 +24,13 @@ struct Step {
   int shape;  // which of its kind's kernels, see kernels.h
   union {
     Product product;
+    Depthwise depthwise;
+    Stem stem;
     Ffn ffn;
+    Attention attention;
+    AttentionDownsample attention_downsample;
+    Mean mean;
+    Feature feature;
   };
 
   // f(parameters) of its kind.
@@ -26,10 +39,22 @@ struct Step {
     switch (kind) {
       case Kind::product:
         return f(product);
+      case Kind::depthwise:
+        return f(depthwise);
+      case Kind::stem:
+        return f(stem);
       case Kind::ffn:
+        return f(ffn);
+      case Kind::attention:
+        return f(attention);
+      case Kind::attention_downsample:
+        return f(attention_downsample);
+      case Kind::mean:
+        return f(mean);
+      case Kind::feature:
         break;
     }
-    return f(ffn);
+    return f(feature);
   }
   template <class F>
   auto with_parameters(F&& f) const {

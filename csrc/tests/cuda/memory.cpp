@@ -25,23 +25,30 @@ Guarded::~Guarded() {
   if (mapping_) munmap(mapping_, mapped_);
 }
 
-Memory::Memory(std::string name, std::size_t bytes, bool writable)
-    : pages_(bytes), bytes_(bytes), data_(pages_.begin()), region_(std::make_unique<Region>()) {
-  std::memset(pages_.begin(), 0xff, pages_.end() - pages_.begin());
+Named::Named(std::string name, std::uintptr_t address, std::size_t bytes, bool writable)
+    : region_(std::make_unique<Region>()) {
   region_->name = std::move(name);
-  region_->begin = data_;
-  region_->end = data_ + bytes;
-  region_->guard_begin = pages_.mapping();
-  region_->guard_end = pages_.mapping_end();
+  region_->begin = reinterpret_cast<char*>(address);
+  region_->end = region_->begin + bytes;
   region_->writable = writable;
   if (writable) region_->cells.resize((bytes + kGrain - 1) / kGrain);
   enter(*region_);
 }
 
-Memory::~Memory() { leave(*region_); }
+Named::~Named() { leave(*region_); }
 
-void Memory::is_written() {
+void Named::is_written() {
   for (Cell& cell : region_->cells) cell.written = true;
 }
+
+static char* poisoned(const Guarded& pages) {
+  std::memset(pages.begin(), 0xff, pages.end() - pages.begin());
+  return pages.begin();
+}
+
+Memory::Memory(std::string name, std::size_t bytes, bool writable)
+    : pages_(bytes),
+      data_(poisoned(pages_)),
+      named_(std::move(name), reinterpret_cast<std::uintptr_t>(data_), bytes, writable) {}
 
 }  // namespace effv2::emulator

@@ -42,24 +42,33 @@ class Guarded {
 
 struct Region;  // watch.h
 
-// Global memory by name, from which kernels read, or which they write as well.
-class Memory {
+// Global memory that is somebody else's, by a name, from which kernels read, or which they write as well.
+class Named {
  public:
-  Memory(std::string name, std::size_t bytes, bool writable);
-  ~Memory();
-  Memory(const Memory&) = delete;
-  Memory& operator=(const Memory&) = delete;
+  Named(std::string name, std::uintptr_t address, std::size_t bytes, bool writable);
+  ~Named();
+  Named(const Named&) = delete;
+  Named& operator=(const Named&) = delete;
 
-  char* data() const { return data_; }
-  std::size_t bytes() const { return bytes_; }
   // What kernels may read of it from now on, though none has written it: all of it.
   void is_written();
 
+ protected:
+  std::unique_ptr<Region> region_;
+};
+
+// The same between pages that cannot be touched.
+class Memory {
+ public:
+  Memory(std::string name, std::size_t bytes, bool writable);
+
+  char* data() const { return data_; }
+  void is_written() { named_.is_written(); }
+
  private:
   Guarded pages_;
-  std::size_t bytes_;
   char* data_;
-  std::unique_ptr<Region> region_;
+  Named named_;
 };
 
 // Values in global memory.

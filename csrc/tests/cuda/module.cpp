@@ -11,15 +11,12 @@ using namespace effv2::emulator;
 PYBIND11_MODULE(_cuda, m) {
   bind_steps(m);
   m.attr("emulated") = true;
+  m.attr("VERSION") = "emulated";
   py::register_exception<Error>(m, "EmulatorError", PyExc_RuntimeError);
-  py::class_<Memory>(m, "Memory", py::buffer_protocol())
-      .def(py::init<std::string, std::size_t, bool>(), py::arg("name"), py::arg("bytes"), py::arg("writable"))
-      .def_property_readonly(
-          "address", [](const Memory& memory) { return reinterpret_cast<std::uintptr_t>(memory.data()); })
-      .def("is_written", &Memory::is_written)
-      .def_buffer([](Memory& memory) {
-        return py::buffer_info(memory.data(), 1, "B", static_cast<py::ssize_t>(memory.bytes()));
-      });
+  py::class_<Named>(m, "Buffer")
+      .def(py::init<std::string, std::uintptr_t, std::size_t, bool>(), py::arg("name"), py::arg("address"),
+           py::arg("bytes"), py::arg("writable"))
+      .def("is_written", &Named::is_written);
   m.def(
       "configure",
       [](unsigned seed, int resident, bool early_copies, bool approximate, bool watch) {

@@ -177,6 +177,20 @@ Cell* shared_cells(Block& block, const char* p) {
   return block.cells.data() + (p - block.shared) / kGrain;
 }
 
+// The buffer that an address belongs to, or which it missed by little: there is none behind it that is
+// nearer.
+Region* region_of(const char* p) {
+  constexpr std::ptrdiff_t kNear = 64 << 10;
+  Region* found = nullptr;
+  std::ptrdiff_t least = kNear;
+  for (Region* region : regions) {
+    if (p >= region->begin && p < region->end) return region;
+    const std::ptrdiff_t by = p < region->begin ? region->begin - p : p - region->end;
+    if (by < least) least = by, found = region;
+  }
+  return found;
+}
+
 void look(Looked looked) {
   if (!current) return;
   Block& block = *current->block;
@@ -191,18 +205,20 @@ void look(Looked looked) {
     return;
   }
   if (p >= block.shared_end && p < block.shared_end + kSharedGaps) wrong("out of bounds", looked);
-  for (Region* region : regions) {
-    if (p < region->guard_begin || p >= region->guard_end) continue;
-    looked.region = region->name.c_str();
-    looked.offset = p - region->begin;
-    if (p < region->begin || p + looked.bytes > region->end) wrong("out of bounds", looked);
-    const bool reads = looked.access == Access::read || looked.access == Access::constant;
-    if (!region->writable && !reads) wrong("the kernel may not write there", looked);
-    if (!region->writable) return;
-    Cell* const cells = &region->cells[looked.offset / static_cast<long>(kGrain)];
-    for (std::size_t i = 0; i < count; ++i) look_at(cells[i], looked);
+  Region* const region = region_of(p);
+  if (!region) {
+    // What the compiler tells of may be a thread's own; what kernels load and store is memory of theirs.
+    if (!looked.address) wrong("no buffer is there", looked);
     return;
   }
+  looked.region = region->name.c_str();
+  looked.offset = p - region->begin;
+  if (p < region->begin || p + looked.bytes > region->end) wrong("out of bounds", looked);
+  const bool reads = looked.access == Access::read || looked.access == Access::constant;
+  if (!region->writable && !reads) wrong("the kernel may not write there", looked);
+  if (!region->writable) return;
+  Cell* const cells = &region->cells[looked.offset / static_cast<long>(kGrain)];
+  for (std::size_t i = 0; i < count; ++i) look_at(cells[i], looked);
 }
 
 void look_once(const Looked& looked) {

@@ -48,7 +48,7 @@ struct Cell {
 
 struct Region {
   std::string name;
-  char *begin, *end, *guard_begin, *guard_end;
+  char *begin, *end;
   bool writable;
   std::vector<Cell> cells;
 };

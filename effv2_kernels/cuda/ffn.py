@@ -1,0 +1,102 @@
+"""The bottleneck, ``blocks.FFN``, in one launch or in two: see ``csrc/cuda/blocks/ffn.h``.
+
+Whole, for many pixels: the hidden map never is in memory. By channels, for few: ``widen`` makes some hidden
+channels of all pixels around a tile, and a product narrows them. Without fc1 it is ``narrow``, in one launch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from effv2_kernels import _cuda, blocks
+from effv2_kernels.cuda.launch import BUSY, FORMATS, Launch, Shape, busiest_first
+from effv2_kernels.cuda.packing import bias_of_product, right_factor
+from effv2_kernels.cuda.product import pointwise_product
+from effv2_kernels.gpu.launch import FeatureMap, blocks_of
+from effv2_kernels.gpu.packing import Packed, taps, vector
+
+# Pixels of a tile of the output, largest first.
+_TILES = ((8, 14), (7, 14), (4, 14), (7, 7), (4, 7), (2, 7))
+
+# Whole where so many blocks of threads have a tile of the largest size.
+_MANY = BUSY
+
+
+class FFN(Packed):
+    """``blocks.FFN`` with its weights in the kernels' layouts."""
+
+    def __init__(self, block: blocks.FFN, dtype: torch.dtype, device: torch.device | str) -> None:
+        self.activation, self.stride, self.residual = block.activation, block.stride, block.residual
+        self.fc1 = self.fc1_bias = None
+        if block.fc1 is not None:
+            self.fc1 = right_factor(block.fc1.weight, dtype, device)
+            self.fc1_bias = bias_of_product(block.fc1.bias, device)
+        self.outputs, self.hidden = block.fc2.weight.shape
+        self.dw, self.dw_bias = taps(block.dw.weight, dtype, device), vector(block.dw.bias, device)
+        self.fc2 = right_factor(block.fc2.weight, dtype, device)
+        self.fc2_bias = bias_of_product(block.fc2.bias, device)
+
+    def plan(self, x: FeatureMap, precision: str) -> list[Launch]:
+        if self.fc1 is None:
+            return [self.narrow(x)]
+        many = blocks_of(x.height, self.stride * 8) * blocks_of(x.width, self.stride * 14) * x.images >= _MANY
+        whole = self.whole(x) if many else None
+        return [whole] if whole is not None else self.by_channels(x)
+
+    def whole(self, x: FeatureMap) -> Launch | None:
+        """In one launch; None where its outputs fit into no block's registers."""
+        return self._launch("whole", x, residual=x if self.residual else None)
+
+    def narrow(self, wide: FeatureMap) -> Launch:
+        """What follows fc1."""
+        launch = self._launch("narrow", wide, residual=wide if self.residual else None)
+        assert launch is not None
+        return launch
+
+    def by_channels(self, x: FeatureMap) -> list[Launch]:
+        """``widen`` and a product."""
+        widen = self._launch("widen", x)
+        assert widen is not None
+        residual = x if self.residual else None
+        return [widen, pointwise_product(widen.output, self.fc2, self.fc2_bias, self.outputs, residual=residual)]
+
+    def _launch(self, part: str, x: FeatureMap, residual: FeatureMap | None = None) -> Launch | None:
+        height, width = blocks_of(x.height, self.stride), blocks_of(x.width, self.stride)
+        y = x.like(self.hidden if part == "widen" else self.outputs, height, width)
+        arguments: dict[str, Any] = {
+            "part": part, "images": x.images, "height": x.height, "width": x.width, "channels": x.channels,
+            "y_height": height, "y_width": width, "hidden": self.hidden, "outputs": self.outputs,
+            "stride": self.stride, "activation": self.activation, "x": x,
+            "fc1": self.fc1, "fc1_bias": self.fc1_bias, "dw": self.dw, "dw_bias": self.dw_bias,
+            "fc2": self.fc2, "fc2_bias": self.fc2_bias, "residual": residual, "y": y,
+        }  # fmt: skip
+        if part == "widen":
+            arguments |= {"fc2": None, "fc2_bias": None}
+        found = self._shapes(part, arguments, x, y)
+        if not found:
+            return None
+        wide = 0 if self.fc1 is None else x.pixels * self.hidden * x.channels
+        narrowed = 0 if part == "widen" else y.pixels * self.hidden * self.outputs
+        return Launch(
+            kind="ffn", dtype=x.dtype, arguments=arguments, tiles=found, output=y,
+            macs=wide + 9 * y.pixels * self.hidden + narrowed,
+        )  # fmt: skip
+
+    def _shapes(self, part: str, arguments: dict[str, Any], x: FeatureMap, y: FeatureMap) -> Sequence[Shape]:
+        """Those that fit, of each tile the one with the least registers; by channels, a slice each."""
+        sizes = {n: v for n, v in arguments.items() if isinstance(v, (int, str))}
+        extents: dict[Shape, int] = {}
+        for rows, columns in _TILES:
+            if columns > 7 * blocks_of(y.width, 7) or rows > max(y.height, 2):
+                continue
+            for number, name in enumerate(_cuda.SHAPES["widen" if part == "widen" else "ffn"]):
+                slice_size = int(name.split("x")[0])
+                splits = blocks_of(self.hidden, slice_size) if part == "widen" else 1
+                tile = {"tile_height": rows, "tile_width": columns, "splits": splits}
+                extent = _cuda.Step("ffn", FORMATS[x.dtype], number, {**sizes, **tile}).extent
+                if extent.tiles:
+                    extents[Shape(tile, 8, 1, number, name)] = extent.tiles
+        return busiest_first(extents, extents.__getitem__) if extents else []
