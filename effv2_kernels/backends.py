@@ -218,12 +218,12 @@ def _no_gpu() -> str:
 
 def require_kernels(backend: str, network: Iterable[Block]) -> None:
     """Raise UnavailableError, with its name, where a backend has no kernel for one of these blocks."""
-    if backend == "cpu":
-        from effv2_kernels.cpu import refusal
-    else:
-        from effv2_kernels.triton.plan import refusal
+    from effv2_kernels import cpu
+    from effv2_kernels.gpu.kernels import kernels_of
+
+    kernels = cpu if backend == "cpu" else kernels_of(backend)
     for block in network:
-        what = refusal(block)
+        what = kernels.refusal(block)
         if what is not None:
             raise UnavailableError(
                 f"the {backend} backend has no kernel for {what}. optimize(model, strict=False) leaves such "

@@ -7,8 +7,8 @@ import torch
 from triton.runtime import driver
 
 from effv2_kernels import backends
-from effv2_kernels.triton import device, tuning
 from effv2_kernels.triton.ahead import Elsewhere, Resources
+from effv2_kernels.triton.launch import Launch
 
 NAME = "claimed GPU"
 
@@ -29,8 +29,8 @@ def claim_to_pytorch():
     torch.cuda.device = lambda device: nullcontext()
     torch.cuda.is_current_stream_capturing = lambda: False
     torch.cuda.current_stream = lambda device=None: SimpleNamespace(synchronize=lambda: None)
-    tuning.compile_missing = lambda pairs: None
-    device.compile_here = tuning.compile_here = _compile_nothing
+    Launch.compile_missing = lambda pairs: None
+    Launch.compile = _compile_nothing
     if torch.version.cuda is None:
         torch.Tensor.contiguous = _contiguous
         torch.Tensor.__getitem__ = _getitem

@@ -18,10 +18,10 @@ import torch
 
 from effv2_kernels import blocks, shapes
 from effv2_kernels.families import families
+from effv2_kernels.gpu.launch import FeatureMap
 from effv2_kernels.triton.ahead import Compilation, compile_in_parallel, first_that_fits
 from effv2_kernels.triton.feature import Feature
-from effv2_kernels.triton.launch import FeatureMap
-from effv2_kernels.triton.plan import pack
+from effv2_kernels.triton.kernels import pack
 
 # Constants that make a kernel another one.
 _WAYS = ("SOURCE", "DENSE", "STRIDE", "ACTIVATION")

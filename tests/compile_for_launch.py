@@ -11,9 +11,9 @@ from claimed_gpu import claim_to_triton
 from triton.runtime.jit import MockTensor
 
 from effv2_kernels import shapes
+from effv2_kernels.gpu.launch import FeatureMap
 from effv2_kernels.triton.ahead import compile_in_parallel
-from effv2_kernels.triton.launch import FeatureMap
-from effv2_kernels.triton.plan import pack
+from effv2_kernels.triton.kernels import pack
 
 
 def cached():

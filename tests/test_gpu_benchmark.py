@@ -20,10 +20,10 @@ pytest.importorskip("triton")
 
 from bench.gpu import parity, scaling, speed, targets, timing
 from effv2_kernels import optimize, reference, shapes
+from effv2_kernels.gpu.ceilings import Ceilings
+from effv2_kernels.gpu.engine import Engine
 from effv2_kernels.reference import Architecture
-from effv2_kernels.triton import plan
-from effv2_kernels.triton.ceilings import Ceilings
-from effv2_kernels.triton.engine import Engine
+from effv2_kernels.triton.launch import Launch
 
 CPU = torch.device("cpu")
 TINY = Spec("tiny", Architecture((8, 8, 16, 16), (1, 0, 0, 0), 2, 0), img_size=32)
@@ -154,14 +154,14 @@ def test_memory_that_no_kernel_writes_is_noticed(monkeypatch):
     assert only(parity.check_block("ffn", shape, "fp32", 1, CPU)).ok
     for skipped in (0, 1):
         count = iter(range(2))
-        original = plan.execute
+        original = Launch.run
         with monkeypatch.context() as m:
 
-            def execute(*args, skipped=skipped, count=count, original=original, **options):
+            def run(*args, skipped=skipped, count=count, original=original):
                 if next(count) != skipped:
-                    original(*args, **options)
+                    original(*args)
 
-            m.setattr(plan, "execute", execute)
+            m.setattr(Launch, "run", run)
             row = only(parity.check_block("ffn", shape, "fp32", 1, CPU))
         assert "not finite" in row.failure, (skipped, row)
         assert next(count, None) is None

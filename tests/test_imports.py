@@ -1,6 +1,8 @@
 """Modules import each other one way, or a newcomer could read none of them first."""
 
 import ast
+import subprocess
+import sys
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
@@ -38,3 +40,37 @@ def test_no_circle():
         TopologicalSorter(graph).prepare()
     except CycleError as error:
         pytest.fail(" -> ".join(error.args[1]))
+
+
+def _imported_anywhere(path: Path) -> set[str]:
+    """Also within functions, and for the type checker alone."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            found |= {f"{node.module}.{alias.name}" for alias in node.names}
+    return found
+
+
+_GPU = sorted(name for name in MODULES if f"{name}.".startswith("effv2_kernels.gpu."))
+
+
+def test_what_runs_a_network_on_a_gpu_knows_no_backend():
+    """It is given kernels, or asks for them by the name of their backend: ``gpu/kernels.py``."""
+    assert len(_GPU) > 5
+    for name in _GPU:
+        for module in _imported_anywhere(MODULES[name]):
+            top, _, rest = module.partition(".")
+            assert top != "triton", f"{name} imports {module}"
+            if top == "effv2_kernels":
+                assert rest.partition(".")[0] not in ("triton", "cuda"), f"{name} imports {module}"
+
+
+def test_what_runs_a_network_on_a_gpu_needs_no_triton():
+    code = f"""
+import sys
+sys.modules["triton"] = None
+import {", ".join(_GPU)}
+"""
+    subprocess.run([sys.executable, "-c", code], check=True)

@@ -294,11 +294,11 @@ def test_the_cpu_without_kernels_for_a_kind_says_so(monkeypatch, strict):
 
 
 def test_triton_without_kernels_for_a_kind_says_so(monkeypatch):
-    plan = pytest.importorskip("effv2_kernels.triton.plan")
+    kernels = pytest.importorskip("effv2_kernels.triton.kernels")
     block, _, _ = case(shapes.ffn(8, 16, 4, 4))
-    monkeypatch.setattr(plan, "LIMITS", {k: v for k, v in plan.LIMITS.items() if k != "ffn"})
+    monkeypatch.setattr(kernels, "LIMITS", {k: v for k, v in kernels.LIMITS.items() if k != "ffn"})
     with pytest.raises(UnavailableError, match=r"the triton backend has no kernel for ffn\. optimize"):
-        plan.pack(block, torch.float32, "cpu")
+        kernels.pack(block, torch.float32, "cpu")
 
 
 def test_the_cpu_refuses_nothing():

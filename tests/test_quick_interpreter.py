@@ -13,7 +13,7 @@ from test_triton_kernels import map_of, run_launches
 from triton.runtime import interpreter
 
 from effv2_kernels import shapes
-from effv2_kernels.triton.plan import pack
+from effv2_kernels.triton.kernels import pack
 
 SHAPES = [shapes.ffn(8, 16, 2, 3), shapes.attention(8, 2, 2, stride=2, heads=2, key_dim=8, value_dim=8)]
 

@@ -17,12 +17,12 @@ pytest.importorskip("triton")
 
 import effv2_kernels.ops  # noqa: F401  (registers the ops)
 from effv2_kernels import backends, shapes
+from effv2_kernels.gpu.launch import FeatureMap
+from effv2_kernels.gpu.packing import by_position
 from effv2_kernels.ops import decomposition
 from effv2_kernels.reference.attention_bias import gather
 from effv2_kernels.triton import identity
-from effv2_kernels.triton.launch import FeatureMap
-from effv2_kernels.triton.packing import by_position
-from effv2_kernels.triton.plan import LIMITS, pack
+from effv2_kernels.triton.kernels import LIMITS, pack
 
 
 @pytest.fixture(autouse=True)

@@ -14,11 +14,12 @@ from bench.gpu import parity
 from effv2_kernels import shapes, sources
 from effv2_kernels.errors import ResolutionError
 from effv2_kernels.families.mobilenet_v2 import scaled
+from effv2_kernels.gpu import launch as launch_module
+from effv2_kernels.gpu.launch import FeatureMap, tile
+from effv2_kernels.gpu.plan import Plan
 from effv2_kernels.triton import attention, ffn
-from effv2_kernels.triton import launch as launch_module
 from effv2_kernels.triton.feature import Feature
-from effv2_kernels.triton.launch import FeatureMap, tile
-from effv2_kernels.triton.plan import LIMITS, Plan, execute, pack
+from effv2_kernels.triton.kernels import LIMITS, pack
 
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]
 BOUNDS = {torch.float32: BLOCK_BOUND, torch.float16: 5e-3, torch.bfloat16: 5e-3}
@@ -65,7 +66,7 @@ def run_launches(launches, x, image, *, choose=first_tile):
         for one in choose(launch):
             for buffer in launch.written:
                 memory.add(buffer)
-            execute(launch, one, memory.tensors)
+            launch.run(one, memory.tensors)
             outputs.append(memory.tensors[launch.output].double())
             error = relative_l2(outputs[-1], outputs[0])
             assert error <= BOUNDS[x.dtype], f"{launch.name} with {one}: {error:.1e} off another tile"
@@ -327,7 +328,7 @@ def networks_and_dtypes():
 
 @pytest.mark.parametrize(("name", "dtype"), list(networks_and_dtypes()))
 def test_network(name, dtype, generator):
-    """Of another size than that of test_triton_engine, which newcomers run in every dtype."""
+    """Of another size than that of test_gpu_engine, which newcomers run in every dtype."""
     spec = NETWORKS[name]
     network = sources.read(spec.build(generator))
     x = spec.images(generator, batch=2).to(dtype)

@@ -10,10 +10,10 @@ pytest.importorskip("triton")
 from test_triton_kernels import check
 
 from effv2_kernels import declaration, shapes
+from effv2_kernels.gpu.launch import FeatureMap
+from effv2_kernels.gpu.packing import conv_matrix
 from effv2_kernels.triton.conv import strided_conv
-from effv2_kernels.triton.launch import FeatureMap
-from effv2_kernels.triton.packing import conv_matrix
-from effv2_kernels.triton.plan import execute, pack, refusal
+from effv2_kernels.triton.kernels import pack, refusal
 from effv2_kernels.triton.tiles import ACTIVATIONS
 
 
@@ -121,5 +121,5 @@ def test_not_a_number_stays_one(activation):
     image, w = FeatureMap(1, 1, 1, 16, x.dtype), conv_matrix(torch.ones(16, 16, 1, 1), torch.float32, "cpu")
     launch = strided_conv(image, w, torch.zeros(16), "ieee", activation=activation, stride=1)
     y = torch.zeros(launch.output.elements)
-    execute(launch, launch.tiles[0], {image: x.reshape(-1), launch.output: y})
+    launch.run(launch.tiles[0], {image: x.reshape(-1), launch.output: y})
     assert bool(y.isnan().all())

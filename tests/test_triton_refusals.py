@@ -12,7 +12,7 @@ pytest.importorskip("triton")
 
 from effv2_kernels import backends, blocks, optimize, shapes, triton
 from effv2_kernels.errors import InputError, ModelError, UnavailableError
-from effv2_kernels.triton.plan import LIMITS, pack, refusal
+from effv2_kernels.triton.kernels import LIMITS, pack, refusal
 
 GPU = torch.device("cuda:0")
 

@@ -43,6 +43,7 @@ def compile_all(variants: Sequence[str], batches: Sequence[int], capability: int
     from bench.gpu import parity
     from bench.gpu.models import shapes_of
     from effv2_kernels.triton.ahead import compile_in_parallel
+    from effv2_kernels.triton.launch import Launch
 
     pairs = [
         (launch, tile)
@@ -52,7 +53,8 @@ def compile_all(variants: Sequence[str], batches: Sequence[int], capability: int
     ]
     for group in parity.groups(variants, torch.device("cpu")):
         pairs += [(launch, launch.tiles[0]) for launch in group.launches()]
-    compile_in_parallel(pairs, capability)
+    of_triton = [(launch, tile) for launch, tile in pairs if isinstance(launch, Launch)]
+    compile_in_parallel(of_triton, capability)
 
 
 def keep(cache: Path, path: Path) -> int:

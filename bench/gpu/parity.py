@@ -21,13 +21,12 @@ from bench.gpu.models import build, shapes_of
 from effv2_kernels import blocks
 from effv2_kernels.backends import TORCH_DTYPES
 from effv2_kernels.declaration import assemble
+from effv2_kernels.gpu import tuning
+from effv2_kernels.gpu.engine import Engine
+from effv2_kernels.gpu.launch import FeatureMap, Launch
 from effv2_kernels.reference import run_block
 from effv2_kernels.shapes import BlockShape, random_block, random_input
-from effv2_kernels.triton import tuning
-from effv2_kernels.triton.device import compile_missing
-from effv2_kernels.triton.engine import Engine
-from effv2_kernels.triton.launch import FeatureMap, Launch
-from effv2_kernels.triton.plan import pack
+from effv2_kernels.triton import kernels
 
 BLOCK_BOUNDS = {"fp32": 5e-7, "fp16": 5e-3, "bf16": 5e-3}
 NETWORK_BOUNDS = {"fp32": 1e-6, "fp16": 2e-2, "bf16": 2e-2}
@@ -82,8 +81,10 @@ class Group:
         """Compile their kernels in parallel: alone, each check would wait for processes of its own."""
         if device.type == "cuda":
             with suppress(Exception):  # what cannot be planned or compiled says so when it is checked
-                table = tuning.table_of(device)
-                compile_missing([(each, table.find(each) or each.tiles[0]) for each in self.launches()])
+                tables = tuning.tables_of(device)
+                tuning.compile_missing(
+                    [(each, tables.find(each) or each.tiles[0]) for each in self.launches()]
+                )
 
     def launches(self) -> Iterator[Launch]:
         """All that the checks launch. The tiles depend on the batch."""
@@ -154,7 +155,7 @@ def check_block(
     outputs: list[Tensor] = []
 
     def run() -> Tensor:
-        engine = Engine(blocks.Network((block,), ("",)), x.dtype, device, cuda_graph=False)
+        engine = Engine(blocks.Network((block,), ("",)), kernels, x.dtype, device, cuda_graph=False)
         with poisoned_memory():
             outputs.extend(engine.run(x))
         return outputs[0]
@@ -242,7 +243,7 @@ def on_device(block: blocks.Block, device: torch.device) -> blocks.Block:
 
 def launches_of(shape: BlockShape, dtype: str, batches: Iterable[int]) -> Iterator[Launch]:
     """What a block of some shape launches for each of some batches, with weights on the CPU."""
-    packed = pack(random_block(shape, torch.Generator().manual_seed(0)), TORCH_DTYPES[dtype], "cpu")
+    packed = kernels.pack(random_block(shape, torch.Generator().manual_seed(0)), TORCH_DTYPES[dtype], "cpu")
     for batch in batches:
         x = FeatureMap(batch, shape.height, shape.width, shape.sizes["in"], TORCH_DTYPES[dtype])
         yield from packed.plan(x, "ieee")

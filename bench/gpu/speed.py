@@ -25,9 +25,9 @@ import effv2_kernels
 from bench.gpu import timing
 from bench.gpu.models import build, keep_biases
 from bench.gpu.turns import Turns
+from effv2_kernels.gpu.ceilings import Ceilings
+from effv2_kernels.gpu.engine import Engine
 from effv2_kernels.model import OptimizedModel
-from effv2_kernels.triton.ceilings import Ceilings
-from effv2_kernels.triton.engine import Engine
 
 SIZE = (224, 224)
 # Eager's fp16 outputs are 1.2e-3 off at most; what is wrong by more than this is not rounding.

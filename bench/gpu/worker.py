@@ -272,7 +272,7 @@ class Work:
         if self._ceilings is None:
             import torch
 
-            from effv2_kernels.triton.ceilings import Ceilings, measure_ceilings
+            from effv2_kernels.gpu.ceilings import Ceilings, measure_ceilings
 
             if known is not None and self.wanted.shared is not None:
                 return Ceilings(**known)

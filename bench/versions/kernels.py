@@ -20,6 +20,7 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from dataclasses import asdict
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -147,8 +148,11 @@ def _launches(networks: list[str], batches: list[int], dtype: Any) -> Iterator[t
     import torch
 
     from effv2_kernels import shapes
-    from effv2_kernels.triton.launch import FeatureMap
-    from effv2_kernels.triton.plan import pack
+
+    try:
+        maps, kernels = map(import_module, ("effv2_kernels.gpu.launch", "effv2_kernels.triton.kernels"))
+    except ImportError:  # of a version whose GPU engine was one with Triton's kernels
+        maps, kernels = map(import_module, ("effv2_kernels.triton.launch", "effv2_kernels.triton.plan"))
 
     try:
         from effv2_kernels.families.efficientformer_v2 import VARIANTS, network_shapes
@@ -163,9 +167,9 @@ def _launches(networks: list[str], batches: list[int], dtype: Any) -> Iterator[t
         larger = [s for s in network_shapes(architecture, (512, 512)) if "attention" in s.kind]
         for size, of_size in ((224, usual), (512, larger)):
             for number, shape in enumerate(of_size):
-                block = pack(shapes.random_block(shape, g), dtype, "cpu")
+                block = kernels.pack(shapes.random_block(shape, g), dtype, "cpu")
                 for batch in batches:
-                    x = FeatureMap(batch, shape.height, shape.width, shape.sizes["in"], dtype)
+                    x = maps.FeatureMap(batch, shape.height, shape.width, shape.sizes["in"], dtype)
                     for i, launch in enumerate(block.plan(x, "ieee")):
                         yield f"{network} {size} batch {batch} block {number} launch {i}", launch
 

@@ -13,7 +13,6 @@ not depend on the GPU at hand; and where Triton cannot run, which the call itsel
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
@@ -25,8 +24,8 @@ from effv2_kernels import backends, blocks
 from effv2_kernels.ops.engines import block_choice, new_block_engine
 
 if TYPE_CHECKING:
-    from effv2_kernels.triton.engine import Engine
-    from effv2_kernels.triton.launch import FeatureMap
+    from effv2_kernels.gpu.engine import Engine
+    from effv2_kernels.gpu.launch import FeatureMap
 
 
 def can_decompose(x: Tensor, values: Sequence[Any], types: Sequence[type]) -> bool:
@@ -60,10 +59,6 @@ def decompose(kind: str, x: Tensor, values: Sequence[Any], build: Callable[[], b
 
     The arguments are those of ``engines.block_engine``; errors are those of a call of the op.
     """
-    from torch.library import wrap_triton
-
-    from effv2_kernels.triton.plan import execute
-
     # Made of tensors of this graph, so it is not kept.
     engine = cast("Engine", new_block_engine(build, block_choice(kind, x, values), x.device))
     x, plan = engine.plan_for(x)
@@ -72,7 +67,7 @@ def decompose(kind: str, x: Tensor, values: Sequence[Any], build: Callable[[], b
     for launch, tile in zip(plan.launches, plan.tiles, strict=True):
         for m in launch.written:
             memory[m] = _empty(m, x.device, logits=m is output and kind == blocks.Head.kind)
-        execute(replace(launch, kernel=wrap_triton(launch.kernel)), tile, memory)
+        launch.trace(tile, memory)
     return memory[output]
 
 

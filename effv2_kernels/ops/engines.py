@@ -115,6 +115,8 @@ def _engine(
 ) -> Engine:
     if choice.backend == "cpu":
         return cpu.Engine(network, choice.isa, choice.dtype)
-    from effv2_kernels.triton.engine import Engine as GpuEngine
+    from effv2_kernels.gpu.engine import Engine as GpuEngine
+    from effv2_kernels.gpu.kernels import kernels_of
 
-    return GpuEngine(network, backends.TORCH_DTYPES[choice.dtype], device, cuda_graph=cuda_graph)
+    kernels = kernels_of(choice.backend)
+    return GpuEngine(network, kernels, backends.TORCH_DTYPES[choice.dtype], device, cuda_graph=cuda_graph)

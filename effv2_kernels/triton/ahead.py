@@ -13,7 +13,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import triton
@@ -24,26 +24,17 @@ from triton.runtime.jit import MockTensor
 
 import effv2_kernels
 from effv2_kernels.errors import InputError, UnavailableError
-from effv2_kernels.triton.gpu import SHARED_BYTES
-from effv2_kernels.triton.launch import FeatureMap, Launch, Tile
+from effv2_kernels.gpu.launch import FeatureMap, Tile
+from effv2_kernels.gpu.resources import SHARED_BYTES, Resources
 from effv2_kernels.triton.tiles import INTERPRETED
+
+if TYPE_CHECKING:
+    from effv2_kernels.triton.launch import Launch
 
 _POINTERS = {torch.float16: "*fp16", torch.bfloat16: "*bf16", torch.float32: "*fp32"}
 
 # An argument of each kind; buffers start at a multiple of 16 bytes.
 _EXAMPLES = {name: MockTensor(dtype) for dtype, name in _POINTERS.items()} | {"i32": 2, "i64": 2**31}
-
-
-@dataclass(frozen=True)
-class Resources:
-    """What one program of a compiled kernel takes."""
-
-    registers: int  # of each thread
-    stack: int  # bytes of each thread: spilled registers
-    shared: int  # bytes
-
-    def fits(self, capability: int) -> bool:
-        return self.stack == 0 and self.shared <= SHARED_BYTES[capability]
 
 
 @dataclass(frozen=True)

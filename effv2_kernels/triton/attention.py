@@ -15,10 +15,11 @@ import triton
 import triton.language as tl
 
 from effv2_kernels import blocks
+from effv2_kernels.gpu.launch import FeatureMap, Tile, blocks_of, is_wide, round_up_to_power, tile
+from effv2_kernels.gpu.packing import BiasTable, Packed, matrix, taps, vector
 from effv2_kernels.triton.depthwise import strided_depthwise
 from effv2_kernels.triton.gpu import MODEL
-from effv2_kernels.triton.launch import FeatureMap, Launch, Tile, blocks_of, is_wide, round_up_to_power, tile
-from effv2_kernels.triton.packing import BiasTable, Packed, matrix, taps, vector
+from effv2_kernels.triton.launch import Launch
 from effv2_kernels.triton.product import pointwise_product
 from effv2_kernels.triton.tiles import (
     activated,
@@ -280,7 +281,7 @@ class Attention(Packed):
     """``blocks.Attention`` with its weights in the kernels' layouts."""
 
     def __init__(self, block: blocks.Attention, dtype: torch.dtype, device: torch.device | str) -> None:
-        # Or it was refused, see triton.plan.
+        # Or it was refused, see triton.kernels.
         assert block.mix1_weight is not None
         assert block.mix2 is not None
         assert block.local is not None
@@ -337,34 +338,35 @@ class Attention(Packed):
 
         softmax = Launch(
             mixed_softmax,
-            {
+            arguments={
                 "qkv_ptr": qkv, "mix1_ptr": self.mix1, "bias_ptr": bias, "y_ptr": shares,
                 "tokens": tokens, "width": qkv.width, "key_tiles": key_tiles,
             },
-            sizes
+            constants=sizes
             | {"PITCH": qkv.channels, "BD": round_up_to_power(self.key_dim), "DENSE": dense}
             | {"ONE_TILE": tokens <= keys}
             | common,
-            programs,
-            _softmax_tiles(keys, small, qkv.dtype),
-            shares,
-            qkv.images * tokens * self.heads * tokens * (self.key_dim + self.heads),
+            programs=programs,
+            tiles=_softmax_tiles(keys, small, qkv.dtype),
+            output=shares,
+            macs=qkv.images * tokens * self.heads * tokens * (self.key_dim + self.heads),
         )  # fmt: skip
         values = Launch(
             mixed_values,
-            {
+            arguments={
                 "qkv_ptr": qkv, "shares_ptr": shares,
                 "mix2_ptr": self.mix2, "mix2_bias_ptr": self.mix2_bias,
                 "local_ptr": self.local, "local_bias_ptr": self.local_bias, "u_ptr": u,
                 "tokens": tokens, "height": qkv.height, "width": qkv.width, "key_tiles": key_tiles,
             },
-            sizes
+            constants=sizes
             | {"VALUE": self.value_dim, "BV": round_up_to_power(self.value_dim), "ACTIVATION": activation}
             | common,
-            programs,
-            _values_tiles(keys, small, qkv.dtype),
-            u,
-            qkv.images * tokens * self.heads * (tokens * (self.value_dim + self.heads) + 9 * self.value_dim),
+            programs=programs,
+            tiles=_values_tiles(keys, small, qkv.dtype),
+            output=u,
+            macs=qkv.images * tokens * self.heads
+            * (tokens * (self.value_dim + self.heads) + 9 * self.value_dim),
         )  # fmt: skip
         return [softmax, values]
 
@@ -374,13 +376,13 @@ def _resize(u: FeatureMap, x: FeatureMap, activation: str) -> Launch:
     y = x.like(u.channels)
     return Launch(
         resize,
-        {
+        arguments={
             "x_ptr": u, "y_ptr": y, "pixels": y.pixels, "out_height": y.height, "out_width": y.width,
             "height": u.height, "width": u.width,
         },
-        {"CHANNELS": u.channels, "ACTIVATION": activation, "WIDE": is_wide(y)},
-        lambda t: blocks_of(y.pixels, t.blocks["BM"]) * blocks_of(y.channels, t.blocks["BC"]),
-        [tile(4, 1, BM=16, BC=128), tile(4, 1, BM=32, BC=128), tile(4, 1, BM=32, BC=64)],
-        y,
-        0,
+        constants={"CHANNELS": u.channels, "ACTIVATION": activation, "WIDE": is_wide(y)},
+        programs=lambda t: blocks_of(y.pixels, t.blocks["BM"]) * blocks_of(y.channels, t.blocks["BC"]),
+        tiles=[tile(4, 1, BM=16, BC=128), tile(4, 1, BM=32, BC=128), tile(4, 1, BM=32, BC=64)],
+        output=y,
+        macs=0,
     )  # fmt: skip

@@ -13,10 +13,11 @@ import triton
 import triton.language as tl
 
 from effv2_kernels import blocks
+from effv2_kernels.gpu.launch import FeatureMap, Tile, blocks_of, is_wide, round_up_to_power, tile
+from effv2_kernels.gpu.packing import BiasTable, Packed, conv_matrix, matrix, taps, vector
 from effv2_kernels.triton.depthwise import strided_depthwise
 from effv2_kernels.triton.gpu import MODEL
-from effv2_kernels.triton.launch import FeatureMap, Launch, Tile, blocks_of, is_wide, round_up_to_power, tile
-from effv2_kernels.triton.packing import BiasTable, Packed, conv_matrix, matrix, taps, vector
+from effv2_kernels.triton.launch import Launch
 from effv2_kernels.triton.product import pointwise_product
 from effv2_kernels.triton.ranking import conv_tiles, product_programs
 from effv2_kernels.triton.tiles import (
@@ -195,40 +196,41 @@ class AttentionDownsample(Packed):
         queries, tokens = height * width, x.height * x.width
         attend = Launch(
             downsample_attention,
-            {
+            arguments={
                 "q_ptr": q, "kv_ptr": kv, "bias_ptr": bias,
                 "local_ptr": self.local, "local_bias_ptr": self.local_bias, "u_ptr": u,
                 "queries": queries, "query_width": width, "tokens": tokens,
                 "height": x.height, "width": x.width,
             },
-            {
+            constants={
                 "HEADS": self.heads, "KEY": self.key_dim, "VALUE": self.value_dim,
                 "BD": round_up_to_power(self.key_dim), "BV": round_up_to_power(self.value_dim),
                 "DENSE": dense, "ACTIVATION": self.activation, "WIDE": wide,
                 "PRECISION": _split_precision(precision),
             },
-            lambda t: blocks_of(queries, t.blocks["BQ"]) * self.heads * x.images,
-            _tiles(queries, self.heads * x.images, x.dtype),
-            u,
-            x.images * queries * self.heads * (tokens * (self.key_dim + self.value_dim) + 9 * self.value_dim),
+            programs=lambda t: blocks_of(queries, t.blocks["BQ"]) * self.heads * x.images,
+            tiles=_tiles(queries, self.heads * x.images, x.dtype),
+            output=u,
+            macs=x.images * queries * self.heads
+            * (tokens * (self.key_dim + self.value_dim) + 9 * self.value_dim),
         )  # fmt: skip
         y = x.like(self.proj.shape[1], height, width)
         join = Launch(
             two_paths,
-            {
+            arguments={
                 "u_ptr": u, "proj_ptr": self.proj, "x_ptr": x, "w_ptr": self.conv,
                 "bias_ptr": self.out_bias, "y_ptr": y,
                 "pixels": y.pixels, "out_height": height, "out_width": width,
                 "height": x.height, "width": x.width,
             },
-            {
+            constants={
                 "VALUES": values, "K": x.channels, "N": y.channels, "WIDE": is_wide(u, x, y),
                 "PRECISION": precision,
             },
-            lambda t: product_programs(t, y),
-            conv_tiles(y, x.channels, before=values),
-            y,
-            y.elements * (values + 9 * x.channels),
+            programs=lambda t: product_programs(t, y),
+            tiles=conv_tiles(y, x.channels, before=values),
+            output=y,
+            macs=y.elements * (values + 9 * x.channels),
         )  # fmt: skip
         return [every_other, to_q, to_kv, attend, join]
 

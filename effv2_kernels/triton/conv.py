@@ -14,9 +14,10 @@ import triton.language as tl
 from torch import Tensor
 
 from effv2_kernels import blocks
+from effv2_kernels.gpu.launch import FeatureMap, blocks_of, is_wide
+from effv2_kernels.gpu.packing import Packed, conv_matrix, image_matrix, vector
 from effv2_kernels.triton.image_conv import convolved_image
-from effv2_kernels.triton.launch import FeatureMap, Launch, blocks_of, is_wide
-from effv2_kernels.triton.packing import Packed, conv_matrix, image_matrix, vector
+from effv2_kernels.triton.launch import Launch
 from effv2_kernels.triton.product import pointwise_product
 from effv2_kernels.triton.ranking import conv_tiles, product_programs
 from effv2_kernels.triton.tiles import activated, conv_sum, load_row, ok_of, output_tile, ptrs_of
@@ -68,18 +69,18 @@ def strided_conv(
     y = x.like(w.shape[2], blocks_of(x.height, stride), blocks_of(x.width, stride))
     return Launch(
         conv,
-        {
+        arguments={
             "x_ptr": x, "w_ptr": w, "bias_ptr": bias, "y_ptr": y, "pixels": y.pixels,
             "out_height": y.height, "out_width": y.width, "height": x.height, "width": x.width,
         },
-        {
+        constants={
             "K": x.channels, "N": y.channels, "KERNEL": math.isqrt(taps), "STRIDE": stride,
             "ACTIVATION": activation, "WIDE": is_wide(x, y), "PRECISION": precision,
         },
-        lambda t: product_programs(t, y),
-        conv_tiles(y, x.channels, taps=taps),
-        y,
-        y.elements * taps * x.channels,
+        programs=lambda t: product_programs(t, y),
+        tiles=conv_tiles(y, x.channels, taps=taps),
+        output=y,
+        macs=y.elements * taps * x.channels,
     )  # fmt: skip
 
 

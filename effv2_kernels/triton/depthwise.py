@@ -10,7 +10,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from effv2_kernels.triton.launch import FeatureMap, Launch, blocks_of, is_wide, tile
+from effv2_kernels.gpu.launch import FeatureMap, blocks_of, is_wide, tile
+from effv2_kernels.triton.launch import Launch
 from effv2_kernels.triton.tiles import activated, depthwise_tiles, ok_of, output_tile, ptrs_of
 
 
@@ -46,13 +47,13 @@ def strided_depthwise(
     y = x.like(x.channels, blocks_of(x.height, stride), blocks_of(x.width, stride))
     return Launch(
         depthwise,
-        {
+        arguments={
             "x_ptr": x, "dw_ptr": dw, "bias_ptr": bias, "y_ptr": y, "pixels": y.pixels,
             "out_height": y.height, "out_width": y.width, "height": x.height, "width": x.width,
         },
-        {"CHANNELS": x.channels, "STRIDE": stride, "ACTIVATION": activation, "WIDE": is_wide(x, y)},
-        lambda t: blocks_of(y.pixels, t.blocks["BM"]) * blocks_of(y.channels, t.blocks["BC"]),
-        [tile(4, 1, BM=m, BC=c) for m, c in ((16, 32), (16, 64), (32, 32), (32, 64))],
-        y,
-        9 * y.elements,
+        constants={"CHANNELS": x.channels, "STRIDE": stride, "ACTIVATION": activation, "WIDE": is_wide(x, y)},
+        programs=lambda t: blocks_of(y.pixels, t.blocks["BM"]) * blocks_of(y.channels, t.blocks["BC"]),
+        tiles=[tile(4, 1, BM=m, BC=c) for m, c in ((16, 32), (16, 64), (32, 32), (32, 64))],
+        output=y,
+        macs=9 * y.elements,
     )  # fmt: skip

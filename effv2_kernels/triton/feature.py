@@ -7,8 +7,9 @@ import triton
 import triton.language as tl
 
 from effv2_kernels import blocks
-from effv2_kernels.triton.launch import FeatureMap, Launch, blocks_of, is_wide, tile
-from effv2_kernels.triton.packing import Packed, vector
+from effv2_kernels.gpu.launch import FeatureMap, blocks_of, is_wide, tile
+from effv2_kernels.gpu.packing import Packed, vector
+from effv2_kernels.triton.launch import Launch
 from effv2_kernels.triton.tiles import narrow
 
 
@@ -46,14 +47,14 @@ class Feature(Packed):
         y = x.like(x.channels)
         launch = Launch(
             scale_and_shift,
-            {
+            arguments={
                 "x_ptr": x, "scale_ptr": self.scale, "shift_ptr": self.shift, "y_ptr": y,
                 "elements": x.elements,
             },
-            {"CHANNELS": x.channels, "WIDE": is_wide(x)},
-            lambda t: blocks_of(x.elements, t.blocks["BLOCK"]),
-            [tile(4, 1, BLOCK=1024)],
-            y,
-            0,
+            constants={"CHANNELS": x.channels, "WIDE": is_wide(x)},
+            programs=lambda t: blocks_of(x.elements, t.blocks["BLOCK"]),
+            tiles=[tile(4, 1, BLOCK=1024)],
+            output=y,
+            macs=0,
         )  # fmt: skip
         return [launch]

@@ -22,9 +22,10 @@ import triton.language as tl
 from torch import Tensor
 
 from effv2_kernels import blocks
+from effv2_kernels.gpu.launch import FeatureMap, blocks_of, is_wide
+from effv2_kernels.gpu.packing import Packed, matrix, taps, vector
 from effv2_kernels.triton.depthwise import strided_depthwise
-from effv2_kernels.triton.launch import FeatureMap, Launch, blocks_of, is_wide
-from effv2_kernels.triton.packing import Packed, matrix, taps, vector
+from effv2_kernels.triton.launch import Launch
 from effv2_kernels.triton.product import depthwise_product, pointwise_product
 from effv2_kernels.triton.ranking import hidden_programs, hidden_tiles
 from effv2_kernels.triton.tiles import (
@@ -157,18 +158,18 @@ class FFN(Packed):
         y = x.like(wide.channels, blocks_of(x.height, self.stride), blocks_of(x.width, self.stride))
         return Launch(
             hidden,
-            {
+            arguments={
                 "x_ptr": x, "w_ptr": fc1, "bias_ptr": fc1_bias,
                 "dw_ptr": self.dw, "dw_bias_ptr": self.dw_bias, "wide_ptr": wide, "y_ptr": y,
                 "height": x.height, "width": x.width,
             },
-            {
+            constants={
                 "K": x.channels, "N": y.channels, "STRIDE": self.stride, "ACTIVATION": self.activation,
                 "WIDE": is_wide(x, wide), "PRECISION": precision,
             },
-            lambda t: hidden_programs(t, y),
-            hidden_tiles(x, y, self.stride),
-            y,
-            wide.elements * x.channels + 9 * y.elements,
+            programs=lambda t: hidden_programs(t, y),
+            tiles=hidden_tiles(x, y, self.stride),
+            output=y,
+            macs=wide.elements * x.channels + 9 * y.elements,
             scratch=wide,
         )  # fmt: skip

@@ -4,19 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-# Bytes of shared memory that one program can have, by compute capability (CUDA C++ programming guide,
-# technical specifications by compute capability).
-SHARED_BYTES = {
-    75: 65536,
-    80: 166912,
-    86: 101376,
-    87: 166912,
-    89: 101376,
-    90: 232448,
-    100: 232448,
-    120: 101376,
-}
-
 # Threads of a warp, on every NVIDIA GPU.
 WARP = 32
 

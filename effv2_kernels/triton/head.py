@@ -7,8 +7,9 @@ import triton
 import triton.language as tl
 
 from effv2_kernels import blocks
-from effv2_kernels.triton.launch import FeatureMap, Launch, blocks_of, is_wide, tile
-from effv2_kernels.triton.packing import Packed, matrix, vector
+from effv2_kernels.gpu.launch import FeatureMap, blocks_of, is_wide, tile
+from effv2_kernels.gpu.packing import Packed, matrix, vector
+from effv2_kernels.triton.launch import Launch
 from effv2_kernels.triton.product import pointwise_product
 from effv2_kernels.triton.tiles import narrow
 
@@ -49,11 +50,11 @@ class Head(Packed):
         y = x.like(x.channels, 1, 1)
         average = Launch(
             mean,
-            {"x_ptr": x, "y_ptr": y, "positions": x.height * x.width},
-            {"CHANNELS": x.channels, "WIDE": is_wide(x)},
-            lambda t: x.images * blocks_of(x.channels, t.blocks["BC"]),
-            [tile(1, 2, BP=8, BC=32), tile(2, 2, BP=16, BC=32), tile(4, 2, BP=16, BC=64)],
-            y,
-            0,
+            arguments={"x_ptr": x, "y_ptr": y, "positions": x.height * x.width},
+            constants={"CHANNELS": x.channels, "WIDE": is_wide(x)},
+            programs=lambda t: x.images * blocks_of(x.channels, t.blocks["BC"]),
+            tiles=[tile(1, 2, BP=8, BC=32), tile(2, 2, BP=16, BC=32), tile(4, 2, BP=16, BC=64)],
+            output=y,
+            macs=0,
         )
         return [average, pointwise_product(y, self.weight, self.bias, precision)]

@@ -17,7 +17,8 @@ import triton
 import triton.language as tl
 
 import effv2_kernels
-from effv2_kernels.triton.tuning import table_of
+from effv2_kernels.gpu.tuning import tables_of
+from effv2_kernels.triton.launch import Launch
 
 STATE = ""
 
@@ -33,7 +34,7 @@ def kernel(gpu: torch.device) -> Any:
     global STATE
     tiles = b""
     with suppress(OSError):
-        tiles = table_of(gpu).path.read_bytes()
+        tiles = tables_of(gpu).of(Launch).path.read_bytes()
     STATE = f"{code_of(Path(effv2_kernels.__file__).parent)} {hashlib.sha256(tiles).hexdigest()}"
     return state
 

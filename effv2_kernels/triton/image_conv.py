@@ -9,7 +9,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from effv2_kernels.triton.launch import FeatureMap, Launch, Tile, blocks_of, is_wide, round_up_to_power, tile
+from effv2_kernels.gpu.launch import FeatureMap, Tile, blocks_of, is_wide, round_up_to_power, tile
+from effv2_kernels.triton.launch import Launch
 from effv2_kernels.triton.ranking import product_programs
 from effv2_kernels.triton.tiles import activated, load_row, ok_of, output_tile, ptrs_of
 
@@ -73,17 +74,17 @@ def convolved_image(x: FeatureMap, w: Tensor, bias: Tensor, *, activation: str) 
     strides = x.strides or (x.height * pixel, 1, pixel, x.channels)
     return Launch(
         image_conv,
-        {
+        arguments={
             "x_ptr": x, "w_ptr": w, "bias_ptr": bias, "y_ptr": y,
             "pixels": y.pixels, "out_height": y.height, "out_width": y.width,
             "height": x.height, "width": x.width, "image_stride": strides[0],
             "channel_stride": strides[1], "row_stride": strides[2], "column_stride": strides[3],
         },
-        {"IN": x.channels, "OUT": y.channels, "ACTIVATION": activation, "WIDE": is_wide(x, y)},
-        lambda t: product_programs(t, y),
-        _tiles(y),
-        y,
-        y.elements * 9 * x.channels,
+        constants={"IN": x.channels, "OUT": y.channels, "ACTIVATION": activation, "WIDE": is_wide(x, y)},
+        programs=lambda t: product_programs(t, y),
+        tiles=_tiles(y),
+        output=y,
+        macs=y.elements * 9 * x.channels,
     )  # fmt: skip
 
 

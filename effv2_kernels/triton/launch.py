@@ -1,104 +1,46 @@
-"""What one launch of a kernel is, before and after its tile is chosen. Nothing here needs a GPU."""
+"""One launch of a Triton kernel: how it runs, and how it is compiled for the GPU at hand."""
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
+import triton
 from torch import Tensor
+from triton.runtime.errors import OutOfResources, PTXASError
+from triton.runtime.jit import MockTensor
 
-# Element offsets of this size and above do not fit in 32 bits.
-WIDE_ELEMENTS = 2**31
+from effv2_kernels.gpu import launch as gpu_launch
+from effv2_kernels.gpu.launch import FeatureMap, Tile
+from effv2_kernels.gpu.resources import Resources
+from effv2_kernels.triton.ahead import compile_in_parallel
+from effv2_kernels.triton.tiles import INTERPRETED
 
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
-@dataclass(frozen=True, eq=False)
-class FeatureMap:
-    """A buffer of a plan: (images, height, width, channels), dense unless ``strides`` are given.
-
-    strides: of images, channels, rows and columns, in elements; only an image from outside has them.
-    """
-
-    images: int
-    height: int
-    width: int
-    channels: int
-    dtype: torch.dtype
-    strides: tuple[int, int, int, int] | None = None
-
-    @property
-    def pixels(self) -> int:
-        return self.images * self.height * self.width
-
-    @property
-    def elements(self) -> int:
-        return self.pixels * self.channels
-
-    @property
-    def bytes(self) -> int:
-        return self.elements * self.dtype.itemsize
-
-    @property
-    def reach(self) -> int:
-        """Elements from the first to the last one, which strides may take far apart."""
-        if self.strides is None:
-            return self.elements
-        sizes = (self.images, self.channels, self.height, self.width)
-        return 1 + sum((size - 1) * stride for size, stride in zip(sizes, self.strides, strict=True))
-
-    def like(self, channels: int, height: int | None = None, width: int | None = None) -> FeatureMap:
-        """A new map of the same images and dtype."""
-        return FeatureMap(
-            self.images,
-            self.height if height is None else height,
-            self.width if width is None else width,
-            channels,
-            self.dtype,
-        )
+# Triton has one listener for all threads.
+_LISTENING = threading.Lock()
 
 
 @dataclass(frozen=True, eq=False)
-class Tile:
-    """How a kernel cuts its work: block sizes by constexpr name, warps of a program, pipeline stages."""
+class Launch(gpu_launch.Launch):
+    """One of Triton's kernels on some buffers, for any of its ``tiles``.
 
-    blocks: Mapping[str, int]
-    warps: int = 4
-    stages: int = 2
-
-    def __str__(self) -> str:
-        sizes = " ".join(f"{name}={size}" for name, size in self.blocks.items())
-        return f"{sizes} warps={self.warps} stages={self.stages}"
-
-
-def tile(warps: int = 4, stages: int = 2, **blocks: int) -> Tile:
-    return Tile(blocks, warps, stages)
-
-
-@dataclass(frozen=True, eq=False)
-class Launch:
-    """One kernel on some buffers, for any of its ``tiles``.
-
-    arguments: every runtime argument in the kernel's order: buffers, weights (tensors), integers.
     constants: the constexprs that do not depend on the tile. programs: size of the grid for a tile.
-    tiles: candidates; the first is the one to use unmeasured. macs: multiply-adds that the block needs, not
-    those that the kernel repeats; resizing and means are not counted. scratch: a buffer among the arguments
-    that this launch alone uses.
     """
+
+    compiler: ClassVar[str] = f"triton-{triton.__version__}"
+    shipped: ClassVar[Path] = Path(__file__).with_name("tuned")
+    interpreted: ClassVar[bool] = INTERPRETED
 
     kernel: Any
-    arguments: dict[str, Any]
     constants: dict[str, Any]
     programs: Callable[[Tile], int]
-    tiles: Sequence[Tile]
-    output: FeatureMap
-    macs: int
-    scratch: FeatureMap | None = None
-
-    @property
-    def written(self) -> tuple[FeatureMap, ...]:
-        """The buffers that it fills."""
-        return (self.output,) if self.scratch is None else (self.scratch, self.output)
 
     @property
     def name(self) -> str:
@@ -112,31 +54,52 @@ class Launch:
 
     @property
     def key(self) -> str:
-        """What a choice of tile depends on: kernel, images, dtypes, constants and sizes."""
-        parts = [self.name, f"images={self.output.images}"]  # of which some kernels are told nothing
-        for name, value in self.arguments.items():
-            if name == "images":
-                continue
-            is_buffer = isinstance(value, (Tensor, FeatureMap))
-            parts.append(f"{name}={str(value.dtype).removeprefix('torch.') if is_buffer else value}")
-        return " ".join([*parts, *(f"{name}={value}" for name, value in self.constants.items())])
+        return " ".join([super().key, *(f"{name}={value}" for name, value in self.constants.items())])
 
-    @property
-    def bytes(self) -> int:
-        """Of all buffers and weights, each counted once."""
-        seen = {id(v): v for v in self.arguments.values() if isinstance(v, (Tensor, FeatureMap))}
-        return sum(v.nbytes if isinstance(v, Tensor) else v.bytes for v in seen.values())
+    def run(self, tile: Tile, memory: Mapping[FeatureMap, Tensor]) -> None:
+        constants, options = self.settings(tile)
+        self.kernel[(self.programs(tile),)](**self.values(memory), **constants, **options)
 
+    def trace(self, tile: Tile, memory: Mapping[FeatureMap, Tensor]) -> None:
+        replace(self, kernel=torch.library.wrap_triton(self.kernel)).run(tile, memory)
 
-def is_wide(*buffers: FeatureMap | Tensor) -> bool:
-    """Whether addresses into one of these need 64 bits."""
-    return any((b.numel() if isinstance(b, Tensor) else b.reach) >= WIDE_ELEMENTS for b in buffers)
+    def compile(self, tile: Tile) -> Resources | None:
+        arguments = [
+            MockTensor(v.dtype) if isinstance(v, (FeatureMap, Tensor)) else v for v in self.arguments.values()
+        ]
+        constants, options = self.settings(tile)
+        try:
+            made: Any = self.kernel.warmup(*arguments, grid=(1,), **constants, **options)
+            made._init_handles()
+        except (OutOfResources, PTXASError):
+            return None
+        return Resources(made.n_regs, 4 * made.n_spills, made.metadata.shared)
 
+    @classmethod
+    def compile_missing(cls, pairs: Sequence[tuple[Self, Tile]]) -> None:
+        """Triton tells of each whether its cache has it: no processes are started before one is missing."""
+        for done, (launch, tile) in enumerate(pairs, start=1):
+            if launch._compiles(tile):
+                major, minor = torch.cuda.get_device_capability()
+                compile_in_parallel(pairs[done:], 10 * major + minor)
+                return
 
-def round_up_to_power(size: int, least: int = 16) -> int:
-    """The smallest power of two that is no less than ``size`` and ``least``."""
-    return max(least, 1 << (size - 1).bit_length())
+    def _compiles(self, tile: Tile) -> bool:
+        """Whether ``compile`` found nothing in Triton's cache."""
+        knobs: Any = triton.knobs.compilation
+        missing = False
 
+        def listen(**told: Any) -> None:
+            nonlocal missing
+            missing = missing or not told["cache_hit"]
+            if before is not None:
+                before(**told)
 
-def blocks_of(count: int, size: int) -> int:
-    return -(-count // size)
+        with _LISTENING:
+            before = knobs.listener
+            knobs.listener = listen
+            try:
+                self.compile(tile)
+            finally:
+                knobs.listener = before
+        return missing

@@ -13,7 +13,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from effv2_kernels.triton.launch import FeatureMap, Launch, blocks_of, is_wide
+from effv2_kernels.gpu.launch import FeatureMap, blocks_of, is_wide
+from effv2_kernels.triton.launch import Launch
 from effv2_kernels.triton.ranking import product_programs, product_tiles
 from effv2_kernels.triton.tiles import activated, depthwise_sums, load_row, pixel_tile, pointwise_sum
 
@@ -153,13 +154,12 @@ def _launch(
         "WIDE": is_wide(x, y),
         "PRECISION": precision,
     }
-
     return Launch(
         product,
-        arguments,
-        constants,
-        lambda t: product_programs(t, y),
-        product_tiles(source, y, x.channels),
-        y,
-        y.pixels * x.channels * (y.channels + (9 if source == "depthwise" else 0)),
+        arguments=arguments,
+        constants=constants,
+        programs=lambda t: product_programs(t, y),
+        tiles=product_tiles(source, y, x.channels),
+        output=y,
+        macs=y.pixels * x.channels * (y.channels + (9 if source == "depthwise" else 0)),
     )

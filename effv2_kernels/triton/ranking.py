@@ -15,8 +15,8 @@ from dataclasses import dataclass, replace
 
 import torch
 
+from effv2_kernels.gpu.launch import FeatureMap, Tile, blocks_of, round_up_to_power, tile
 from effv2_kernels.triton.gpu import MODEL, WARP, WARP_ROWS, Work
-from effv2_kernels.triton.launch import FeatureMap, Tile, blocks_of, round_up_to_power, tile
 
 _KEPT = 12  # candidates that tuning measures
 

@@ -12,10 +12,11 @@ from __future__ import annotations
 import torch
 
 from effv2_kernels import blocks
+from effv2_kernels.gpu.launch import FeatureMap
+from effv2_kernels.gpu.packing import Packed, conv_matrix, image_matrix, vector
 from effv2_kernels.triton.conv import strided_conv
 from effv2_kernels.triton.image_conv import convolved_image
-from effv2_kernels.triton.launch import FeatureMap, Launch
-from effv2_kernels.triton.packing import Packed, conv_matrix, image_matrix, vector
+from effv2_kernels.triton.launch import Launch
 
 
 class Stem(Packed):

@@ -154,7 +154,7 @@ def test_each_part_is_run_where_the_whole_is_not_wanted(weights, generator):
 def test_where_a_gpu_would_run_nothing_is_compiled(weights, dtype, monkeypatch):
     """The blocks run in the reference instead, in the precision that was asked for."""
     pytest.importorskip("triton")
-    from effv2_kernels.triton.engine import Engine
+    from effv2_kernels.gpu.engine import Engine
 
     monkeypatch.setattr(Engine, "run", lambda *_: pytest.fail("the engine ran"))
     for model in (own_model(), own_model().half()):

@@ -5,13 +5,14 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from effv2_kernels.gpu.launch import FeatureMap, Launch, blocks_of
 from effv2_kernels.reference.attention_bias import bias_for
-from effv2_kernels.triton.launch import FeatureMap, Launch, blocks_of
 
 _LOG2_E = math.log2(math.e)
 
@@ -31,11 +32,11 @@ class Packed(ABC):
     reads_any_layout: bool = False
 
     @abstractmethod
-    def plan(self, x: FeatureMap, precision: str) -> list[Launch]:
+    def plan(self, x: FeatureMap, precision: str) -> Sequence[Launch]:
         """The launches for x, in order; the output of the last one is the block's.
 
-        precision: of ``tl.dot`` on float32, "ieee" or "tf32". Raises ResolutionError where an attention
-        bias does not fit.
+        precision: of products in float32, "ieee" or "tf32". Raises ResolutionError where an attention bias
+        does not fit.
         """
 
 
@@ -55,7 +56,7 @@ def image_matrix(weight: Tensor, dtype: torch.dtype, device: torch.device | str)
 
 
 def half_or_float(dtype: torch.dtype) -> torch.dtype:
-    """In what networks of ``dtype`` multiply on the ordinary units; see ``tiles.depthwise_tiles``."""
+    """In what networks of ``dtype`` multiply on the ordinary units, which take two float16 at once."""
     return dtype if dtype == torch.float16 else torch.float32
 
 

@@ -8,9 +8,7 @@ from functools import partial
 import pytest
 import torch
 
-pytest.importorskip("triton")
-
-from effv2_kernels.triton import graph as graphs
+from effv2_kernels.gpu import graph as graphs
 
 
 class FakeCUDA:

@@ -3,65 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from importlib import import_module
 
 import torch
 from torch import Tensor
 
-from effv2_kernels import blocks, support
-from effv2_kernels.backends import require_kernels
-from effv2_kernels.support import Limits
-from effv2_kernels.triton.feature import Feature
-from effv2_kernels.triton.launch import FeatureMap, Launch, Tile
-from effv2_kernels.triton.memory import lay_out
-from effv2_kernels.triton.packing import Packed
-
-# What the kernels of each kind of block can run; a kind that is not here has none.
-LIMITS = {
-    "stem": Limits(),
-    "ffn": Limits({"kernel": (3,)}, absent=("fc1",)),
-    "attention": Limits(),
-    "conv": Limits({"kernel": (1, 3)}),
-    "attention_downsample": Limits(),
-    "head": Limits(),
-}
+from effv2_kernels.gpu.launch import FeatureMap, Launch
+from effv2_kernels.gpu.memory import lay_out
+from effv2_kernels.gpu.packing import Packed
 
 
-def refusal(block: blocks.Block) -> str | None:
-    """What of a block there is no kernel for, None where there is one."""
-    return support.refusal(LIMITS, block)
-
-
-def pack(block: blocks.Block, dtype: torch.dtype, device: torch.device | str) -> Packed:
-    """A block with its weights on ``device`` in the layouts of its kernels.
-
-    Raises UnavailableError where there is no kernel for it.
-    """
-    require_kernels("triton", [block])
-    # One stem per block: the class FFN of effv2_kernels.triton.ffn packs a blocks.FFN.
-    packer = getattr(import_module(f"effv2_kernels.triton.{block.kind}"), type(block).__name__)
-    packed: Packed = packer(block, dtype, device)
-    return packed
-
-
-def plan_blocks(packed: Sequence[Packed], x: FeatureMap, precision: str) -> list[list[Launch]]:
+def plan_blocks(packed: Sequence[Packed], x: FeatureMap, precision: str) -> list[Sequence[Launch]]:
     """The launches of each block, in order, for the input x of the first one."""
-    planned = []
+    planned: list[Sequence[Launch]] = []
     for block in packed:
         launches = block.plan(x, precision)
         planned.append(launches)
         x = launches[-1].output
     return planned
-
-
-def execute(launch: Launch, chosen: Tile, memory: dict[FeatureMap, Tensor]) -> None:
-    """Run one launch on the current stream. memory: the tensor of every buffer."""
-    values = {
-        name: memory[value] if isinstance(value, FeatureMap) else value
-        for name, value in launch.arguments.items()
-    }
-    constants, options = launch.settings(chosen)
-    launch.kernel[(launch.programs(chosen),)](**values, **constants, **options)
 
 
 class Plan:
@@ -80,7 +38,7 @@ class Plan:
         self,
         packed: Sequence[Packed],
         x: FeatureMap,
-        outputs: Sequence[tuple[int, Feature | None]],
+        outputs: Sequence[tuple[int, Packed | None]],
         precision: str,
     ) -> None:
         self.image = x
@@ -116,7 +74,7 @@ class Plan:
         for m in self.outputs:
             memory[m] = images.new_empty(m.elements, dtype=m.dtype)
         for launch, tile in zip(self.launches, self.tiles, strict=True):
-            execute(launch, tile, memory)
+            launch.run(tile, memory)
         return [
             memory[m].view(m.images, m.height, m.width, m.channels).permute(0, 3, 1, 2) for m in self.outputs
         ]

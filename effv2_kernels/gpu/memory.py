@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
-from effv2_kernels.triton.launch import FeatureMap, Launch
+from effv2_kernels.gpu.launch import FeatureMap, Launch
 
 # Loads of 16 bytes and whole cache lines; PyTorch's own allocator hands out multiples of 512.
 _ALIGNMENT = 256

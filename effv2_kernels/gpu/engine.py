@@ -1,4 +1,4 @@
-"""The bridge to the Triton kernels: a network on one GPU, ready for images of any size and batch."""
+"""A network on one GPU, ready for images of any size and batch, with the kernels of a backend."""
 
 from __future__ import annotations
 
@@ -16,16 +16,15 @@ from effv2_kernels import blocks
 from effv2_kernels.declaration import block_sizes
 from effv2_kernels.engine import KernelRow, Progress, Timing
 from effv2_kernels.errors import ResolutionError, UnavailableError
+from effv2_kernels.gpu import tuning
+from effv2_kernels.gpu.ceilings import measure_ceilings
+from effv2_kernels.gpu.graph import Graph
+from effv2_kernels.gpu.kernels import Kernels
+from effv2_kernels.gpu.launch import FeatureMap, Launch, Tile
+from effv2_kernels.gpu.plan import Plan
+from effv2_kernels.gpu.resources import Resources
+from effv2_kernels.gpu.timing import milliseconds
 from effv2_kernels.inputs import check_input, check_memory, fitting_sizes, misfit
-from effv2_kernels.triton import tuning
-from effv2_kernels.triton.ahead import Resources
-from effv2_kernels.triton.ceilings import measure_ceilings
-from effv2_kernels.triton.device import milliseconds
-from effv2_kernels.triton.feature import Feature
-from effv2_kernels.triton.graph import Graph
-from effv2_kernels.triton.launch import FeatureMap, Launch, Tile
-from effv2_kernels.triton.plan import Plan, pack
-from effv2_kernels.triton.tiles import INTERPRETED
 
 _log = logging.getLogger(__name__)
 
@@ -39,7 +38,7 @@ _ATTEMPTS = 3
 @dataclass
 class _Planned:
     plan: Plan
-    resources: list[Resources | None]  # of each launch; None under Triton's interpreter
+    resources: list[Resources | None]  # of each launch; None where they are interpreted
     runs: int = 0
     graph: Graph | None = None
     attempts: int = 0  # to capture
@@ -52,13 +51,15 @@ class Engine:
     maps (N, C, H, W) in channels_last, or one tensor of logits (N, classes). For a network without head
     and without features (a single block) the output of the last block is returned.
 
-    dtype: float32, float16 or bfloat16. device: with its index; the CPU under Triton's interpreter.
-    cuda_graph: capture images of one shape as a CUDA graph when they come for the second time.
+    kernels: those of a backend. dtype: float32, float16 or bfloat16. device: with its index; the CPU under
+    Triton's interpreter. cuda_graph: capture images of one shape as a CUDA graph when they come for the
+    second time.
     """
 
     def __init__(
         self,
         network: blocks.Network,
+        kernels: Kernels,
         dtype: torch.dtype,
         device: torch.device,
         *,
@@ -71,8 +72,10 @@ class Engine:
         self._refuse_within_capture("packed")
         features = network.features or (blocks.Feature(len(network.blocks) - 1),)
         with torch.inference_mode(False), torch.no_grad():
-            self._packed = [pack(block, dtype, device) for block in network.blocks]
-            self._outputs = [(f.block, None if f.scale is None else Feature(f, device)) for f in features]
+            self._packed = [kernels.pack(block, dtype, device) for block in network.blocks]
+            self._outputs = [
+                (f.block, None if f.scale is None else kernels.pack_feature(f, device)) for f in features
+            ]
         self._settle()
         self._planned: OrderedDict[Hashable, _Planned] = OrderedDict()
         self._lock = threading.RLock()
@@ -212,9 +215,9 @@ class Engine:
         """
         x = self._accepted(x)
         with self._on_device():
-            table = tuning.table_of(self._device)
+            tables = tuning.tables_of(self._device)
             try:
-                return tuning.measure(self._find(x).plan.launches, table, progress)
+                return tuning.measure(self._find(x).plan.launches, tables, progress)
             finally:
                 self.forget()
 
@@ -264,9 +267,9 @@ class Engine:
 
     def _make(self, shape: torch.Size, nhwc: bool, precision: str, stop: int = 0) -> _Planned:
         plan = self._plan(shape, nhwc, precision, stop)
-        if INTERPRETED:
+        if any(launch.interpreted for launch in plan.launches):
             return _Planned(plan, [None] * len(plan.launches))
-        chosen = tuning.choose(plan.launches, tuning.table_of(self._device))
+        chosen = tuning.choose(plan.launches, tuning.tables_of(self._device))
         plan.tiles = [tile for tile, _ in chosen]
         self._settle()
         return _Planned(plan, [resources for _, resources in chosen])

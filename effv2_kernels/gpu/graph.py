@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from effv2_kernels.triton.plan import Plan
+from effv2_kernels.gpu.plan import Plan
 
 # One capture at a time: it begins by waiting for the whole GPU, which would end one under way elsewhere.
 _CAPTURES = threading.Lock()

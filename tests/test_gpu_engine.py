@@ -16,9 +16,10 @@ pytest.importorskip("triton")
 import effv2_kernels
 from effv2_kernels import backends, explain, load, optimize, save, sources
 from effv2_kernels.errors import InputError, ResolutionError, UnavailableError
-from effv2_kernels.triton import engine as engines
-from effv2_kernels.triton.engine import Engine
-from effv2_kernels.triton.plan import Plan
+from effv2_kernels.gpu import engine as engines
+from effv2_kernels.gpu.engine import Engine
+from effv2_kernels.gpu.plan import Plan
+from effv2_kernels.triton import kernels
 
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 BOUNDS = {"fp32": NETWORK_BOUND, "fp16": 2e-2, "bf16": 2e-2}
@@ -112,7 +113,7 @@ def test_layouts(fast, logits, layout):
 
 @pytest.mark.parametrize("spec", [TINY, SMALL_MOBILE[0]], ids=lambda spec: spec.name)
 def test_images_of_either_layout_are_not_copied(spec):
-    engine = Engine(sources.read(spec.build(seeded(60))), torch.float16, torch.device("cpu"))
+    engine = Engine(sources.read(spec.build(seeded(60))), kernels, torch.float16, torch.device("cpu"))
     x = spec.images(seeded(61), 2).half()
     for image in (x, LAYOUTS["channels_last"](x)):
         assert engine._accepted(image).data_ptr() == image.data_ptr()
@@ -158,7 +159,7 @@ def test_refused(fast, logits):
 def test_a_tensor_on_another_device_is_refused_both_ways():
     """The engine of a GPU is asked without one: the check comes before anything reaches the device."""
     network = sources.read(TINY.build(seeded(60)))
-    engine = Engine(network, torch.float16, torch.device("cpu"))
+    engine = Engine(network, kernels, torch.float16, torch.device("cpu"))
     engine._device = torch.device("cuda:1")
     message = (
         r"expected a tensor on the cuda:1, but got one on cpu. Move it with x.to\('cuda:1'\), or the model"
@@ -204,7 +205,7 @@ def test_threads(monkeypatch):
     monkeypatch.setattr(engines, "Plan", CountingPlan)
     monkeypatch.setattr(CountingPlan, "made", 0)
     monkeypatch.setattr(CountingPlan, "run", lambda plan, x: [x.sum((2, 3), keepdim=True).float()])
-    engine = Engine(sources.read(TINY.build(seeded(60))), torch.float16, torch.device("cpu"))
+    engine = Engine(sources.read(TINY.build(seeded(60))), kernels, torch.float16, torch.device("cpu"))
     start = threading.Barrier(8)
     found = {}
 
@@ -263,7 +264,7 @@ def test_plans_are_kept_and_their_number_is_bounded(monkeypatch):
     monkeypatch.setattr(engines, "_MAX_PLANS", 2)
     monkeypatch.setattr(CountingPlan, "made", 0)
     monkeypatch.setattr(CountingPlan, "run", lambda plan, x: [torch.zeros(plan.image.images, 10, 1, 1)])
-    engine = Engine(sources.read(TINY.build(seeded(60))), torch.float16, torch.device("cpu"))
+    engine = Engine(sources.read(TINY.build(seeded(60))), kernels, torch.float16, torch.device("cpu"))
     for batch in (1, 2, 1, 2):
         assert engine.run(images(batch))[0].shape == (batch, 10)
     assert CountingPlan.made == 2
@@ -277,8 +278,8 @@ def test_plans_are_kept_and_their_number_is_bounded(monkeypatch):
 
 
 def test_tf32_by_the_switch_of_pytorch():
-    engine = Engine(sources.read(TINY.build(seeded(60))), torch.float32, torch.device("cpu"))
-    half = Engine(sources.read(TINY.build(seeded(60))), torch.float16, torch.device("cpu"))
+    engine = Engine(sources.read(TINY.build(seeded(60))), kernels, torch.float32, torch.device("cpu"))
+    half = Engine(sources.read(TINY.build(seeded(60))), kernels, torch.float16, torch.device("cpu"))
     assert engine._precision() == "ieee"
     torch.backends.cuda.matmul.allow_tf32 = True
     try:
@@ -310,7 +311,7 @@ def capturing_engine(monkeypatch):
     monkeypatch.setattr(engines, "Graph", FakeGraph)
     monkeypatch.setattr(FakeGraph, "made", 0)
     monkeypatch.setattr(Plan, "run", lambda plan, x: [torch.zeros(plan.image.images, 10, 1, 1)])
-    engine = Engine(sources.read(TINY.build(seeded(60))), torch.float16, torch.device("cpu"))
+    engine = Engine(sources.read(TINY.build(seeded(60))), kernels, torch.float16, torch.device("cpu"))
     engine._cuda_graph = True
     return engine
 
@@ -337,7 +338,7 @@ def test_nothing_is_made_inside_of_somebody_elses_graph(capturing_engine, monkey
     with pytest.raises(UnavailableError, match=r"planned for images of \(1, 3, 32, 32\) while a CUDA graph"):
         capturing_engine.run(images())
     with pytest.raises(UnavailableError, match="packed while a CUDA graph is captured"):
-        Engine(sources.read(TINY.build(seeded(60))), torch.float16, torch.device("cpu"))
+        Engine(sources.read(TINY.build(seeded(60))), kernels, torch.float16, torch.device("cpu"))
     monkeypatch.undo()
     assert capturing_engine._planned == {}
 
@@ -426,6 +427,6 @@ def test_explained(fast):
 def test_multiply_adds_are_counted_as_on_the_cpu(size, spec):
     network = sources.read(spec.build(seeded(66)))
     on_cpu = effv2_kernels.cpu.Engine(network)
-    engine = Engine(network, torch.float16, torch.device("cpu"))
+    engine = Engine(network, kernels, torch.float16, torch.device("cpu"))
     assert engine.block_macs(*size) == on_cpu.block_macs(*size)
     assert engine.block_shapes(*size)[:-1] == on_cpu.block_shapes(*size)[:-1]  # logits have no rows

@@ -11,21 +11,19 @@ from gpu_clock import GpuClock
 
 pytest.importorskip("triton")
 
-import triton
-
 import effv2_kernels
 from bench.gpu import parity
 from bench.gpu.models import shapes_of
 from bench.gpu.targets import BATCHES, MODELS
 from effv2_kernels import shapes, tune
 from effv2_kernels.errors import ModelError, UnavailableError
-from effv2_kernels.triton import device, tuning
-from effv2_kernels.triton.ahead import Resources
-from effv2_kernels.triton.launch import FeatureMap
-from effv2_kernels.triton.plan import pack
+from effv2_kernels.gpu import timing, tuning
+from effv2_kernels.gpu.launch import FeatureMap
+from effv2_kernels.gpu.resources import Resources
+from effv2_kernels.triton.kernels import pack
+from effv2_kernels.triton.launch import Launch
 
 GPU = "NVIDIA Test 9000"
-COMPILE_MISSING = device.compile_missing
 
 
 @pytest.fixture
@@ -45,16 +43,15 @@ def no_gpu(monkeypatch):
     """Every tile compiles; the third one of each launch is the fastest, and the first does not fit."""
     measured = []
 
-    def compile_here(launch, tile):
+    def compiled(launch, tile):
         return None if tile is launch.tiles[0] else Resources(64, 0, 1024)
 
     def milliseconds(launch, tile):
         measured.append((launch.name, tile))
         return 1.0 if tile is launch.tiles[2] else 2.0
 
-    for module in (tuning, device):
-        monkeypatch.setattr(module, "compile_here", compile_here)
-        monkeypatch.setattr(module, "compile_missing", lambda pairs: None)
+    monkeypatch.setattr(Launch, "compile", compiled)
+    monkeypatch.setattr(Launch, "compile_missing", lambda pairs: None)
     monkeypatch.setattr(tuning, "milliseconds", milliseconds)
     return measured
 
@@ -64,30 +61,30 @@ def silent(what, share):
 
 
 def test_unmeasured_the_first_that_fits(launches):
-    for launch, (tile, made) in zip(launches, tuning.choose(launches, tuning.TileTable(GPU)), strict=True):
+    for launch, (tile, made) in zip(launches, tuning.choose(launches, tuning.TileTables(GPU)), strict=True):
         assert tile is launch.tiles[1]
         assert made.registers == 64
 
 
 def test_a_tile_that_does_not_spill_is_better_than_an_earlier_one_that_does(launches, monkeypatch):
     stacks = dict(zip(launches[0].tiles, [8, 8, 0, 0], strict=False))
-    monkeypatch.setattr(device, "compile_here", lambda launch, tile: Resources(64, stacks.get(tile, 4), 1024))
-    assert device.best_unmeasured(launches[0])[0] is launches[0].tiles[2]
+    monkeypatch.setattr(Launch, "compile", lambda launch, tile: Resources(64, stacks.get(tile, 4), 1024))
+    assert tuning.best_unmeasured(launches[0])[0] is launches[0].tiles[2]
     monkeypatch.setattr(
-        device, "compile_here", lambda launch, tile: Resources(64, 8 + launch.tiles.index(tile), 1024)
+        Launch, "compile", lambda launch, tile: Resources(64, 8 + launch.tiles.index(tile), 1024)
     )
-    assert device.best_unmeasured(launches[0])[0] is launches[0].tiles[0]
+    assert tuning.best_unmeasured(launches[0])[0] is launches[0].tiles[0]
 
 
 def test_no_tile_fits(launches, monkeypatch):
-    monkeypatch.setattr(device, "compile_here", lambda launch, tile: None)
+    monkeypatch.setattr(Launch, "compile", lambda launch, tile: None)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda: GPU)
     with pytest.raises(UnavailableError, match=rf"none of the \d+ tiles of product fits .*\({GPU}\)"):
-        device.best_unmeasured(launches[0])
+        tuning.best_unmeasured(launches[0])
 
 
 def test_measured_once_and_found_again(launches, no_gpu, folder):
-    found = tuning.measure(launches, tuning.TileTable(GPU), silent)
+    found = tuning.measure(launches, tuning.TileTables(GPU), silent)
     assert found == {
         launch.key: {str(tile): 1.0 if tile is launch.tiles[2] else 2.0 for tile in launch.tiles[1:]}
         for launch in launches
@@ -95,22 +92,22 @@ def test_measured_once_and_found_again(launches, no_gpu, folder):
     assert len(no_gpu) == sum(len(launch.tiles) - 1 for launch in launches)  # but the one that does not fit
     (file,) = folder.iterdir()
     assert file.name.startswith(f"nvidia-test-9000-{effv2_kernels.__version__}-triton-3")
-    again = tuning.TileTable(GPU)
+    again = tuning.TileTables(GPU)
     for launch, (tile, _) in zip(launches, tuning.choose(launches, again), strict=True):
         assert tile is launch.tiles[2]
     no_gpu.clear()
     assert tuning.measure(launches, again, silent) == {}
     assert not no_gpu
-    assert tuning.TileTable("another GPU").find(launches[0]) is None
+    assert tuning.TileTables("another GPU").find(launches[0]) is None
 
 
 def test_another_size_is_another_choice(launches):
-    table = tuning.TileTable(GPU)
-    tuning.measure(launches, table, silent)
+    tables = tuning.TileTables(GPU)
+    tuning.measure(launches, tables, silent)
     block = pack(shapes.random_block(shapes.ffn(24, 72, 5, 7), seeded(1)), torch.float16, "cpu")
     for x in (FeatureMap(3, 5, 7, 24, torch.float16), FeatureMap(2, 5, 8, 24, torch.float16)):
-        assert table.find(block.by_pixels(x, "ieee")[0]) is None
-    assert table.find(block.by_pixels(FeatureMap(2, 5, 7, 24, torch.float16), "ieee")[0]) is not None
+        assert tables.find(block.by_pixels(x, "ieee")[0]) is None
+    assert tables.find(block.by_pixels(FeatureMap(2, 5, 7, 24, torch.float16), "ieee")[0]) is not None
 
 
 def test_another_batch_is_another_choice_for_every_kernel():
@@ -121,11 +118,11 @@ def test_another_batch_is_another_choice_for_every_kernel():
 
 
 def test_what_another_process_measured_is_not_lost(launches):
-    ours, theirs = tuning.TileTable(GPU), tuning.TileTable(GPU)
+    ours, theirs = tuning.TileTables(GPU), tuning.TileTables(GPU)
     tuning.measure(launches[:1], theirs, silent)
     tuning.measure(launches[1:], ours, silent)
-    table = tuning.TileTable(GPU)
-    assert all(table.find(launch) is not None for launch in launches)
+    tables = tuning.TileTables(GPU)
+    assert all(tables.find(launch) is not None for launch in launches)
 
 
 def test_shipped_tiles_give_way_to_measured_ones(launches, tmp_path, monkeypatch):
@@ -133,16 +130,16 @@ def test_shipped_tiles_give_way_to_measured_ones(launches, tmp_path, monkeypatch
     shipped.mkdir()
     tiles = {launch.key: str(launch.tiles[3]) for launch in launches}
     (shipped / "nvidia-test-9000.json").write_text(json.dumps(tiles))
-    monkeypatch.setattr(tuning, "_SHIPPED", shipped)
-    assert all(tuning.TileTable(GPU).find(launch) is launch.tiles[3] for launch in launches)
-    tuning.TileTable(GPU).add({launches[0].key: launches[0].tiles[2]})
-    table = tuning.TileTable(GPU)
-    assert [launch.tiles.index(table.find(launch)) for launch in launches] == [2, 3]
+    monkeypatch.setattr(Launch, "shipped", shipped)
+    assert all(tuning.TileTables(GPU).find(launch) is launch.tiles[3] for launch in launches)
+    tuning.TileTables(GPU).add({launches[0]: launches[0].tiles[2]})
+    tables = tuning.TileTables(GPU)
+    assert [launch.tiles.index(tables.find(launch)) for launch in launches] == [2, 3]
 
 
 def test_every_shipped_tile_is_a_candidate_of_a_launch():
     """Who changes a kernel or its candidates measures again, or takes its tiles out."""
-    files = list(tuning._SHIPPED.glob("*.json"))
+    files = list(Launch.shipped.glob("*.json"))
     assert files
     found = {
         launch.key: {str(tile) for tile in launch.tiles}
@@ -160,45 +157,45 @@ def test_a_gpu_with_the_same_chip_begins_with_its_tiles(launches, tmp_path, monk
     shipped.mkdir()
     tiles = {launch.key: str(launch.tiles[3]) for launch in launches}
     (shipped / "nvidia-h100-80gb-hbm3.json").write_text(json.dumps(tiles))
-    monkeypatch.setattr(tuning, "_SHIPPED", shipped)
-    table = tuning.TileTable("NVIDIA H200")
-    assert all(table.find(launch) is launch.tiles[3] for launch in launches)
-    tuning.measure(launches, table, silent)
+    monkeypatch.setattr(Launch, "shipped", shipped)
+    tables = tuning.TileTables("NVIDIA H200")
+    assert all(tables.find(launch) is launch.tiles[3] for launch in launches)
+    tuning.measure(launches, tables, silent)
     assert no_gpu
-    assert all(table.find(launch) is launch.tiles[2] for launch in launches)
+    assert all(tables.find(launch) is launch.tiles[2] for launch in launches)
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"[1, 2]", b'{"a": 1}', b"\xff\xfe\x00", b"null"])
 def test_a_corrupt_file_is_ignored_and_replaced(launches, folder, content, caplog):
-    path = tuning.TileTable(GPU).path
+    path = tuning.TileTable(GPU, Launch).path
     folder.mkdir()
     path.write_bytes(content)
+    tables = tuning.TileTables(GPU)
     with caplog.at_level(logging.WARNING):
-        table = tuning.TileTable(GPU)
+        assert tables.find(launches[0]) is None
     assert "ignored" in caplog.text
     assert str(path) in caplog.text
-    assert table.find(launches[0]) is None
-    tuning.measure(launches, table, silent)
+    tuning.measure(launches, tables, silent)
     caplog.clear()
-    assert tuning.TileTable(GPU).find(launches[0]) is launches[0].tiles[2]
+    assert tuning.TileTables(GPU).find(launches[0]) is launches[0].tiles[2]
     assert not caplog.records
 
 
 def test_a_tile_that_exists_no_more_is_ignored(launches):
-    path = tuning.TileTable(GPU).path
+    path = tuning.TileTable(GPU, Launch).path
     path.parent.mkdir()
     path.write_text(json.dumps({launches[0].key: "BM=1 BN=2 warps=3 stages=4"}))
-    assert tuning.TileTable(GPU).find(launches[0]) is None
+    assert tuning.TileTables(GPU).find(launches[0]) is None
 
 
 def test_a_folder_that_cannot_be_written(launches, folder, caplog):
     folder.write_text("a file where the folder should be")
-    table = tuning.TileTable(GPU)
+    tables = tuning.TileTables(GPU)
     with caplog.at_level(logging.WARNING):
-        tuning.measure(launches, table, silent)
+        tuning.measure(launches, tables, silent)
     assert "cannot be kept" in caplog.text
     assert "EFFV2_CACHE_DIR" in caplog.text
-    assert table.find(launches[0]) is launches[0].tiles[2]  # in this process
+    assert tables.find(launches[0]) is launches[0].tiles[2]  # in this process
 
 
 def test_out_of_memory_keeps_what_was_measured(launches, monkeypatch):
@@ -209,19 +206,19 @@ def test_out_of_memory_keeps_what_was_measured(launches, monkeypatch):
 
     monkeypatch.setattr(tuning, "milliseconds", milliseconds)
     with pytest.raises(UnavailableError, match="too little free memory"):
-        tuning.measure(launches, tuning.TileTable(GPU), silent)
-    table = tuning.TileTable(GPU)
-    assert table.find(launches[0]) is not None
-    assert table.find(launches[1]) is None
+        tuning.measure(launches, tuning.TileTables(GPU), silent)
+    tables = tuning.TileTables(GPU)
+    assert tables.find(launches[0]) is not None
+    assert tables.find(launches[1]) is None
 
 
 def test_buffers_that_do_not_fit_into_memory(launches, monkeypatch):
     def full(m):
         raise torch.OutOfMemoryError("CUDA out of memory")
 
-    monkeypatch.setattr(device, "_random", full)
+    monkeypatch.setattr(timing, "_random", full)
     with pytest.raises(UnavailableError, match=r"too little free memory to time product: it needs \d+ MB"):
-        device.milliseconds(launches[0], launches[0].tiles[0])
+        timing.milliseconds(launches[0], launches[0].tiles[0])
 
 
 def test_what_cannot_be_tuned():
@@ -242,35 +239,6 @@ def test_a_model_on_the_cpu_has_nothing_to_tune():
     assert fast(torch.zeros(1, 8, 4, 4))[0].shape == (1, 8, 4, 4)
 
 
-@pytest.mark.parametrize("missing", [None, 1, 2])
-def test_processors_share_what_is_missing(launches, monkeypatch, missing):
-    """No process before the first pair that Triton's cache lacks; then all are compiled at once."""
-    pairs = [(launch, tile) for launch in launches for tile in launch.tiles]
-    here, shared, told = [], [], []
-
-    def compile_here(launch, tile):
-        if here:  # the first one is in the memory of this process: Triton tells nobody
-            triton.knobs.compilation.listener(cache_hit=len(here) != missing, src=None)
-        here.append((launch, tile))
-
-    def users(**arguments):
-        told.append(arguments)
-
-    monkeypatch.setattr(triton.knobs.compilation, "listener", users)
-    monkeypatch.setattr(device, "compile_missing", COMPILE_MISSING)
-    monkeypatch.setattr(device, "compile_here", compile_here)
-    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (9, 0))
-    monkeypatch.setattr(device, "compile_in_parallel", lambda *arguments: shared.append(arguments))
-    device.compile_missing(pairs)
-    if missing is None:
-        assert (here, shared) == (pairs, [])
-    else:
-        assert here == pairs[: missing + 1]
-        assert shared == [(pairs[missing + 1 :], 90)]
-    assert len(told) == len(here) - 1
-    assert triton.knobs.compilation.listener is users
-
-
 class FakeGPU(GpuClock):
     """One on which every launch takes a quarter of a millisecond, and which is its own and only graph."""
 
@@ -278,7 +246,7 @@ class FakeGPU(GpuClock):
         super().__init__(monkeypatch)
         self.recorded, self.capturing = 0, False
         monkeypatch.setattr(torch.cuda, "CUDAGraph", lambda: self)
-        monkeypatch.setattr(device, "captured", self.captured)
+        monkeypatch.setattr(timing, "captured", self.captured)
 
     @contextlib.contextmanager
     def captured(self, graph):
@@ -298,9 +266,9 @@ class FakeGPU(GpuClock):
 
 def test_one_launch_is_timed_in_a_graph_of_many(launches, monkeypatch):
     gpu = FakeGPU(monkeypatch)
-    monkeypatch.setattr(device, "_random", lambda m: None)
-    monkeypatch.setattr(device, "execute", gpu.launch)
-    assert device.milliseconds(launches[0], launches[0].tiles[0]) == pytest.approx(0.25)
+    monkeypatch.setattr(timing, "_random", lambda m: None)
+    monkeypatch.setattr(Launch, "run", gpu.launch)
+    assert timing.milliseconds(launches[0], launches[0].tiles[0]) == pytest.approx(0.25)
     assert gpu.recorded == 4  # one millisecond
     assert gpu.now == pytest.approx(0.25 * (1 + 5) + 7 * 1)
 
@@ -309,10 +277,10 @@ def test_a_graph_that_does_not_fit_into_memory(launches, monkeypatch):
     def full(*_):
         raise torch.OutOfMemoryError("CUDA out of memory")
 
-    monkeypatch.setattr(device, "_random", lambda m: None)
-    monkeypatch.setattr(device, "execute", full)
+    monkeypatch.setattr(timing, "_random", lambda m: None)
+    monkeypatch.setattr(Launch, "run", full)
     with pytest.raises(UnavailableError, match="too little free memory to time product"):
-        device.milliseconds(launches[0], launches[0].tiles[0])
+        timing.milliseconds(launches[0], launches[0].tiles[0])
 
 
 def test_a_user_without_a_home(monkeypatch):
@@ -321,11 +289,11 @@ def test_a_user_without_a_home(monkeypatch):
 
     monkeypatch.delenv("EFFV2_CACHE_DIR")
     monkeypatch.setattr(tuning.Path, "home", home)
-    assert tuning.TileTable(GPU).path.parent.name == "effv2_kernels"
+    assert tuning.TileTable(GPU, Launch).path.parent.name == "effv2_kernels"
 
 
 def test_what_was_measured_is_there_for_others(launches, monkeypatch):
-    table = tuning.TileTable(GPU)
+    table = tuning.TileTable(GPU, Launch)
     table.add({launches[0].key: launches[0].tiles[0]})
     assert table.path.stat().st_mode & 0o777 == 0o644
     before = table.path.read_bytes()

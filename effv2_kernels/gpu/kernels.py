@@ -1,0 +1,36 @@
+"""What backends for GPUs offer: kernels for blocks. Here alone they are told apart, by their names."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Protocol, cast
+
+import torch
+
+if TYPE_CHECKING:
+    from effv2_kernels.blocks import Block, Feature
+    from effv2_kernels.gpu.packing import Packed
+
+# Each needs its compiler, so it is imported for a model that is to run on it.
+_MODULES = {"triton": "effv2_kernels.triton.kernels"}
+
+
+class Kernels(Protocol):
+    """The kernels of one backend: a module with these functions."""
+
+    def refusal(self, block: Block) -> str | None:
+        """What of a block there is no kernel for, None where there is one."""
+
+    def pack(self, block: Block, dtype: torch.dtype, device: torch.device | str) -> Packed:
+        """A block with its weights on ``device`` in the layouts of its kernels.
+
+        Raises UnavailableError where there is no kernel for it.
+        """
+
+    def pack_feature(self, feature: Feature, device: torch.device | str) -> Packed:
+        """The scale and shift of a feature map that a network returns."""
+
+
+def kernels_of(backend: str) -> Kernels:
+    """Those of a backend for GPUs, by its name."""
+    return cast(Kernels, import_module(_MODULES[backend]))
