@@ -16,6 +16,8 @@
 #define EFFV2_DEVICE __device__ __forceinline__
 #define EFFV2_ANYWHERE __host__ __device__ __forceinline__
 #define EFFV2_UNROLL _Pragma("unroll")
+// Of copies, whose addresses would otherwise be kept from one turn of the loop around them to the next.
+#define EFFV2_ROLL _Pragma("unroll 1")
 #define EFFV2_KERNEL(threads) __global__ void __launch_bounds__(threads)
 
 namespace effv2::cuda {

@@ -51,7 +51,7 @@ template <class T>
 using Stems = KernelList<StemTile<T, 8, 1>, StemTile<T, 8, 2>, StemTile<T, 8, 4>>;
 // Heads of a block.
 template <class T>
-using Attentions = KernelList<AttentionTile<T, 2>, AttentionTile<T, 8>>;
+using Attentions = KernelList<AttentionTile<T, 2>, AttentionTile<T, 4>>;
 template <class T>
 using AttentionDownsamples = KernelList<AttentionDownsampleTile<T>>;
 template <class T>

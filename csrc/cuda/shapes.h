@@ -11,7 +11,7 @@ constexpr const char* kWidenShapes[] = {"64", "32"};
 // A warp's products.
 constexpr const char* kStemShapes[] = {"x1", "x2", "x4"};
 // Heads whose values a block of threads sums.
-constexpr const char* kAttentionShapes[] = {"2 heads", "8 heads"};
+constexpr const char* kAttentionShapes[] = {"2 heads", "4 heads"};
 constexpr const char* kOneShape[] = {"only"};
 
 }  // namespace effv2::cuda

@@ -42,7 +42,7 @@ struct Attention {
 template <class T, int Heads>
 struct AttentionTile {
   using Parameters = Attention;
-  static constexpr int kWarps = 8, kThreads = kWarp * kWarps;
+  static constexpr int kWarps = 8, kThreads = kWarp * kWarps, kBlocks = 1;
   static constexpr int kHeads = Attention::kHeads, kKey = Attention::kKey, kPitch = Attention::kPitch;
   static constexpr int kGroups = kHeads / Heads, kValues = Heads * Attention::kValue;  // of a block
   static constexpr int kKeys = 8 * kWarps;                                             // of a round
@@ -67,8 +67,6 @@ struct AttentionTile {
     float *largest, *inverse;  // of each head and query: the maximum, and one over the sum
     float *mix1, *mix2, *mix2_bias;
   };
-  // Of this lane: heads, and its two queries.
-  using OfRows = float[kHeads][2];
 
   template <class Ready>
   EFFV2_DEVICE static void run(const Attention& p, const Buffers& buffers, int tile, Ready&& ready) {
@@ -98,11 +96,8 @@ struct AttentionTile {
       if (i == 0 || !keeps) load_keys(m, qkv, 0, tokens);
       if (keeps && i == 0) load_values(m, qkv, 0, tokens, first_head);
       wait();
+      make_local(p, buffers, m, qkv, first_query, first_head, keeps);
       float logits[kHeads][4];
-      OfRows most, total;
-      EFFV2_UNROLL
-      for (int h = 0; h < kHeads; ++h)
-        most[h][0] = most[h][1] = kMinusInfinity, total[h][0] = total[h][1] = 0;
       for (int round = 0; round < rounds; ++round) {
         if (round > 0) {
           sync();
@@ -110,12 +105,10 @@ struct AttentionTile {
           wait();
         }
         make_logits(p, buffers, m, first_query, round, logits);
-        count(logits, most, total);
+        count(m, logits, round);
       }
-      gather(m, most, total);
       sync();
       combine(m);
-      make_local(p, buffers, m, qkv, first_query, first_head, keeps);
       sync();
       Sums sums[kProducts];
       EFFV2_UNROLL
@@ -184,22 +177,22 @@ struct AttentionTile {
         mma<T>(products[h], queries, keys[2 * k], keys[2 * k + 1]);
       }
     }
-    const float* const bias = at<float>(buffers, p.bias);
     const int tokens = p.tokens();
     const BiasPlaces places{p.width, p.dense ? tokens : 0, 1, p.width};
-    const int plane = p.dense ? tokens * tokens : tokens;
+    int place[4];
+    bool exists[2];  // of the two keys
     EFFV2_UNROLL
     for (int i = 0; i < 4; ++i) {
       const int key = round * kKeys + warp() * 8 + lane() % 4 * 2 + i % 2;
       const int query = first_query + first_row_of_lane() + 8 * (i / 2);
-      const int place = places.of(query < tokens ? query : 0, key < tokens ? key : 0);
-      EFFV2_UNROLL
-      for (int h = 0; h < kHeads; ++h) {
-        logits[h][i] = key < tokens ? load_constant<float>(bias + h * plane + place) : kMinusInfinity;
-      }
+      exists[i % 2] = key < tokens;
+      place[i] = places.of(query < tokens ? query : 0, key < tokens ? key : 0);
     }
+    const float* bias = at<float>(buffers, p.bias);
     EFFV2_UNROLL
-    for (int h = 0; h < kHeads; ++h) {
+    for (int h = 0; h < kHeads; ++h, bias += p.dense ? tokens * tokens : tokens) {
+      EFFV2_UNROLL
+      for (int i = 0; i < 4; ++i) logits[h][i] = load_constant<float>(bias + place[i]);
       EFFV2_UNROLL
       for (int g = 0; g < kHeads; g += 4) {
         const Floats mix = load<Floats>(m.mix1 + h * kHeads + g);
@@ -209,36 +202,30 @@ struct AttentionTile {
           for (int i = 0; i < 4; ++i) logits[h][i] += mix.v[j] * products[g + j][i];
         }
       }
+      EFFV2_UNROLL
+      for (int i = 0; i < 4; ++i) logits[h][i] = exists[i % 2] ? logits[h][i] : kMinusInfinity;
     }
   }
 
-  // Largest and sum so far, of this lane's keys.
-  EFFV2_DEVICE static void count(const float (&logits)[kHeads][4], OfRows& most, OfRows& total) {
+  // Largest and sum of this warp's keys so far, for each head and query.
+  EFFV2_DEVICE static void count(const Memory& m, const float (&logits)[kHeads][4], int round) {
     EFFV2_UNROLL
     for (int h = 0; h < kHeads; ++h) {
       EFFV2_UNROLL
       for (int half = 0; half < 2; ++half) {
         const float a = logits[h][2 * half], b = logits[h][2 * half + 1];
-        const float larger = a > b ? a : b, before = most[h][half];
-        const float now = larger > before ? larger : before;
-        if (now == kMinusInfinity) continue;  // no key yet
-        total[h][half] = total[h][half] * exp2_fast(before - now) + exp2_fast(a - now) + exp2_fast(b - now);
-        most[h][half] = now;
-      }
-    }
-  }
-  EFFV2_DEVICE static void gather(const Memory& m, const OfRows& most, const OfRows& total) {
-    EFFV2_UNROLL
-    for (int h = 0; h < kHeads; ++h) {
-      EFFV2_UNROLL
-      for (int half = 0; half < 2; ++half) {
-        const float largest = largest_of_row(most[h][half]);
-        const float scale = most[h][half] == kMinusInfinity ? 0 : exp2_fast(most[h][half] - largest);
-        const float sum = sum_of_row(total[h][half] * scale);
+        float most = largest_of_row(a > b ? a : b);
+        const float base = most == kMinusInfinity ? 0 : most;  // no key is there
+        float total = sum_of_row(exp2_fast(a - base) + exp2_fast(b - base));
         if (lane() % 4) continue;
         const int place = (warp() * kHeads + h) * kRows + first_row_of_lane() + 8 * half;
-        store(m.most + place, largest);
-        store(m.total + place, sum);
+        if (round > 0) {  // from the first on, a warp has keys until it has none any more
+          const float before = load<float>(m.most + place), now = most > before ? most : before;
+          total = load<float>(m.total + place) * exp2_fast(before - now) + total * exp2_fast(most - now);
+          most = now;
+        }
+        store(m.most + place, most);
+        store(m.total + place, total);
       }
     }
   }
@@ -277,40 +264,33 @@ struct AttentionTile {
   // The shares of this warp's keys, mixed for each of the block's heads; none of keys that do not exist.
   EFFV2_DEVICE static void make_shares(const Memory& m, const float (&logits)[kHeads][4], int first_head,
                                        int round, int tokens) {
-    float shares[kHeads][4];
-    EFFV2_UNROLL
-    for (int h = 0; h < kHeads; ++h) {
-      EFFV2_UNROLL
-      for (int half = 0; half < 2; ++half) {
-        const int place = h * kRows + first_row_of_lane() + 8 * half;
-        const float largest = load<float>(m.largest + place), inverse = load<float>(m.inverse + place);
-        EFFV2_UNROLL
-        for (int i = 0; i < 2; ++i) {
-          shares[h][2 * half + i] = exp2_fast(logits[h][2 * half + i] - largest) * inverse;
-        }
-      }
-    }
     const int column = warp() * 8 + lane() % 4 * 2, key = round * kKeys + column;
     EFFV2_UNROLL
-    for (int h = 0; h < Heads; ++h) {
-      float mixed[4];
-      const float bias = load<float>(m.mix2_bias + first_head + h);
+    for (int half = 0; half < 2; ++half) {
+      const int row = first_row_of_lane() + 8 * half;
+      float shares[kHeads][2];
       EFFV2_UNROLL
-      for (int i = 0; i < 4; ++i) mixed[i] = bias;
-      EFFV2_UNROLL
-      for (int g = 0; g < kHeads; g += 4) {
-        const Floats mix = load<Floats>(m.mix2 + (first_head + h) * kHeads + g);
+      for (int h = 0; h < kHeads; ++h) {
+        const float largest = load<float>(m.largest + h * kRows + row);
+        const float inverse = load<float>(m.inverse + h * kRows + row);
         EFFV2_UNROLL
-        for (int j = 0; j < 4; ++j) {
-          EFFV2_UNROLL
-          for (int i = 0; i < 4; ++i) mixed[i] += mix.v[j] * shares[g + j][i];
-        }
+        for (int i = 0; i < 2; ++i) shares[h][i] = exp2_fast(logits[h][2 * half + i] - largest) * inverse;
       }
       EFFV2_UNROLL
-      for (int half = 0; half < 2; ++half) {
-        const Pair made =
-            pack<T>(key < tokens ? mixed[2 * half] : 0, key + 1 < tokens ? mixed[2 * half + 1] : 0);
-        store(m.shares + (h * kRows + first_row_of_lane() + 8 * half) * kSharesStride + column, made);
+      for (int h = 0; h < Heads; ++h) {
+        const float bias = load<float>(m.mix2_bias + first_head + h);
+        float mixed[2] = {bias, bias};
+        EFFV2_UNROLL
+        for (int g = 0; g < kHeads; g += 4) {
+          const Floats mix = load<Floats>(m.mix2 + (first_head + h) * kHeads + g);
+          EFFV2_UNROLL
+          for (int j = 0; j < 4; ++j) {
+            EFFV2_UNROLL
+            for (int i = 0; i < 2; ++i) mixed[i] += mix.v[j] * shares[g + j][i];
+          }
+        }
+        const Pair made = pack<T>(key < tokens ? mixed[0] : 0, key + 1 < tokens ? mixed[1] : 0);
+        store(m.shares + (h * kRows + row) * kSharesStride + column, made);
       }
     }
   }

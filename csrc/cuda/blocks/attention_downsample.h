@@ -35,7 +35,7 @@ struct AttentionDownsample {
 template <class T>
 struct AttentionDownsampleTile {
   using Parameters = AttentionDownsample;
-  static constexpr int kWarps = 8, kThreads = kWarp * kWarps;
+  static constexpr int kWarps = 8, kThreads = kWarp * kWarps, kBlocks = 2;
   static constexpr int kHeads = AttentionDownsample::kHeads, kKey = AttentionDownsample::kKey;
   static constexpr int kValue = AttentionDownsample::kValue;
   static constexpr int kQPitch = AttentionDownsample::kQPitch, kPitch = AttentionDownsample::kPitch;

@@ -19,7 +19,7 @@ struct Feature {
 template <class T, int Threads>
 struct FeatureTile {
   using Parameters = Feature;
-  static constexpr int kThreads = Threads;
+  static constexpr int kThreads = Threads, kBlocks = 2;
 
   static int tiles(const Feature& p) {
     return blocks_of(static_cast<long long>(p.pixels) * (p.channels / 8), Threads);

@@ -64,7 +64,8 @@ template <class T, FfnPart Part, int Warps, int Slice, int Items>
 struct FfnTile {
   using Parameters = Ffn;
   using Tap = TapOf<T>;
-  static constexpr int kThreads = kWarp * Warps;
+  // With more sums than that, registers are for one block of a multiprocessor alone.
+  static constexpr int kThreads = kWarp * Warps, kBlocks = Items > (kIsHalf<T> ? 3 : 2) ? 1 : 2;
   static constexpr bool kWidens = Part != FfnPart::narrow, kNarrows = Part != FfnPart::widen;
   static constexpr int kStride = Slice + kPad;
 
@@ -137,6 +138,7 @@ struct FfnTile {
     copy_commit();
     if (kNarrows) {  // rows that no pixel fills: products need numbers
       const int empty = p.row_tiles() * kRows - p.pixels();
+      EFFV2_ROLL
       for (int i = thread(); i < empty * (Slice / 8); i += kThreads) {
         store(made + (p.pixels() + i / (Slice / 8)) * kStride + i % (Slice / 8) * 8, zeros());
       }
@@ -186,6 +188,7 @@ struct FfnTile {
     if (kWidens) {
       const T* const fc1 = at<T>(buffers, p.fc1) + static_cast<long long>(channel) * depth;
       const int pieces = depth / 8, rows = round_up(p.hidden, kColumns) - channel;
+      EFFV2_ROLL
       for (int i = thread(); i < Slice * pieces; i += kThreads) {
         const int row = i / pieces, at_depth = i % pieces * 8;
         const bool valid = row < rows;
@@ -197,6 +200,7 @@ struct FfnTile {
     copy_floats(to.dw_bias, at<float>(buffers, p.dw_bias) + channel, left);
     const Tap* const dw = at<Tap>(buffers, p.dw) + channel;
     constexpr int kInPiece = 16 / sizeof(Tap), kPieces = Slice / kInPiece;
+    EFFV2_ROLL
     for (int i = thread(); i < kTaps * kPieces; i += kThreads) {
       const int tap = i / kPieces, c = i % kPieces * kInPiece;
       copy_async(to.dw + tap * Slice + c, c < left ? dw + tap * p.hidden + c : dw, c < left);
@@ -205,6 +209,7 @@ struct FfnTile {
       const int fc2_depth = round_up(p.hidden, kDepth);
       const T* const fc2 = at<T>(buffers, p.fc2) + channel;
       constexpr int kOfRow = Slice / 8;
+      EFFV2_ROLL
       for (int i = thread(); i < p.column_tiles() * kColumns * kOfRow; i += kThreads) {
         const int row = i / kOfRow, c = i % kOfRow * 8;
         const bool valid = channel + c < fc2_depth;
@@ -214,6 +219,7 @@ struct FfnTile {
     }
   }
   EFFV2_DEVICE static void copy_floats(float* to, const float* from, int count) {
+    EFFV2_ROLL
     for (int i = thread(); i < Slice / 4; i += kThreads) {
       copy_async(to + 4 * i, 4 * i < count ? from + 4 * i : from, 4 * i < count);
     }
@@ -227,12 +233,14 @@ struct FfnTile {
       return pixel < p.halo() && row >= 0 && row < p.height && column >= 0 && column < p.width;
     };
     int row, column;
+    EFFV2_ROLL
     for (int i = thread(); i < p.halo_tiles() * kRows; i += kThreads) {
       store(inside + i, static_cast<std::uint16_t>(is_inside(i, row, column)));
     }
     if (!kWidens) return;
     const T* const from = at<T>(buffers, p.x);
     const int pieces = (x_stride - kPad) / 8;
+    EFFV2_ROLL
     for (int i = thread(); i < p.halo_tiles() * kRows * pieces; i += kThreads) {
       const int pixel = i / pieces, channel = i % pieces * 8;
       const bool valid = is_inside(pixel, row, column) && channel < p.channels;
@@ -245,6 +253,7 @@ struct FfnTile {
                                      int slice, const Slices& to, const std::uint16_t* inside) {
     const T* const from = at<T>(buffers, p.x);
     constexpr int kPieces = Slice / 8;
+    EFFV2_ROLL
     for (int i = thread(); i < p.halo() * kPieces; i += kThreads) {
       const int pixel = i / kPieces, c = i % kPieces * 8, channel = slice * Slice + c;
       const bool valid = load<std::uint16_t>(inside + pixel) && channel < p.hidden;
@@ -261,6 +270,7 @@ struct FfnTile {
       Sums sums[Slice / kColumns];
       EFFV2_UNROLL
       for (int n = 0; n < Slice / kColumns; ++n) sums[n].clear();
+      EFFV2_ROLL
       for (int k = 0; k < depth; k += kDepth) {
         Pair a[4];
         load_left(a, x + m * kRows * x_stride + k, x_stride);
@@ -305,6 +315,7 @@ struct FfnTile {
                                     int image, int top, int left, int slice) {
     constexpr int kGroups = Slice / 4;
     const int runs = p.tile_width / kRun;
+    EFFV2_ROLL
     for (int i = thread(); i < p.tile_height * runs * kGroups; i += kThreads) {
       const int c = i % kGroups * 4, run = i / kGroups % runs * kRun, row = i / kGroups / runs;
       const DepthwiseTaps<T> taps(now.dw + c, Slice, now.dw_bias + c);

@@ -19,7 +19,7 @@ struct Mean {
 template <class T, int Threads>
 struct MeanTile {
   using Parameters = Mean;
-  static constexpr int kThreads = Threads;
+  static constexpr int kThreads = Threads, kBlocks = 2;
 
   static int tiles(const Mean& p) {
     return blocks_of(static_cast<long long>(p.images) * p.channels, 8 * Threads);

@@ -54,7 +54,7 @@ struct Stem {
 template <class T, int Warps, int Items>
 struct StemTile {
   using Parameters = Stem;
-  static constexpr int kThreads = kWarp * Warps;
+  static constexpr int kThreads = kWarp * Warps, kBlocks = 2;
   static constexpr int kConv1Depth = 32, kConv1Stride = kConv1Depth + kPad;
   static constexpr int kInRow = 10, kPairsInRow = kInRow / 2;  // of the window, with the zero
 
@@ -95,6 +95,7 @@ struct StemTile {
 
  private:
   EFFV2_DEVICE static void load_rows(T* to, int stride, const T* from, int rows, int depth) {
+    EFFV2_ROLL
     for (int i = thread(); i < rows * (depth / 8); i += kThreads) {
       const int row = i / (depth / 8), k = i % (depth / 8) * 8;
       copy_async(to + row * stride + k, from + row * depth + k);
@@ -106,6 +107,7 @@ struct StemTile {
                                       T* patch) {
     const T* const x = at<T>(buffers, p.x) + image * p.image_stride;
     const int row_values = p.patch_width() * Stem::kChannels;
+    EFFV2_ROLL
     for (int i = thread(); i < p.patch_height() * p.patch_stride(); i += kThreads) {
       const int row = i / p.patch_stride(), place = i % p.patch_stride();
       // Neighbours in memory are neighbours among the threads: channels of a pixel, or pixels of a channel.

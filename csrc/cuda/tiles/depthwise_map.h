@@ -26,7 +26,7 @@ struct Depthwise {
 template <class T, int Threads>
 struct DepthwiseTile {
   using Parameters = Depthwise;
-  static constexpr int kThreads = Threads;
+  static constexpr int kThreads = Threads, kBlocks = 2;
 
   static int tiles(const Depthwise& p) {
     return blocks_of(static_cast<long long>(p.images) * p.y_height * p.runs() * (p.channels / 4), Threads);

@@ -20,6 +20,7 @@ constexpr float kMinusInfinity = -__builtin_huge_valf();
 template <class T, int Threads, class From>
 EFFV2_DEVICE void load_rows(T* to, int stride, int rows, int values, const T* somewhere, From&& from) {
   const int pieces = values / 8;
+  EFFV2_ROLL
   for (int i = thread(); i < rows * pieces; i += Threads) {
     const int row = i / pieces, place = i % pieces * 8;
     const T* const begin = from(row);
@@ -80,6 +81,7 @@ EFFV2_DEVICE void local_branch(T* to, int to_stride, int first_query, int querie
   const int channel = thread() % kGroups * 4;
   const DepthwiseTaps<T> taps(dw + channel, channels, dw_bias + channel);
   const int place = channel / kColumns * kColumns + channel % 8 / 2 * 8 + channel % kColumns / 8 * 2;
+  EFFV2_ROLL
   for (int i = thread() / kGroups; i < Queries; i += kAtOnce) {
     const int query = first_query + i;
     auto sum = taps.start();

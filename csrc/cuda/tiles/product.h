@@ -101,6 +101,7 @@ struct WindowOf {
     depth_end = kernel * kernel * channels;
     inverse = 1.0f / static_cast<float>(channels);
     corners = shared.take<Corner>(Rows);
+    EFFV2_ROLL
     for (int i = thread(); i < Rows; i += threads()) {
       const Place place = place_of(p, first_row + i);
       const int before = kernel / 2;
@@ -161,6 +162,7 @@ struct EnlargedOf {
     x = at<T>(buffers, p.x);
     channels = p.channels, activation = p.activation;
     neighbours = shared.take<Neighbours>(Rows);
+    EFFV2_ROLL
     for (int i = thread(); i < Rows; i += threads()) {
       const Place place = place_of(p, first_row + i);
       const int row = place.row / 2, column = place.column / 2;
@@ -220,7 +222,7 @@ template <class T, template <class> class SourceOf, class Shape>
 struct ProductTile {
   using Parameters = Product;
   using S = Shape;
-  static constexpr int kThreads = S::kThreads;
+  static constexpr int kThreads = S::kThreads, kBlocks = 2;
   // Of those that have no first part of the sum, for those that have.
   static constexpr int kParts = (S::kWarpSums - 1) * S::kWarpRows * S::kWarpColumns * S::kTiles;
   static constexpr int kPartBytes = kWarp * sizeof(Sums);

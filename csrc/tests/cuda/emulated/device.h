@@ -11,6 +11,7 @@
 #define EFFV2_DEVICE inline
 #define EFFV2_ANYWHERE inline
 #define EFFV2_UNROLL
+#define EFFV2_ROLL
 #define EFFV2_KERNEL(threads) inline void
 #define EFFV2_WRAPPER inline EFFV2_UNWATCHED
 
