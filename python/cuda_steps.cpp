@@ -8,6 +8,7 @@
 #include <type_traits>
 
 #include "cuda/launch.h"
+#include "cuda/schedule.h"
 #include "cuda/shapes.h"
 
 namespace py = pybind11;
@@ -52,6 +53,44 @@ struct Show {
   }
 };
 
+void refuse_rest(const std::string& kind, const py::dict& fields) {
+  if (fields.empty()) return;
+  throw std::invalid_argument(kind + " has no field " +
+                              py::repr(fields.attr("popitem")()).cast<std::string>());
+}
+
+Buffers buffers_of(const std::vector<std::uintptr_t>& addresses) {
+  if (addresses.size() >= kBuffers) {
+    throw std::invalid_argument("a launch has at most " + std::to_string(kBuffers - 1) + " buffers, not " +
+                                std::to_string(addresses.size()));
+  }
+  Buffers buffers{};
+  for (std::size_t i = 0; i < addresses.size(); ++i) {
+    buffers.begin[i + 1] = reinterpret_cast<char*>(addresses[i]);
+  }
+  return buffers;
+}
+
+// As it lies in memory, and as kernels read it.
+template <class V>
+py::bytes bytes_of(const std::vector<V>& values) {
+  return py::bytes(reinterpret_cast<const char*>(values.data()), values.size() * sizeof(V));
+}
+
+// (step, tile, flags raised, flags waited for) of each task; flags as (first, count).
+py::list listed(const Schedule& schedule) {
+  py::list list;
+  for (const Task& task : schedule.tasks) {
+    py::list needs;
+    for (const Flags& flags : task.needs) {
+      if (flags.count) needs.append(py::make_tuple(flags.first, flags.count));
+    }
+    list.append(
+        py::make_tuple(task.step, task.tile, py::make_tuple(task.made.first, task.made.count), needs));
+  }
+  return list;
+}
+
 Step make(const std::string& kind, const std::string& format, int shape, const py::dict& given) {
   Step step{};
   step.kind = static_cast<Kind>(number_of(kind, kKindNames, "kind of step"));
@@ -63,10 +102,7 @@ Step make(const std::string& kind, const std::string& format, int shape, const p
     parameters.visit(fill);
     return 0;
   });
-  if (!fields.empty()) {
-    throw std::invalid_argument(kind + " has no field " +
-                                py::repr(fields.attr("popitem")()).cast<std::string>());
-  }
+  refuse_rest(kind, fields);
   return step;
 }
 
@@ -96,14 +132,35 @@ void bind_steps(py::module_& m) {
   m.def(
       "launch",
       [](const std::vector<Step>& steps, const std::vector<std::uintptr_t>& buffers, std::uintptr_t stream) {
-        Buffers given{};
-        if (buffers.size() >= kBuffers) throw std::invalid_argument("too many buffers");
-        for (std::size_t i = 0; i < buffers.size(); ++i)
-          given.begin[i + 1] = reinterpret_cast<char*>(buffers[i]);
+        const Buffers given = buffers_of(buffers);
         const py::gil_scoped_release release;
         for (const Step& step : steps) launch(step, given, reinterpret_cast<void*>(stream));
       },
       py::arg("steps"), py::arg("buffers"), py::arg("stream"));
+  py::class_<Schedule>(m, "Schedule")
+      .def(py::init(&make_schedule), py::arg("steps"))
+      .def_property_readonly("tasks", [](const Schedule& s) { return bytes_of(s.tasks); })
+      .def_property_readonly("parts", [](const Schedule& s) { return bytes_of(s.parts); })
+      .def_property_readonly("listed", &listed)
+      .def_property_readonly("control_bytes", &Schedule::control_bytes)
+      .def_readonly("largest", &Schedule::largest);
+  m.def("bytes_of_steps", [](const std::vector<Step>& steps) { return bytes_of(steps); }, py::arg("steps"));
+  m.def("has_shape", &has_shape, py::arg("step"));
+  m.def(
+      "launch_network",
+      [](const std::string& format, py::dict given, int blocks, const std::vector<std::uintptr_t>& buffers,
+         std::uintptr_t stream) {
+        Network network{};
+        py::dict fields(given.attr("copy")());
+        Fill fill{fields};
+        network.visit(fill);
+        refuse_rest("network", fields);
+        const Buffers all = buffers_of(buffers);
+        const auto kind = static_cast<Format>(number_of(format, kFormatNames, "format"));
+        const py::gil_scoped_release release;
+        launch(network, kind, blocks, all, reinterpret_cast<void*>(stream));
+      },
+      py::arg("format"), py::arg("fields"), py::arg("blocks"), py::arg("buffers"), py::arg("stream"));
   // The names of the kernels of each kind, in the order of their numbers.
   py::dict shapes;
   const auto add = [&](const char* kind, const auto& names) {

@@ -158,7 +158,8 @@ EFFV2_DEVICE V load_constant(const void* p) {
   if constexpr (sizeof(V) == 16) return as(uint4{});
 }
 
-// The block's shared memory, given out in pieces of 128 bytes; every thread asks for the same.
+// The block's shared memory, given out in pieces of 128 bytes; every thread asks for the same. What is behind
+// the pieces so far is given out again by each rest(), which all threads are done with at the next.
 class Shared {
  public:
   EFFV2_DEVICE Shared() {
@@ -171,6 +172,7 @@ class Shared {
     next_ += (count * sizeof(T) + 127) / 128 * 128;
     return taken;
   }
+  EFFV2_DEVICE Shared rest() const { return *this; }
 
  private:
   char* next_;
@@ -203,6 +205,11 @@ EFFV2_DEVICE void copy_wait() {
 EFFV2_DEVICE int fetch_add(int* p, int value) {
   int old;
   asm volatile("atom.add.relaxed.gpu.global.s32 %0, [%1], %2;" : "=r"(old) : "l"(p), "r"(value) : "memory");
+  return old;
+}
+EFFV2_DEVICE std::uint64_t fetch_add(std::uint64_t* p, std::uint64_t value) {
+  std::uint64_t old;
+  asm volatile("atom.add.relaxed.gpu.global.u64 %0, [%1], %2;" : "=l"(old) : "l"(p), "l"(value) : "memory");
   return old;
 }
 EFFV2_DEVICE void release_add(std::uint32_t* flag, std::uint32_t value) {

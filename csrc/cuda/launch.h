@@ -3,7 +3,7 @@
 
 #include <cstdint>
 
-#include "cuda/step.h"
+#include "cuda/network.h"
 
 namespace effv2::cuda {
 
@@ -15,7 +15,9 @@ struct Extent {
 // {0, 0, 0} for a shape that there is not, or whose registers do not hold a tile.
 Extent extent_of(const Step& step);
 
-// Throws std::runtime_error with what the driver says.
+// Throw std::runtime_error with what the driver says.
 void launch(const Step& step, const Buffers& buffers, void* stream);
+// As one launch of so many blocks of threads, which must be the same for all launches with a control memory.
+void launch(const Network& network, Format format, int blocks, const Buffers& buffers, void* stream);
 
 }  // namespace effv2::cuda

@@ -18,7 +18,7 @@ constexpr const char* kKindNames[] = {
 enum class Format : int { fp16, bf16 };
 constexpr const char* kFormatNames[] = {"fp16", "bf16"};
 
-struct Step {
+struct alignas(16) Step {
   Kind kind;
   Format format;
   int shape;  // which of its kind's kernels, see kernels.h

@@ -7,6 +7,7 @@
 // once; otherwise once for their largest and sum, and once more for their shares.
 #pragma once
 
+#include "cuda/reach.h"
 #include "cuda/tiles/activation.h"
 #include "cuda/tiles/heads.h"
 
@@ -53,6 +54,13 @@ struct AttentionTile {
 
   static int tiles(const Attention& p) { return p.images * p.query_groups() * kGroups; }
   static bool fits(const Attention&) { return true; }
+  static Reach reach(const Attention& p, int tile) {
+    const int place = tile / kGroups, first = place % p.query_groups() * p.query_tiles * kRows;
+    const int end = first + p.query_tiles * kRows < p.tokens() ? first + p.query_tiles * kRows : p.tokens();
+    const int image = place / p.query_groups() * p.height;
+    const Rows made{image + first / p.width, image + (end - 1) / p.width};
+    return Reach(p.u, p.height, made).and_reads(p.qkv, whole_images(made, p.height, p.height));
+  }
   static int shared_bytes(const Attention&) {
     const auto piece = [](int bytes) { return round_up(bytes, 128); };
     return piece(kRows * kQStride * 2) + piece(kKeys * kQStride * 2) + piece(kKeys * kVStride * 2) +
@@ -69,11 +77,11 @@ struct AttentionTile {
   };
 
   template <class Ready>
-  EFFV2_DEVICE static void run(const Attention& p, const Buffers& buffers, int tile, Ready&& ready) {
+  EFFV2_DEVICE static void run(const Attention& p, const Buffers& buffers, int tile, Shared shared,
+                               Ready&& ready) {
     const int first_head = tile % kGroups * Heads, group = tile / kGroups % p.query_groups();
     const int image = tile / (kGroups * p.query_groups());
     const int tokens = p.tokens(), rounds = blocks_of(tokens, kKeys);
-    Shared shared;
     Memory m;
     m.q = shared.take<T>(kRows * kQStride), m.k = shared.take<T>(kKeys * kQStride);
     m.v = shared.take<T>(kKeys * kVStride), m.shares = shared.take<T>(Heads * kRows * kSharesStride);

@@ -3,6 +3,7 @@
 // other parts are launches of their own: q of the strided convolution, k and v, and both paths joined.
 #pragma once
 
+#include "cuda/reach.h"
 #include "cuda/tiles/activation.h"
 #include "cuda/tiles/heads.h"
 
@@ -48,6 +49,15 @@ struct AttentionDownsampleTile {
   static int query_groups(const AttentionDownsample& p) { return blocks_of(p.queries(), kQueries); }
   static int tiles(const AttentionDownsample& p) { return p.images * query_groups(p) * (kHeads / kOfBlock); }
   static bool fits(const AttentionDownsample&) { return true; }
+  static Reach reach(const AttentionDownsample& p, int tile) {
+    const int place = tile / (kHeads / kOfBlock), groups = query_groups(p);
+    const int first = place % groups * kQueries, image = place / groups * p.query_height;
+    const int end = first + kQueries < p.queries() ? first + kQueries : p.queries();
+    const Rows made{image + first / p.query_width, image + (end - 1) / p.query_width};
+    return Reach(p.u, p.query_height, made)
+        .and_reads(p.q, whole_images(made, p.query_height, p.query_height))
+        .and_reads(p.kv, whole_images(made, p.query_height, p.height));
+  }
   static int shared_bytes(const AttentionDownsample&) {
     const auto piece = [](int count) { return round_up(count * 2, 128); };
     return piece(kQueries * kQStride) + piece(kStages * kKeys * kQStride) +
@@ -55,13 +65,12 @@ struct AttentionDownsampleTile {
   }
 
   template <class Ready>
-  EFFV2_DEVICE static void run(const AttentionDownsample& p, const Buffers& buffers, int tile,
+  EFFV2_DEVICE static void run(const AttentionDownsample& p, const Buffers& buffers, int tile, Shared shared,
                                Ready&& ready) {
     constexpr int kGroups = kHeads / kOfBlock;
     const int groups = blocks_of(p.queries(), kQueries);
     const int first_head = tile % kGroups * kOfBlock, first_query = tile / kGroups % groups * kQueries;
     const int image = tile / (kGroups * groups), tokens = p.tokens();
-    Shared shared;
     T* const q = shared.take<T>(kQueries * kQStride);
     T* const k = shared.take<T>(kStages * kKeys * kQStride);
     T* const v = shared.take<T>(kStages * kKeys * kVStride);

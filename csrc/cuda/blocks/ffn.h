@@ -9,6 +9,7 @@
 #pragma once
 
 #include "cuda/address.h"
+#include "cuda/reach.h"
 #include "cuda/tiles/activation.h"
 #include "cuda/tiles/depthwise.h"
 #include "cuda/tiles/fragments.h"
@@ -73,6 +74,15 @@ struct FfnTile {
   static bool fits(const Ffn& p) {
     return !kNarrows || blocks_of(p.row_tiles() * p.column_tiles(), Warps) <= Items;
   }
+  static Reach reach(const Ffn& p, int tile) {
+    const int place = tile / p.splits / p.tile_columns();
+    const int top = place % p.tile_rows() * p.tile_height, image = place / p.tile_rows() * p.y_height;
+    const int end = top + p.tile_height < p.y_height ? top + p.tile_height : p.y_height;
+    const Rows made{image + top, image + end - 1};
+    return Reach(p.y, p.y_height, made)
+        .and_reads(p.x, rows_under(made, p.y_height, p.height, 3, p.stride))
+        .and_reads(p.residual, made);
+  }
   static int shared_bytes(const Ffn& p) {
     const auto piece = [](int count, int size) { return round_up(count * size, 128); };
     const int depth = round_up(p.channels, kDepth) + kPad;
@@ -100,7 +110,7 @@ struct FfnTile {
   };
 
   template <class Ready>
-  EFFV2_DEVICE static void run(const Ffn& p, const Buffers& buffers, int tile, Ready&& ready) {
+  EFFV2_DEVICE static void run(const Ffn& p, const Buffers& buffers, int tile, Shared shared, Ready&& ready) {
     const int split = tile % p.splits, place = tile / p.splits;
     const int column_of_tiles = place % p.tile_columns(),
               row_of_tiles = place / p.tile_columns() % p.tile_rows();
@@ -110,7 +120,6 @@ struct FfnTile {
     const int first = slices * split / p.splits, last = slices * (split + 1) / p.splits;
     const int depth = round_up(p.channels, kDepth), x_stride = depth + kPad;
 
-    Shared shared;
     std::uint16_t* const inside = shared.take<std::uint16_t>(p.halo_tiles() * kRows);  // the image
     T* const x = kWidens ? shared.take<T>(p.halo_tiles() * kRows * x_stride) : nullptr;
     T* const wide = kWidens ? shared.take<T>(p.halo() * kStride) : nullptr;                // f(fc1(x))

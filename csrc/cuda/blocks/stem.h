@@ -3,6 +3,7 @@
 #pragma once
 
 #include "cuda/address.h"
+#include "cuda/reach.h"
 #include "cuda/tiles/activation.h"
 #include "cuda/tiles/fragments.h"
 #include "cuda/tiles/output.h"
@@ -62,6 +63,15 @@ struct StemTile {
   static bool fits(const Stem& p) {
     return blocks_of(p.row_tiles() * blocks_of(p.outputs, kColumns), Warps) <= Items;
   }
+  static Reach reach(const Stem& p, int tile) {
+    const int place = tile / p.tile_columns(), top = place % p.tile_rows() * p.tile_height;
+    const int image = place / p.tile_rows() * p.y_height;
+    const int end = top + p.tile_height < p.y_height ? top + p.tile_height : p.y_height;
+    const int last = 4 * end - 1 < p.height ? 4 * end - 1 : p.height - 1;
+    const int x_image = place / p.tile_rows() * p.height;
+    return Reach(p.y, p.y_height, {image + top, image + end - 1})
+        .and_reads(p.x, {x_image + (top ? 4 * top - 3 : 0), x_image + last});
+  }
   static int shared_bytes(const Stem& p) {
     const auto piece = [](int count) { return round_up(count * 2, 128); };
     return piece(p.patch_height() * p.patch_stride()) + piece(p.between() * (p.depth() + kPad)) +
@@ -70,13 +80,13 @@ struct StemTile {
   }
 
   template <class Ready>
-  EFFV2_DEVICE static void run(const Stem& p, const Buffers& buffers, int tile, Ready&& ready) {
+  EFFV2_DEVICE static void run(const Stem& p, const Buffers& buffers, int tile, Shared shared,
+                               Ready&& ready) {
     const int column_of_tiles = tile % p.tile_columns(),
               row_of_tiles = tile / p.tile_columns() % p.tile_rows();
     const int image = tile / (p.tile_columns() * p.tile_rows());
     const int top = row_of_tiles * p.tile_height, left = column_of_tiles * p.tile_width;
     const int stride = p.depth() + kPad, conv2_stride = 9 * p.depth() + kPad;
-    Shared shared;
     T* const patch = shared.take<T>(p.patch_height() * p.patch_stride());
     T* const between = shared.take<T>(p.between() * stride);
     T* const conv1 = shared.take<T>(round_up(p.mid, kColumns) * kConv1Stride);

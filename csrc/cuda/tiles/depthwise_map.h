@@ -3,6 +3,7 @@
 #pragma once
 
 #include "cuda/address.h"
+#include "cuda/reach.h"
 #include "cuda/tiles/activation.h"
 #include "cuda/tiles/depthwise.h"
 
@@ -32,10 +33,16 @@ struct DepthwiseTile {
     return blocks_of(static_cast<long long>(p.images) * p.y_height * p.runs() * (p.channels / 4), Threads);
   }
   static bool fits(const Depthwise&) { return true; }
+  static Reach reach(const Depthwise& p, int tile) {
+    const int of_row = p.runs() * (p.channels / 4), all = p.images * p.y_height - 1;
+    const int last = ((tile + 1) * Threads - 1) / of_row;
+    const Rows made{tile * Threads / of_row, last < all ? last : all};
+    return Reach(p.y, p.y_height, made).and_reads(p.x, rows_under(made, p.y_height, p.height, 3, p.stride));
+  }
   static int shared_bytes(const Depthwise&) { return 0; }
 
   template <class Ready>
-  EFFV2_DEVICE static void run(const Depthwise& p, const Buffers& buffers, int tile, Ready&& ready) {
+  EFFV2_DEVICE static void run(const Depthwise& p, const Buffers& buffers, int tile, Shared, Ready&& ready) {
     ready();
     if (p.stride == 1) {
       run_with<1>(p, buffers, tile);

@@ -6,6 +6,7 @@
 #pragma once
 
 #include "cuda/address.h"
+#include "cuda/reach.h"
 #include "cuda/tiles/activation.h"
 #include "cuda/tiles/fragments.h"
 #include "cuda/tiles/output.h"
@@ -236,14 +237,39 @@ struct ProductTile {
   }
 
   static bool fits(const Product&) { return true; }
+  static Reach reach(const Product& p, int tile) {
+    const int first = tile / blocks_of(p.outputs, S::kTileColumns) * S::kTileRows;
+    const int last = (first + S::kTileRows < p.rows() ? first + S::kTileRows : p.rows()) - 1;
+    const Rows made{first / p.y_width, last / p.y_width};
+    Reach reach(p.y, p.y_height, made);
+    switch (p.source) {
+      case Source::pixels:
+        reach.and_reads(p.x, made);
+        break;
+      case Source::joined:
+        reach.and_reads(p.u, made);
+        [[fallthrough]];
+      case Source::window:
+        reach.and_reads(p.x, rows_under(made, p.y_height, p.height, p.kernel, p.stride));
+        break;
+      case Source::enlarged: {
+        const auto row = [&](int y_row, int apart) {
+          const int found = y_row % p.y_height / 2 + apart;
+          return y_row / p.y_height * p.height + (found < 0 ? 0 : found >= p.height ? p.height - 1 : found);
+        };
+        reach.and_reads(p.x, {row(made.first, -1), row(made.last, 1)});
+      }
+    }
+    return reach.and_reads(p.residual, made);
+  }
 
   // ready: waits until x and the residual are there.
   template <class Ready>
-  EFFV2_DEVICE static void run(const Product& p, const Buffers& buffers, int tile, Ready&& ready) {
+  EFFV2_DEVICE static void run(const Product& p, const Buffers& buffers, int tile, Shared shared,
+                               Ready&& ready) {
     const int columns = blocks_of(p.outputs, S::kTileColumns);
     const int first_row = tile / columns * S::kTileRows, first_column = tile % columns * S::kTileColumns;
     const int depth = p.padded_depth(), steps = blocks_of(depth, S::kStep);
-    Shared shared;
     T* const stages = shared.take<T>(S::kStages * S::kStage);
     const T* const w = at<T>(buffers, p.w) + static_cast<long long>(first_column) * depth;
     const int w_rows = round_up(p.outputs, kColumns) - first_column;

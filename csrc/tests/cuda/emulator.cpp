@@ -7,15 +7,13 @@
 #include <cstdlib>
 #include <cstring>
 #include <map>
+#include <type_traits>
 #include <utility>
 
 #include "memory.h"
 #include "watch.h"
 
 namespace effv2::emulator {
-
-static void note_shared_access(const void* p, int bytes, Place at);
-static void count_together(Block& block, int warp);
 
 Config config;
 Counts counts{};
@@ -193,6 +191,8 @@ void Launch::admit() {
     to_come.pop_back();
     block.shared = made.shared.begin();
     block.shared_end = made.shared.end();
+    block.shared_bytes = shared_bytes;
+    block.layouts.resize(1);
     std::memset(block.shared, 0xff, block.shared_end - block.shared);  // NaN, whatever it is read as
     if (config.watch) begin_watching(block);
     start(block, made.stacks);
@@ -376,33 +376,7 @@ void sync(Place at) {
   yield();
 }
 
-void* take_shared(int piece, std::size_t bytes, Place at) {
-  Block& block = *current->block;
-  if (piece < static_cast<int>(block.pieces.size())) {
-    const Piece& known = block.pieces[piece];
-    if (known.bytes != bytes) fail("threads take different shared memory", at);
-    return known.begin;
-  }
-  // From the end down, which a guard follows, with gaps between: what runs over a piece is in none.
-  const std::size_t whole = (bytes + kSharedPiece - 1) / kSharedPiece * kSharedPiece;
-  block.shared_taken += whole;
-  if (block.shared_taken > running->shared_bytes) {
-    fail("more shared memory is taken than the " + std::to_string(running->shared_bytes) +
-             " bytes of the launch",
-         at);
-  }
-  if (piece >= kMostPieces) fail("more than " + std::to_string(kMostPieces) + " pieces of shared memory", at);
-  char* const end = block.pieces.empty() ? block.shared_end : block.pieces.back().begin - kSharedGap;
-  block.pieces.push_back({end - whole, bytes});
-  return end - whole;
-}
-
 int blocks() { return running->blocks; }
-
-static bool in_shared(const void* p) {
-  const auto address = static_cast<const char*>(p);
-  return address >= current->block->shared && address < current->block->shared_end;
-}
 
 void touch(const void* p, std::size_t bytes, Access access, Place at) {
   if (reinterpret_cast<std::uintptr_t>(p) % bytes) {
@@ -416,49 +390,6 @@ void touch_matrix_row(const void* row, Place at) {
   if (reinterpret_cast<std::uintptr_t>(row) % 16) fail("a row that is no multiple of 16", at);
   if (!in_shared(row)) fail("load_matrices() of what is no shared memory", at);
   if (config.watch) watch(row, 16, Access::read, at);
-}
-
-// --- Banks -----------------------------------------------------------------------------------------------
-
-// 32 banks of 4 bytes each; a pass serves one word of each. Of more than 4 bytes, fewer lanes go together.
-void count_passes(const void* const* addresses, int lanes, int bytes) {
-  constexpr int kBanks = 32, kWord = 4;
-  const int at_once = bytes <= kWord ? 32 : 32 * kWord / bytes;
-  for (int first = 0; first < lanes; first += at_once) {
-    std::vector<std::uintptr_t> words[kBanks];
-    std::size_t most = 1;
-    for (int lane = first; lane < std::min(first + at_once, lanes); ++lane) {
-      const auto begin = reinterpret_cast<std::uintptr_t>(addresses[lane]) / kWord;
-      for (int w = 0; w < std::max(bytes / kWord, 1); ++w) {
-        std::vector<std::uintptr_t>& bank = words[(begin + w) % kBanks];
-        if (std::find(bank.begin(), bank.end(), begin + w) == bank.end()) bank.push_back(begin + w);
-        most = std::max(most, bank.size());
-      }
-    }
-    ++counts.shared_accesses;
-    counts.shared_passes += most;
-  }
-}
-
-static void note_shared_access(const void* p, int bytes, Place at) {
-  Thread& me = *current;
-  auto visit =
-      std::find_if(me.visits.begin(), me.visits.end(), [&](const auto& v) { return v.first == at.line; });
-  if (visit == me.visits.end()) visit = me.visits.insert(visit, {at.line, 0});
-  const int times = visit->second++;
-  std::vector<TogetherAt>& together = me.block->warps[me.warp()].together;
-  auto found = std::find_if(together.begin(), together.end(), [&](const TogetherAt& t) {
-    return t.line == at.line && t.times == times && t.bytes == bytes;
-  });
-  if (found == together.end()) found = together.insert(found, {at.line, times, bytes, 0, {}});
-  found->addresses[found->lanes++] = p;
-}
-
-// The lanes of a warp have met: what they did since the last time is counted.
-static void count_together(Block& block, int warp) {
-  for (const TogetherAt& t : block.warps[warp].together) count_passes(t.addresses, t.lanes, t.bytes);
-  block.warps[warp].together.clear();
-  for (int l = 0; l < kLanes; ++l) block.threads[warp * kLanes + l].visits.clear();
 }
 
 // --- Asynchronous copies ---------------------------------------------------------------------------------
@@ -511,13 +442,17 @@ void copy_wait(int pending) {
 
 // --- Between blocks --------------------------------------------------------------------------------------
 
-int fetch_add(int* p, int value, Place at) {
+template <class Counter>
+static Counter add(Counter* p, Counter value, Place at) {
   touch(p, sizeof *p, Access::atomic, at);
-  const int old = *p;
-  *p = static_cast<int>(static_cast<unsigned>(old) + static_cast<unsigned>(value));
+  using Unsigned = std::make_unsigned_t<Counter>;
+  const Counter old = *p;
+  *p = static_cast<Counter>(static_cast<Unsigned>(old) + static_cast<Unsigned>(value));
   running->changed = true;
   return old;
 }
+int fetch_add(int* p, int value, Place at) { return add(p, value, at); }
+std::uint64_t fetch_add(std::uint64_t* p, std::uint64_t value, Place at) { return add(p, value, at); }
 
 void release_add(std::uint32_t* flag, std::uint32_t value, Place at) {
   touch(flag, sizeof *flag, Access::atomic, at);

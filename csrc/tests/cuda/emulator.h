@@ -88,6 +88,8 @@ struct Thread {
   std::uint32_t releases;
   std::shared_ptr<Clock> known;
   std::vector<std::pair<int, int>> visits;  // lines, and how often since its warp last met
+  int layout;                               // of shared memory, that it took a piece of last
+  int layouts;                              // that it has begun
 
   int warp() const { return id / 32; }
   int lane() const { return id % 32; }
@@ -113,6 +115,11 @@ struct Piece {
   char* begin;
   std::size_t bytes;
 };
+// Shared memory as it was given out once: the first pieces may be those of a layout before.
+struct Layout {
+  std::vector<Piece> pieces;
+  std::size_t bytes;
+};
 
 struct Block {
   int index;
@@ -123,9 +130,8 @@ struct Block {
   Place barrier;
   std::uint32_t epoch;  // sync()s so far
   char *shared, *shared_end;
-  std::size_t shared_taken;
-  std::vector<Piece> pieces;
-  std::size_t known_pieces;
+  std::size_t shared_bytes;
+  std::vector<Layout> layouts;
   std::vector<Cell> cells;
   std::shared_ptr<Clock> known;
 };
@@ -149,7 +155,11 @@ void launch(int blocks, int threads, std::size_t shared_bytes, const std::functi
 // An instruction that all lanes of a warp execute together: f once, with the arguments of the lanes.
 void in_warp(Operation operation, void* argument, void (*f)(void** arguments), Place at);
 void sync(Place at);
-void* take_shared(int piece, std::size_t bytes, Place at);
+bool in_shared(const void* p);
+// A piece, by its number, of a layout.
+void* take_shared(int layout, int piece, std::size_t bytes, Place at);
+// A new layout that begins with so many pieces of another: all threads of a block begin the same ones.
+int rest_of_shared(int layout, int pieces);
 // Of `bytes` from p, which must be a multiple of that.
 enum class Access : std::uint8_t { read, write, atomic, constant };
 void touch(const void* p, std::size_t bytes, Access access, Place at);
@@ -157,10 +167,14 @@ void touch(const void* p, std::size_t bytes, Access access, Place at);
 void touch_matrix_row(const void* row, Place at);
 // Of what lanes access together: `bytes` at each address, in the banks of shared memory.
 void count_passes(const void* const* addresses, int lanes, int bytes);
+void note_shared_access(const void* p, int bytes, Place at);
+// The lanes of a warp have met: what they did since the last time is counted.
+void count_together(Block& block, int warp);
 void copy_async(void* to, const void* from, bool valid, Place at);
 void copy_commit();
 void copy_wait(int pending);
 int fetch_add(int* p, int value, Place at);
+std::uint64_t fetch_add(std::uint64_t* p, std::uint64_t value, Place at);
 void release_add(std::uint32_t* flag, std::uint32_t value, Place at);
 void acquire_reached(const std::uint32_t* flag, std::uint32_t value, Place at);
 

@@ -94,7 +94,7 @@ std::string source_line(void* address) {
   static const char* const names[] = {"read", "write", "atomic", "constant read"};
   std::string where = looked.region ? looked.region : "shared memory";
   if (!looked.region) {  // the piece that it is nearest to
-    const std::vector<Piece>& pieces = current->block->pieces;
+    const std::vector<Piece>& pieces = current->block->layouts[current->layout].pieces;
     for (std::size_t i = 0; i < pieces.size(); ++i) {
       const auto p = static_cast<const char*>(looked.p);
       if (p < pieces[i].begin - kSharedGap / 2 || p >= pieces[i].begin + pieces[i].bytes + kSharedGap / 2)
@@ -166,15 +166,14 @@ void look_at(Cell& cell, const Looked& looked) {
   cell.atomic = looked.access == Access::atomic;
 }
 
-// The cells of an address of shared memory, of which pieces that were taken meanwhile are usable.
-Cell* shared_cells(Block& block, const char* p) {
-  for (; block.known_pieces < block.pieces.size(); ++block.known_pieces) {
-    const Piece& piece = block.pieces[block.known_pieces];
-    for (std::size_t i = 0; i < piece.bytes; i += kGrain) {
-      block.cells[(piece.begin - block.shared + i) / kGrain].usable = true;
-    }
+Cell* shared_cells(Block& block, const char* p) { return block.cells.data() + (p - block.shared) / kGrain; }
+
+// Whether a piece that the running thread has taken holds all of it.
+bool in_piece(const Block& block, const char* p, std::size_t bytes) {
+  for (const Piece& piece : block.layouts[current->layout].pieces) {
+    if (p >= piece.begin && p + bytes <= piece.begin + piece.bytes) return true;
   }
-  return block.cells.data() + (p - block.shared) / kGrain;
+  return false;
 }
 
 // The buffer that an address belongs to, or which it missed by little: there is none behind it that is
@@ -197,11 +196,9 @@ void look(Looked looked) {
   const auto p = static_cast<const char*>(looked.p);
   const std::size_t count = (looked.bytes + kGrain - 1) / kGrain;
   if (p >= block.shared && p < block.shared_end) {
+    if (!in_piece(block, p, looked.bytes)) wrong("out of bounds", looked);
     Cell* const cells = shared_cells(block, p);
-    for (std::size_t i = 0; i < count; ++i) {
-      if (p + i * kGrain >= block.shared_end || !cells[i].usable) wrong("out of bounds", looked);
-      look_at(cells[i], looked);
-    }
+    for (std::size_t i = 0; i < count; ++i) look_at(cells[i], looked);
     return;
   }
   if (p >= block.shared_end && p < block.shared_end + kSharedGaps) wrong("out of bounds", looked);
@@ -249,6 +246,10 @@ void begin_watching(int blocks, int threads) {
   threads_of_block = threads;
 }
 void begin_watching(Block& block) { block.cells.resize((block.shared_end - block.shared) / kGrain); }
+
+void forget_shared(Block& block, const char* p, std::size_t bytes) {
+  for (std::size_t i = 0; i < bytes; i += kGrain) shared_cells(block, p + i)->written = false;
+}
 
 void watch(const void* p, std::size_t bytes, Access access, Place at) {
   look_once({p, bytes, access, at, nullptr, nullptr, 0});

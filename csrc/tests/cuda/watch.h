@@ -42,7 +42,7 @@ struct Cell {
   std::uint64_t write_time = 0;
   std::uint32_t write_launch = 0, write_releases = 0, read_launch = 0, constant_launch = 0;
   int writer = -1, copier = -1;  // threads; of a copy that is under way
-  bool usable = false, written = false, atomic = false;
+  bool written = false, atomic = false;
   std::vector<Reader> readers{};
 };
 
@@ -57,6 +57,8 @@ void leave(Region& region);
 
 void begin_watching(int blocks, int threads);
 void begin_watching(Block& block);
+// What lies there now is nothing that anybody has written.
+void forget_shared(Block& block, const char* p, std::size_t bytes);
 void watch(const void* p, std::size_t bytes, Access access, Place at);
 void copy_begins(const Copy& copy);
 void copy_ends(const Copy& copy);

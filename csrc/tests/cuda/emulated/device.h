@@ -122,11 +122,16 @@ class Shared {
  public:
   template <class T>
   EFFV2_UNWATCHED T* take(int count, EFFV2_PLACE) {
-    return static_cast<T*>(emulator::take_shared(next_++, count * sizeof(T), EFFV2_HERE));
+    return static_cast<T*>(emulator::take_shared(layout_, next_++, count * sizeof(T), EFFV2_HERE));
+  }
+  EFFV2_UNWATCHED Shared rest() const {
+    Shared rest = *this;
+    rest.layout_ = emulator::rest_of_shared(layout_, next_);
+    return rest;
   }
 
  private:
-  int next_ = 0;
+  int layout_ = 0, next_ = 0;
 };
 
 EFFV2_WRAPPER void copy_async(void* to, const void* from, bool valid = true, EFFV2_PLACE) {
@@ -141,6 +146,9 @@ EFFV2_WRAPPER void copy_wait() {
 // --- Between blocks --------------------------------------------------------------------------------------
 
 EFFV2_WRAPPER int fetch_add(int* p, int value, EFFV2_PLACE) {
+  return emulator::fetch_add(p, value, EFFV2_HERE);
+}
+EFFV2_WRAPPER std::uint64_t fetch_add(std::uint64_t* p, std::uint64_t value, EFFV2_PLACE) {
   return emulator::fetch_add(p, value, EFFV2_HERE);
 }
 EFFV2_WRAPPER void release_add(std::uint32_t* flag, std::uint32_t value, EFFV2_PLACE) {

@@ -1,0 +1,113 @@
+"""A whole network in one launch: see ``csrc/cuda/network.h``."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from effv2_kernels import _cuda
+from effv2_kernels.cuda.launch import FORMATS, Launch
+from effv2_kernels.gpu.launch import FeatureMap, Tile
+
+# Of a map in the arena: loads of 16 bytes, and whole cache lines.
+_ALIGNMENT = 256
+
+# The buffers of a call, by their numbers; outputs follow.
+_IMAGES, _ARENA, _OUTPUTS = 1, 2, 3
+
+
+class Task(NamedTuple):
+    """A tile of a launch, by the number of that, and the flags that it raises and waits for."""
+
+    launch: int
+    tile: int
+    raises: range
+    waits: tuple[range, ...]
+
+
+class OneLaunch:
+    """The launches of a network as tasks of a single one.
+
+    launches: in order. image: what the first one reads. outputs: the maps that are returned. blocks: of
+    threads, which take tasks; any number will do, and one for each multiprocessor is fastest.
+
+    Every map has memory of its own, since tiles of several launches run at a time.
+    """
+
+    def __init__(
+        self,
+        launches: Sequence[Launch],
+        image: FeatureMap,
+        outputs: Sequence[FeatureMap],
+        device: torch.device,
+        blocks: int,
+    ) -> None:
+        self.image, self.outputs, self.blocks = image, list(outputs), blocks
+        self.tiles = [_shape_of(launch) for launch in launches]
+        self.format = FORMATS[launches[0].dtype]
+        places = {id(image): _IMAGES << _cuda.OFFSET_BITS}
+        for number, m in enumerate(self.outputs, start=_OUTPUTS):
+            places[id(m)] = number << _cuda.OFFSET_BITS
+        self.bytes = 0
+        for m in _written(launches):
+            if id(m) not in places:
+                places[id(m)] = (_ARENA << _cuda.OFFSET_BITS) + self.bytes
+                self.bytes += -(-m.bytes // _ALIGNMENT) * _ALIGNMENT
+        self.places = places
+        steps = [launch.step(tile, places) for launch, tile in zip(launches, self.tiles, strict=True)]
+        self._schedule = _cuda.Schedule(steps)
+        self._plan = [
+            torch.frombuffer(bytearray(data), dtype=torch.uint8).to(device)
+            for data in (self._schedule.tasks, _cuda.bytes_of_steps(steps), self._schedule.parts)
+        ]
+        self._launches = list(launches)  # whose weights the steps point to
+
+    @property
+    def control_bytes(self) -> int:
+        """Of the memory, zero at first, in which the tasks of a launch are counted."""
+        size: int = self._schedule.control_bytes
+        return size
+
+    @property
+    def tasks(self) -> Iterator[Task]:
+        for step, tile, made, needs in self._schedule.listed:
+            yield Task(step, tile, _flags(made), tuple(_flags(need) for need in needs))
+
+    def run(self, images: Tensor, arena: Tensor, control: Tensor) -> list[Tensor]:
+        """The outputs (N, C, H, W) in channels_last, on the current stream; nothing waits for the GPU.
+
+        images: as planned. arena: (``bytes``,) uint8. control: (``control_bytes``,) uint8, for one call at a
+        time, as the arena is.
+        """
+        made = [images.new_empty(m.elements, dtype=m.dtype) for m in self.outputs]
+        tasks, steps, parts = (data.data_ptr() for data in self._plan)
+        fields = {
+            "tasks": sum(1 for _ in self._schedule.listed), "largest": self._schedule.largest,
+            "list": tasks, "steps": steps, "parts": parts, "control": control.data_ptr(),
+        }  # fmt: skip
+        stream = torch.cuda.current_stream(images.device).cuda_stream if images.is_cuda else 0
+        buffers = [t.data_ptr() for t in (images, arena, *made)]
+        _cuda.launch_network(self.format, fields, self.blocks, buffers, stream)
+        return [
+            y.view(m.images, m.height, m.width, m.channels).permute(0, 3, 1, 2)
+            for y, m in zip(made, self.outputs, strict=True)
+        ]
+
+
+def _flags(given: tuple[int, int]) -> range:
+    first, count = given
+    return range(first, first + count)
+
+
+def _written(launches: Sequence[Launch]) -> Iterator[FeatureMap]:
+    for launch in launches:
+        yield from launch.written
+
+
+def _shape_of(launch: Launch) -> Tile:
+    """The first of a launch's shapes that the one launch has."""
+    places: Mapping[int, Any] = {id(m): 0 for m in launch.maps}
+    return next(tile for tile in launch.tiles if _cuda.has_shape(launch.step(tile, places)))
