@@ -173,7 +173,7 @@ void bind_steps(py::module_& m) {
   add("ffn", kFfnShapes);
   add("widen", kWidenShapes);
   add("attention", kAttentionShapes);
-  for (const char* const kind : {"depthwise", "attention_downsample", "mean", "feature"})
+  for (const char* const kind : {"depthwise", "image_conv", "attention_downsample", "mean", "feature"})
     add(kind, kOneShape);
   m.attr("SHAPES") = shapes;
   m.attr("OFFSET_BITS") = kOffsetBits;

@@ -48,6 +48,8 @@ using FfnWideners = KernelList<FfnTile<T, FfnPart::widen, 8, 64, 1>, FfnTile<T, 
 // --- The others ------------------------------------------------------------------------------------------
 
 template <class T>
+using ImageConvs = KernelList<ImageConvTile<T, 8>>;
+template <class T>
 using Stems = KernelList<StemTile<T, 8, 1>, StemTile<T, 8, 2>, StemTile<T, 8, 4>>;
 // Heads of a block.
 template <class T>
@@ -96,6 +98,7 @@ R with_kernel_of(const Step& step, F&& f) {
     const auto g = [&](auto kernel) { return f(kernel, parameters); };
     if constexpr (std::is_same_v<P, Product>) return with_product<R, T>(step, g);
     if constexpr (std::is_same_v<P, Depthwise>) return Depthwises<T>::template with<R>(step.shape, g);
+    if constexpr (std::is_same_v<P, ImageConv>) return ImageConvs<T>::template with<R>(step.shape, g);
     if constexpr (std::is_same_v<P, Stem>) return Stems<T>::template with<R>(step.shape, g);
     if constexpr (std::is_same_v<P, Ffn>) return with_ffn<R, T>(step, g);
     if constexpr (std::is_same_v<P, Attention>) return Attentions<T>::template with<R>(step.shape, g);

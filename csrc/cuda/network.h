@@ -143,6 +143,8 @@ struct NetworkTiles {
         return;
       case Kind::depthwise:
         return DepthwiseTile<T, kThreads>::run(s.depthwise, buffers, tile, shared, ready);
+      case Kind::image_conv:
+        return ImageConvTile<T, 8>::run(s.image_conv, buffers, tile, shared, ready);
       case Kind::stem:
         return StemTile<T, 8, 1>::run(s.stem, buffers, tile, shared, ready);
       case Kind::attention:

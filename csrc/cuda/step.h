@@ -8,13 +8,25 @@
 #include "cuda/blocks/head.h"
 #include "cuda/blocks/stem.h"
 #include "cuda/tiles/depthwise_map.h"
+#include "cuda/tiles/image_conv.h"
 #include "cuda/tiles/product.h"
 
 namespace effv2::cuda {
 
-enum class Kind : int { product, depthwise, stem, ffn, attention, attention_downsample, mean, feature };
-constexpr const char* kKindNames[] = {
-    "product", "depthwise", "stem", "ffn", "attention", "attention_downsample", "mean", "feature"};
+enum class Kind : int {
+  product,
+  depthwise,
+  image_conv,
+  stem,
+  ffn,
+  attention,
+  attention_downsample,
+  mean,
+  feature
+};
+constexpr const char* kKindNames[] = {"product", "depthwise", "image_conv",           "stem",
+                                      "ffn",     "attention", "attention_downsample", "mean",
+                                      "feature"};
 enum class Format : int { fp16, bf16 };
 constexpr const char* kFormatNames[] = {"fp16", "bf16"};
 
@@ -25,6 +37,7 @@ struct alignas(16) Step {
   union {
     Product product;
     Depthwise depthwise;
+    ImageConv image_conv;
     Stem stem;
     Ffn ffn;
     Attention attention;
@@ -41,6 +54,8 @@ struct alignas(16) Step {
         return f(product);
       case Kind::depthwise:
         return f(depthwise);
+      case Kind::image_conv:
+        return f(image_conv);
       case Kind::stem:
         return f(stem);
       case Kind::ffn:

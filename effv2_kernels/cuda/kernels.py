@@ -8,6 +8,7 @@ import torch
 
 from effv2_kernels import blocks, support
 from effv2_kernels.backends import require_kernels
+from effv2_kernels.cuda.conv import of_image
 from effv2_kernels.cuda.feature import Feature
 from effv2_kernels.gpu.packing import Packed
 from effv2_kernels.support import Limits
@@ -30,6 +31,8 @@ LIMITS = {
 
 def refusal(block: blocks.Block) -> str | None:
     """What of a block there is no kernel for, None where there is one."""
+    if isinstance(block, blocks.Conv) and of_image(block):
+        return support.refusal({block.kind: Limits({"out": _EIGHTS})}, block)
     return support.refusal(LIMITS, block)
 
 

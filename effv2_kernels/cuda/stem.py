@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 
 from effv2_kernels import _cuda, blocks
+from effv2_kernels.cuda.image_conv import image_fields
 from effv2_kernels.cuda.launch import Launch, Shape, busiest_first
 from effv2_kernels.cuda.packing import bias_of_product, image_factor, window_factor
 from effv2_kernels.gpu.launch import FeatureMap, blocks_of
@@ -39,14 +40,11 @@ class Stem(Packed):
     def plan(self, x: FeatureMap, precision: str) -> list[Launch]:
         mid = x.like(self.mid, blocks_of(x.height, 2), blocks_of(x.width, 2))
         y = x.like(self.outputs, blocks_of(mid.height, 2), blocks_of(mid.width, 2))
-        pixel = x.width * x.channels
-        strides = x.strides or (x.height * pixel, 1, pixel, x.channels)
         arguments = {
-            "images": x.images, "height": x.height, "width": x.width,
+            **image_fields(x),
             "mid": mid.channels, "mid_height": mid.height, "mid_width": mid.width,
             "outputs": y.channels, "y_height": y.height, "y_width": y.width, "activation": self.activation,
-            "image_stride": strides[0], "channel_stride": strides[1], "row_stride": strides[2],
-            "column_stride": strides[3], "x": x, "conv1": self.conv1, "conv1_bias": self.conv1_bias,
+            "x": x, "conv1": self.conv1, "conv1_bias": self.conv1_bias,
             "conv2": self.conv2, "conv2_bias": self.conv2_bias, "y": y,
         }  # fmt: skip
 
