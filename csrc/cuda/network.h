@@ -44,43 +44,59 @@ template <class T>
 struct NetworkTiles {
   static constexpr int kThreads = 256, kBlocks = 1;
   static constexpr int kControl = 2;  // words in front of the flags
-  static constexpr int kWords = sizeof(Step) / 16;
-  static_assert(sizeof(Step) % 16 == 0);
 
-  static int shared_bytes(const Network& n) { return 128 + round_up(sizeof(Step), 128) + n.largest; }
+  // What a block knows of a task: the list's entry and the step, in shared memory.
+  struct Held {
+    Task task;
+    Step step;
+  };
+  static constexpr int kPieces = sizeof(Held) / 16, kOfTask = sizeof(Task) / 16;
+  static_assert(kPieces <= kWarp && sizeof(Task) % 16 == 0);
 
+  static int shared_bytes(const Network& n) { return 128 + round_up(sizeof(Held), 128) + n.largest; }
+
+  // The first warp fetches tasks ahead of the block: while one is run, its successor's entry is on the way,
+  // and the ticket of the one behind that. A block so takes two tickets that are no tasks, and then ends.
   EFFV2_DEVICE static void run(const Network& n, const Buffers& buffers, Shared shared) {
-    int* const taken = shared.take<int>(2);  // the task, and how many launches there were before
-    Step* const step = shared.take<Step>(1);
+    Held* const held = shared.take<Held>(1);
+    int* const state = shared.take<int>(2);  // the task's number, and how many launches there were before
     std::uint32_t* const control = at<std::uint32_t>(buffers, n.control);
     std::uint32_t* const flags = control + kControl;
-    const std::uint32_t* const parts = at<std::uint32_t>(buffers, n.parts);
-    const auto per_launch = static_cast<std::uint64_t>(n.tasks) + blocks();  // each block finds the end once
+    const auto per_launch = static_cast<std::uint64_t>(n.tasks) + 2 * static_cast<std::uint64_t>(blocks());
+    std::uint64_t next = 0, launches = 0;  // the ticket behind that of `number`
+    int number = 0;
+    Floats piece{};  // of the task of that number, or of its step
+    if (warp() == 0) {
+      const std::uint64_t first = take_ticket(control);
+      next = take_ticket(control);
+      launches = shuffle(first, 0) / per_launch;
+      number = number_of(first, launches, per_launch);
+      piece = fetch(n, buffers, number);
+    }
     while (true) {
-      if (thread() == 0) {
-        const std::uint64_t ticket = fetch_add(reinterpret_cast<std::uint64_t*>(control), std::uint64_t{1});
-        const std::uint64_t launches = ticket / per_launch;
-        store(taken, static_cast<int>(ticket - launches * per_launch));
-        store(taken + 1, static_cast<int>(launches));
+      if (warp() == 0) {
+        if (lane() < kPieces) store(reinterpret_cast<Floats*>(held) + lane(), piece);
+        if (lane() == 0) {
+          store(state, number);
+          store(state + 1, static_cast<int>(launches));
+        }
       }
       sync();
-      const int number = load<int>(taken);
-      const auto launches = static_cast<std::uint32_t>(load<int>(taken + 1));
-      if (number >= n.tasks) return;
-      Task task;
-      load_task(task, at<Task>(buffers, n.list) + number);
-      const Step* const from = at<Step>(buffers, n.steps) + task.step;
-      for (int i = thread(); i < kWords; i += kThreads) {
-        store(reinterpret_cast<Floats*>(step) + i,
-              load_constant<Floats>(reinterpret_cast<const Floats*>(from) + i));
+      if (load<int>(state) >= n.tasks) return;
+      const auto launch = static_cast<std::uint32_t>(load<int>(state + 1)) + 1;
+      if (warp() == 0) {
+        number = number_of(next, launches, per_launch);
+        next = take_ticket(control);
+        piece = fetch(n, buffers, number);
       }
-      sync();
-      run_step(*step, buffers, task.tile, shared.rest(), [&] {
+      const Task task = held->task;
+      run_step(held->step, buffers, task.tile, shared.rest(), [&] {
+        const std::uint32_t* const parts = at<std::uint32_t>(buffers, n.parts);
         EFFV2_UNROLL
         for (int i = 0; i < Reach::kMost; ++i) {
           for (int f = thread(); f < task.needs[i].count; f += kThreads) {
             const int flag = task.needs[i].first + f;
-            acquire_reached(flags + flag, (launches + 1) * load_constant<std::uint32_t>(parts + flag));
+            acquire_reached(flags + flag, launch * load_constant<std::uint32_t>(parts + flag));
           }
         }
         sync();
@@ -91,15 +107,19 @@ struct NetworkTiles {
   }
 
  private:
-  EFFV2_DEVICE static void load_task(Task& task, const Task* from) {
-    struct alignas(16) Ints {
-      int v[4];
-    };
-    const Ints* const words = reinterpret_cast<const Ints*>(from);
-    const Ints a = load_constant<Ints>(words), b = load_constant<Ints>(words + 1),
-               c = load_constant<Ints>(words + 2);
-    task.step = a.v[0], task.tile = a.v[1], task.made = {a.v[2], a.v[3]};
-    task.needs[0] = {b.v[0], b.v[1]}, task.needs[1] = {b.v[2], b.v[3]}, task.needs[2] = {c.v[0], c.v[1]};
+  EFFV2_DEVICE static std::uint64_t take_ticket(std::uint32_t* control) {
+    return lane() == 0 ? fetch_add(reinterpret_cast<std::uint64_t*>(control), std::uint64_t{1}) : 0;
+  }
+  EFFV2_DEVICE static int number_of(std::uint64_t ticket, std::uint64_t launches, std::uint64_t per_launch) {
+    return shuffle(static_cast<int>(ticket - launches * per_launch), 0);
+  }
+  // This lane's piece of a task and its step; nothing where the list has ended.
+  EFFV2_DEVICE static Floats fetch(const Network& n, const Buffers& buffers, int number) {
+    if (number >= n.tasks || lane() >= kPieces) return Floats{};
+    const Task* const task = at<Task>(buffers, n.list) + number;
+    if (lane() < kOfTask) return load_constant<Floats>(reinterpret_cast<const Floats*>(task) + lane());
+    const Step* const step = at<Step>(buffers, n.steps) + load_constant<int>(&task->step);
+    return load_constant<Floats>(reinterpret_cast<const Floats*>(step) + lane() - kOfTask);
   }
 
   // Of each kind those shapes that few tiles are made with; has_shape() says which.
