@@ -127,9 +127,9 @@ struct NetworkTiles {
   EFFV2_DEVICE static void run_product(const Step& s, const Buffers& buffers, int tile, Shared shared,
                                        Ready&& ready) {
     switch (s.shape) {
-      case 1:
+      case kSmallProducts:
         return ProductTile<T, SourceOf, Product64x64>::run(s.product, buffers, tile, shared, ready);
-      case 2:
+      case kSmallProducts + 1:
         return ProductTile<T, SourceOf, Product32x32>::run(s.product, buffers, tile, shared, ready);
       default:
         return ProductTile<T, SourceOf, Product16x32>::run(s.product, buffers, tile, shared, ready);

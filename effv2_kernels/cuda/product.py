@@ -73,11 +73,14 @@ def _product(
         rows, columns = map(int, shape.name.split("x"))
         return blocks_of(y.pixels, rows) * blocks_of(y.channels, columns)
 
+    found = shapes(_cuda.SHAPES["product"])
+    if source == "enlarged":  # which every tile beside another makes again
+        found.sort(key=lambda shape: blocks_of(y.channels, int(shape.name.split("x")[1])))
     return Launch(
         kind="product",
         dtype=y.dtype,
         arguments=arguments,
-        tiles=busiest_first(shapes(_cuda.SHAPES["product"]), programs),
+        tiles=busiest_first(found, programs),
         output=y,
         macs=y.pixels * y.channels * depth,
     )

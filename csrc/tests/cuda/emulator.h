@@ -43,11 +43,15 @@ extern Config config;
 // Since the program started, or since they were set to zero.
 struct Counts {
   std::uint64_t blocks, barriers, mmas, matrices, copies;
+  // What the wrappers of a thread are on a GPU, in instructions: about all of a kernel but addresses and loops,
+  // and arithmetic in float.
+  std::uint64_t operations;
   // Shared memory: accesses of a warp, and the passes that they take, which are more where addresses meet in
   // banks.
   std::uint64_t shared_accesses, shared_passes;
 };
 extern Counts counts;
+inline void count_operations(int instructions) { counts.operations += instructions; }
 
 // In a kernel's source.
 struct Place {

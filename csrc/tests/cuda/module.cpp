@@ -17,6 +17,15 @@ PYBIND11_MODULE(_cuda, m) {
       .def(py::init<std::string, std::uintptr_t, std::size_t, bool>(), py::arg("name"), py::arg("address"),
            py::arg("bytes"), py::arg("writable"))
       .def("is_written", &Named::is_written);
+  m.def("reset_counts", [] { counts = Counts{}; });
+  m.def("counts", [] {
+    py::dict found;
+    found["blocks"] = counts.blocks, found["barriers"] = counts.barriers, found["mmas"] = counts.mmas;
+    found["matrices"] = counts.matrices, found["copies"] = counts.copies;
+    found["operations"] = counts.operations;
+    found["shared_accesses"] = counts.shared_accesses, found["shared_passes"] = counts.shared_passes;
+    return found;
+  });
   m.def(
       "configure",
       [](unsigned seed, int resident, bool early_copies, bool approximate, bool watch) {
