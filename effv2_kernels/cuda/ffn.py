@@ -22,8 +22,10 @@ from effv2_kernels.gpu.packing import Packed, taps, vector
 # sums leave registers for one block of threads on a multiprocessor.
 _TILES = ((8, 14), (14, 14), (7, 14), (6, 14), (4, 14), (7, 7), (4, 7), (2, 7))
 
-# Whole where so many blocks of threads have a tile of the largest size.
-_MANY = BUSY
+# Whole where so many blocks of threads have a tile of the best size, or a map has so many pixels: one launch
+# less is then worth more than blocks that are few. Counted, not measured: see bench/cuda/estimate.py.
+MANY = BUSY
+_LARGE_MAP = 512
 
 
 class FFN(Packed):
@@ -43,8 +45,9 @@ class FFN(Packed):
     def plan(self, x: FeatureMap, precision: str) -> list[Launch]:
         if self.fc1 is None:
             return [self.narrow(x)]
-        many = blocks_of(x.height, self.stride * 8) * blocks_of(x.width, self.stride * 14) * x.images >= _MANY
-        whole = self.whole(x) if many else None
+        many = blocks_of(x.height, self.stride * 8) * blocks_of(x.width, self.stride * 14) * x.images >= MANY
+        large = blocks_of(x.height, self.stride) * blocks_of(x.width, self.stride) >= _LARGE_MAP
+        whole = self.whole(x) if many or large else None
         return [whole] if whole is not None else self.by_channels(x)
 
     def whole(self, x: FeatureMap) -> Launch | None:
@@ -62,7 +65,10 @@ class FFN(Packed):
         widen = self._launch("widen", x)
         assert widen is not None
         residual = x if self.residual else None
-        return [widen, pointwise_product(widen.output, self.fc2, self.fc2_bias, self.outputs, residual=residual)]
+        return [
+            widen,
+            pointwise_product(widen.output, self.fc2, self.fc2_bias, self.outputs, residual=residual),
+        ]
 
     def _launch(self, part: str, x: FeatureMap, residual: FeatureMap | None = None) -> Launch | None:
         height, width = blocks_of(x.height, self.stride), blocks_of(x.width, self.stride)

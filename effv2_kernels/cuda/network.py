@@ -46,7 +46,7 @@ class OneLaunch:
         blocks: int,
     ) -> None:
         self.image, self.outputs, self.blocks = image, list(outputs), blocks
-        self.tiles = [_shape_of(launch) for launch in launches]
+        self.tiles = [shape_of(launch) for launch in launches]
         self.format = FORMATS[launches[0].dtype]
         places = {id(image): _IMAGES << _cuda.OFFSET_BITS}
         for number, m in enumerate(self.outputs, start=_OUTPUTS):
@@ -107,7 +107,7 @@ def _written(launches: Sequence[Launch]) -> Iterator[FeatureMap]:
         yield from launch.written
 
 
-def _shape_of(launch: Launch) -> Tile:
+def shape_of(launch: Launch) -> Tile:
     """The first of a launch's shapes that the one launch has."""
     places: Mapping[int, Any] = {id(m): 0 for m in launch.maps}
     return next(tile for tile in launch.tiles if _cuda.has_shape(launch.step(tile, places)))

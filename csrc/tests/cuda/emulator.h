@@ -43,8 +43,8 @@ extern Config config;
 // Since the program started, or since they were set to zero.
 struct Counts {
   std::uint64_t blocks, barriers, mmas, matrices, copies;
-  // What the wrappers of a thread are on a GPU, in instructions: about all of a kernel but addresses and loops,
-  // and arithmetic in float.
+  // What the wrappers of a thread are on a GPU, in instructions: about all of a kernel but addresses and
+  // loops, and arithmetic in float.
   std::uint64_t operations;
   // Shared memory: accesses of a warp, and the passes that they take, which are more where addresses meet in
   // banks.
