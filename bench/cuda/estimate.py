@@ -1,6 +1,6 @@
 """What the CUDA kernels may take on an H100, from counts alone: an estimate, nothing here was measured.
 
-python bench/cuda/estimate.py [--networks s0 ...] [--json FILE]
+python bench/cuda/estimate.py [--networks s0 ...] [--json FILE] [--page docs/cuda.md]
 
 Kernels run in the emulator of thread blocks (``make test-cuda-emulated`` builds it; EFFV2_TEST_CUDA is its
 folder), which counts instructions, products of the tensor cores and tiles. Bytes are those of maps and of
@@ -25,9 +25,10 @@ from typing import Any
 import torch
 
 ROOT = Path(__file__).resolve().parents[2]
-sys.path.insert(0, str(ROOT / "tests"))
+sys.path[:0] = [str(ROOT / "tests"), str(ROOT / "bench")]
 
 from emulated_cuda import load_emulated  # noqa: E402
+from readme import put_between  # noqa: E402
 
 load_emulated(os.environ.get("EFFV2_TEST_CUDA", str(ROOT / "build" / "native" / "emulated_cuda")))
 
@@ -38,6 +39,9 @@ from effv2_kernels.cuda.network import OneLaunch, shape_of  # noqa: E402
 from effv2_kernels.gpu.launch import FeatureMap  # noqa: E402
 from effv2_kernels.gpu.plan import Plan  # noqa: E402
 
+MARKS = ("<!-- estimate:begin -->", "<!-- estimate:end -->")
+# Times faster than torch.compile(mode="max-autotune"), for one image and for 256.
+TARGETS = {"s0": (4, 2), "s1": (4, 2), "s2": (3, 1.8), "l": (2.5, 1.6)}
 NETWORKS = ("s0", "s1", "s2", "l")
 BATCH = 256
 SIZE = 224
@@ -92,6 +96,7 @@ def main() -> int:
     )
     parser.add_argument("--networks", nargs="+", choices=NETWORKS, default=NETWORKS)
     parser.add_argument("--json", type=Path)
+    parser.add_argument("--page", type=Path, help="where to put the table between its marks")
     args = parser.parse_args()
     found = {}
     for name in args.networks:
@@ -99,7 +104,25 @@ def main() -> int:
         print(name, json.dumps({k: v for k, v in found[name].items() if k != "launches"}))
     if args.json:
         args.json.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+    if args.page:
+        put_between(args.page, MARKS, table(found))
     return 0
+
+
+def table(found: dict[str, dict[str, Any]]) -> str:
+    lines = [
+        "| | instructions of a warp, of an image | MB of maps | 256 images, ms | images/s | one image, ms | "
+        "torch.compile, times: target |",
+        "| --- | ---: | ---: | ---: | ---: | ---: | --- |",
+    ]
+    for name, e in found.items():
+        one, many = TARGETS[name]
+        lines.append(
+            f"| {name.upper()} | {e['instructions'] / 1e6:.1f} M | {e['map_bytes'] / 1e6:.1f} "
+            f"| {e['milliseconds_256']:.2f} | {e['images_per_second_256']:,} | {e['milliseconds_1']:.3f} "
+            f"| {one} for one image, {many} for 256 |"
+        )
+    return "\n".join(lines)
 
 
 def estimate(name: str) -> dict[str, Any]:
