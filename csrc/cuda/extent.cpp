@@ -1,0 +1,20 @@
+// How large launches are: by the same code for a GPU and for the emulator.
+#include "cuda/kernels.h"
+#include "cuda/launch.h"
+
+namespace effv2::cuda {
+
+Extent extent_of(const Step& step) {
+  return with_kernel<Extent>(step, [](auto kernel, const auto& parameters) {
+    using Kernel = decltype(kernel);
+    if (!Kernel::fits(parameters)) return Extent{};
+    return Extent{Kernel::tiles(parameters), Kernel::kThreads, Kernel::shared_bytes(parameters)};
+  });
+}
+
+std::string name_of(const Step& step) {
+  return std::string(kKindNames[static_cast<int>(step.kind)]) + " " +
+         kFormatNames[static_cast<int>(step.format)] + ", shape " + std::to_string(step.shape);
+}
+
+}  // namespace effv2::cuda
