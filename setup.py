@@ -6,6 +6,7 @@ import subprocess
 import sys
 
 from setuptools import setup
+from setuptools.command.egg_info import egg_info
 
 
 def cuda_label() -> str:
@@ -24,9 +25,15 @@ def cuda_label() -> str:
     return f"+cu{release[1]}{release[2]}"
 
 
+class LabelledInfo(egg_info):
+    def finalize_options(self) -> None:
+        self.tag_build = cuda_label()  # whatever setup.cfg says, which source distributions have
+        super().finalize_options()
+
+
 # As scikit-build reads it for pyproject.toml. A source distribution is the same for all.
 wanted = os.environ.get("EFFV2_CUDA", "").lower() not in ("", "0", "n", "no", "off", "f", "false")
 if wanted and {"dist_info", "bdist_wheel", "editable_wheel"} & {*sys.argv}:
-    setup(cmake_source_dir=".", options={"egg_info": {"tag_build": cuda_label()}})
+    setup(cmake_source_dir=".", cmdclass={"egg_info": LabelledInfo})
 else:
     setup(cmake_source_dir=".")

@@ -8,7 +8,7 @@ if(NOT CMAKE_CUDA_COMPILER)
   message(FATAL_ERROR "EFFV2_CUDA needs NVIDIA's compiler, and there is no nvcc that works: put its folder on PATH or "
     "its path into CUDACXX, or build without EFFV2_CUDA, for the CPU and Triton")
 endif()
-set(CMAKE_CUDA_ARCHITECTURES OFF)  # said of each target below
+set(CMAKE_CUDA_ARCHITECTURES OFF)  # each target has its own
 enable_language(CUDA)
 if(CMAKE_CUDA_COMPILER_VERSION VERSION_LESS 12.8)
   message(FATAL_ERROR "EFFV2_CUDA needs CUDA 12.8 or newer, and ${CMAKE_CUDA_COMPILER} is of "
@@ -39,7 +39,6 @@ set_property(DIRECTORY APPEND PROPERTY CMAKE_CONFIGURE_DEPENDS ${PROJECT_SOURCE_
 effv2_names_in_steps(kKindNames kinds)
 effv2_names_in_steps(kFormatNames formats)
 
-# What kernels have in common with who starts them: compiled for one architecture, since none of it runs there.
 add_library(effv2_cuda_options INTERFACE)
 target_include_directories(effv2_cuda_options INTERFACE
   ${PROJECT_SOURCE_DIR}/csrc ${PROJECT_BINARY_DIR}/cuda ${CMAKE_CUDA_TOOLKIT_INCLUDE_DIRECTORIES})
@@ -47,7 +46,7 @@ target_compile_options(effv2_cuda_options INTERFACE
   "$<$<COMPILE_LANGUAGE:CUDA>:-Xcompiler=-Wall,-Wextra,-ffp-contract=off,-fno-math-errno>")
 
 if(NOT EFFV2_ENGINE)
-  # Sizes and messages of launches are the host's, but they are told by the kernels' types.
+  # Who starts kernels: the host's alone, so one architecture is enough, but told by the kernels' types.
   set_source_files_properties(csrc/cuda/extent.cpp PROPERTIES LANGUAGE CUDA)
   add_library(effv2_cuda STATIC csrc/cuda/extent.cpp csrc/cuda/launch.cu csrc/cuda/runtime.cpp)
   set_target_properties(effv2_cuda PROPERTIES CUDA_ARCHITECTURES ${newest}-real)

@@ -8,6 +8,7 @@ from typing import Any
 
 OFFSET_BITS: int  # of an address in a step; above them, the number of one of the launch's buffers
 BUFFERS: int  # how many buffers a launch can bring; the first is number 1
+SHAPES: dict[str, list[str]]  # what the kernels of each kind are called, in the order of their numbers
 emulated: bool  # False; of the module that tests have in this one's place, True
 VERSION: str  # of CUDA: "13.0"
 ARCHITECTURES: str  # compute capabilities that are compiled for: "80 86 89 90 100 120"

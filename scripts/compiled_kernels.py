@@ -52,7 +52,7 @@ class Code:
     registers: int
     stack: int  # bytes
     spilled: int  # bytes that are stored and loaded
-    shared: int  # bytes, beyond those of a launch
+    shared: int  # bytes, beside those that a launch asks for
     instructions: int = 0
     mma: int = 0
     matrices: int = 0
@@ -132,7 +132,7 @@ def compile_one(nvcc: str, architecture: str, kind: str, form: str) -> dict[str,
     if done.returncode:
         raise SystemExit(f"{' '.join(command)}:\n{done.stderr}")
     listing = subprocess.run(
-        [disassembler(), "-c", binary], capture_output=True, text=True, check=True
+        [program("nvdisasm"), "-c", binary], capture_output=True, text=True, check=True
     ).stdout
     counts = instructions(listing)
     if not counts:
@@ -144,15 +144,15 @@ def compile_one(nvcc: str, architecture: str, kind: str, form: str) -> dict[str,
     return dict(zip(readable(list(codes)), codes.values(), strict=True))
 
 
-def disassembler() -> str:
-    """NVIDIA's: the toolkit's, or that of its PyPI package."""
-    if found := shutil.which("nvdisasm"):
+def program(name: str) -> str:
+    """One of NVIDIA's: the toolkit's, or that of its PyPI package."""
+    if found := shutil.which(name):
         return found
     package = importlib.util.find_spec("nvidia")
     for folder in (package and package.submodule_search_locations) or []:
-        for program in sorted(Path(folder).glob("*/bin/nvdisasm")):
-            return str(program)
-    raise SystemExit("there is no nvdisasm: it comes with CUDA, and as the PyPI package nvidia-cuda-nvdisasm")
+        for path in sorted(Path(folder).glob(f"*/bin/{name}")):
+            return str(path)
+    raise SystemExit(f"there is no {name}: it comes with CUDA, and as the PyPI package nvidia-cuda-{name}")
 
 
 def resources_in(said: str) -> dict[str, dict[str, int]]:
@@ -211,6 +211,8 @@ def faults(made: Table) -> list[str]:
                 found.append(f"{at} has a stack of {code.stack} bytes")
             if code.spilled:
                 found.append(f"{at} spills registers: {code.spilled} bytes are stored and loaded")
+            if code.shared:
+                found.append(f"{at} has {code.shared} bytes of shared memory beside what launches give it")
             found += [
                 f"{at} has no {instruction}"
                 for column, instruction in COUNTED.items()

@@ -48,6 +48,6 @@ $(STAMPS)/cuda-races: requirements/cuda-races.txt $(STAMPS)/test
 	@touch $@
 
 # Wheels with the kernels, for x86-64, in dist/cuda/, and what they say where there is no GPU. PYTHONS as for wheels.
-wheel-cuda: $(if $(NVCC),$(STAMPS)/wheels)
+wheel-cuda: $(if $(NVCC),$(STAMPS)/wheels $(STAMPS)/cuda)
 	@$(if $(NVCC),$(WHEELS) --cuda,$(WITHOUT_NVCC))
 	@$(if $(NVCC),$(PY) scripts/try_cuda_wheels.py $(if $(PYTHONS),--pythons $(PYTHONS)))

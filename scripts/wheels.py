@@ -254,10 +254,11 @@ def build_wheels(
 def _for_toolchain(architecture: str) -> dict[str, str]:
     """What the toolchain file reads from the environment."""
     if architecture == "x86_64":
-        folder = BUILD / "glibc"
-        if not (folder / "done").exists():
-            run([sys.executable, ROOT / "scripts" / "old_glibc.py", folder])
-            (folder / "done").touch()
+        folder, script = BUILD / "glibc", ROOT / "scripts" / "old_glibc.py"
+        done = folder / "done"
+        if not done.exists() or done.stat().st_mtime < script.stat().st_mtime:
+            run([sys.executable, script, folder])
+            done.touch()
         return {"EFFV2_GLIBC": str(folder)}
     return {"EFFV2_ZIG": str(Path(sysconfig.get_path("purelib"), "ziglang", "zig"))}
 

@@ -86,6 +86,7 @@ def test_names_are_those_of_the_templates(compiled):
     [
         ({"stack": 16}, "has a stack of 16 bytes"),
         ({"spilled": 8}, "spills registers: 8 bytes are stored and loaded"),
+        ({"shared": 128}, "has 128 bytes of shared memory beside what launches give it"),
         ({"mma": 0}, "has no HMMA"),
         ({"matrices": 0}, "has no LDSM"),
         ({"copies": 0}, "has no LDGSTS"),
