@@ -45,26 +45,32 @@ target_include_directories(effv2_cuda_options INTERFACE
 target_compile_options(effv2_cuda_options INTERFACE
   "$<$<COMPILE_LANGUAGE:CUDA>:-Xcompiler=-Wall,-Wextra,-ffp-contract=off,-fno-math-errno>")
 
+# A compilation of kernels, for each architecture.
+function(effv2_add_kernels name source)
+  add_library(${name} OBJECT ${source})
+  set_target_properties(${name} PROPERTIES CUDA_ARCHITECTURES "${architectures}")
+  target_link_libraries(${name} PRIVATE effv2_cuda_options)
+  target_compile_definitions(${name} PRIVATE ${ARGN})
+  # Several architectures at a time, in as many threads as there are processors.
+  target_compile_options(${name} PRIVATE --threads=0 --compress-mode=size)
+  target_sources(effv2_cuda PRIVATE $<TARGET_OBJECTS:${name}>)
+endfunction()
+
 if(NOT EFFV2_ENGINE)
   # Who starts kernels: the host's alone, so one architecture is enough, but told by the kernels' types.
-  set_source_files_properties(csrc/cuda/extent.cpp PROPERTIES LANGUAGE CUDA)
-  add_library(effv2_cuda STATIC csrc/cuda/extent.cpp csrc/cuda/launch.cu csrc/cuda/runtime.cpp)
+  set_source_files_properties(csrc/cuda/extent.cpp csrc/cuda/schedule.cpp PROPERTIES LANGUAGE CUDA)
+  add_library(effv2_cuda STATIC
+    csrc/cuda/extent.cpp csrc/cuda/launch.cu csrc/cuda/runtime.cpp csrc/cuda/schedule.cpp)
   set_target_properties(effv2_cuda PROPERTIES CUDA_ARCHITECTURES ${newest}-real)
   target_link_libraries(effv2_cuda PRIVATE effv2_cuda_options)
   list(JOIN EFFV2_CUDA_ARCHITECTURES " " names)
   target_compile_definitions(effv2_cuda PRIVATE EFFV2_CUDA_ARCHITECTURES="${names}")
   set(table "")
-  foreach(kind IN LISTS kinds)
-    foreach(format IN LISTS formats)
+  foreach(format IN LISTS formats)
+    effv2_add_kernels(effv2_cuda_network_${format} csrc/cuda/network.cu EFFV2_FORMAT=${format})
+    foreach(kind IN LISTS kinds)
       string(APPEND table "X(${kind}, ${format})\n")
-      set(kernels effv2_cuda_${kind}_${format})
-      add_library(${kernels} OBJECT csrc/cuda/kernels.cu)
-      set_target_properties(${kernels} PROPERTIES CUDA_ARCHITECTURES "${architectures}")
-      target_link_libraries(${kernels} PRIVATE effv2_cuda_options)
-      target_compile_definitions(${kernels} PRIVATE EFFV2_KIND=${kind} EFFV2_FORMAT=${format})
-      # Several architectures at a time, in as many threads as there are processors.
-      target_compile_options(${kernels} PRIVATE --threads=0 --compress-mode=size)
-      target_sources(effv2_cuda PRIVATE $<TARGET_OBJECTS:${kernels}>)
+      effv2_add_kernels(effv2_cuda_${kind}_${format} csrc/cuda/kernels.cu EFFV2_KIND=${kind} EFFV2_FORMAT=${format})
     endforeach()
   endforeach()
   file(CONFIGURE OUTPUT ${PROJECT_BINARY_DIR}/cuda/cuda_kernels.inc CONTENT "${table}")

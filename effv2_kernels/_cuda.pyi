@@ -37,6 +37,28 @@ class Step:
     @property
     def extent(self) -> Extent: ...
 
+class Schedule:
+    """The tasks of a network in one launch, whose steps have shapes that it has. Data as kernels read them."""
+
+    def __init__(self, steps: Sequence[Step]) -> None: ...
+    @property
+    def tasks(self) -> bytes: ...
+    @property
+    def parts(self) -> bytes: ...  # of each flag, how many tasks raise it
+    # (step, tile, flags raised, flags waited for); flags as (first, count).
+    @property
+    def listed(self) -> list[tuple[int, int, tuple[int, int], list[tuple[int, int]]]]: ...
+    @property
+    def control_bytes(self) -> int: ...
+    largest: int  # bytes of shared memory
+
+def bytes_of_steps(steps: Sequence[Step]) -> bytes: ...
+def has_shape(step: Step) -> bool: ...  # whether the one launch has it
+
+# fields: of csrc/cuda/network.h's Network.
+def launch_network(
+    format: str, fields: dict[str, int], blocks: int, buffers: Sequence[int], stream: int
+) -> None: ...
 def launch(steps: Sequence[Step], buffers: Sequence[int], stream: int) -> None: ...  # returns before they ran
 
 # What a thread takes on the current device: registers, and bytes of memory where these were too few.

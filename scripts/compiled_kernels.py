@@ -32,6 +32,7 @@ RECORD = ROOT / "tests" / "compiled_kernels.json"
 PAGE = ROOT / "docs" / "kernels.md"
 ARCHITECTURES = ("80", "86", "89", "90", "100", "120")  # of wheels: cmake/cuda.cmake
 
+NETWORK = "network"  # of all kinds of steps, in one launch
 ELEMENTWISE = ("DepthwiseTile", "FeatureTile", "MeanTile")
 # Classes of kernels that have no use for an instruction, by the instruction's column.
 WITHOUT: dict[str, tuple[str, ...]] = dict.fromkeys(("mma", "matrices", "copies"), ELEMENTWISE)
@@ -106,10 +107,11 @@ def version_of(nvcc: str) -> str:
 def compile_all(nvcc: str, architectures: list[str]) -> Table:
     """Every kernel for each of the architectures, as many compilations at a time as there are processors."""
     BUILD.mkdir(parents=True, exist_ok=True)
+    # The longest first.
     jobs = [
         (architecture, kind, form)
+        for kind in (NETWORK, *names_in_steps("kKindNames"))
         for architecture in architectures
-        for kind in names_in_steps("kKindNames")
         for form in names_in_steps("kFormatNames")
     ]
     made: Table = {architecture: {} for architecture in architectures}
@@ -122,13 +124,12 @@ def compile_all(nvcc: str, architectures: list[str]) -> Table:
 
 
 def compile_one(nvcc: str, architecture: str, kind: str, form: str) -> dict[str, Code]:
-    """The kernels of a kind and a format."""
+    """The kernels of a kind and a format; those of a kind of step, or the one of networks."""
     binary = BUILD / f"{kind}_{form}.sm_{architecture}.cubin"
     command = [nvcc, "-std=c++17", f"-arch=sm_{architecture}", "-Xptxas=-v", f"-I{ROOT / 'csrc'}"]
     command += [f"-DEFFV2_KIND={kind}", f"-DEFFV2_FORMAT={form}", "-cubin", "-o", str(binary)]
-    done = subprocess.run(
-        [*command, ROOT / "csrc" / "cuda" / "kernels.cu"], capture_output=True, text=True, check=False
-    )
+    command.append(str(ROOT / "csrc" / "cuda" / ("network.cu" if kind == NETWORK else "kernels.cu")))
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         raise SystemExit(f"{' '.join(command)}:\n{done.stderr}")
     listing = subprocess.run(
@@ -196,7 +197,7 @@ def readable(mangled: list[str]) -> list[str]:
         text = line.replace("(anonymous namespace)::", "").replace("effv2::cuda::", "").removeprefix("void ")
         for cuda, ours in (("__half", "Half"), ("__nv_bfloat16", "Bf16")):
             text = text.replace(cuda, ours)
-        found = re.match(r"single<(.*?)>\(", text)
+        found = re.match(r"\w+<(.*?)>\(", text)
         names.append((found[1] if found else text.split("(")[0]).strip().replace("> >", ">>"))
     return names
 

@@ -15,6 +15,8 @@ struct Extent {
 };
 // {0, 0, 0} for a shape that there is not, or whose registers do not hold a tile.
 Extent extent_of(const Step& step);
+// Throws std::invalid_argument instead of these.
+Extent launched_extent_of(const Step& step);
 
 // For messages.
 std::string name_of(const Step& step);

@@ -1,16 +1,13 @@
 // Steps run by the emulator.
 #include "cuda/launch.h"
 
-#include <stdexcept>
-
 #include "cuda/kernels.h"
 #include "emulator.h"
 
 namespace effv2::cuda {
 
 void launch(const Step& step, const Buffers& buffers, void*) {
-  const Extent extent = extent_of(step);
-  if (!extent.threads) throw std::invalid_argument(name_of(step) + ": the tiles are too large for it");
+  const Extent extent = launched_extent_of(step);
   with_kernel<bool>(step, [&](auto kernel, const auto& parameters) {
     using Kernel = decltype(kernel);
     emulator::launch(extent.tiles, extent.threads, extent.shared_bytes,
