@@ -32,11 +32,11 @@ from readme import put_between  # noqa: E402
 
 load_emulated(os.environ.get("EFFV2_TEST_CUDA", str(ROOT / "build" / "native" / "emulated_cuda")))
 
-from effv2_kernels import _cuda, create_model, sources  # noqa: E402
+from effv2_kernels import _cuda, create_model, shapes, sources  # noqa: E402
 from effv2_kernels.cuda import ffn, kernels  # noqa: E402
 from effv2_kernels.cuda.launch import Launch  # noqa: E402
 from effv2_kernels.cuda.network import OneLaunch, shape_of  # noqa: E402
-from effv2_kernels.gpu.launch import FeatureMap  # noqa: E402
+from effv2_kernels.gpu.launch import FeatureMap, Tile  # noqa: E402
 from effv2_kernels.gpu.plan import Plan  # noqa: E402
 
 MARKS = ("<!-- estimate:begin -->", "<!-- estimate:end -->")
@@ -96,8 +96,12 @@ def main() -> int:
     )
     parser.add_argument("--networks", nargs="+", choices=NETWORKS, default=NETWORKS)
     parser.add_argument("--json", type=Path)
+    parser.add_argument("--ffn", action="store_true", help="the ways to run a bottleneck beside each other")
     parser.add_argument("--page", type=Path, help="where to put the table between its marks")
     args = parser.parse_args()
+    if args.ffn:
+        print("\n".join(ffn_table()))
+        return 0
     found = {}
     for name in args.networks:
         found[name] = estimate(name)
@@ -144,6 +148,31 @@ def estimate(name: str) -> dict[str, Any]:
     }
 
 
+def ffn_table() -> list[str]:
+    """S0's bottlenecks for a batch: in one launch, in two at the hidden map, and in two behind its depthwise
+    convolution."""
+    lines = [
+        "| map, channels, hidden | way | instructions of an image | MB of maps | 256 images, us |",
+        "| --- | --- | ---: | ---: | ---: |",
+    ]
+    for channels, size, hidden in ((32, 56, 128), (48, 28, 192), (96, 14, 384), (176, 7, 704)):
+        shape = shapes.ffn(channels, hidden, size, size)
+        block = ffn.FFN(shapes.random_block(shape, torch.Generator().manual_seed(0)), torch.float16, "cpu")
+        x, many = (FeatureMap(n, size, size, channels, torch.float16) for n in (1, BATCH))
+        of_many = {a.way: a.launches for a in block.alternatives(many, "ieee")}
+        for way in block.alternatives(x, "ieee"):
+            memory: dict[FeatureMap, torch.Tensor] = {}
+            pairs = zip(way.launches, of_many[way.way], strict=True)
+            counted = [counted_launch(one, large.tiles[0], memory) for one, large in pairs]
+            lines.append(
+                f"| {size}x{size}, {channels}, {hidden} | {way.way} "
+                f"| {sum(c.instructions for c in counted) * UNCOUNTED / 1e3:.0f} k "
+                f"| {sum(c.map_bytes for c in counted) / 1e6:.2f} "
+                f"| {sum(c.seconds(BATCH) for c in counted) * 1e6:.0f} |"
+            )
+    return lines
+
+
 def planned(packed: Any, batch: int) -> Plan:
     image = FeatureMap(batch, SIZE, SIZE, 3, torch.float16, (3 * SIZE * SIZE, SIZE * SIZE, SIZE, 1))
     return Plan(packed, image, [(len(packed) - 1, None)], "ieee")
@@ -156,27 +185,27 @@ def count(packed: Any, batch: int) -> list[Counted]:
     ffn.MANY = many // batch
     small = planned(packed, 1)
     ffn.MANY = many
+    memory = {small.image: torch.zeros(small.image.elements).half()}
     found = []
-    memory: dict[FeatureMap, torch.Tensor] = {small.image: torch.zeros(small.image.elements).half()}
     for launch, of_batch in zip(small.launches, large.launches, strict=True):
         assert isinstance(launch, Launch)
-        assert isinstance(of_batch, Launch)
-        assert launch.kind == of_batch.kind
-        tile = of_batch.tiles[0] if batch > 1 else shape_of(launch)
-        for m in launch.written:
-            memory[m] = torch.zeros(m.elements, dtype=m.dtype)
-        _cuda.reset_counts()
-        launch.run(tile, memory)
-        counts = _cuda.counts()
-        maps = sum(m.bytes for m in launch.maps)
-        name = " ".join(str(launch.arguments.get(f, "")) for f in ("source", "part")).strip()
-        found.append(
-            Counted(
-                f"{launch.kind} {name}".strip(), str(tile), counts["operations"] / 32, counts["mmas"], maps,
-                launch.bytes - maps, launch.own_step(tile).extent.tiles,
-            )
-        )  # fmt: skip
+        assert launch.name == of_batch.name
+        found.append(counted_launch(launch, of_batch.tiles[0] if batch > 1 else shape_of(launch), memory))
     return found
+
+
+def counted_launch(launch: Launch, tile: Tile, memory: dict[FeatureMap, torch.Tensor]) -> Counted:
+    for m in launch.maps:
+        memory.setdefault(m, torch.zeros(m.elements, dtype=m.dtype))
+    _cuda.reset_counts()
+    launch.run(tile, memory)
+    counts = _cuda.counts()
+    maps = sum(m.bytes for m in launch.maps)
+    name = " ".join(str(launch.arguments.get(f, "")) for f in ("source", "part")).strip()
+    return Counted(
+        f"{launch.kind} {name}".strip(), str(tile), counts["operations"] / 32, counts["mmas"], maps,
+        launch.bytes - maps, launch.own_step(tile).extent.tiles,
+    )  # fmt: skip
 
 
 def one_launch(packed: Any, counted: list[Counted]) -> float:
