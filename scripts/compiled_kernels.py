@@ -3,7 +3,7 @@
 python scripts/compiled_kernels.py [--architectures 80 90]: compile for these, and compare with the record,
 tests/compiled_kernels.json
 python scripts/compiled_kernels.py --record: compile for all that wheels have, and record it, also as
-docs/kernels.md
+docs/kernels.md, if it has no faults
 
 Whatever is recorded, a kernel may not spill registers or have a stack, and must have the instructions that it
 was written for: products of tensor cores (HMMA), their operands by matrices (LDSM), and copies to shared
@@ -73,11 +73,11 @@ def main() -> int:
     made = compile_all(args.nvcc, list(ARCHITECTURES) if args.record else args.architectures)
     compiler = version_of(args.nvcc)
     wrong = faults(made)
-    if args.record:
+    if args.record and not wrong:
         RECORD.write_text(as_json(compiler, made), encoding="utf-8")
         PAGE.write_text(page(compiler, made), encoding="utf-8")
         print(f"wrote {RECORD.relative_to(ROOT)} and {PAGE.relative_to(ROOT)}")
-    else:
+    elif not args.record:
         recorded_by, recorded = read_record()
         if compiler == recorded_by:
             wrong += differences(recorded, made)

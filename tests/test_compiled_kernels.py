@@ -113,7 +113,7 @@ def test_changes_are_named(compiled, record):
     ]
 
 
-def test_lines_that_a_proof_of_races_does_without_exist_once(tmp_path):
+def test_barriers_that_a_proof_of_races_does_without_are_there(tmp_path):
     """Nothing is proved by a fault that was not planted."""
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(ROOT / "scripts")

@@ -5,6 +5,13 @@
 namespace effv2::cuda {
 namespace {
 
+// The oldest driver, and the CUDA that it knows: release notes, "CUDA Toolkit and Minimum Required Driver
+// Version for CUDA Minor Version Compatibility"; nvcc's manual, --compress-mode, whose output older ones
+// cannot read.
+constexpr bool kOfCuda13 = CUDART_VERSION >= 13000;
+constexpr const char* kLeastDriver = kOfCuda13 ? "580" : "550";
+constexpr int kLeastCuda = kOfCuda13 ? 13000 : 12040;
+
 std::string needed_driver() {
   return "CUDA " + version_text(runtime_version()) + " needs an NVIDIA driver from " + least_driver() + " on";
 }
@@ -46,14 +53,12 @@ int device_count() { return asked(cudaGetDeviceCount, 0); }
 
 const char* architectures() { return EFFV2_CUDA_ARCHITECTURES; }
 
-// CUDA's release notes, "CUDA Toolkit and Minimum Required Driver Version for CUDA Minor Version
-// Compatibility".
-const char* least_driver() { return CUDART_VERSION >= 13000 ? "580" : "525"; }
+const char* least_driver() { return kLeastDriver; }
 
 std::string why_not() {
   const int driver = driver_version();
   if (!driver) return "there is no NVIDIA driver; " + needed_driver();
-  if (driver / 1000 < runtime_version() / 1000) {
+  if (driver < kLeastCuda) {
     return "the NVIDIA driver knows CUDA " + version_text(driver) + "; " + needed_driver();
   }
   return device_count() ? "" : "the NVIDIA driver finds no GPU";

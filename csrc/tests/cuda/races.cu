@@ -29,11 +29,20 @@ __device__ inline Ffn ffn_of(FfnPart part) {
   return p;
 }
 
+__device__ inline AttentionDownsample attention_downsample() {
+  AttentionDownsample p{};
+  p.images = 1, p.height = 10, p.width = 8, p.query_height = 5, p.query_width = 4;
+  p.activation = Activation::none;
+  p.q = buffer(1), p.kv = buffer(2), p.bias = buffer(3), p.local = buffer(4), p.local_bias = buffer(5);
+  p.u = buffer(8);
+  return p;
+}
+
 // Name, blocks of threads, parameters, kernel.
-#define EFFV2_INSTANCE(name, blocks, parameters, ...)                                         \
-  extern "C" __global__ void __launch_bounds__(__VA_ARGS__::kThreads)                         \
-      name(char* a, char* b, char* c, char* d, char* e, char* f, char* g, char* h) {          \
-    __VA_ARGS__::run(parameters, Buffers{{nullptr, a, b, c, d, e, f, g, h}}, block(), [] {}); \
+#define EFFV2_INSTANCE(name, blocks, parameters, ...)                                                   \
+  extern "C" __global__ void __launch_bounds__(__VA_ARGS__::kThreads)                                   \
+      name(char* a, char* b, char* c, char* d, char* e, char* f, char* g, char* h) {                    \
+    __VA_ARGS__::run(parameters, Buffers{{nullptr, a, b, c, d, e, f, g, h}}, block(), Shared(), [] {}); \
   }
 
 // Two warps in each direction, so that warps wait for each other's parts of a sum.
@@ -41,5 +50,6 @@ using Small = ProductShape<2, 1, 2, 1, 128, 2>;
 EFFV2_INSTANCE(product_pixels, 1, product_of(Source::pixels), ProductTile<Half, PixelsOf, Small>)
 EFFV2_INSTANCE(ffn_whole, 2, ffn_of(FfnPart::whole), FfnTile<Half, FfnPart::whole, 2, 64, 1>)
 EFFV2_INSTANCE(ffn_widen, 2, ffn_of(FfnPart::widen), FfnTile<Half, FfnPart::widen, 2, 64, 1>)
+EFFV2_INSTANCE(attention_halved, 2, attention_downsample(), AttentionDownsampleTile<Half>)
 
 }  // namespace effv2::cuda
