@@ -53,56 +53,55 @@ struct NetworkTiles {
   static constexpr int kPieces = sizeof(Held) / 16, kOfTask = sizeof(Task) / 16;
   static_assert(kPieces <= kWarp && sizeof(Task) % 16 == 0);
 
-  static int shared_bytes(const Network& n) { return 128 + round_up(sizeof(Held), 128) + n.largest; }
+  static int shared_bytes(const Network& n) { return 128 + round_up(2 * sizeof(Held), 128) + n.largest; }
 
   // The first warp fetches tasks ahead of the block: while one is run, its successor's entry is on the way,
   // and the ticket of the one behind that. A block so takes two tickets that are no tasks, and then ends.
   EFFV2_DEVICE static void run(const Network& n, const Buffers& buffers, Shared shared) {
-    Held* const held = shared.take<Held>(1);
+    Held* held = shared.take<Held>(2);       // the task's, and its successor's
     int* const state = shared.take<int>(2);  // the task's number, and how many launches there were before
     std::uint32_t* const control = at<std::uint32_t>(buffers, n.control);
-    std::uint32_t* const flags = control + kControl;
-    const auto per_launch = static_cast<std::uint64_t>(n.tasks) + 2 * static_cast<std::uint64_t>(blocks());
-    std::uint64_t next = 0, launches = 0;  // the ticket behind that of `number`
+    // Tickets go on from launch to launch; of 64 bits, they never begin again. What is kept of them is less.
+    std::uint32_t begin = 0, next = 0;  // the launch's first ticket, and the one behind that of `number`
     int number = 0;
-    Floats piece{};  // of the task of that number, or of its step
     if (warp() == 0) {
+      const auto per_launch = static_cast<std::uint64_t>(n.tasks) + 2 * static_cast<std::uint64_t>(blocks());
       const std::uint64_t first = take_ticket(control);
-      next = take_ticket(control);
-      launches = shuffle(first, 0) / per_launch;
-      number = number_of(first, launches, per_launch);
-      piece = fetch(n, buffers, number);
+      next = static_cast<std::uint32_t>(take_ticket(control));
+      const std::uint64_t launches = shuffle(first, 0) / per_launch;
+      begin = static_cast<std::uint32_t>(launches * per_launch);
+      number = number_of(static_cast<std::uint32_t>(first), begin);
+      fetch(held, n, buffers, number);
+      if (lane() == 0) store(state + 1, static_cast<int>(launches));
     }
-    while (true) {
+    for (int turn = 0;; turn ^= 1) {
       if (warp() == 0) {
-        if (lane() < kPieces) store(reinterpret_cast<Floats*>(held) + lane(), piece);
-        if (lane() == 0) {
-          store(state, number);
-          store(state + 1, static_cast<int>(launches));
-        }
+        copy_wait<0>();
+        if (lane() == 0) store(state, number);
       }
       sync();
       if (load<int>(state) >= n.tasks) return;
-      const auto launch = static_cast<std::uint32_t>(load<int>(state + 1)) + 1;
       if (warp() == 0) {
-        number = number_of(next, launches, per_launch);
-        next = take_ticket(control);
-        piece = fetch(n, buffers, number);
+        number = number_of(next, begin);
+        next = static_cast<std::uint32_t>(take_ticket(control));
+        fetch(held + (turn ^ 1), n, buffers, number);
       }
-      const Task task = held->task;
-      run_step(held->step, buffers, task.tile, shared.rest(), [&] {
+      const Task& task = held[turn].task;
+      run_step(held[turn].step, buffers, task.tile, shared.rest(), [&] {
         const std::uint32_t* const parts = at<std::uint32_t>(buffers, n.parts);
-        EFFV2_UNROLL
+        const auto launch = static_cast<std::uint32_t>(load<int>(state + 1)) + 1;
         for (int i = 0; i < Reach::kMost; ++i) {
           for (int f = thread(); f < task.needs[i].count; f += kThreads) {
             const int flag = task.needs[i].first + f;
-            acquire_reached(flags + flag, launch * load_constant<std::uint32_t>(parts + flag));
+            acquire_reached(control + kControl + flag, launch * load_constant<std::uint32_t>(parts + flag));
           }
         }
         sync();
       });
       sync();
-      for (int f = thread(); f < task.made.count; f += kThreads) release_add(flags + task.made.first + f, 1);
+      for (int f = thread(); f < task.made.count; f += kThreads) {
+        release_add(control + kControl + task.made.first + f, 1);
+      }
     }
   }
 
@@ -110,16 +109,21 @@ struct NetworkTiles {
   EFFV2_DEVICE static std::uint64_t take_ticket(std::uint32_t* control) {
     return lane() == 0 ? fetch_add(reinterpret_cast<std::uint64_t*>(control), std::uint64_t{1}) : 0;
   }
-  EFFV2_DEVICE static int number_of(std::uint64_t ticket, std::uint64_t launches, std::uint64_t per_launch) {
-    return shuffle(static_cast<int>(ticket - launches * per_launch), 0);
+  EFFV2_DEVICE static int number_of(std::uint32_t ticket, std::uint32_t begin) {
+    return static_cast<int>(shuffle(ticket, 0) - begin);
   }
-  // This lane's piece of a task and its step; nothing where the list has ended.
-  EFFV2_DEVICE static Floats fetch(const Network& n, const Buffers& buffers, int number) {
-    if (number >= n.tasks || lane() >= kPieces) return Floats{};
-    const Task* const task = at<Task>(buffers, n.list) + number;
-    if (lane() < kOfTask) return load_constant<Floats>(reinterpret_cast<const Floats*>(task) + lane());
-    const Step* const step = at<Step>(buffers, n.steps) + load_constant<int>(&task->step);
-    return load_constant<Floats>(reinterpret_cast<const Floats*>(step) + lane() - kOfTask);
+  // A task and its step to shared memory, a piece for each lane; nothing where the list has ended.
+  EFFV2_DEVICE static void fetch(Held* to, const Network& n, const Buffers& buffers, int number) {
+    if (number < n.tasks && lane() < kPieces) {
+      const Task* const task = at<Task>(buffers, n.list) + number;
+      const Floats* from = reinterpret_cast<const Floats*>(task) + lane();
+      if (lane() >= kOfTask) {
+        const Step* const step = at<Step>(buffers, n.steps) + load_constant<int>(&task->step);
+        from = reinterpret_cast<const Floats*>(step) + lane() - kOfTask;
+      }
+      copy_async(reinterpret_cast<Floats*>(to) + lane(), from);
+    }
+    copy_commit();
   }
 
   // Of each kind those shapes that few tiles are made with; has_shape() says which.

@@ -66,7 +66,8 @@ struct FfnTile {
   using Parameters = Ffn;
   using Tap = TapOf<T>;
   // With more sums than that, registers are for one block of a multiprocessor alone.
-  static constexpr int kThreads = kWarp * Warps, kBlocks = Items > (kIsHalf<T> ? 3 : 2) ? 1 : 2;
+  static constexpr int kThreads = kWarp * Warps,
+                       kBlocks = (kIsHalf<T> ? Items > 2 : Part != FfnPart::widen) ? 1 : 2;
   static constexpr bool kWidens = Part != FfnPart::narrow, kNarrows = Part != FfnPart::widen;
   static constexpr int kStride = Slice + kPad;
 
