@@ -38,7 +38,7 @@ class Step:
     def extent(self) -> Extent: ...
 
 class Schedule:
-    """The tasks of a network in one launch, of steps whose shapes it has; data as kernels read them."""
+    """The tasks of a network in one launch, of steps with its shapes; data as kernels read them."""
 
     def __init__(self, steps: Sequence[Step]) -> None: ...
     @property
