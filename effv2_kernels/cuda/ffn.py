@@ -61,7 +61,10 @@ class FFN(Packed):
         widen = self._launch("widen", x)
         assert widen is not None
         residual = x if self.residual else None
-        return [widen, pointwise_product(widen.output, self.fc2, self.fc2_bias, self.outputs, residual=residual)]
+        return [
+            widen,
+            pointwise_product(widen.output, self.fc2, self.fc2_bias, self.outputs, residual=residual),
+        ]
 
     def _launch(self, part: str, x: FeatureMap, residual: FeatureMap | None = None) -> Launch | None:
         height, width = blocks_of(x.height, self.stride), blocks_of(x.width, self.stride)

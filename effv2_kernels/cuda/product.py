@@ -44,9 +44,7 @@ def joined_product(
     )
 
 
-def enlarged_product(
-    u: FeatureMap, w: Tensor, bias: Tensor, x: FeatureMap, *, activation: str
-) -> Launch:
+def enlarged_product(u: FeatureMap, w: Tensor, bias: Tensor, x: FeatureMap, *, activation: str) -> Launch:
     """y = x + f(bilinear 2x of u) w, cropped to the size of x."""
     return _product("enlarged", u, x.like(x.channels), w, bias, u.channels, activation=activation, residual=x)
 
