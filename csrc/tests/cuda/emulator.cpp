@@ -140,18 +140,16 @@ void Launch::admit() {
   }
 }
 
+// The first that can run, from the front, from the back or from anywhere on.
 Block* Launch::choose() {
-  std::vector<Block*> able;
-  for (const Resident& r : resident) {
-    for (const Warp& warp : r.block->warps) {
-      if (!warp.ready) continue;
-      able.push_back(r.block.get());
-      break;
+  const std::size_t count = resident.size(), first = config.seed > 1 ? random() % count : 0;
+  for (std::size_t i = 0; i < count; ++i) {
+    const std::size_t at = config.seed == 1 ? count - 1 - i : (first + i) % count;
+    for (const Warp& warp : resident[at].block->warps) {
+      if (warp.ready) return resident[at].block.get();
     }
   }
-  if (able.empty()) return nullptr;
-  if (config.seed > 1) return able[random() % able.size()];
-  return config.seed == 1 ? able.back() : able.front();
+  return nullptr;
 }
 
 // A warp that can run, as far as it can.

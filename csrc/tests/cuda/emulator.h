@@ -110,8 +110,8 @@ struct Thread {
 // Of lanes that come to the same place as often: what a GPU would do at once.
 struct TogetherAt {
   Place at;
-  int times, bytes, lanes;
-  const void* addresses[32];
+  int times, bytes;
+  const void* addresses[32];  // of each lane, nullptr of those that do not come
 };
 
 struct Warp {
@@ -186,7 +186,7 @@ enum class Access : std::uint8_t { read, write, atomic, constant };
 void touch(const void* p, std::size_t bytes, Access access, Place at);
 // A row of load_matrices(): 16 bytes of shared memory.
 void touch_matrix_row(const void* row, Place at);
-// Of what lanes access together: `bytes` at each address, in the banks of shared memory.
+// Of what lanes access together: `bytes` at each address that is not nullptr, in the banks of shared memory.
 void count_passes(const void* const* addresses, int lanes, int bytes, Place at);
 void note_shared_access(const void* p, int bytes, Place at);
 // The lanes of a warp have met: what they did since the last time is counted.

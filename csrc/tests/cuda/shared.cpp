@@ -104,8 +104,9 @@ void count_passes(const void* const* addresses, int lanes, int bytes, Place at) 
   Passes& here = by_place[{at.file, at.line}];
   for (int first = 0; first < lanes; first += at_once) {
     std::uintptr_t words[kBanks][32];
-    int counted[kBanks] = {}, most = 1;
+    int counted[kBanks] = {}, most = 0;
     for (int lane = first; lane < std::min(first + at_once, lanes); ++lane) {
+      if (!addresses[lane]) continue;
       const auto begin = reinterpret_cast<std::uintptr_t>(addresses[lane]) / kWord;
       for (int w = 0; w < std::max(bytes / kWord, 1); ++w) {
         const int bank = static_cast<int>((begin + w) % kBanks);
@@ -115,6 +116,7 @@ void count_passes(const void* const* addresses, int lanes, int bytes, Place at) 
         most = std::max(most, ++counted[bank]);
       }
     }
+    if (!most) continue;
     for (std::uint64_t* const accesses : {&counts.shared_accesses, &here.accesses}) ++*accesses;
     for (std::uint64_t* const passes : {&counts.shared_passes, &here.passes}) *passes += most;
   }
@@ -129,12 +131,12 @@ void note_shared_access(const void* p, int bytes, Place at) {
   auto found = std::find_if(together.begin(), together.end(), [&](const TogetherAt& t) {
     return t.at == at && t.times == times && t.bytes == bytes;
   });
-  if (found == together.end()) found = together.insert(found, {at, times, bytes, 0, {}});
-  found->addresses[found->lanes++] = p;
+  if (found == together.end()) found = together.insert(found, {at, times, bytes, {}});
+  found->addresses[me.lane()] = p;
 }
 
 void count_together(Block& block, int warp) {
-  for (const TogetherAt& t : block.warps[warp].together) count_passes(t.addresses, t.lanes, t.bytes, t.at);
+  for (const TogetherAt& t : block.warps[warp].together) count_passes(t.addresses, 32, t.bytes, t.at);
   block.warps[warp].together.clear();
   for (int l = 0; l < 32; ++l) block.threads[warp * 32 + l].visits.clear();
 }

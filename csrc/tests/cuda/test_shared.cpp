@@ -174,6 +174,28 @@ TEST(shared, passes_of_shared_memory) {
   CHECK(passes(136, std::uint64_t{1}) == 2);
   CHECK(passes(128, std::uint64_t{1}) == 32);
 }
+// Lanes go together by their numbers, whoever comes first and whoever does not.
+TEST(shared, passes_of_lanes_that_meet) {
+  for (const unsigned seed : kSeeds) {
+    emulator::config = Config{};
+    emulator::config.count_passes = true;
+    emulator::config.seed = seed;
+    emulator::reset_counts();
+    is_right({1, 32}, [] {
+      Shared shared;
+      std::uint64_t* const box = shared.take<std::uint64_t>(128);
+      const int lane = thread();
+      // Of each 16 lanes two rows of 64 bytes, that meet in no bank of other rows of the 16.
+      for (int i = 0; i < 3; ++i) {
+        sync_warp();
+        if (lane % 16 < 8 || i == 0) store(box + lane / 8 * 24 + lane % 8, std::uint64_t{0});
+      }
+      sync_warp();
+    });
+    emulator::config = Config{};
+    CHECK(emulator::counts.shared_accesses == 6 && emulator::counts.shared_passes == 6);
+  }
+}
 TEST(shared, passes_of_matrices) {
   const auto passes = [](int bytes_of_row) {
     emulator::config = Config{};
