@@ -25,9 +25,9 @@ from typing import Any
 import torch
 
 ROOT = Path(__file__).resolve().parents[2]
-sys.path[:0] = [str(ROOT / "tests"), str(ROOT / "bench")]
+sys.path.insert(0, str(ROOT / "bench"))
 
-from emulated_cuda import load_emulated  # noqa: E402
+from emulated import load_emulated  # noqa: E402
 from readme import put_between  # noqa: E402
 
 load_emulated(os.environ.get("EFFV2_TEST_CUDA", str(ROOT / "build" / "native" / "emulated_cuda")))

@@ -99,9 +99,10 @@ EFFV2_WRAPPER Pair tanh2(Pair x) {
   const auto one = [](float v) { return approximated(std::tanh(v), v, 0x1.02p-11f); };  // 2^-10.987
   return pack<Half>(one(low<Half>(x)), one(high<Half>(x)));
 }
+// What would be less than a normal number becomes 0.
 EFFV2_WRAPPER float exp2_fast(float x) {
   emulator::count_operations(1);
-  return approximated(std::exp2(x), x, 0x1p-22f);
+  return x < -126 ? 0 : approximated(std::exp2(x), x, 0x1p-22f);
 }
 
 // --- Memory ----------------------------------------------------------------------------------------------
@@ -135,9 +136,9 @@ class Shared {
   EFFV2_UNWATCHED T* take(int count, EFFV2_PLACE) {
     return static_cast<T*>(emulator::take_shared(layout_, next_++, count * sizeof(T), EFFV2_HERE));
   }
-  EFFV2_UNWATCHED Shared rest() const {
+  EFFV2_UNWATCHED Shared rest(EFFV2_PLACE) const {
     Shared rest = *this;
-    rest.layout_ = emulator::rest_of_shared(layout_, next_);
+    rest.layout_ = emulator::rest_of_shared(layout_, next_, EFFV2_HERE);
     return rest;
   }
 
