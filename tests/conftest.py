@@ -19,17 +19,22 @@ import torch
 os.environ["TRITON_INTERPRET"] = "1"
 
 
-def _load_module_for_tests(folder):
-    """Have effv2_kernels use the native module of make test-emulated, which has one ISA more."""
-    (path,) = Path(folder).glob("_native.*")
-    spec = importlib.util.spec_from_file_location("effv2_kernels._native", path)
+def _load_module_for_tests(name, folder):
+    """Have effv2_kernels use another compiled module than its own.
+
+    That of make test-emulated has one ISA more, that of make test-cuda-emulated an emulator for a GPU.
+    """
+    (path,) = Path(folder).glob(f"{name}.*")
+    spec = importlib.util.spec_from_file_location(f"effv2_kernels.{name}", path)
     module = importlib.util.module_from_spec(spec)
-    sys.modules["effv2_kernels._native"] = module
+    sys.modules[f"effv2_kernels.{name}"] = module
     spec.loader.exec_module(module)
 
 
 if os.environ.get("EFFV2_TEST_NATIVE"):
-    _load_module_for_tests(os.environ["EFFV2_TEST_NATIVE"])
+    _load_module_for_tests("_native", os.environ["EFFV2_TEST_NATIVE"])
+if os.environ.get("EFFV2_TEST_CUDA"):
+    _load_module_for_tests("_cuda", os.environ["EFFV2_TEST_CUDA"])
 
 # pytest-xdist's workers inherit the environment, so all of them have the same seed.
 SEED = int(os.environ.setdefault("EFFV2_TEST_SEED", str(secrets.randbelow(2**31))))
