@@ -35,6 +35,10 @@ help:
 	@echo "              what changed), and model their time; make hot-aarch64: what most of that is"
 	@echo "make test-cuda-emulated  what CUDA kernels are made of, run by an emulator of thread blocks (1 minute);"
 	@echo "              make test-cuda-wrappers: the same instructions, on a GPU"
+	@echo "make test-cuda-compiled  compile every CUDA kernel for two GPUs: registers and instructions as recorded"
+	@echo "              (1 minute, needs nvcc); make cuda-table: record them, for all"
+	@echo "make build-cuda  the module with CUDA kernels, in place (CUDA_ARCHITECTURES=90: for one kind of GPU)"
+	@echo "make verify-cuda-races  have small launches proved free of races (2 minutes, needs nvcc)"
 	@echo "make test-ahead  compile every launch of the GPU kernels for every dtype and GPU (30 minutes)"
 	@echo "make bench    time every block and whole networks           (about 1 minute)"
 	@echo "make rivals   compare with eager, torch.compile, ONNX Runtime and OpenVINO (15 minutes)"
@@ -51,6 +55,7 @@ help:
 	@echo "make wheel    a source distribution in dist/, and a wheel made of it"
 	@echo "make wheels   wheels for x86-64 and 64-bit Arm and every CPython that can be had, in dist/, and try them"
 	@echo "make wheel-aarch64  those for 64-bit Arm alone, untried"
+	@echo "make wheel-cuda  those for x86-64 with CUDA kernels, in dist/cuda (needs nvcc)"
 	@echo "make macos    compile and link everything for Apple silicon, where nothing of it has run yet"
 	@echo "make clean    remove what was built; make distclean: the environment as well"
 
@@ -211,7 +216,7 @@ include scripts/aarch64.mk
 include scripts/cuda.mk
 
 clean:
-	rm -rf build dist *.egg-info effv2_kernels/_native.*.so .benchmarks
+	rm -rf build dist *.egg-info effv2_kernels/_*.so .benchmarks
 
 distclean: clean
 	rm -rf $(VENV)

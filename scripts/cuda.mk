@@ -1,8 +1,9 @@
 # CUDA kernels (csrc/cuda) without a GPU: run by an emulator of thread blocks, and compiled.
 NVCC ?= $(shell command -v nvcc)
 CUDA_ARCHITECTURES ?= 80 90
+WITHOUT_NVCC = echo "left out: there is no nvcc to compile with"
 
-.PHONY: test-cuda-emulated test-cuda-wrappers
+.PHONY: build-cuda test-cuda-emulated test-cuda-wrappers test-cuda-compiled cuda-table verify-cuda-races wheel-cuda
 
 test-cuda-emulated: $(BUILD)/CMakeCache.txt
 	@cmake $(BUILD) >/dev/null
@@ -10,11 +11,43 @@ test-cuda-emulated: $(BUILD)/CMakeCache.txt
 	$(BUILD)/csrc/tests/cuda/effv2_cuda_tests $(ARGS)
 	@$(if $(NVCC),set -e; mkdir -p build/cuda; for architecture in $(CUDA_ARCHITECTURES); do \
 	    echo "compiling for sm_$$architecture"; $(NVCC) -std=c++17 -arch=sm_$$architecture -Icsrc -cubin \
-	        -o build/cuda/wrappers.sm_$$architecture.cubin csrc/tests/cuda/wrappers.cu; done,\
-	    echo "left out: there is no nvcc to compile with")
+	        -o build/cuda/wrappers.sm_$$architecture.cubin csrc/tests/cuda/wrappers.cu; done,$(WITHOUT_NVCC))
+
+# The module for GPUs, in place, for some architectures: CUDA_ARCHITECTURES=90.
+build-cuda: $(STAMPS)/test
+	@cmake -S . -B build/cuda-module $(CMAKE_PYTHON) -DCMAKE_BUILD_TYPE=Release -DEFFV2_CUDA=ON \
+	    -DEFFV2_CUDA_ARCHITECTURES="$(subst $() $(),;,$(CUDA_ARCHITECTURES))" \
+	    -DCMAKE_LIBRARY_OUTPUT_DIRECTORY="$(CURDIR)/effv2_kernels"
+	@cmake --build build/cuda-module --target _cuda --parallel $(JOBS)
 
 # On a GPU, before anything else: whether the instructions do what kernels and the emulator take them to do.
 test-cuda-wrappers:
 	@mkdir -p build/cuda
 	$(or $(NVCC),nvcc) -std=c++17 -arch=native -Icsrc -o build/cuda/wrappers csrc/tests/cuda/wrappers.cu
 	build/cuda/wrappers
+
+# Every kernel for some architectures: no spills, the instructions that were meant, and the registers and
+# instructions that are recorded.
+test-cuda-compiled: $(if $(NVCC),$(STAMPS)/cuda)
+	@$(if $(NVCC),$(PY) scripts/compiled_kernels.py --nvcc $(NVCC) --architectures $(CUDA_ARCHITECTURES),$(WITHOUT_NVCC))
+
+# Records them, for all architectures that wheels have (5 minutes).
+cuda-table: $(STAMPS)/cuda
+	@$(PY) scripts/compiled_kernels.py --nvcc $(or $(NVCC),nvcc) --record
+
+$(STAMPS)/cuda: requirements/cuda.txt $(STAMPS)/test
+	@$(PIP) -r $<
+	@touch $@
+
+# A second opinion on races, of small launches.
+verify-cuda-races: $(if $(NVCC),$(STAMPS)/cuda-races)
+	@$(if $(NVCC),$(PY) scripts/verify_races.py --nvcc $(NVCC),$(WITHOUT_NVCC))
+
+$(STAMPS)/cuda-races: requirements/cuda-races.txt $(STAMPS)/test
+	@$(PIP) -r $<
+	@touch $@
+
+# Wheels with the kernels, for x86-64, in dist/cuda/, and what they say where there is no GPU. PYTHONS as for wheels.
+wheel-cuda: $(if $(NVCC),$(STAMPS)/wheels $(STAMPS)/cuda)
+	@$(if $(NVCC),$(WHEELS) --cuda,$(WITHOUT_NVCC))
+	@$(if $(NVCC),$(PY) scripts/try_cuda_wheels.py $(if $(PYTHONS),--pythons $(PYTHONS)))

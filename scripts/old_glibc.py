@@ -59,7 +59,8 @@ def make(folder: Path, version: str) -> None:
         for name in ("lib*.so.*", "libc_nonshared.a"):
             for file in Path(cache, "o").glob(f"*/{name}"):
                 shutil.copy(file, folder)
-    (folder / "libm.so").symlink_to("libm.so.6")
+    for name in ("libm.so.6", "libdl.so.2", "librt.so.1", "libpthread.so.0"):
+        (folder / f"{name.split('.')[0]}.so").symlink_to(name)
     (folder / "libc.so").write_text(LIBC)
 
 

@@ -56,11 +56,13 @@ def main() -> int:
     return 0
 
 
-def wheel_for(interpreter: Interpreter) -> Path:
+def wheel_for(interpreter: Interpreter, dist: Path = DIST) -> Path:
     """The interpreter's wheel in dist/."""
-    found = list(DIST.glob(f"*-{interpreter.tag}-*manylinux*_{platform.machine()}.whl"))
+    found = list(dist.glob(f"*-{interpreter.tag}-*manylinux*_{platform.machine()}.whl"))
     if len(found) != 1:
-        raise SystemExit(f"dist/ has {len(found)} wheels for CPython {interpreter.version}: run make wheels")
+        target = "wheels" if dist == DIST else "wheel-cuda"
+        many = f"{len(found)} wheels for CPython {interpreter.version}"
+        raise SystemExit(f"{dist.relative_to(ROOT)}/ has {many}: run make {target}")
     return found[0]
 
 
@@ -116,20 +118,25 @@ def environment(interpreter: Interpreter, age: str, requirements: Path) -> Path:
 
 def try_wheel(wheel: Path, python: Path) -> None:
     """Install the wheel and run the tests against it."""
-    # Not from the root, whose package would be found before the installed one.
-    elsewhere = python.parents[1]
-
-    def check(*arguments: str | Path) -> None:
-        done = subprocess.run([python, *arguments], cwd=elsewhere, check=False)
-        if done.returncode:
-            raise SystemExit(f"{wheel.name} fails: {' '.join(map(str, (python, *arguments)))}")
-
-    pip = ["-m", "pip", "--disable-pip-version-check"]
-    check(*pip, "install", "--quiet", "--force-reinstall", "--no-deps", wheel)
-    check(*pip, "check")
-    check("-c", f"import effv2_kernels as e; assert e.__file__.startswith({str(elsewhere)!r}), e.__file__")
+    install(wheel, python)
+    run_in(python, "-m", "pip", "--disable-pip-version-check", "check")
     options = ["-p", "no:cacheprovider", "--quiet", "-m", "not thorough", "--rootdir", ROOT]
-    check("-m", "pytest", *options, "-c", ROOT / "pyproject.toml", *(ROOT / test for test in TESTS))
+    run_in(python, "-m", "pytest", *options, "-c", ROOT / "pyproject.toml", *(ROOT / test for test in TESTS))
+
+
+def install(wheel: Path, python: Path) -> None:
+    """Install the wheel, and nothing that it needs, into the interpreter's environment."""
+    pip = ["-m", "pip", "--disable-pip-version-check"]
+    run_in(python, *pip, "install", "--quiet", "--force-reinstall", "--no-deps", wheel)
+    where = str(python.parents[1])
+    run_in(python, "-c", f"import effv2_kernels as e; assert e.__file__.startswith({where!r}), e.__file__")
+
+
+def run_in(python: Path, *arguments: str | Path) -> None:
+    """Not from the root, whose package would be found before the installed one."""
+    done = subprocess.run([python, *arguments], cwd=python.parents[1], check=False)
+    if done.returncode:
+        raise SystemExit(f"{' '.join(map(str, (python, *arguments)))} failed")
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """Build wheels of manylinux_2_28 in dist/, for x86-64 and 64-bit Arm and for every CPython that is found.
 
-python scripts/wheels.py [--architectures x86_64 aarch64] [--pythons PYTHON ...]
+python scripts/wheels.py [--architectures x86_64 aarch64] [--pythons PYTHON ...] [--cuda]
 
 A version that is not found is unpacked, where Debian's testing release has it (debian_python.py).
 They are made of the source distribution, which comes into dist/ as well. The engine, which knows no Python,
@@ -8,6 +8,9 @@ is compiled once for each architecture: for x86-64 by the system's compiler, as 
 against an old glibc (old_glibc.py); for 64-bit Arm by Zig's. Arm's are built with the headers of the Python
 that runs here: of what pyconfig.h says about a machine, nothing that a module uses differs between the two.
 All of it stays in build/wheels/. auditwheel and twine have the last word.
+
+--cuda: those for x86-64 with kernels for NVIDIA GPUs as well, in dist/cuda/. Which CUDA compiled them stands
+in their version, as in PyTorch's: 0.2.0+cu130. PyPI takes no such versions.
 """
 
 from __future__ import annotations
@@ -35,6 +38,8 @@ from elftools.elf.elffile import ELFFile
 ROOT = Path(__file__).resolve().parents[1]
 BUILD = ROOT / "build" / "wheels"
 DIST = ROOT / "dist"
+CUDA_DIST = DIST / "cuda"
+CUDA_WHEEL_BYTES = 60_000_000  # at most
 TOOLCHAINS = {"x86_64": "x86_64-glibc-2.28.cmake", "aarch64": "aarch64-linux.cmake"}
 VERSIONS = ("3.10", "3.11", "3.12", "3.13", "3.14")
 
@@ -78,12 +83,12 @@ def main() -> int:
         raise SystemExit(f"no CPython of {', '.join(VERSIONS)} with headers and venv was found")
     source = unpack_source()
     made = []
-    for architecture in args.architectures:
-        made += build_wheels(architecture, interpreters, source)
+    for architecture in ["x86_64"] if args.cuda else args.architectures:
+        made += build_wheels(architecture, interpreters, source, args.cuda)
     # What an index would refuse of their metadata and names.
     run([sys.executable, "-m", "twine", "check", "--strict", *DIST.glob("*.tar.gz"), *made])
     for wheel in made:
-        print(wheel.relative_to(ROOT))
+        print(f"{wheel.relative_to(ROOT)}: {wheel.stat().st_size / 1e6:.1f} MB")
     return 0
 
 
@@ -93,6 +98,7 @@ def _arguments() -> argparse.Namespace:
         "--architectures", nargs="+", choices=TOOLCHAINS, default=list(TOOLCHAINS), metavar="NAME"
     )
     parser.add_argument("--pythons", nargs="+", metavar="PYTHON", help="default: all that are found")
+    parser.add_argument("--cuda", action="store_true", help="for x86-64, with kernels for NVIDIA GPUs")
     return parser.parse_args()
 
 
@@ -208,9 +214,12 @@ def _keep_times(old: Path, new: Path) -> None:
             os.utime(path)
 
 
-def build_wheels(architecture: str, interpreters: list[Interpreter], source: Path) -> list[Path]:
-    """The wheels of an architecture, in dist/, where none of it are left from before."""
-    for old in DIST.glob(f"*manylinux*_{architecture}.whl"):
+def build_wheels(
+    architecture: str, interpreters: list[Interpreter], source: Path, cuda: bool = False
+) -> list[Path]:
+    """The wheels of an architecture, in dist/ or dist/cuda/, where none of it are left from before."""
+    dist = CUDA_DIST if cuda else DIST
+    for old in dist.glob(f"*manylinux*_{architecture}.whl"):
         old.unlink()
     folder = BUILD / architecture
     environment = {
@@ -218,12 +227,15 @@ def build_wheels(architecture: str, interpreters: list[Interpreter], source: Pat
         "CMAKE_BUILD_PARALLEL_LEVEL": os.environ.get("CMAKE_BUILD_PARALLEL_LEVEL", str(os.cpu_count())),
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
         **_for_toolchain(architecture),
+        "EFFV2_CUDA": "1" if cuda else "",
     }
     engine = folder / "engine"
     toolchain = f"-DCMAKE_TOOLCHAIN_FILE={ROOT / 'cmake' / TOOLCHAINS[architecture]}"
     configure: list[str | Path] = ["cmake", "-S", source, "-B", engine, toolchain]
-    run([*configure, "-DCMAKE_BUILD_TYPE=Release", "-DEFFV2_PYTHON=OFF"], environment)
-    run(["cmake", "--build", engine, "--target", "effv2_engine", "effv2_counting"], environment)
+    with_cuda = f"-DEFFV2_CUDA={'ON' if cuda else 'OFF'}"
+    run([*configure, "-DCMAKE_BUILD_TYPE=Release", "-DEFFV2_PYTHON=OFF", with_cuda], environment)
+    libraries = ["effv2_engine", "effv2_counting", *(["effv2_cuda"] if cuda else [])]
+    run(["cmake", "--build", engine, "--target", *libraries], environment)
 
     unrepaired = folder / "unrepaired"
     shutil.rmtree(unrepaired, ignore_errors=True)
@@ -236,16 +248,17 @@ def build_wheels(architecture: str, interpreters: list[Interpreter], source: Pat
         environment["CMAKE_ARGS"] = " ".join(arguments)
         python = build_environment(interpreter)
         run([python, "-m", "build", "--wheel", "--no-isolation", "--outdir", unrepaired, source], environment)
-    return [repair(wheel, architecture, environment) for wheel in sorted(unrepaired.glob("*.whl"))]
+    return [repair(wheel, architecture, environment, dist) for wheel in sorted(unrepaired.glob("*.whl"))]
 
 
 def _for_toolchain(architecture: str) -> dict[str, str]:
     """What the toolchain file reads from the environment."""
     if architecture == "x86_64":
-        folder = BUILD / "glibc"
-        if not (folder / "done").exists():
-            run([sys.executable, ROOT / "scripts" / "old_glibc.py", folder])
-            (folder / "done").touch()
+        folder, script = BUILD / "glibc", ROOT / "scripts" / "old_glibc.py"
+        done = folder / "done"
+        if not done.exists() or done.stat().st_mtime < script.stat().st_mtime:
+            run([sys.executable, script, folder])
+            done.touch()
         return {"EFFV2_GLIBC": str(folder)}
     return {"EFFV2_ZIG": str(Path(sysconfig.get_path("purelib"), "ziglang", "zig"))}
 
@@ -283,13 +296,15 @@ def environment_with(
     return python
 
 
-def repair(wheel: Path, architecture: str, environment: dict[str, str]) -> Path:
-    """The wheel as auditwheel names it, in dist/, after a look at what it asks for."""
+def repair(wheel: Path, architecture: str, environment: dict[str, str], dist: Path) -> Path:
+    """The wheel as auditwheel names it, in a folder, after a look at what it asks for."""
     # auditwheel knows by name the platforms of its own machine alone.
     platform_tag = f"manylinux_2_28_{architecture}" if architecture == platform.machine() else "auto"
-    before = set(DIST.glob("*.whl"))
-    run(["auditwheel", "repair", "--plat", platform_tag, "--wheel-dir", DIST, wheel], environment)
-    (made,) = set(DIST.glob("*.whl")) - before
+    before = set(dist.glob("*.whl"))
+    run(["auditwheel", "repair", "--plat", platform_tag, "--wheel-dir", dist, wheel], environment)
+    (made,) = set(dist.glob("*.whl")) - before
+    if dist == CUDA_DIST and made.stat().st_size > CUDA_WHEEL_BYTES:
+        raise SystemExit(f"{made.name} has {made.stat().st_size} bytes, and {CUDA_WHEEL_BYTES} are the most")
     if oldest_glibc(made.name) > (2, 28):
         raise SystemExit(f"{made.name} needs a glibc newer than 2.28: auditwheel show {made}")
     if nameless := unversioned(made):

@@ -20,10 +20,7 @@ os.environ["TRITON_INTERPRET"] = "1"
 
 
 def _load_module_for_tests(name, folder):
-    """Have effv2_kernels use another compiled module than its own.
-
-    That of make test-emulated has one ISA more, that of make test-cuda-emulated an emulator for a GPU.
-    """
+    """Have effv2_kernels use another compiled module than its own."""
     (path,) = Path(folder).glob(f"{name}.*")
     spec = importlib.util.spec_from_file_location(f"effv2_kernels.{name}", path)
     module = importlib.util.module_from_spec(spec)
@@ -31,6 +28,8 @@ def _load_module_for_tests(name, folder):
     spec.loader.exec_module(module)
 
 
+# That of make test-emulated has one ISA more; that of make test-cuda-emulated runs kernels by an emulator of
+# thread blocks.
 if os.environ.get("EFFV2_TEST_NATIVE"):
     _load_module_for_tests("_native", os.environ["EFFV2_TEST_NATIVE"])
 if os.environ.get("EFFV2_TEST_CUDA"):

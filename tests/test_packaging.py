@@ -175,14 +175,14 @@ def test_wheel_holds_what_is_needed_and_nothing_else(wheel):
     packaged = {name for name in names if name.startswith("effv2_kernels/")}
     modules = [name for name in packaged if re.fullmatch(r"effv2_kernels/_native\.[\w-]+\.(so|pyd)", name)]
     assert len(modules) == 1, modules
-    assert {"effv2_kernels/py.typed", "effv2_kernels/_native.pyi"} <= packaged
     expected = {p.relative_to(ROOT).as_posix() for p in (ROOT / "effv2_kernels").rglob("*.py")}
     data = ("*.safetensors", "triton/tuned/*.json")
     expected |= {
         p.relative_to(ROOT).as_posix() for kind in data for p in (ROOT / "effv2_kernels").rglob(kind)
     }
     assert {Path(name).suffix for name in expected} == {".py", ".safetensors", ".json"}
-    assert packaged == expected | set(modules) | {"effv2_kernels/py.typed", "effv2_kernels/_native.pyi"}
+    typing = {f"effv2_kernels/{name}" for name in ("py.typed", "_native.pyi", "_cuda.pyi")}
+    assert packaged == expected | set(modules) | typing
     others = {name.split("/")[0] for name in set(names) - packaged}
     assert others == {f"effv2_kernels-{effv2_kernels.__version__}.dist-info"}
     assert any(name.endswith("licenses/LICENSE") for name in names)

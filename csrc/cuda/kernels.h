@@ -27,13 +27,17 @@ struct KernelList {
 // Warps by rows, columns and parts of the sum; 16-row tiles of a warp; depth of a stage, and stages.
 
 using Product128x64 = ProductShape<4, 2, 1, 2, 32, 4>;
+using Product64x128 = ProductShape<2, 4, 1, 2, 32, 3>;
 using Product64x64 = ProductShape<4, 2, 1, 1, 64, 3>;
 using Product32x32 = ProductShape<2, 1, 4, 1, 128, 2>;
 using Product16x32 = ProductShape<1, 1, 8, 1, 256, 2>;
 
 template <class T, template <class> class SourceOf>
-using Products = KernelList<ProductTile<T, SourceOf, Product128x64>, ProductTile<T, SourceOf, Product64x64>,
-                            ProductTile<T, SourceOf, Product32x32>, ProductTile<T, SourceOf, Product16x32>>;
+using Products = KernelList<ProductTile<T, SourceOf, Product128x64>, ProductTile<T, SourceOf, Product64x128>,
+                            ProductTile<T, SourceOf, Product64x64>, ProductTile<T, SourceOf, Product32x32>,
+                            ProductTile<T, SourceOf, Product16x32>>;
+// From this one on they are for few tiles, and in the one launch as well.
+constexpr int kSmallProducts = 2;
 
 // --- FFN -------------------------------------------------------------------------------------------------
 // Hidden channels of a slice, and products of a warp.

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <string>
 
 #include "cuda/network.h"
 
@@ -14,8 +15,15 @@ struct Extent {
 };
 // {0, 0, 0} for a shape that there is not, or whose registers do not hold a tile.
 Extent extent_of(const Step& step);
+// Throws std::invalid_argument instead of these.
+Extent launched_extent_of(const Step& step);
 
-// Throw std::runtime_error with what the driver says.
+// For messages.
+std::string name_of(const Step& step);
+
+// Return before the kernel is through; nothing is allocated, and the stream may be recorded as a graph. Throw
+// std::invalid_argument for a step without extent, std::runtime_error (runtime.h's CudaError) with what the
+// driver says.
 void launch(const Step& step, const Buffers& buffers, void* stream);
 // As one launch of so many blocks of threads, which must be the same for all launches with a control memory.
 void launch(const Network& network, Format format, int blocks, const Buffers& buffers, void* stream);

@@ -44,62 +44,86 @@ template <class T>
 struct NetworkTiles {
   static constexpr int kThreads = 256, kBlocks = 1;
   static constexpr int kControl = 2;  // words in front of the flags
-  static constexpr int kWords = sizeof(Step) / 16;
-  static_assert(sizeof(Step) % 16 == 0);
 
-  static int shared_bytes(const Network& n) { return 128 + round_up(sizeof(Step), 128) + n.largest; }
+  // What a block knows of a task: the list's entry and the step, in shared memory.
+  struct Held {
+    Task task;
+    Step step;
+  };
+  static constexpr int kPieces = sizeof(Held) / 16, kOfTask = sizeof(Task) / 16;
+  static_assert(kPieces <= kWarp && sizeof(Task) % 16 == 0);
 
+  static int shared_bytes(const Network& n) { return 128 + round_up(2 * sizeof(Held), 128) + n.largest; }
+
+  // The first warp fetches tasks ahead of the block: while one is run, its successor's entry is on the way,
+  // and the ticket of the one behind that. A block so takes two tickets that are no tasks, and then ends.
   EFFV2_DEVICE static void run(const Network& n, const Buffers& buffers, Shared shared) {
-    int* const taken = shared.take<int>(2);  // the task, and how many launches there were before
-    Step* const step = shared.take<Step>(1);
+    Held* held = shared.take<Held>(2);       // the task's, and its successor's
+    int* const state = shared.take<int>(2);  // the task's number, and how many launches there were before
     std::uint32_t* const control = at<std::uint32_t>(buffers, n.control);
-    std::uint32_t* const flags = control + kControl;
-    const std::uint32_t* const parts = at<std::uint32_t>(buffers, n.parts);
-    const auto per_launch = static_cast<std::uint64_t>(n.tasks) + blocks();  // each block finds the end once
-    while (true) {
-      if (thread() == 0) {
-        const std::uint64_t ticket = fetch_add(reinterpret_cast<std::uint64_t*>(control), std::uint64_t{1});
-        const std::uint64_t launches = ticket / per_launch;
-        store(taken, static_cast<int>(ticket - launches * per_launch));
-        store(taken + 1, static_cast<int>(launches));
+    // Tickets go on from launch to launch; of 64 bits, they never begin again. What is kept of them is less.
+    std::uint32_t begin = 0, next = 0;  // the launch's first ticket, and the one behind that of `number`
+    int number = 0;
+    if (warp() == 0) {
+      const auto per_launch = static_cast<std::uint64_t>(n.tasks) + 2 * static_cast<std::uint64_t>(blocks());
+      const std::uint64_t first = take_ticket(control);
+      next = static_cast<std::uint32_t>(take_ticket(control));
+      const std::uint64_t launches = shuffle(first, 0) / per_launch;
+      begin = static_cast<std::uint32_t>(launches * per_launch);
+      number = number_of(static_cast<std::uint32_t>(first), begin);
+      fetch(held, n, buffers, number);
+      if (lane() == 0) store(state + 1, static_cast<int>(launches));
+    }
+    for (int turn = 0;; turn ^= 1) {
+      if (warp() == 0) {
+        copy_wait<0>();
+        if (lane() == 0) store(state, number);
       }
       sync();
-      const int number = load<int>(taken);
-      const auto launches = static_cast<std::uint32_t>(load<int>(taken + 1));
-      if (number >= n.tasks) return;
-      Task task;
-      load_task(task, at<Task>(buffers, n.list) + number);
-      const Step* const from = at<Step>(buffers, n.steps) + task.step;
-      for (int i = thread(); i < kWords; i += kThreads) {
-        store(reinterpret_cast<Floats*>(step) + i,
-              load_constant<Floats>(reinterpret_cast<const Floats*>(from) + i));
+      if (load<int>(state) >= n.tasks) return;
+      if (warp() == 0) {
+        number = number_of(next, begin);
+        next = static_cast<std::uint32_t>(take_ticket(control));
+        fetch(held + (turn ^ 1), n, buffers, number);
       }
-      sync();
-      run_step(*step, buffers, task.tile, shared.rest(), [&] {
-        EFFV2_UNROLL
+      const Task& task = held[turn].task;
+      run_step(held[turn].step, buffers, task.tile, shared.rest(), [&] {
+        const std::uint32_t* const parts = at<std::uint32_t>(buffers, n.parts);
+        const auto launch = static_cast<std::uint32_t>(load<int>(state + 1)) + 1;
         for (int i = 0; i < Reach::kMost; ++i) {
           for (int f = thread(); f < task.needs[i].count; f += kThreads) {
             const int flag = task.needs[i].first + f;
-            acquire_reached(flags + flag, (launches + 1) * load_constant<std::uint32_t>(parts + flag));
+            acquire_reached(control + kControl + flag, launch * load_constant<std::uint32_t>(parts + flag));
           }
         }
         sync();
       });
       sync();
-      for (int f = thread(); f < task.made.count; f += kThreads) release_add(flags + task.made.first + f, 1);
+      for (int f = thread(); f < task.made.count; f += kThreads) {
+        release_add(control + kControl + task.made.first + f, 1);
+      }
     }
   }
 
  private:
-  EFFV2_DEVICE static void load_task(Task& task, const Task* from) {
-    struct alignas(16) Ints {
-      int v[4];
-    };
-    const Ints* const words = reinterpret_cast<const Ints*>(from);
-    const Ints a = load_constant<Ints>(words), b = load_constant<Ints>(words + 1),
-               c = load_constant<Ints>(words + 2);
-    task.step = a.v[0], task.tile = a.v[1], task.made = {a.v[2], a.v[3]};
-    task.needs[0] = {b.v[0], b.v[1]}, task.needs[1] = {b.v[2], b.v[3]}, task.needs[2] = {c.v[0], c.v[1]};
+  EFFV2_DEVICE static std::uint64_t take_ticket(std::uint32_t* control) {
+    return lane() == 0 ? fetch_add(reinterpret_cast<std::uint64_t*>(control), std::uint64_t{1}) : 0;
+  }
+  EFFV2_DEVICE static int number_of(std::uint32_t ticket, std::uint32_t begin) {
+    return static_cast<int>(shuffle(ticket, 0) - begin);
+  }
+  // A task and its step to shared memory, a piece for each lane; nothing where the list has ended.
+  EFFV2_DEVICE static void fetch(Held* to, const Network& n, const Buffers& buffers, int number) {
+    if (number < n.tasks && lane() < kPieces) {
+      const Task* const task = at<Task>(buffers, n.list) + number;
+      const Floats* from = reinterpret_cast<const Floats*>(task) + lane();
+      if (lane() >= kOfTask) {
+        const Step* const step = at<Step>(buffers, n.steps) + load_constant<int>(&task->step);
+        from = reinterpret_cast<const Floats*>(step) + lane() - kOfTask;
+      }
+      copy_async(reinterpret_cast<Floats*>(to) + lane(), from);
+    }
+    copy_commit();
   }
 
   // Of each kind those shapes that few tiles are made with; has_shape() says which.
@@ -107,9 +131,9 @@ struct NetworkTiles {
   EFFV2_DEVICE static void run_product(const Step& s, const Buffers& buffers, int tile, Shared shared,
                                        Ready&& ready) {
     switch (s.shape) {
-      case 1:
+      case kSmallProducts:
         return ProductTile<T, SourceOf, Product64x64>::run(s.product, buffers, tile, shared, ready);
-      case 2:
+      case kSmallProducts + 1:
         return ProductTile<T, SourceOf, Product32x32>::run(s.product, buffers, tile, shared, ready);
       default:
         return ProductTile<T, SourceOf, Product16x32>::run(s.product, buffers, tile, shared, ready);

@@ -30,7 +30,7 @@ struct Map {
 bool has_shape(const Step& step) {
   switch (step.kind) {
     case Kind::product:
-      return step.shape > 0;
+      return step.shape >= kSmallProducts;
     case Kind::ffn:
       return step.ffn.part == FfnPart::widen ? step.shape == 1 : step.shape == 0;
     default:

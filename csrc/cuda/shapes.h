@@ -4,7 +4,7 @@
 namespace effv2::cuda {
 
 // Rows and columns of a product's tile.
-constexpr const char* kProductShapes[] = {"128x64", "64x64", "32x32", "16x32"};
+constexpr const char* kProductShapes[] = {"128x64", "64x128", "64x64", "32x32", "16x32"};
 // Hidden channels of a slice, and a warp's products.
 constexpr const char* kFfnShapes[] = {"64x1", "64x2", "64x3", "32x3", "32x6"};
 constexpr const char* kWidenShapes[] = {"64", "32"};

@@ -80,7 +80,9 @@ class Attention(Packed):
         ]
 
         def programs(shape: Shape) -> int:
-            of_image = blocks_of(tiles, shape.blocks["query_tiles"]) * (self.heads // int(shape.name.split()[0]))
+            of_image = blocks_of(tiles, shape.blocks["query_tiles"]) * (
+                self.heads // int(shape.name.split()[0])
+            )
             return of_image * qkv.images
 
         best = next((s for s in found if programs(s) >= BUSY), max(found, key=programs))

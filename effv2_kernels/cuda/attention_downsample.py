@@ -25,7 +25,10 @@ class AttentionDownsample(Packed):
         self, block: blocks.AttentionDownsample, dtype: torch.dtype, device: torch.device | str
     ) -> None:
         self.dw, self.dw_bias = taps(block.dw.weight, dtype, device), vector(block.dw.bias, device)
-        self.q, self.q_bias = right_factor(block.q.weight, dtype, device), bias_of_product(block.q.bias, device)
+        self.q, self.q_bias = (
+            right_factor(block.q.weight, dtype, device),
+            bias_of_product(block.q.bias, device),
+        )
         self.kv = right_factor(block.kv.weight, dtype, device)
         self.kv_bias = bias_of_product(block.kv.bias, device)
         self.local, self.local_bias = (
@@ -60,7 +63,8 @@ class AttentionDownsample(Packed):
             },
             tiles=shapes(_cuda.SHAPES["attention_downsample"]),
             output=u,
-            macs=x.images * queries * self.heads * (tokens * (self.key_dim + self.value_dim) + 9 * self.value_dim),
+            macs=x.images * queries * self.heads
+            * (tokens * (self.key_dim + self.value_dim) + 9 * self.value_dim),
         )  # fmt: skip
         join = joined_product(u, x, self.joined, self.joined_bias, self.outputs, stride=2)
         return [every_other, to_q, to_kv, attend, join]

@@ -21,7 +21,8 @@ class Feature(Packed):
     def plan(self, x: FeatureMap, precision: str) -> list[Launch]:
         y = x.like(x.channels)
         arguments = {
-            "images": x.images, "height": x.height, "width": x.width, "channels": x.channels, "x": x, "scale": self.scale, "shift": self.shift, "y": y,
+            "images": x.images, "height": x.height, "width": x.width, "channels": x.channels,
+            "x": x, "scale": self.scale, "shift": self.shift, "y": y,
         }  # fmt: skip
         return [
             Launch(

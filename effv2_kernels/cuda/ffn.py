@@ -21,11 +21,14 @@ from effv2_kernels.gpu.alternatives import Alternative
 from effv2_kernels.gpu.launch import FeatureMap, blocks_of
 from effv2_kernels.gpu.packing import Packed, taps, vector
 
-# Pixels of a tile of the output, largest first.
-_TILES = ((8, 14), (7, 14), (4, 14), (7, 7), (4, 7), (2, 7))
+# Pixels of a tile of the output, the best unmeasured first: the largest makes least around it twice, but its
+# sums leave registers for one block of threads on a multiprocessor.
+_TILES = ((8, 14), (14, 14), (7, 14), (6, 14), (4, 14), (7, 7), (4, 7), (2, 7))
 
-# Whole where so many blocks of threads have a tile of the largest size.
-_MANY = BUSY
+# Whole where so many blocks of threads have a tile of the best size, or a map has so many pixels: one launch
+# less is then worth more than blocks that are few. Counted, not measured: see bench/cuda/estimate.py.
+MANY = BUSY
+_LARGE_MAP = 512
 
 
 class FFN(Packed):
@@ -47,20 +50,28 @@ class FFN(Packed):
 
     def alternatives(self, x: FeatureMap, precision: str) -> Sequence[Alternative]:
         if self.fc1 is None:
-            narrow = self.narrow(x, x)
+            narrow = self.narrow(x)
             assert narrow is not None
             return [Alternative.of([narrow])]
         found = [Alternative.of(self.by_channels(x), "by channels")]
-        many = blocks_of(x.height, self.stride * 8) * blocks_of(x.width, self.stride * 14) * x.images >= _MANY
-        whole = self._launch("whole", x, residual=x if self.residual else None)
+        many = blocks_of(x.height, self.stride * 8) * blocks_of(x.width, self.stride * 14) * x.images >= MANY
+        large = blocks_of(x.height, self.stride) * blocks_of(x.width, self.stride) >= _LARGE_MAP
+        whole = self.whole(x)
         if whole is not None:
-            found.insert(0 if many else 1, Alternative.of([whole], "whole"))
+            found.insert(0 if many or large else 1, Alternative.of([whole], "whole"))
         halves = self.in_halves(x)
         return [*found, Alternative.of(halves, "in halves")] if halves else found
 
-    def narrow(self, wide: FeatureMap, x: FeatureMap) -> Launch | None:
-        """What follows fc1; None where its outputs fit into no block's registers."""
-        return self._launch("narrow", wide, residual=x if self.residual else None)
+    def whole(self, x: FeatureMap) -> Launch | None:
+        """In one launch; None where its outputs fit into no block's registers."""
+        return self._launch("whole", x, residual=x if self.residual else None)
+
+    def narrow(self, wide: FeatureMap, x: FeatureMap | None = None) -> Launch | None:
+        """What follows fc1; None where its outputs fit into no block's registers.
+
+        x: of the block, where that has fc1.
+        """
+        return self._launch("narrow", wide, residual=(x or wide) if self.residual else None)
 
     def in_halves(self, x: FeatureMap) -> list[Launch]:
         """fc1 as a product, and ``narrow``; nothing where that does not fit."""

@@ -26,7 +26,8 @@ class Head(Packed):
             kind="mean",
             dtype=x.dtype,
             arguments={
-                "images": x.images, "height": x.height, "width": x.width, "channels": x.channels, "x": x, "y": y,
+                "images": x.images, "height": x.height, "width": x.width, "channels": x.channels,
+                "x": x, "y": y,
             },
             tiles=shapes(_cuda.SHAPES["mean"]),
             output=y,

@@ -6,7 +6,6 @@ from typing import Any
 
 from torch import Tensor
 
-from effv2_kernels import _cuda
 from effv2_kernels.cuda.launch import Launch, Shape, busiest_first
 from effv2_kernels.gpu.launch import FeatureMap, blocks_of
 

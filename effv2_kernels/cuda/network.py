@@ -38,7 +38,7 @@ class OneLaunch:
         blocks: int,
     ) -> None:
         self.image, self.outputs, self.blocks = image, list(outputs), blocks
-        self.tiles = [_tile_of(launch) for launch in launches]
+        self.tiles = [shape_of(launch) for launch in launches]
         self.format = FORMATS[launches[0].dtype]
         places = {id(image): _IMAGES << _cuda.OFFSET_BITS}
         for number, m in enumerate(self.outputs, start=_OUTPUTS):
@@ -98,7 +98,8 @@ def _written(launches: Sequence[Launch]) -> Iterator[FeatureMap]:
         yield from launch.written
 
 
-def _tile_of(launch: Launch) -> Tile:
+def shape_of(launch: Launch) -> Tile:
+    """Its ``tile_in_one``. Raises UnavailableError where it has none."""
     tile = launch.tile_in_one
     if tile is None:
         raise UnavailableError(f"{launch.name} has no shape that the one launch has")

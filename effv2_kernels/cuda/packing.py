@@ -12,7 +12,7 @@ _DEPTH = 16
 
 
 def right_factor(weight: Tensor, dtype: torch.dtype, device: torch.device | str) -> Tensor:
-    """(out, in) -> (out, in), both padded with zeros, rows of 32 in the order in which a lane gets columns."""
+    """(out, in) -> (out, in), both padded with zeros; 32 rows in the order in which a lane gets columns."""
     outputs, depth = weight.shape
     padded = F.pad(weight, (0, -depth % _DEPTH, 0, -outputs % _COLUMNS))
     # Row 8 j + 2 t + i is column 8 t + 2 j + i.

@@ -44,9 +44,7 @@ def joined_product(
     )
 
 
-def enlarged_product(
-    u: FeatureMap, w: Tensor, bias: Tensor, x: FeatureMap, *, activation: str
-) -> Launch:
+def enlarged_product(u: FeatureMap, w: Tensor, bias: Tensor, x: FeatureMap, *, activation: str) -> Launch:
     """y = x + f(bilinear 2x of u) w, cropped to the size of x."""
     return _product("enlarged", u, x.like(x.channels), w, bias, u.channels, activation=activation, residual=x)
 
@@ -73,11 +71,14 @@ def _product(
         rows, columns = map(int, shape.name.split("x"))
         return blocks_of(y.pixels, rows) * blocks_of(y.channels, columns)
 
+    found = shapes(_cuda.SHAPES["product"])
+    if source == "enlarged":  # which every tile beside another makes again
+        found.sort(key=lambda shape: blocks_of(y.channels, int(shape.name.split("x")[1])))
     return Launch(
         kind="product",
         dtype=y.dtype,
         arguments=arguments,
-        tiles=busiest_first(shapes(_cuda.SHAPES["product"]), programs),
+        tiles=busiest_first(found, programs),
         output=y,
         macs=y.pixels * y.channels * depth,
     )

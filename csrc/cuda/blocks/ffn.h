@@ -66,7 +66,8 @@ struct FfnTile {
   using Parameters = Ffn;
   using Tap = TapOf<T>;
   // With more sums than that, registers are for one block of a multiprocessor alone.
-  static constexpr int kThreads = kWarp * Warps, kBlocks = Items > (kIsHalf<T> ? 3 : 2) ? 1 : 2;
+  static constexpr int kThreads = kWarp * Warps,
+                       kBlocks = (kIsHalf<T> ? Items > 2 : Part != FfnPart::widen) ? 1 : 2;
   static constexpr bool kWidens = Part != FfnPart::narrow, kNarrows = Part != FfnPart::widen;
   static constexpr int kStride = Slice + kPad;
 
@@ -170,7 +171,7 @@ struct FfnTile {
       }
       copy_commit();
       if (kWidens) {
-        widen(p, x, x_stride, depth, now, inside);
+        widen(p, x, x_stride, depth, now, inside, slice);
         sync();
       }
       if (p.stride == 1) {
@@ -272,9 +273,10 @@ struct FfnTile {
     }
   }
 
-  // f(fc1(x)) of a slice; zeros where there is no pixel, as the depthwise convolution wants them.
+  // f(fc1(x)) of a slice; zeros where there is no pixel, as the depthwise convolution wants them, and of
+  // channels that do not exist: their weights are zeros, which times an infinity are no numbers.
   EFFV2_DEVICE static void widen(const Ffn& p, const T* x, int x_stride, int depth, const Slices& now,
-                                 const std::uint16_t* inside) {
+                                 const std::uint16_t* inside, int slice) {
     for (int m = warp(); m < p.halo_tiles(); m += Warps) {
       Sums sums[Slice / kColumns];
       EFFV2_UNROLL
@@ -297,7 +299,7 @@ struct FfnTile {
         for (int n = 0; n < Slice / kColumns; ++n) {
           const int channel = n * kColumns + first_column_of_lane();
           Eight out = zeros();
-          if (is_inside) {
+          if (is_inside && slice * Slice + channel < p.hidden) {
             float v[8];
             sums[n].get(v, half);
             const Floats low_bias = load<Floats>(now.fc1_bias + channel);

@@ -1,15 +1,10 @@
 #include "emulator.h"
 
-#include <sys/mman.h>
-
 #include <algorithm>
-#include <cstdio>
-#include <cstdlib>
 #include <cstring>
-#include <map>
-#include <type_traits>
 #include <utility>
 
+#include "fibers.h"
 #include "memory.h"
 #include "watch.h"
 
@@ -17,12 +12,9 @@ namespace effv2::emulator {
 
 Config config;
 Counts counts{};
-Thread* current = nullptr;
 
 namespace {
 
-constexpr std::size_t kStack = 64 << 10;
-constexpr std::uint64_t kCanary = 0x7ead5afe5eed1e55;  // at the end of each stack
 constexpr int kLanes = 32, kMostThreads = 1024;
 constexpr std::size_t kMostShared = 227 << 10;
 
@@ -30,42 +22,6 @@ const char* name_of(Operation operation) {
   static const char* const names[] = {"nothing",     "mma()",  "load_matrices()",  "a shuffle",
                                       "sync_warp()", "sync()", "acquire_reached()"};
   return names[static_cast<int>(operation)];
-}
-
-// --- Fibers ----------------------------------------------------------------------------------------------
-
-__attribute__((naked, noinline)) void switch_stack(void** /*from: rdi*/, void* /*to: rsi*/) {
-  asm("pushq %rbp\n pushq %rbx\n pushq %r12\n pushq %r13\n pushq %r14\n pushq %r15\n"
-      "movq %rsp, (%rdi)\n movq %rsi, %rsp\n"
-      "popq %r15\n popq %r14\n popq %r13\n popq %r12\n popq %rbx\n popq %rbp\n ret\n");
-}
-
-void* scheduler_stack;
-
-void run(Thread& thread) {
-  current = &thread;
-  switch_stack(&scheduler_stack, thread.stack_pointer);
-  current = nullptr;
-}
-
-// Stacks of a block, one behind the other; kept for later blocks.
-struct Stacks {
-  char* memory;
-  int threads;
-};
-std::vector<Stacks> spare_stacks;
-
-Stacks take_stacks(int threads) {
-  for (auto found = spare_stacks.begin(); found != spare_stacks.end(); ++found) {
-    if (found->threads < threads) continue;
-    const Stacks taken = *found;
-    spare_stacks.erase(found);
-    return taken;
-  }
-  void* const p = mmap(nullptr, threads * kStack, PROT_READ | PROT_WRITE,
-                       MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-  if (p == MAP_FAILED) throw Error("there is no memory for the stacks of a block");
-  return {static_cast<char*>(p), threads};
 }
 
 // --- A launch --------------------------------------------------------------------------------------------
@@ -96,16 +52,6 @@ struct Launch {
   void report_deadlock();
 };
 Launch* running;
-
-void yield() {
-  Thread& me = *current;
-  if (*reinterpret_cast<std::uint64_t*>(me.stack) != kCanary) {
-    // The stack that ran over is another thread's; nothing can go on.
-    std::fprintf(stderr, "a thread of a kernel needs more than %zu bytes of stack\n", kStack);
-    std::abort();
-  }
-  switch_stack(&me.stack_pointer, scheduler_stack);
-}
 
 [[noreturn]] void give_up(const std::string& what) {
   running->error = what;
@@ -169,13 +115,7 @@ void Launch::start(Block& block, const Stacks& stacks) {
     Thread& thread = block.threads[t];
     thread.block = &block;
     thread.id = t;
-    thread.stack = stacks.memory + t * kStack;
-    *reinterpret_cast<std::uint64_t*>(thread.stack) = kCanary;
-    void** sp = reinterpret_cast<void**>(thread.stack + kStack);
-    *--sp = nullptr;  // as behind a call: 8 off a multiple of 16
-    *--sp = reinterpret_cast<void*>(run_thread);
-    for (int i = 0; i < 6; ++i) *--sp = nullptr;
-    thread.stack_pointer = sp;
+    prepare(thread, stacks, run_thread);
     make_ready(thread);
   }
   order_anew(block);
@@ -200,18 +140,16 @@ void Launch::admit() {
   }
 }
 
+// The first that can run, from the front, from the back or from anywhere on.
 Block* Launch::choose() {
-  std::vector<Block*> able;
-  for (const Resident& r : resident) {
-    for (const Warp& warp : r.block->warps) {
-      if (!warp.ready) continue;
-      able.push_back(r.block.get());
-      break;
+  const std::size_t count = resident.size(), first = config.seed > 1 ? random() % count : 0;
+  for (std::size_t i = 0; i < count; ++i) {
+    const std::size_t at = config.seed == 1 ? count - 1 - i : (first + i) % count;
+    for (const Warp& warp : resident[at].block->warps) {
+      if (warp.ready) return resident[at].block.get();
     }
   }
-  if (able.empty()) return nullptr;
-  if (config.seed > 1) return able[random() % able.size()];
-  return config.seed == 1 ? able.back() : able.front();
+  return nullptr;
 }
 
 // A warp that can run, as far as it can.
@@ -278,10 +216,10 @@ void Launch::go() {
     }
     const auto done = std::find_if(resident.begin(), resident.end(),
                                    [&](const Resident& r) { return r.block.get() == block; });
-    spare_stacks.push_back(done->stacks);
+    give_back(done->stacks);
     resident.erase(done);
   }
-  for (const Resident& r : resident) spare_stacks.push_back(r.stacks);
+  for (const Resident& r : resident) give_back(r.stacks);
 }
 
 }  // namespace
@@ -378,105 +316,20 @@ void sync(Place at) {
 
 int blocks() { return running->blocks; }
 
-void touch(const void* p, std::size_t bytes, Access access, Place at) {
-  if (reinterpret_cast<std::uintptr_t>(p) % bytes) {
-    fail("an address that is no multiple of " + std::to_string(bytes), at);
-  }
-  if (config.watch) watch(p, bytes, access, at);
-  if (config.count_passes && in_shared(p)) note_shared_access(p, static_cast<int>(bytes), at);
-}
+void note_change() { running->changed = true; }
 
-void touch_matrix_row(const void* row, Place at) {
-  if (reinterpret_cast<std::uintptr_t>(row) % 16) fail("a row that is no multiple of 16", at);
-  if (!in_shared(row)) fail("load_matrices() of what is no shared memory", at);
-  if (config.watch) watch(row, 16, Access::read, at);
-}
-
-// --- Asynchronous copies ---------------------------------------------------------------------------------
-
-static constexpr std::size_t kCopied = 16;
-
-static void carry_out(const Copy& copy) {
-  if (copy.valid) {
-    std::memcpy(copy.to, copy.from, kCopied);
-  } else {
-    std::memset(copy.to, 0, kCopied);
-  }
-}
-
-void copy_async(void* to, const void* from, bool valid, Place at) {
+void wait_at_flag(const std::uint32_t* flag, std::uint32_t value, Place at) {
   Thread& me = *current;
-  const auto place = static_cast<char*>(to);
-  if (reinterpret_cast<std::uintptr_t>(to) % kCopied || reinterpret_cast<std::uintptr_t>(from) % kCopied) {
-    fail("copy_async() of an address that is no multiple of 16", at);
-  }
-  if (place < me.block->shared || place >= me.block->shared_end) {
-    fail("copy_async() to where no shared memory is", at);
-  }
-  ++counts.copies;
-  const Copy copy{place, static_cast<const char*>(from), valid, me.open_group, at};
-  if (config.watch) {
-    if (valid) watch(from, kCopied, Access::read, at);
-    copy_begins(copy);
-  }
-  if (config.early_copies) carry_out(copy);
-  me.copies.push_back(copy);
-}
-
-void copy_commit() { ++current->open_group; }
-
-void copy_wait(int pending) {
-  std::vector<Copy>& copies = current->copies;
-  const int until = current->open_group - pending;
-  std::size_t count = 0;
-  while (count < copies.size() && copies[count].group < until) ++count;
-  for (std::size_t i = count; i-- > 0;) {  // in no order: here, the last first
-    if (config.watch) {
-      if (copies[i].valid) watch(copies[i].from, kCopied, Access::read, copies[i].at);
-      copy_ends(copies[i]);
-    }
-    if (!config.early_copies) carry_out(copies[i]);
-  }
-  copies.erase(copies.begin(), copies.begin() + static_cast<std::ptrdiff_t>(count));
-}
-
-// --- Between blocks --------------------------------------------------------------------------------------
-
-template <class Counter>
-static Counter add(Counter* p, Counter value, Place at) {
-  touch(p, sizeof *p, Access::atomic, at);
-  using Unsigned = std::make_unsigned_t<Counter>;
-  const Counter old = *p;
-  *p = static_cast<Counter>(static_cast<Unsigned>(old) + static_cast<Unsigned>(value));
-  running->changed = true;
-  return old;
-}
-int fetch_add(int* p, int value, Place at) { return add(p, value, at); }
-std::uint64_t fetch_add(std::uint64_t* p, std::uint64_t value, Place at) { return add(p, value, at); }
-
-void release_add(std::uint32_t* flag, std::uint32_t value, Place at) {
-  touch(flag, sizeof *flag, Access::atomic, at);
-  if (config.watch) release(flag, value);
-  *flag += value;
-  running->changed = true;
-}
-
-void acquire_reached(const std::uint32_t* flag, std::uint32_t value, Place at) {
-  Thread& me = *current;
-  touch(flag, sizeof *flag, Access::atomic, at);
-  if (static_cast<std::int32_t>(*flag - value) < 0) {
-    Warp& warp = me.block->warps[me.warp()];
-    me.operation = Operation::flag;
-    me.at = at;
-    me.flag = flag;
-    me.value = value;
-    me.state = State::at_flag;
-    --warp.ready;
-    ++warp.away;
-    running->at_flags.push_back(&me);
-    yield();
-  }
-  if (config.watch) acquire(flag, value);
+  Warp& warp = me.block->warps[me.warp()];
+  me.operation = Operation::flag;
+  me.at = at;
+  me.flag = flag;
+  me.value = value;
+  me.state = State::at_flag;
+  --warp.ready;
+  ++warp.away;
+  running->at_flags.push_back(&me);
+  yield();
 }
 
 }  // namespace effv2::emulator

@@ -13,6 +13,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <functional>
+#include <map>
 #include <memory>
 #include <random>
 #include <stdexcept>
@@ -36,27 +37,42 @@ struct Config {
   bool early_copies = false;  // cp.async copies at once; else when it is waited for
   bool approximate = false;   // the hardware's approximations are as far off as they may be
   bool watch = false;         // see watch.h
-  bool count_passes = false;  // of loads and stores of shared memory, beside load_matrices()
+  bool count_passes = false;  // of accesses to shared memory
 };
 extern Config config;
 
 // Since the program started, or since they were set to zero.
 struct Counts {
   std::uint64_t blocks, barriers, mmas, matrices, copies;
-  // Shared memory: accesses of a warp, and the passes that they take, which are more where addresses meet in
-  // banks.
+  // What the wrappers of a thread are on a GPU, in instructions: about all of a kernel but addresses and
+  // loops, and arithmetic in float.
+  std::uint64_t operations;
+  // Shared memory, where Config::count_passes asks for it: accesses of a warp, and the passes that they take,
+  // which are more where addresses meet in banks.
   std::uint64_t shared_accesses, shared_passes;
 };
 extern Counts counts;
+inline void count_operations(int instructions) { counts.operations += instructions; }
 
 // In a kernel's source.
 struct Place {
   const char* file;
   int line;
+
+  bool operator==(const Place& other) const { return line == other.line && file == other.file; }
 };
 // The last parameters of what kernels call.
 #define EFFV2_PLACE const char *file = __builtin_FILE(), int line = __builtin_LINE()
 #define EFFV2_HERE (::effv2::emulator::Place{file, line})
+std::string name_of(Place at);
+
+// Of the shared memory's accesses, those of one place in the source.
+struct Passes {
+  std::uint64_t accesses, passes;
+};
+// By the place's name.
+std::map<std::string, Passes> passes_by_place();
+void reset_counts();
 
 enum class Operation : std::uint8_t { none, mma, matrices, shuffle, sync_warp, sync, flag };
 enum class State : std::uint8_t { ready, in_warp, in_block, at_flag, done };
@@ -87,9 +103,9 @@ struct Thread {
   std::uint32_t value;  // that the flag must reach
   std::uint32_t releases;
   std::shared_ptr<Clock> known;
-  std::vector<std::pair<int, int>> visits;  // lines, and how often since its warp last met
-  int layout;                               // of shared memory, that it took a piece of last
-  int layouts;                              // that it has begun
+  std::vector<std::pair<Place, int>> visits;  // and how often since its warp last met
+  int layout;                                 // of shared memory, that it took a piece of last
+  int layouts;                                // that it has begun
 
   int warp() const { return id / 32; }
   int lane() const { return id % 32; }
@@ -97,8 +113,9 @@ struct Thread {
 
 // Of lanes that come to the same place as often: what a GPU would do at once.
 struct TogetherAt {
-  int line, times, bytes, lanes;
-  const void* addresses[32];
+  Place at;
+  int times, bytes;
+  const void* addresses[32];  // of each lane, nullptr of those that do not come
 };
 
 struct Warp {
@@ -114,11 +131,13 @@ struct Cell;
 struct Piece {
   char* begin;
   std::size_t bytes;
+  std::uint32_t used;  // the last epoch in which somebody did, counted from 1; where that is watched
 };
 // Shared memory as it was given out once: the first pieces may be those of a layout before.
 struct Layout {
   std::vector<Piece> pieces;
   std::size_t bytes;
+  int before, kept;  // that one, and how many of its pieces
 };
 
 struct Block {
@@ -132,6 +151,7 @@ struct Block {
   char *shared, *shared_end;
   std::size_t shared_bytes;
   std::vector<Layout> layouts;
+  int newest;  // of them, that somebody has taken a piece of
   std::vector<Cell> cells;
   std::shared_ptr<Clock> known;
 };
@@ -141,11 +161,14 @@ extern Thread* current;  // nullptr outside of kernels
 // Ends the launch with what the running thread did wrong.
 [[noreturn]] void fail(const std::string& what);
 [[noreturn]] void fail(const std::string& what, Place at);
-std::string name_of(Place at);
 std::string name_of(const Thread& thread);
 
 // Of the launch that runs.
 int blocks();
+// Memory has changed that threads may wait for.
+void note_change();
+// Until it has reached the value, counting around zero.
+void wait_at_flag(const std::uint32_t* flag, std::uint32_t value, Place at);
 
 // Runs body once for every thread. Throws Error.
 void launch(int blocks, int threads, std::size_t shared_bytes, const std::function<void()>& body);
@@ -158,15 +181,17 @@ void sync(Place at);
 bool in_shared(const void* p);
 // A piece, by its number, of a layout.
 void* take_shared(int layout, int piece, std::size_t bytes, Place at);
+// Whether the running thread uses a piece of a layout after which others have begun one without it.
+bool is_given_out_again(const Block& block, const Piece& piece);
 // A new layout that begins with so many pieces of another: all threads of a block begin the same ones.
-int rest_of_shared(int layout, int pieces);
+int rest_of_shared(int layout, int pieces, Place at);
 // Of `bytes` from p, which must be a multiple of that.
 enum class Access : std::uint8_t { read, write, atomic, constant };
 void touch(const void* p, std::size_t bytes, Access access, Place at);
 // A row of load_matrices(): 16 bytes of shared memory.
 void touch_matrix_row(const void* row, Place at);
-// Of what lanes access together: `bytes` at each address, in the banks of shared memory.
-void count_passes(const void* const* addresses, int lanes, int bytes);
+// Of what lanes access together: `bytes` at each address that is not nullptr, in the banks of shared memory.
+void count_passes(const void* const* addresses, int lanes, int bytes, Place at);
 void note_shared_access(const void* p, int bytes, Place at);
 // The lanes of a warp have met: what they did since the last time is counted.
 void count_together(Block& block, int warp);

@@ -1,6 +1,9 @@
 // The Python module effv2_kernels._cuda with the emulator in place of a GPU, for tests.
 #include <pybind11/pybind11.h>
 
+#include <cstdint>
+#include <utility>
+
 #include "cuda_steps.h"
 #include "emulator.h"
 #include "memory.h"
@@ -19,9 +22,33 @@ PYBIND11_MODULE(_cuda, m) {
       .def("is_written", &Named::is_written);
   m.def(
       "configure",
-      [](unsigned seed, int resident, bool early_copies, bool approximate, bool watch) {
-        config = Config{seed, resident, early_copies, approximate, watch, false};
+      [](unsigned seed, int resident, bool early_copies, bool approximate, bool watch, bool count_passes) {
+        config = Config{seed, resident, early_copies, approximate, watch, count_passes};
       },
       py::arg("seed") = 0, py::arg("resident") = 1 << 20, py::arg("early_copies") = false,
-      py::arg("approximate") = false, py::arg("watch") = false);
+      py::arg("approximate") = false, py::arg("watch") = false, py::arg("count_passes") = false);
+  // Since the last reset_counts(); those of shared memory with count_passes alone.
+  m.def("counts", [] {
+    py::dict found;
+    const std::pair<const char*, std::uint64_t> named[] = {
+        {"blocks", counts.blocks},
+        {"barriers", counts.barriers},
+        {"mmas", counts.mmas},
+        {"matrices", counts.matrices},
+        {"copies", counts.copies},
+        {"operations", counts.operations},
+        {"shared_accesses", counts.shared_accesses},
+        {"shared_passes", counts.shared_passes},
+    };
+    for (const auto& [name, count] : named) found[name] = count;
+    return found;
+  });
+  // (accesses, passes) of shared memory by the place in the source.
+  m.def("passes_by_place", [] {
+    py::dict found;
+    for (const auto& [place, passes] : passes_by_place())
+      found[py::str(place)] = py::make_tuple(passes.accesses, passes.passes);
+    return found;
+  });
+  m.def("reset_counts", &reset_counts);
 }

@@ -39,7 +39,8 @@ std::uint16_t bf16_of(double v) {
 }
 
 float approximated(float exact, float x, float relative) {
-  if (!emulator::config.approximate) return exact;
+  // Of infinities the instructions' results are exact.
+  if (!emulator::config.approximate || !std::isfinite(x)) return exact;
   std::uint32_t bits;
   std::memcpy(&bits, &x, sizeof bits);
   return bits * 2654435761u >> 31 ? exact * (1 + relative) : exact * (1 - relative);

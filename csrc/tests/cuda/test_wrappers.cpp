@@ -16,7 +16,7 @@ TEST(wrappers, definitions) {
       cuda::wrappers::for_each_wrapper(
           [](const char* name, int blocks, auto kernel, const auto& in, auto wrong) {
             const emulator::Array<std::uint32_t> input("in", in), output("out", cuda::wrappers::kWords);
-            emulator::Array<std::uint32_t> flags("flags", 2);
+            emulator::Array<std::uint32_t> flags("flags", cuda::wrappers::kFlags);
             flags.fill(0);
             std::string error;
             try {

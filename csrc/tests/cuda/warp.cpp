@@ -46,7 +46,7 @@ void matrices_of_warp(void** operands) {
       rows[row] = static_cast<const MatrixOperands*>(operands[8 * i + row])->row;
       std::memcpy(matrix[row], rows[row], sizeof matrix[row]);
     }
-    emulator::count_passes(rows, 8, 16);
+    if (emulator::config.count_passes) emulator::count_passes(rows, 8, 16, emulator::current->at);
     for (int lane = 0; lane < 32; ++lane) {
       const int g = lane / 4, t = lane % 4;
       const Pair first = Transposed ? matrix[2 * t][g] : matrix[g][2 * t];

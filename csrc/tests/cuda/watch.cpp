@@ -168,12 +168,12 @@ void look_at(Cell& cell, const Looked& looked) {
 
 Cell* shared_cells(Block& block, const char* p) { return block.cells.data() + (p - block.shared) / kGrain; }
 
-// Whether a piece that the running thread has taken holds all of it.
-bool in_piece(const Block& block, const char* p, std::size_t bytes) {
-  for (const Piece& piece : block.layouts[current->layout].pieces) {
-    if (p >= piece.begin && p + bytes <= piece.begin + piece.bytes) return true;
+// The piece of the running thread's layout that holds all of it.
+Piece* piece_of(Block& block, const char* p, std::size_t bytes) {
+  for (Piece& piece : block.layouts[current->layout].pieces) {
+    if (p >= piece.begin && p + bytes <= piece.begin + piece.bytes) return &piece;
   }
-  return false;
+  return nullptr;
 }
 
 // The buffer that an address belongs to, or which it missed by little: there is none behind it that is
@@ -196,7 +196,10 @@ void look(Looked looked) {
   const auto p = static_cast<const char*>(looked.p);
   const std::size_t count = (looked.bytes + kGrain - 1) / kGrain;
   if (p >= block.shared && p < block.shared_end) {
-    if (!in_piece(block, p, looked.bytes)) wrong("out of bounds", looked);
+    Piece* const piece = piece_of(block, p, looked.bytes);
+    if (!piece) wrong("out of bounds", looked);
+    if (is_given_out_again(block, *piece)) wrong("it is given out again already", looked);
+    piece->used = block.epoch + 1;
     Cell* const cells = shared_cells(block, p);
     for (std::size_t i = 0; i < count; ++i) look_at(cells[i], looked);
     return;

@@ -15,11 +15,11 @@ int main() {
   int failed = 0;
   for_each_wrapper([&](const char* name, int blocks, auto kernel, const Words& in, auto wrong) {
     std::uint32_t* memory;
-    const std::size_t bytes = kWords * sizeof(std::uint32_t);
-    check(cudaMalloc(&memory, 2 * bytes + 8), "memory");
+    const std::size_t bytes = kWords * sizeof(std::uint32_t), flags = kFlags * sizeof(std::uint32_t);
+    check(cudaMalloc(&memory, 2 * bytes + flags), "memory");
     check(cudaMemcpy(memory, in.data(), bytes, cudaMemcpyHostToDevice), "input");
     check(cudaMemset(memory + kWords, 0xff, bytes), "poison");
-    check(cudaMemset(memory + 2 * kWords, 0, 8), "flags");
+    check(cudaMemset(memory + 2 * kWords, 0, flags), "flags");
     kernel<<<blocks, 32, kSharedBytes>>>(Buffers{memory, memory + kWords, memory + 2 * kWords});
     check(cudaGetLastError(), name);
     check(cudaDeviceSynchronize(), name);

@@ -3,169 +3,12 @@
 // come of it.
 #pragma once
 
-#include <cmath>
 #include <cstdint>
-#include <cstring>
 #include <string>
-#include <vector>
 
-#include "cuda/device.h"
-#include "storage/half.h"
+#include "wrapped_numbers.h"
 
 namespace effv2::cuda::wrappers {
-
-using Words = std::vector<std::uint32_t>;
-
-// Of 32 threads: what is read, and room for what is written.
-constexpr int kWords = 2048;
-struct Buffers {
-  const std::uint32_t* in;
-  std::uint32_t* out;
-  std::uint32_t* flags;  // zero at first
-};
-
-inline float float_of(std::uint32_t bits) {
-  float value;
-  std::memcpy(&value, &bits, sizeof value);
-  return value;
-}
-inline std::uint32_t bits_of(float value) {
-  std::uint32_t bits;
-  std::memcpy(&bits, &value, sizeof bits);
-  return bits;
-}
-// Reference conversions.
-inline std::uint16_t bf16_of_float(float value) {
-  const std::uint32_t bits = bits_of(value);
-  return static_cast<std::uint16_t>((bits + 0x7fffu + (bits >> 16 & 1u)) >> 16);
-}
-template <class T>
-std::uint16_t rounded(float value) {
-  return kIsHalf<T> ? half_of_float(value) : bf16_of_float(value);
-}
-template <class T>
-float exact(std::uint32_t bits) {
-  const auto lower = static_cast<std::uint16_t>(bits);
-  return kIsHalf<T> ? float_of_half(lower) : float_of(std::uint32_t{lower} << 16);
-}
-template <class T>
-std::uint32_t pair(float low, float high) {
-  return rounded<T>(low) | std::uint32_t{rounded<T>(high)} << 16;
-}
-
-// Whole numbers that differ, small enough for bf16 and for sums of their products in float.
-inline int some(int i) { return (i * 37 + 11) % 61 - 30; }
-
-// --- Numbers ---------------------------------------------------------------------------------------------
-
-// Floats between and at values of the format, and the ends of its range.
-inline Words floats() {
-  Words in(kWords);
-  for (int i = 0; i < kWords; ++i) {
-    const float value = std::ldexp(1.0f + static_cast<float>(some(i)) / 64, some(i / 61) / 3);
-    in[i] = bits_of(value) + static_cast<std::uint32_t>(i % 5 - 2) * (i % 2 ? 0x1000u : 0x8000u);
-  }
-  const float ends[] = {0.0f, -0.0f, 65504.0f, 65519.0f, 65520.0f, 1e-8f, 6e-8f, -3e-8f, 3e38f};
-  for (int i = 0; i < 9; ++i) in[i] = bits_of(ends[i]);
-  return in;
-}
-
-template <class T>
-EFFV2_KERNEL(32)
-conversions(Buffers b) {
-  for (int i = thread(); i < kWords / 2; i += 32) {
-    const float x = load<float>(b.in + 2 * i), y = load<float>(b.in + 2 * i + 1);
-    const Pair packed = pack<T>(x, y);
-    store(b.out + 2 * i, packed);
-    const T one = from_float<T>(y);
-    store(b.out + 2 * i + 1, pack<T>(to_float(one), low<T>(packed) - high<T>(packed) == 0.0f ? 1.0f : 2.0f));
-  }
-}
-template <class T>
-Words expected_conversions(const Words& in) {
-  Words out(kWords);
-  for (int i = 0; i < kWords / 2; ++i) {
-    const float x = float_of(in[2 * i]), y = float_of(in[2 * i + 1]);
-    out[2 * i] = pair<T>(x, y);
-    const bool same = exact<T>(rounded<T>(x)) - exact<T>(rounded<T>(y)) == 0.0f;
-    out[2 * i + 1] = pair<T>(exact<T>(rounded<T>(y)), same ? 1.0f : 2.0f);
-  }
-  return out;
-}
-
-// Pairs of the format.
-template <class T>
-Words pairs() {
-  Words in = floats();
-  for (int i = 0; i < kWords; ++i) {
-    const float x = std::fmod(float_of(in[i]), 200.0f), y = std::fmod(float_of(in[(i + 7) % kWords]), 3.0f);
-    in[i] = pair<T>(i % 3 ? x : -x, i % 2 ? y : -y);
-  }
-  return in;
-}
-template <class T>
-EFFV2_KERNEL(32)
-arithmetic(Buffers b) {
-  for (int i = thread(); i < kWords / 4; i += 32) {
-    const Pair x = load<Pair>(b.in + i), y = load<Pair>(b.in + i + 1), z = load<Pair>(b.in + i + 2);
-    store(b.out + 4 * i, fma2<T>(x, y, z));
-    store(b.out + 4 * i + 1, mul2<T>(x, y));
-    store(b.out + 4 * i + 2, min2<T>(x, y));
-    store(b.out + 4 * i + 3, Pair{0});
-  }
-}
-template <class T>
-Words expected_arithmetic(const Words& in) {
-  Words out(kWords);
-  const auto both = [](auto f, std::uint32_t x, std::uint32_t y, std::uint32_t z) {
-    const auto one = [&](int shift) -> std::uint32_t {
-      const double v = f(exact<T>(x >> shift), exact<T>(y >> shift), exact<T>(z >> shift));
-      // Rounded once: a float that is not exact is made odd.
-      float nearest = static_cast<float>(v);
-      if (static_cast<double>(nearest) != v && !(bits_of(nearest) & 1u)) {
-        nearest = float_of(std::fabs(nearest) < std::fabs(v) ? bits_of(nearest) + 1 : bits_of(nearest) - 1);
-      }
-      return rounded<T>(nearest);
-    };
-    return one(0) | one(16) << 16;
-  };
-  for (int i = 0; i < kWords / 4; ++i) {
-    const std::uint32_t x = in[i], y = in[i + 1], z = in[i + 2];
-    out[4 * i] = both([](double p, double q, double r) { return std::fma(p, q, r); }, x, y, z);
-    out[4 * i + 1] = both([](double p, double q, double) { return p * q; }, x, y, z);
-    out[4 * i + 2] = both([](double p, double q, double) { return p < q ? p : q; }, x, y, z);
-  }
-  return out;
-}
-
-EFFV2_KERNEL(32) approximations(Buffers b) {
-  for (int i = thread(); i < kWords / 4; i += 32) {
-    const float x = load<float>(b.in + i);
-    store(b.out + 4 * i, tanh_fast(x));
-    store(b.out + 4 * i + 1, exp2_fast(x));
-    store(b.out + 4 * i + 2, tanh2(pack<Half>(x, -x)));
-    store(b.out + 4 * i + 3, Pair{0});
-  }
-}
-inline Words moderate() {
-  Words in(kWords);
-  for (int i = 0; i < kWords; ++i)
-    in[i] = bits_of(static_cast<float>(some(i)) / 7 + static_cast<float>(i) / 4096);
-  return in;
-}
-inline std::string wrong_approximations(const Words& in, const Words& out) {
-  for (int i = 0; i < kWords / 4; ++i) {
-    const double x = float_of(in[i]), h = exact<Half>(rounded<Half>(float_of(in[i])));
-    const auto near = [](double found, double right, double relative) {
-      return std::fabs(found - right) <= relative * std::fabs(right) + 1e-30;
-    };
-    if (!near(float_of(out[4 * i]), std::tanh(x), 0x1p-10)) return "tanh_fast(" + std::to_string(x) + ")";
-    if (!near(float_of(out[4 * i + 1]), std::exp2(x), 0x1p-21)) return "exp2_fast(" + std::to_string(x) + ")";
-    if (!near(exact<Half>(out[4 * i + 2]), std::tanh(h), 0x1p-9)) return "tanh2(" + std::to_string(h) + ")";
-    if (!near(exact<Half>(out[4 * i + 2] >> 16), -std::tanh(h), 0x1p-9)) return "tanh2, upper half";
-  }
-  return "";
-}
 
 // --- Memory ----------------------------------------------------------------------------------------------
 
@@ -189,7 +32,8 @@ EFFV2_KERNEL(32) memory(Buffers b) {
   char* const bytes = shared.take<char>(3);
   std::uint32_t* const box = shared.take<std::uint32_t>(kWords);
   for (int i = thread(); i < kWords / 4; i += 32) {
-    if (i % 4 == 0) store(box + 4 * i, load<Four>(b.in + 4 * i));
+    if (i % 8 == 0) store(box + 4 * i, load<Four>(b.in + 4 * i));
+    if (i % 8 == 4) store(box + 4 * i, load_constant<Four>(b.in + 4 * i));
     if (i % 4 == 1)
       store(box + 4 * i, load<Two>(b.in + 4 * i)),
           store(box + 4 * i + 2, load_constant<Two>(b.in + 4 * i + 2));
@@ -198,7 +42,7 @@ EFFV2_KERNEL(32) memory(Buffers b) {
       if (i % 4 != 3) continue;
       const auto* const from = reinterpret_cast<const std::uint16_t*>(b.in + 4 * i + j);
       auto* const to = reinterpret_cast<std::uint16_t*>(box + 4 * i + j);
-      store(to, load<std::uint16_t>(from)), store(to + 1, load<std::uint16_t>(from + 1));
+      store(to, load<std::uint16_t>(from)), store(to + 1, load_constant<std::uint16_t>(from + 1));
     }
   }
   if (thread() == 0) store(bytes, static_cast<char>(1));
@@ -235,7 +79,7 @@ inline Words expected_copies(const Words& in) {
   return out;
 }
 
-// Two blocks: the second copies what the first has written behind a flag, and both count.
+// Two blocks: the second copies what the first has written behind a flag.
 EFFV2_KERNEL(32) between_blocks(Buffers b) {
   if (block() == 0) {
     for (int i = thread(); i < kWords / 2; i += 32) store(b.out + i, load<std::uint32_t>(b.in + i));
@@ -248,11 +92,58 @@ EFFV2_KERNEL(32) between_blocks(Buffers b) {
       store(b.out + kWords / 2 + i, load<std::uint32_t>(b.out + i));
     }
   }
-  fetch_add(reinterpret_cast<int*>(b.flags + 1), thread());
+  // The flag is ahead of that already, counting around zero.
+  acquire_reached(b.flags, 0xfffffff0u);
 }
 inline Words expected_between_blocks(const Words& in) {
   Words out = in;
   for (int i = 0; i < kWords / 2; ++i) out[kWords / 2 + i] = in[i];
+  return out;
+}
+
+// Two blocks, each thread of which takes a number from a counter of either size. Those of 64 bits are further
+// apart than 32 bits hold.
+constexpr std::uint64_t kApart = 0x300000005u;
+constexpr int kTakers = 64;
+EFFV2_KERNEL(32) counters(Buffers b) {
+  const std::uint64_t wide = fetch_add(reinterpret_cast<std::uint64_t*>(b.flags + 2), kApart);
+  const int narrow = fetch_add(reinterpret_cast<int*>(b.flags), -3);
+  std::uint32_t* const of_wide = b.out + 2 * (wide / kApart);
+  store(of_wide, static_cast<std::uint32_t>(wide));
+  store(of_wide + 1, static_cast<std::uint32_t>(wide >> 32));
+  store(b.out + 2 * kTakers - narrow / 3, narrow);
+  for (int i = 3 * kTakers + 32 * block() + thread(); i < kWords; i += kTakers) store(b.out + i, 0);
+}
+inline Words expected_counters(const Words&) {
+  Words out(kWords, 0);
+  for (int i = 0; i < kTakers; ++i) {
+    out[2 * i] = static_cast<std::uint32_t>(i * kApart);
+    out[2 * i + 1] = static_cast<std::uint32_t>(i * kApart >> 32);
+    out[2 * kTakers + i] = static_cast<std::uint32_t>(-3 * i);
+  }
+  return out;
+}
+
+// Three layouts of shared memory behind a piece that they keep.
+EFFV2_KERNEL(32) layouts(Buffers b) {
+  Shared shared;
+  std::uint32_t* const kept = shared.take<std::uint32_t>(32);
+  store(kept + thread(), load<std::uint32_t>(b.in + thread()));
+  sync();
+  for (int i = 0; i < kWords / 32; ++i) {
+    Shared rest = shared.rest();
+    rest.take<char>(1 + 200 * (i % 3));
+    std::uint32_t* const box = rest.take<std::uint32_t>(32);
+    store(box + thread(),
+          load<std::uint32_t>(b.in + 32 * i + thread()) + load<std::uint32_t>(kept + thread()));
+    sync();
+    store(b.out + 32 * i + 31 - thread(), load<std::uint32_t>(box + 31 - thread()));
+    sync();
+  }
+}
+inline Words expected_layouts(const Words& in) {
+  Words out(kWords);
+  for (int i = 0; i < kWords; ++i) out[i] = in[i] + in[i % 32];
   return out;
 }
 
@@ -365,8 +256,11 @@ void for_each_wrapper(Test test) {
   test("arithmetic of halves", 1, arithmetic<Half>, pairs<Half>(), same(expected_arithmetic<Half>));
   test("arithmetic of bf16", 1, arithmetic<Bf16>, pairs<Bf16>(), same(expected_arithmetic<Bf16>));
   test("approximations", 1, approximations, moderate(), wrong_approximations);
+  test("approximations at the ends", 1, ends, infinities(), wrong_ends);
   test("memory", 1, memory, numbers(), same(as_they_are));
   test("asynchronous copies", 1, copies, numbers(), same(expected_copies));
+  test("layouts of shared memory", 1, layouts, numbers(), same(expected_layouts));
+  test("counters", 2, counters, numbers(), same(expected_counters));
   test("release and acquire", 2, between_blocks, numbers(), same(expected_between_blocks));
   test("products of halves", 1, products<Half>, matrices<Half>(), same(expected_products<Half>));
   test("products of bf16", 1, products<Bf16>, matrices<Bf16>(), same(expected_products<Bf16>));

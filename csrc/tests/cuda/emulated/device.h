@@ -62,6 +62,7 @@ EFFV2_WRAPPER T from_float(float v) {
 }
 template <class T>
 EFFV2_WRAPPER Pair pack(float low, float high) {
+  emulator::count_operations(1);
   return from_float<T>(low).bits | static_cast<Pair>(from_float<T>(high).bits) << 16;
 }
 template <class T>
@@ -74,6 +75,7 @@ EFFV2_WRAPPER float high(Pair v) {
 }
 template <class T>
 EFFV2_WRAPPER Pair fma2(Pair a, Pair b, Pair c) {
+  emulator::count_operations(1);
   const auto one = [](double x, double y, double z) { return from_double<T>(std::fma(x, y, z)).bits; };
   return one(low<T>(a), low<T>(b), low<T>(c)) | static_cast<Pair>(one(high<T>(a), high<T>(b), high<T>(c)))
                                                     << 16;
@@ -88,17 +90,26 @@ EFFV2_WRAPPER Pair min2(Pair a, Pair b) {
 }
 // As far off as the hardware's may be, one way or the other, where Config::approximate asks for it.
 float approximated(float exact, float x, float relative);
-EFFV2_WRAPPER float tanh_fast(float x) { return approximated(std::tanh(x), x, 0x1p-11f); }
+EFFV2_WRAPPER float tanh_fast(float x) {
+  emulator::count_operations(1);
+  return approximated(std::tanh(x), x, 0x1p-11f);
+}
 EFFV2_WRAPPER Pair tanh2(Pair x) {
+  emulator::count_operations(2);
   const auto one = [](float v) { return approximated(std::tanh(v), v, 0x1.02p-11f); };  // 2^-10.987
   return pack<Half>(one(low<Half>(x)), one(high<Half>(x)));
 }
-EFFV2_WRAPPER float exp2_fast(float x) { return approximated(std::exp2(x), x, 0x1p-22f); }
+// What would be less than a normal number becomes 0.
+EFFV2_WRAPPER float exp2_fast(float x) {
+  emulator::count_operations(1);
+  return x < -126 ? 0 : approximated(std::exp2(x), x, 0x1p-22f);
+}
 
 // --- Memory ----------------------------------------------------------------------------------------------
 
 template <class V>
 EFFV2_WRAPPER V load_as(emulator::Access access, const void* p, emulator::Place at) {
+  emulator::count_operations(1);
   emulator::touch(p, sizeof(V), access, at);
   V v;
   std::memcpy(&v, p, sizeof v);
@@ -110,6 +121,7 @@ EFFV2_WRAPPER V load(const void* p, EFFV2_PLACE) {
 }
 template <class V>
 EFFV2_WRAPPER void store(void* p, V v, EFFV2_PLACE) {
+  emulator::count_operations(1);
   emulator::touch(p, sizeof(V), emulator::Access::write, EFFV2_HERE);
   std::memcpy(p, &v, sizeof v);
 }
@@ -124,9 +136,9 @@ class Shared {
   EFFV2_UNWATCHED T* take(int count, EFFV2_PLACE) {
     return static_cast<T*>(emulator::take_shared(layout_, next_++, count * sizeof(T), EFFV2_HERE));
   }
-  EFFV2_UNWATCHED Shared rest() const {
+  EFFV2_UNWATCHED Shared rest(EFFV2_PLACE) const {
     Shared rest = *this;
-    rest.layout_ = emulator::rest_of_shared(layout_, next_);
+    rest.layout_ = emulator::rest_of_shared(layout_, next_, EFFV2_HERE);
     return rest;
   }
 
@@ -135,6 +147,7 @@ class Shared {
 };
 
 EFFV2_WRAPPER void copy_async(void* to, const void* from, bool valid = true, EFFV2_PLACE) {
+  emulator::count_operations(1);
   emulator::copy_async(to, from, valid, EFFV2_HERE);
 }
 EFFV2_WRAPPER void copy_commit() { emulator::copy_commit(); }
@@ -176,11 +189,13 @@ void matrices_of_warp(void** operands);
 
 template <class T>
 EFFV2_WRAPPER void mma(float (&d)[4], const Pair (&a)[4], Pair b0, Pair b1, EFFV2_PLACE) {
+  emulator::count_operations(1);
   MmaOperands operands{d, a, b0, b1};
   emulator::in_warp(emulator::Operation::mma, &operands, mma_of_warp<T>, EFFV2_HERE);
 }
 template <bool Transposed>
 EFFV2_WRAPPER void load_matrices(Pair (&r)[4], const void* row, EFFV2_PLACE) {
+  emulator::count_operations(1);
   emulator::touch_matrix_row(row, EFFV2_HERE);
   MatrixOperands operands{r, static_cast<const char*>(row)};
   emulator::in_warp(emulator::Operation::matrices, &operands, matrices_of_warp<Transposed>, EFFV2_HERE);
@@ -201,6 +216,7 @@ EFFV2_UNWATCHED inline void shuffle_of_warp(void** operands) {
 }
 template <class V>
 EFFV2_WRAPPER V shuffle(V v, int lane, EFFV2_PLACE) {
+  emulator::count_operations(1);
   Shuffled<V> operands{v, lane, v};
   emulator::in_warp(emulator::Operation::shuffle, &operands, shuffle_of_warp<V>, EFFV2_HERE);
   return operands.taken;
