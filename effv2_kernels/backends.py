@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Iterable
 from dataclasses import dataclass
-from importlib import util
+from functools import lru_cache
+from importlib import import_module, util
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
@@ -14,6 +16,8 @@ from effv2_kernels.errors import InputError, UnavailableError, UnknownNameError
 
 if TYPE_CHECKING:
     from effv2_kernels.blocks import Block
+
+_log = logging.getLogger(__name__)
 
 BACKENDS = ("cpu", "triton", "cuda")
 DTYPES = ("fp32", "bf16", "fp16", "int8")
@@ -38,7 +42,10 @@ _NOTES = {"bf16": ". Weights and maps are kept in bf16 and computed in float32: 
 # What the compiled module counts them in holds no more.
 MOST_THREADS = 2**31 - 1
 
-# The least that Triton supports.
+# Of the kernels in CUDA C++: tensor cores.
+_CUDA_DTYPES = ("bf16", "fp16")
+
+# The least that Triton supports, and that the kernels in CUDA C++ are compiled for.
 _LEAST_CAPABILITY = (8, 0)
 _LEAST_TORCH = (2, 10)
 
@@ -68,7 +75,7 @@ class Settings:
 class Choice:
     """A backend that can run, with the reasons that ``explain`` prints."""
 
-    backend: str
+    backend: str  # one of BACKENDS, or "auto" where each block has one of several
     dtype: str
     isa: str  # of a GPU its compute capability, such as "sm_90"
     why: str
@@ -100,7 +107,7 @@ def can_run(
         return _can_run_cpu(dtype, isa, device)
     if backend == "triton":
         return _can_run_triton(dtype, isa, device)
-    return Answer(False, "this version has no cuda backend yet; on a GPU it is backend='triton'")
+    return _can_run_cuda(dtype, isa, device)
 
 
 def _can_run_cpu(dtype: str, isa: str | None, device: torch.device) -> Answer:
@@ -183,6 +190,63 @@ def _can_run_triton(dtype: str, isa: str | None, device: torch.device) -> Answer
     if interpreted() and device.type == "cpu":
         why = "TRITON_INTERPRET=1, for tests; thousands of times slower than a GPU"
         return Answer(True, why, "interpreter")
+    return _can_run_on_gpu("Triton needs", device)
+
+
+def _can_run_cuda(dtype: str, isa: str | None, device: torch.device) -> Answer:
+    if isa is not None:
+        return Answer(False, f"isa={isa!r} is for the cpu; a GPU has none to choose")
+    if dtype not in _CUDA_DTYPES:
+        others = "; in fp32, GPUs compute with backend='triton'" if dtype == "fp32" else ""
+        return Answer(
+            False, f"the cuda backend computes in {', '.join(_CUDA_DTYPES)}, not in {dtype}{others}"
+        )
+    module, why_not = cuda_module()
+    if why_not:
+        return Answer(False, why_not)
+    if module.emulated and device.type == "cpu":
+        return Answer(True, "an emulator of a GPU, for tests; thousands of times slower than one", "emulator")
+    answer = _can_run_on_gpu("the CUDA kernels need", device)
+    if not answer.ok:
+        return answer
+    if module.emulated:
+        return Answer(False, "its CUDA kernels are built for an emulator on the CPU, for tests")
+    why_not = module.why_not()
+    if why_not:
+        return Answer(False, f"its CUDA kernels cannot run: {why_not}")
+    capability = int(answer.isa.removeprefix("sm_"))
+    compiled = sorted(map(int, module.ARCHITECTURES.split()))
+    # Code for one runs on newer ones of the same generation; that for the newest is also there to be
+    # compiled.
+    fits = any(one <= capability and one // 10 == capability // 10 for one in compiled)
+    if not fits and capability < compiled[-1]:
+        shown = ", ".join(f"{one // 10}.{one % 10}" for one in compiled)
+        return Answer(
+            False,
+            f"{answer.why} has compute capability {capability // 10}.{capability % 10}, and its CUDA kernels "
+            f"are compiled for {shown}",
+        )
+    return answer
+
+
+def cuda_module() -> tuple[Any, str]:
+    """The compiled CUDA kernels, or None and why there are none."""
+    name = "effv2_kernels._cuda"
+    try:
+        return import_module(name), ""
+    except ModuleNotFoundError as error:
+        if error.name != name:
+            raise
+        return None, (
+            "this build of effv2_kernels has no CUDA kernels; wheels whose version ends in +cu and a number "
+            "have them, and EFFV2_CUDA=1 pip wheel . builds one"
+        )
+    except ImportError as error:
+        return None, f"its CUDA kernels cannot be loaded: {error}"
+
+
+def _can_run_on_gpu(needs: str, device: torch.device) -> Answer:
+    """Whether there is such a GPU, new enough, with a PyTorch that can use it."""
     why_not = _no_gpu() or (
         f"the model is on {device}; move it to the GPU with .to('cuda')" if device.type != "cuda" else ""
     )
@@ -193,14 +257,14 @@ def _can_run_triton(dtype: str, isa: str | None, device: torch.device) -> Answer
     if (major, minor) < _LEAST_CAPABILITY:
         return Answer(
             False,
-            f"{name} has compute capability {major}.{minor}, and Triton needs "
+            f"{name} has compute capability {major}.{minor}, and {needs} "
             f"{'.'.join(map(str, _LEAST_CAPABILITY))}; backend='cpu' runs on the processor",
         )
     return Answer(True, name, f"sm_{major}{minor}")
 
 
 def _no_gpu() -> str:
-    """Why PyTorch sees no GPU that Triton can use here, "" where it does."""
+    """Why PyTorch sees no GPU that kernels can use here, "" where it does."""
     if tuple(int(part) for part in torch.__version__.split(".")[:2]) < _LEAST_TORCH:
         least = ".".join(map(str, _LEAST_TORCH))
         return f"on GPUs it needs PyTorch {least} or newer, and this is {torch.__version__}"
@@ -257,7 +321,10 @@ def choose(
     threads: int | None = None,
     device: torch.device = CPU,
 ) -> Choice:
-    """The backend, dtype and ISA that run a model on ``device``: "auto" is cpu there, triton on a CUDA GPU.
+    """The backend, dtype and ISA that run a model on ``device``.
+
+    "auto" is cpu there. On a CUDA GPU it is triton, or stays "auto" where cuda can run as well: then each
+    block is run by the one of them that was measured to be faster, see ``effv2_kernels.gpu.choice``.
 
     Raises UnknownNameError for a name that does not exist, UnavailableError, with the reason, for a
     combination that cannot run here, and InputError for less than one thread, for more than MOST_THREADS, or
@@ -277,4 +344,22 @@ def choose(
         raise UnavailableError(f"{shown} cannot run here: {answer.why}.")
     if wanted != "cpu" and threads is not None:
         raise InputError(f"threads={threads} is for the cpu; leave it out for a model on {device}.")
+    if backend == "auto" and wanted == "triton":
+        return _mixed(dtype, device, answer)
     return Choice(wanted, dtype, answer.isa, answer.why)
+
+
+def _mixed(dtype: str, device: torch.device, triton: Answer) -> Choice:
+    """Triton's kernels, and those in CUDA C++ where they can run."""
+    cuda = can_run("cuda", dtype=dtype, device=device)
+    if cuda.ok:
+        why = f"{triton.why}; each block by triton, or by cuda where that was measured to be faster"
+        return Choice("auto", dtype, triton.isa, why)
+    if dtype in _CUDA_DTYPES and cuda_module()[0] is not None:
+        _warn_once(f"on {triton.why} Triton's kernels run alone: {cuda.why}.")
+    return Choice("triton", dtype, triton.isa, f"{triton.why}; without cuda: {cuda.why}")
+
+
+@lru_cache
+def _warn_once(message: str) -> None:
+    _log.warning("%s", message)

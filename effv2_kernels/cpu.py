@@ -14,7 +14,7 @@ from torch import Tensor
 
 from effv2_kernels import blocks, memory
 from effv2_kernels.backends import TORCH_DTYPES, known_isas, require_kernels, why_not_isa
-from effv2_kernels.engine import KernelRow, Progress, Timing
+from effv2_kernels.engine import Decision, KernelRow, Progress, Timing
 from effv2_kernels.errors import InputError, ModelError, UnavailableError, UnknownNameError
 from effv2_kernels.inputs import check_input, check_memory, fitting_sizes, misfit
 
@@ -182,6 +182,12 @@ class Engine:
 
     def describe(self, height: int, width: int) -> list[tuple[KernelRow, ...]]:
         return [()] * len(self.block_macs(height, width))
+
+    def decisions(self, height: int, width: int) -> list[Decision]:
+        return []
+
+    def one_launch(self, height: int, width: int) -> None:
+        return None
 
     def tune(self, x: Tensor, progress: Progress) -> NoReturn:
         raise UnavailableError(

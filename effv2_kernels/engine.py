@@ -18,8 +18,39 @@ class KernelRow:
 
     kernel: str
     tile: str  # block sizes, warps of a program, pipeline stages
-    registers: int | None  # of each thread; None in Triton's interpreter
+    registers: int | None  # of each thread; None where kernels are interpreted, and within one launch
     shared: int | None  # bytes of shared memory of one program
+
+
+@dataclass(frozen=True)
+class Decision:
+    """What runs a block on a GPU, of several backends and ways to."""
+
+    backend: str
+    way: str  # of those that the backend has, such as "whole"; "" where it has one
+    why: str  # "" where there was nothing to choose
+
+
+@dataclass(frozen=True)
+class TaskRow:
+    """A tile of a network that runs in one launch; tasks are taken in order."""
+
+    launch: int  # by its number
+    kernel: str
+    tile: int  # of the launch, by its number
+    raises: range  # flags, when it is done
+    waits: tuple[range, ...]  # for flags of those that it reads
+
+
+@dataclass(frozen=True)
+class OneLaunchRow:
+    """A whole network as one launch on a GPU."""
+
+    used: bool
+    why: str  # it is used, or not
+    launches: int = 0  # that it is made of
+    blocks: int = 0  # of threads
+    tasks: tuple[TaskRow, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -71,6 +102,12 @@ class Engine(Protocol):
     def describe(self, height: int, width: int) -> list[tuple[KernelRow, ...]]:
         """The launches of each block on a GPU, for the last batch of this size; nothing elsewhere."""
 
+    def decisions(self, height: int, width: int) -> list[Decision]:
+        """What runs each block on a GPU, of the same batch as ``describe``; nothing elsewhere."""
+
+    def one_launch(self, height: int, width: int) -> OneLaunchRow | None:
+        """The network as one launch, of the same batch; None where no kernels can be joined to one."""
+
     def profile(self, x: Tensor, threads: int | None, *, repeats: int, warmup: int) -> Timing:
         """Time each block for the images x; the median of ``repeats`` runs behind ``warmup`` others.
 
@@ -78,7 +115,7 @@ class Engine(Protocol):
         """
 
     def tune(self, x: Tensor, progress: Progress) -> dict[str, dict[str, float]]:
-        """Measure how kernels are best cut into tiles for images like x, and use that from now on.
+        """Measure which kernels are the fastest for images like x, in which tiles, and use these from now on.
 
         Returns the milliseconds of each tile that was measured, by the key of its launch.
 

@@ -39,6 +39,7 @@ def collect() -> dict[str, dict[str, Any]]:
         "packages": {name: _version(name) for name in PACKAGES},
         "cpu": _cpu(),
         "torch": _torch(),
+        "gpu": _gpu(),
         "variables": {name: os.environ.get(name) for name in VARIABLES},
     }
 
@@ -101,3 +102,23 @@ def _torch() -> dict[str, Any]:
         "cuda": torch.version.cuda,
         "mkldnn": torch.backends.mkldnn.is_available(),
     }
+
+
+def _gpu() -> dict[str, Any]:
+    try:
+        import torch
+
+        from effv2_kernels.backends import cuda_module
+        from effv2_kernels.gpu.findings import driver_version
+
+        gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+        report: dict[str, Any] = {"found": gpus, "driver": driver_version() if gpus else None}
+        module, why_not = cuda_module()
+        report["CUDA kernels"] = why_not or f"CUDA {module.VERSION}"
+        if module is not None and not module.emulated:
+            report["CUDA kernels for"] = module.ARCHITECTURES
+            report["CUDA kernels need"] = f"driver {module.LEAST_DRIVER}"
+            report["CUDA kernels run"] = module.why_not() or "yes"
+    except Exception as error:
+        return {"asked": f"fails: {error}"}
+    return report

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from torch import nn
 
 from effv2_kernels import blocks, sources
 from effv2_kernels.declaration import block_sizes
-from effv2_kernels.engine import KernelRow
+from effv2_kernels.engine import Decision, KernelRow, OneLaunchRow
 from effv2_kernels.errors import ModelError
 from effv2_kernels.inputs import fitting_sizes
 from effv2_kernels.model import OptimizedModel
@@ -33,6 +34,8 @@ class BlockRow:
     gflop: float  # two for each multiply-add; NaN where the size is not known
     bytes: int  # of the folded weights
     kernels: tuple[KernelRow, ...] = ()  # on a GPU, for the last batch of this size, in order
+    way: str = ""  # of those that the backend has for the block, such as "whole"
+    why: str = ""  # this backend and way were chosen, where there were several
 
 
 @dataclass(frozen=True)
@@ -46,6 +49,14 @@ class Left:
 
 
 @dataclass(frozen=True)
+class Joined:
+    """An optimised network whose launches can be one, at ``path`` ("" is the module itself)."""
+
+    path: str
+    row: OneLaunchRow
+
+
+@dataclass(frozen=True)
 class Explanation:
     """What ``explain`` returns; printing it gives a table."""
 
@@ -53,6 +64,8 @@ class Explanation:
     left: tuple[Left, ...]
     why: tuple[str, ...]  # one line for each backend and ISA in use: which parts run on it, and the reason
     verified: str = ""  # what optimize() found when it ran the original and the result on a random image
+    one_launch: tuple[Joined, ...] = ()  # on a GPU: whether each network is one launch, and of what tasks
+    show_tasks: bool = False  # whether they are printed as well
 
     @property
     def gflop(self) -> float:
@@ -88,6 +101,10 @@ class Explanation:
             f"{self.bytes / 1e6:.3f}",
         )
         lines = [*self.why, *filter(None, [self.verified]), text_table(header, [*body, total], left=7)]
+        if any(row.why for row in self.rows):
+            lines += ["\nChosen:", self._choice_table()]
+        for joined in self.one_launch:
+            lines += ["", *_one_launch_lines(joined, self.show_tasks)]
         if any(row.kernels for row in self.rows):
             lines += ["\nKernels:", self._kernel_table()]
         if self.left:
@@ -103,6 +120,14 @@ class Explanation:
                 )
             )
         return "\n".join(lines)
+
+    def _choice_table(self) -> str:
+        body = [
+            (row.block, row.source or "(whole model)", f"{row.backend} {row.way}".strip(), row.why)
+            for row in self.rows
+            if row.why
+        ]
+        return text_table(("block", "source", "by", "why"), body, left=4)
 
     def _kernel_table(self) -> str:
         body = [
@@ -131,24 +156,35 @@ def optimised_parts(model: nn.Module) -> dict[str, OptimizedModel]:
     return found
 
 
-def explain(model: nn.Module, size: int | tuple[int, int] | None = None) -> Explanation:
+def explain(
+    model: nn.Module, size: int | tuple[int, int] | None = None, *, tasks: bool = False
+) -> Explanation:
     """Block by block: source module, backend, ISA, dtype, shapes, GFLOP and bytes; print the result.
 
-    On a GPU also kernel by kernel: tile, registers and shared memory.
+    On a GPU also kernel by kernel: tile, registers and shared memory; of blocks that several backends or
+    kernels can run, which one does and why; and whether the network is one launch.
 
     model: what ``optimize`` or ``load`` returned, or a module that holds such models; its other parts are
         listed as left in PyTorch.
     size: rows and columns of the input of each optimised network, one number for both. None: those of its
         last call; before the first one those that its attention biases were made for, or 224. Parts of a
         model that have neither show their channels alone.
+    tasks: print the tasks of which a network in one launch consists, in the order in which they are taken:
+    the
+        tile of which kernel, the flags that it waits for, and those that it raises.
 
     Raises ModelError for a module without an optimised network, ResolutionError where ``size`` does not fit.
     """
     rows: list[BlockRow] = []
+    one_launch: list[Joined] = []
     why: dict[str, list[str]] = {}
     parts = optimised_parts(model)
     for path, part in parts.items():
-        rows += explain_part(path, part, input_size(part, size))
+        chosen_size = input_size(part, size)
+        rows += explain_part(path, part, chosen_size)
+        found = None if chosen_size is None else part.engine.one_launch(*chosen_size)
+        if found is not None:
+            one_launch.append(Joined(path, found))
         choice = part.choice
         kind = "ISA" if choice.backend == "cpu" else "GPU"
         reason = f"backend {choice.backend} in {choice.dtype}; {kind} {choice.isa}: {choice.why}"
@@ -158,7 +194,35 @@ def explain(model: nn.Module, size: int | tuple[int, int] | None = None) -> Expl
         for reason, paths in why.items()
     ]
     left = _left(model, "", set(parts), noted(model))
-    return Explanation(tuple(rows), tuple(left), tuple(lines), _verified(list(parts.values())))
+    verified = _verified(list(parts.values()))
+    return Explanation(tuple(rows), tuple(left), tuple(lines), verified, tuple(one_launch), tasks)
+
+
+def _one_launch_lines(joined: Joined, show_tasks: bool) -> list[str]:
+    row, where = joined.row, f"'{joined.path}'" if joined.path else "the network"
+    lines = [f"One launch: {where} {'runs' if row.used else 'does not run'} in one ({row.why})"]
+    if row.tasks:
+        lines[0] += (
+            f"; {len(row.tasks)} tasks of {row.launches} launches, taken by {row.blocks} blocks of threads"
+        )
+    if show_tasks and row.tasks:
+        body = [
+            (
+                str(number),
+                f"{task.launch} {task.kernel}",
+                str(task.tile),
+                _flags(task.waits),
+                _flags([task.raises]),
+            )
+            for number, task in enumerate(row.tasks)
+        ]
+        lines.append(text_table(("task", "launch", "tile", "waits for", "raises"), body, left=5))
+    return lines
+
+
+def _flags(ranges: Iterable[range]) -> str:
+    """[range(3, 5), range(7, 8)] -> "3-4 7"."""
+    return " ".join(f"{r[0]}-{r[-1]}" if len(r) > 1 else str(r[0]) for r in ranges if r)
 
 
 def _verified(parts: list[OptimizedModel]) -> str:
@@ -196,13 +260,15 @@ def explain_part(path: str, part: OptimizedModel, size: tuple[int, int] | None) 
         shapes = [(engine.in_channels, *size), *engine.block_shapes(*size)]
         all_macs = [float(macs) for macs in engine.block_macs(*size)]
     kernels = [()] * len(network.blocks) if size is None else engine.describe(*size)
+    decisions = [] if size is None else engine.decisions(*size)
     rows = []
     for i, (block, name, macs) in enumerate(zip(network.blocks, network.names, all_macs, strict=True)):
+        decision = decisions[i] if decisions else Decision(choice.backend, "", "")
         rows.append(
             BlockRow(
                 block=block.kind,
                 source=".".join(filter(None, (path, name))) if name != path else name,
-                backend=choice.backend,
+                backend=decision.backend,
                 isa=choice.isa,
                 dtype=choice.dtype,
                 input=shapes[i],
@@ -210,6 +276,8 @@ def explain_part(path: str, part: OptimizedModel, size: tuple[int, int] | None) 
                 gflop=2e-9 * macs,
                 bytes=sum(t.nbytes for t in block.tensors().values()),
                 kernels=kernels[i],
+                way=decision.way,
+                why=decision.why,
             )
         )
     return rows

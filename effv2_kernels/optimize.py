@@ -39,7 +39,11 @@ def optimize(
         memory; scalar code and NEON refuse it. "fp16" needs an Arm processor that computes in it, and then
         all but softmax and means is; what goes beyond 65504 is an error. None is that of the model's own
         tensors. "int8" is refused by this version.
-    backend: "cpu", "triton" (CUDA GPUs), or "auto", which follows the device.
+    backend: "cpu", "triton" or "cuda" (the latter two for CUDA GPUs; "cuda" in "fp16" and "bf16" alone, and
+    in
+        wheels that have its kernels), or "auto", which follows the device. On a GPU that runs each block by
+        Triton, or by CUDA where ``tune`` measured that to be faster and its kernels passed a check on that
+        very GPU.
     isa: of the CPU: "avx512", "avx2", "neon" or "scalar"; None is EFFV2_FORCE_ISA or the best one.
     threads: of each call on the CPU; None is ``torch.get_num_threads()`` at the time of the call.
     cuda_graph: on a GPU, replay images of a shape that comes again as one captured graph.

@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from effv2_kernels.blocks import BLOCK_TYPES
-from effv2_kernels.declaration import arguments, assemble, tensor_shapes
+from effv2_kernels.blocks import BLOCK_TYPES, Block
+from effv2_kernels.declaration import arguments, assemble, block_sizes, tensor_shapes
 
 # heads, key_dim and value_dim where none are given: those of EfficientFormerV2
 _ATTENTION = {"heads": 8, "key_dim": 32, "value_dim": 128}
@@ -18,6 +18,9 @@ _ATTENTION_DOWNSAMPLE = {"heads": 8, "key_dim": 16, "value_dim": 64}
 _HEADS = {"attention": _ATTENTION, "attention_downsample": _ATTENTION_DOWNSAMPLE}
 # sizes that follow from others, or from the map where no table is given
 _FOLLOWING = {"stem": ("mid",), **dict.fromkeys(_HEADS, ("rows", "cols"))}
+
+# The layer that makes what is added to x.
+_LAST_OF_BRANCH = {"ffn": "fc2_", "attention": "proj_"}
 
 
 @dataclass(frozen=True)
@@ -148,11 +151,21 @@ def family_shapes(
     return found
 
 
-def random_block(shape: BlockShape, generator: torch.Generator, *, spread: float = 0.5) -> Any:
+def shape_of(block: Block) -> BlockShape:
+    """The sizes and options of a block, for an input of any size (0 x 0): what ``random_block`` needs."""
+    optional = [a for a in arguments(type(block)) if a.optional]
+    without = dict.fromkeys(a.field for a in optional if a.of(block) is None)
+    return BlockShape(block.kind, 0, 0, block_sizes(block), block.options(), tuple(without))
+
+
+def random_block(
+    shape: BlockShape, generator: torch.Generator, *, spread: float = 0.5, branch: float = 1.0
+) -> Any:
     """A block of this shape with random weights that keep activations and logits of order 1.
 
     spread: standard deviation of the logarithm of the scale of each output channel, as BatchNorm and layer
-    scales give to folded weights. Biases are of order 0.3, attention biases of order 2.
+    scales give to folded weights. branch: scale of what is added to x, where a block ends with that. Biases
+    are of order 0.3, attention biases of order 2.
     """
     block_type = BLOCK_TYPES[shape.kind]
     tensors: dict[str, Tensor] = {}
@@ -169,6 +182,8 @@ def random_block(shape: BlockShape, generator: torch.Generator, *, spread: float
             scale = torch.randn(size[0], generator=generator).mul(spread).exp()
             scale[: _rows_of_logits(name, shape)] = 1
             values *= scale.view(-1, *[1] * (len(size) - 1))
+        if name.startswith(_LAST_OF_BRANCH.get(shape.kind, "-")) and shape.options.get("residual", True):
+            values *= branch
         tensors[name] = values
     # Folded blocks hold queries that are scaled already.
     heads, key_dim, _ = _heads(shape)

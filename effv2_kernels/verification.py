@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from effv2_kernels import blocks, memory, sources
 from effv2_kernels.backends import TORCH_DTYPES
+from effv2_kernels.bounds import HALF_NETWORK
 from effv2_kernels.declaration import block_sizes
 from effv2_kernels.errors import ModelError
 from effv2_kernels.inputs import fitting_sizes
@@ -27,7 +28,7 @@ from effv2_kernels.reference import run, run_block
 from effv2_kernels.sources.clone import Clone, refresh, scramble
 
 _BOUND = 1e-4  # relative L2 of each output
-_COARSE_BOUND = 2e-2  # where the model, the result or the GPU computes in half precision or TF32
+_COARSE_BOUND = HALF_NETWORK  # where the model, the result or the GPU computes in half precision or TF32
 _SEED = 20221216
 _NOTE = "_left_by_effv2_kernels"
 

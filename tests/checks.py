@@ -9,14 +9,11 @@ from conftest import SEED
 
 from effv2_kernels import blocks, cpu, declaration, shapes
 from effv2_kernels.backends import TORCH_DTYPES
+from effv2_kernels.bounds import BLOCK as BLOCK_BOUND
+from effv2_kernels.bounds import HALF_BLOCK as HALF_BLOCK_BOUND
+from effv2_kernels.bounds import HALF_NETWORK as HALF_NETWORK_BOUND
+from effv2_kernels.bounds import NETWORK as NETWORK_BOUND
 from effv2_kernels.reference import run, run_block
-
-# Relative L2 over the output, fp32 against the float64 reference.
-BLOCK_BOUND = 5e-7
-NETWORK_BOUND = 1e-6
-# The same of formats of 16 bits, against the reference of the rounded input.
-HALF_BLOCK_BOUND = 5e-3
-HALF_NETWORK_BOUND = 2e-2
 
 ISAS = cpu.native().available_isas()
 

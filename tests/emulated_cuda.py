@@ -19,10 +19,6 @@ needs_emulator = pytest.mark.skipif(
 if FOLDER:
     from effv2_kernels import _cuda
     from effv2_kernels.cuda import kernels
-    from effv2_kernels.gpu import kernels as backends_kernels
-
-    # Until backends choose it themselves.
-    backends_kernels._MODULES.setdefault("cuda", "effv2_kernels.cuda.kernels")
 
 DTYPES = [torch.float16, torch.bfloat16]
 UNIT = {torch.float16: 2.0**-11, torch.bfloat16: 2.0**-8}

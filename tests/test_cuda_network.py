@@ -41,10 +41,11 @@ class Case:
 
     @classmethod
     def of(cls, network, images, how=None):
-        from effv2_kernels.gpu.engine import Engine
+        from effv2_kernels.gpu.planner import Images, Planner
 
-        engine = Engine(network, kernels_of_cuda(), images.dtype, torch.device("cpu"))
-        images, plan = engine.plan_for(images)
+        # By single launches, whatever an engine would choose.
+        planner = Planner(network, kernels_of_cuda(), images.dtype, torch.device("cpu"))
+        plan = planner.outline(Images.like(images, "ieee"))
         configure(**(how or {}))
         # NaN in every format: what shares bytes with a dead map must not read it.
         arena = torch.full((plan.bytes,), 0xFF, dtype=torch.uint8)

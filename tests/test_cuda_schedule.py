@@ -180,11 +180,10 @@ def check_schedule(launches, image, outputs, blocks=3):
 
 
 def planned(network, images):
-    from effv2_kernels.gpu.engine import Engine
+    from effv2_kernels.gpu.planner import Images, Planner
 
-    engine = Engine(network, kernels_of_cuda(), torch.float16, torch.device("cpu"))
-    _, plan = engine.plan_for(images.half())
-    return plan
+    planner = Planner(network, kernels_of_cuda(), torch.float16, torch.device("cpu"))
+    return planner.outline(Images.like(images, "ieee"))
 
 
 ODD = Spec("odd", Architecture((24, 40, 72, 104), (1, 1, 2, 2), (1.0, 2.0, 3.0, 2.0), (2, 1)), (72, 104))

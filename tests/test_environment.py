@@ -3,11 +3,13 @@
 import json
 import platform
 import sys
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 from effv2_kernels import environment
+from effv2_kernels.gpu import findings
 
 
 def test_report_is_json_and_names_what_a_bug_report_needs():
@@ -52,6 +54,28 @@ def test_a_missing_package_is_a_dash(monkeypatch):
     assert report["packages"]["no-such-package-as-this"] is None
     line = next(line for line in environment.render(report).splitlines() if "no-such-package" in line)
     assert line.split() == ["no-such-package-as-this", "-"]
+
+
+def test_gpus_and_what_runs_on_them(monkeypatch):
+    module = SimpleNamespace(
+        emulated=False, VERSION="13.0", ARCHITECTURES="80 90", LEAST_DRIVER="580", why_not=lambda: "no driver"
+    )
+    monkeypatch.setitem(sys.modules, "effv2_kernels._cuda", module)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "NVIDIA Test")
+    monkeypatch.setattr(findings, "driver_version", lambda: "580.65.06")
+    assert environment.collect()["gpu"] == {
+        "found": ["NVIDIA Test"],
+        "driver": "580.65.06",
+        "CUDA kernels": "CUDA 13.0",
+        "CUDA kernels for": "80 90",
+        "CUDA kernels need": "driver 580",
+        "CUDA kernels run": "no driver",
+    }
+    monkeypatch.setitem(sys.modules, "effv2_kernels._cuda", None)
+    assert "has no CUDA kernels" in environment.collect()["gpu"]["CUDA kernels"]
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1 // 0)
+    assert environment.collect()["gpu"]["asked"].startswith("fails: ")
 
 
 @pytest.mark.parametrize(("value", "text"), [(None, "-"), ([], "none"), (["a", "b"], "a, b"), (2, "2")])

@@ -17,6 +17,7 @@ import effv2_kernels
 from effv2_kernels import backends, explain, load, optimize, save, sources
 from effv2_kernels.errors import InputError, ResolutionError, UnavailableError
 from effv2_kernels.gpu import engine as engines
+from effv2_kernels.gpu import planner
 from effv2_kernels.gpu.engine import Engine
 from effv2_kernels.gpu.plan import Plan
 from effv2_kernels.triton import kernels
@@ -202,7 +203,7 @@ def test_outputs_do_not_share_memory(fast, logits):
 
 def test_threads(monkeypatch):
     """Several Python threads on one engine, each with images of its own; the interpreter knows only one."""
-    monkeypatch.setattr(engines, "Plan", CountingPlan)
+    monkeypatch.setattr(planner, "Plan", CountingPlan)
     monkeypatch.setattr(CountingPlan, "made", 0)
     monkeypatch.setattr(CountingPlan, "run", lambda plan, x: [x.sum((2, 3), keepdim=True).float()])
     engine = Engine(sources.read(TINY.build(seeded(60))), kernels, torch.float16, torch.device("cpu"))
@@ -260,7 +261,7 @@ def test_compiles_without_a_graph_break(fast, logits):
 
 
 def test_plans_are_kept_and_their_number_is_bounded(monkeypatch):
-    monkeypatch.setattr(engines, "Plan", CountingPlan)
+    monkeypatch.setattr(planner, "Plan", CountingPlan)
     monkeypatch.setattr(engines, "_MAX_PLANS", 2)
     monkeypatch.setattr(CountingPlan, "made", 0)
     monkeypatch.setattr(CountingPlan, "run", lambda plan, x: [torch.zeros(plan.image.images, 10, 1, 1)])

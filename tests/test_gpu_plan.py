@@ -12,6 +12,7 @@ from test_triton_plan import MOBILE, S0, SOME, planned
 
 from effv2_kernels.gpu.launch import FeatureMap
 from effv2_kernels.gpu.memory import lay_out, lifetimes
+from effv2_kernels.gpu.packing import Packed
 from effv2_kernels.gpu.plan import Plan
 from effv2_kernels.triton.launch import Launch
 
@@ -117,7 +118,7 @@ def run_without_gpu(variant, batch):
     return made, recorded, views.allocated, outputs
 
 
-class Replay:
+class Replay(Packed):
     """A packed block that is planned already."""
 
     def __init__(self, launches):

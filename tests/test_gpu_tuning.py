@@ -17,7 +17,7 @@ from bench.gpu.models import shapes_of
 from bench.gpu.targets import BATCHES, MODELS
 from effv2_kernels import shapes, tune
 from effv2_kernels.errors import ModelError, UnavailableError
-from effv2_kernels.gpu import timing, tuning
+from effv2_kernels.gpu import kept, timing, tuning
 from effv2_kernels.gpu.launch import FeatureMap
 from effv2_kernels.gpu.resources import Resources
 from effv2_kernels.triton.kernels import pack
@@ -288,7 +288,7 @@ def test_a_user_without_a_home(monkeypatch):
         raise RuntimeError("Could not determine home directory.")
 
     monkeypatch.delenv("EFFV2_CACHE_DIR")
-    monkeypatch.setattr(tuning.Path, "home", home)
+    monkeypatch.setattr(kept.Path, "home", home)
     assert tuning.TileTable(GPU, Launch).path.parent.name == "effv2_kernels"
 
 
@@ -301,6 +301,6 @@ def test_what_was_measured_is_there_for_others(launches, monkeypatch):
     def fail(*_):
         raise OSError("no space left")
 
-    monkeypatch.setattr(tuning.os, "replace", fail)
+    monkeypatch.setattr(kept.os, "replace", fail)
     table.add({launches[1].key: launches[1].tiles[0]})
     assert [path.read_bytes() for path in table.path.parent.iterdir()] == [before]

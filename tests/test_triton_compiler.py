@@ -88,7 +88,9 @@ def test_where_the_op_stays(traced):
 
 def test_interpreted_kernels_stand_in_no_graph(monkeypatch):
     """PyTorch cannot trace them."""
-    monkeypatch.setattr(backends, "can_run", lambda *_, **__: backends.Answer(True, "", "sm_90"))
+    monkeypatch.setattr(
+        backends, "can_run", lambda backend, **_: backends.Answer(backend == "triton", "", "sm_90")
+    )
     with FakeTensorMode():
         x = torch.empty(1, 3, 8, 8, device="cuda")
     assert not decomposition.runs_kernels(x)

@@ -23,6 +23,7 @@ from effv2_kernels.backends import TORCH_DTYPES
 from effv2_kernels.declaration import assemble
 from effv2_kernels.gpu import tuning
 from effv2_kernels.gpu.engine import Engine
+from effv2_kernels.gpu.findings import findings_of
 from effv2_kernels.gpu.launch import FeatureMap, Launch
 from effv2_kernels.reference import run_block
 from effv2_kernels.shapes import BlockShape, random_block, random_input
@@ -81,7 +82,7 @@ class Group:
         """Compile their kernels in parallel: alone, each check would wait for processes of its own."""
         if device.type == "cuda":
             with suppress(Exception):  # what cannot be planned or compiled says so when it is checked
-                tables = tuning.tables_of(device)
+                tables = findings_of(device).tiles
                 tuning.compile_missing(
                     [(each, tables.find(each) or each.tiles[0]) for each in self.launches()]
                 )

@@ -10,6 +10,10 @@ from effv2_kernels.cli import models
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     models.add_arguments(parser, saved=True)
     models.add_run_arguments(parser)
+    models.add_gpu_arguments(parser)
+    parser.add_argument(
+        "--tasks", action="store_true", help="of a network in one launch on a GPU, also its list of tasks"
+    )
 
 
 def run(args: argparse.Namespace) -> int:
@@ -17,5 +21,5 @@ def run(args: argparse.Namespace) -> int:
 
     # A saved network may be made for images of another size than --img-size says by default.
     size = None if models.is_saved(args) else args.img_size
-    print(effv2_kernels.explain(models.build_optimised(args), size))
+    print(effv2_kernels.explain(models.build_optimised(args), size, tasks=args.tasks))
     return 0

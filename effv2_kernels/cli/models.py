@@ -8,11 +8,12 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from effv2_kernels.errors import CheckpointError, InputError
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor, nn
 
 SAVED = ".effv2"
@@ -61,6 +62,15 @@ def add_run_arguments(parser: argparse.ArgumentParser) -> None:
     """--isa and --threads."""
     parser.add_argument("--isa", metavar="NAME", help="instruction set; default: the best of this machine")
     parser.add_argument("--threads", type=int, metavar="N", help="default: torch.get_num_threads()")
+
+
+def add_gpu_arguments(parser: argparse.ArgumentParser) -> None:
+    """--device, --backend and --dtype."""
+    parser.add_argument("--device", default="cpu", metavar="NAME", help="cpu (default), cuda or cuda:1")
+    parser.add_argument(
+        "--backend", default="auto", metavar="NAME", help="auto (default), cpu, triton or cuda"
+    )
+    parser.add_argument("--dtype", metavar="NAME", help="fp32, bf16 or fp16; default: that of the weights")
 
 
 def image_size(text: str) -> tuple[int, int]:
@@ -137,15 +147,35 @@ def build_optimised(args: argparse.Namespace) -> nn.Module:
     """The optimised model, made of the one that the options describe, or read from a saved file."""
     import effv2_kernels
 
-    isa, threads = getattr(args, "isa", None), getattr(args, "threads", None)
+    # Another command's --dtype is what it writes.
+    names = ("isa", "threads", *(("backend", "dtype") if "backend" in args else ()))
+    given: dict[str, Any] = {name: getattr(args, name, None) for name in names}
+    options = {name: value for name, value in given.items() if value is not None}
+    device = _device(args, options)
     if is_saved(args):
         if args.weights != "auto":
             raise CheckpointError(
                 f"{args.checkpoint} is an optimised network, which holds one set of weights: leave out "
                 f"--weights, or give the checkpoint that it was made of."
             )
-        return effv2_kernels.load(args.checkpoint, isa=isa, threads=threads)
-    return effv2_kernels.optimize(build(args), isa=isa, threads=threads)
+        return effv2_kernels.load(args.checkpoint, device=device, **options)
+    return effv2_kernels.optimize(build(args).to(device), **options)
+
+
+def _device(args: argparse.Namespace, options: dict[str, Any]) -> torch.device:
+    """That of --device, which is asked whether it can run the options before anything is moved there."""
+    import torch
+
+    from effv2_kernels import backends
+
+    name = getattr(args, "device", "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise InputError(f"--device takes cpu, cuda or cuda:1, but got {name!r}.") from error
+    if device.type != "cpu":
+        backends.choose(device=device, **options)
+    return device
 
 
 def randomise(model: nn.Module) -> None:

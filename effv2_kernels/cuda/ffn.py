@@ -1,7 +1,8 @@
 """The bottleneck, ``blocks.FFN``, in one launch or in two: see ``csrc/cuda/blocks/ffn.h``.
 
 Whole, for many pixels: the hidden map never is in memory. By channels, for few: ``widen`` makes some hidden
-channels of all pixels around a tile, and a product narrows them. Without fc1 it is ``narrow``, in one launch.
+channels of all pixels around a tile, and a product narrows them. In halves, a product makes the hidden map
+and ``narrow`` reads it; without fc1 it is that alone. Which is the fastest, a clock says.
 """
 
 from __future__ import annotations
@@ -12,9 +13,11 @@ from typing import Any
 import torch
 
 from effv2_kernels import _cuda, blocks
-from effv2_kernels.cuda.launch import BUSY, FORMATS, Launch, Shape, busiest_first
+from effv2_kernels.cuda.launch import BUSY, FORMATS, Launch, Shape, busiest_first, require_countable
 from effv2_kernels.cuda.packing import bias_of_product, right_factor
 from effv2_kernels.cuda.product import pointwise_product
+from effv2_kernels.gpu import launch as gpu_launch
+from effv2_kernels.gpu.alternatives import Alternative
 from effv2_kernels.gpu.launch import FeatureMap, blocks_of
 from effv2_kernels.gpu.packing import Packed, taps, vector
 
@@ -42,23 +45,41 @@ class FFN(Packed):
         self.fc2 = right_factor(block.fc2.weight, dtype, device)
         self.fc2_bias = bias_of_product(block.fc2.bias, device)
 
-    def plan(self, x: FeatureMap, precision: str) -> list[Launch]:
+    def plan(self, x: FeatureMap, precision: str) -> Sequence[gpu_launch.Launch]:
+        return self.alternatives(x, precision)[0].launches
+
+    def alternatives(self, x: FeatureMap, precision: str) -> Sequence[Alternative]:
         if self.fc1 is None:
-            return [self.narrow(x)]
+            narrow = self.narrow(x)
+            assert narrow is not None
+            return [Alternative.of([narrow])]
+        found = [Alternative.of(self.by_channels(x), "by channels")]
         many = blocks_of(x.height, self.stride * 8) * blocks_of(x.width, self.stride * 14) * x.images >= MANY
         large = blocks_of(x.height, self.stride) * blocks_of(x.width, self.stride) >= _LARGE_MAP
-        whole = self.whole(x) if many or large else None
-        return [whole] if whole is not None else self.by_channels(x)
+        whole = self.whole(x)
+        if whole is not None:
+            found.insert(0 if many or large else 1, Alternative.of([whole], "whole"))
+        halves = self.in_halves(x)
+        return [*found, Alternative.of(halves, "in halves")] if halves else found
 
     def whole(self, x: FeatureMap) -> Launch | None:
         """In one launch; None where its outputs fit into no block's registers."""
         return self._launch("whole", x, residual=x if self.residual else None)
 
-    def narrow(self, wide: FeatureMap) -> Launch:
-        """What follows fc1."""
-        launch = self._launch("narrow", wide, residual=wide if self.residual else None)
-        assert launch is not None
-        return launch
+    def narrow(self, wide: FeatureMap, x: FeatureMap | None = None) -> Launch | None:
+        """What follows fc1; None where its outputs fit into no block's registers.
+
+        x: of the block, where that has fc1.
+        """
+        return self._launch("narrow", wide, residual=(x or wide) if self.residual else None)
+
+    def in_halves(self, x: FeatureMap) -> list[Launch]:
+        """fc1 as a product, and ``narrow``; nothing where that does not fit."""
+        assert self.fc1 is not None
+        assert self.fc1_bias is not None
+        widen = pointwise_product(x, self.fc1, self.fc1_bias, self.hidden, activation=self.activation)
+        narrow = self.narrow(widen.output, x)
+        return [] if narrow is None else [widen, narrow]
 
     def by_channels(self, x: FeatureMap) -> list[Launch]:
         """``widen`` and a product."""
@@ -71,6 +92,7 @@ class FFN(Packed):
         ]
 
     def _launch(self, part: str, x: FeatureMap, residual: FeatureMap | None = None) -> Launch | None:
+        require_countable(x)
         height, width = blocks_of(x.height, self.stride), blocks_of(x.width, self.stride)
         y = x.like(self.hidden if part == "widen" else self.outputs, height, width)
         arguments: dict[str, Any] = {
@@ -82,10 +104,12 @@ class FFN(Packed):
         }  # fmt: skip
         if part == "widen":
             arguments |= {"fc2": None, "fc2_bias": None}
+        if part == "narrow":
+            arguments |= {"fc1": None, "fc1_bias": None}
         found = self._shapes(part, arguments, x, y)
         if not found:
             return None
-        wide = 0 if self.fc1 is None else x.pixels * self.hidden * x.channels
+        wide = 0 if part == "narrow" else x.pixels * self.hidden * x.channels
         narrowed = 0 if part == "widen" else y.pixels * self.hidden * self.outputs
         return Launch(
             kind="ffn", dtype=x.dtype, arguments=arguments, tiles=found, output=y,

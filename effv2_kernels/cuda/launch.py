@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,8 +12,9 @@ import torch
 from torch import Tensor
 
 from effv2_kernels import _cuda
+from effv2_kernels.errors import UnavailableError
 from effv2_kernels.gpu import launch as gpu_launch
-from effv2_kernels.gpu.launch import FeatureMap
+from effv2_kernels.gpu.launch import FeatureMap, OneLaunch
 from effv2_kernels.gpu.resources import SHARED_BYTES, Resources
 
 if TYPE_CHECKING:
@@ -20,8 +22,41 @@ if TYPE_CHECKING:
 
 FORMATS = {torch.float16: "fp16", torch.bfloat16: "bf16"}
 
+# What the module raises for what the driver, or the emulator in its place, refuses to launch.
+LAUNCH_ERRORS: tuple[type[Exception], ...] = tuple(
+    getattr(_cuda, name) for name in ("CudaError", "EmulatorError") if hasattr(_cuda, name)
+)
+
+# The kernels count pixels in 32 bits.
+_MOST_PIXELS = 2**31 - 1
+
 # Blocks of threads that keep an H100 busy: one for each multiprocessor.
 BUSY = 132
+
+
+def require_countable(m: FeatureMap) -> None:
+    """Raise UnavailableError for a map of too many pixels."""
+    if m.pixels > _MOST_PIXELS:
+        raise UnavailableError(
+            f"the cuda backend takes maps of at most {_MOST_PIXELS} pixels in all images, and this one has "
+            f"{m.pixels} ({m.images} images of {m.height}x{m.width}). Give fewer images, or use "
+            f"backend='triton'"
+        )
+
+
+def refusal(what: str, error: Exception) -> Exception:
+    """What to raise where the driver refused to launch something, of ``LAUNCH_ERRORS``."""
+    if "cudaErrorMemoryAllocation" in str(error):
+        return torch.OutOfMemoryError(f"{what}: {error}")
+    return UnavailableError(
+        f"{what} could not be launched: {error}. Nothing of this call is to be used; the model can be called "
+        f"again. Where it happens again, optimize(model, backend='triton') does without these kernels."
+    )
+
+
+def _build() -> str:
+    """What tells this module from another of the same version: kernels are changed between versions."""
+    return f"{zlib.crc32(Path(_cuda.__file__).read_bytes()):08x}"
 
 
 @dataclass(frozen=True, eq=False)
@@ -61,13 +96,20 @@ class Launch(gpu_launch.Launch):
     there are none), sizes and names.
     """
 
+    backend: ClassVar[str] = "cuda"
     compiler: ClassVar[str] = f"cuda-{_cuda.VERSION}"
+    build: ClassVar[str] = _build()
     shipped: ClassVar[Path] = Path(__file__).with_name("tuned")
     interpreted: ClassVar[bool] = _cuda.emulated
+    trusted: ClassVar[bool] = False
 
     kind: str
     dtype: torch.dtype
     _steps: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for m in self.maps:
+            require_countable(m)
 
     @property
     def name(self) -> str:
@@ -102,10 +144,35 @@ class Launch(gpu_launch.Launch):
     def run(self, tile: gpu_launch.Tile, memory: Mapping[FeatureMap, Tensor]) -> None:
         device = memory[self.output].device
         stream = torch.cuda.current_stream(device).cuda_stream if device.type == "cuda" else 0
-        _cuda.launch([self.own_step(tile)], [memory[m].data_ptr() for m in self.maps], stream)
+        try:
+            _cuda.launch([self.own_step(tile)], [memory[m].data_ptr() for m in self.maps], stream)
+        except LAUNCH_ERRORS as error:
+            raise refusal(f"{self.name} ({tile})", error) from error
 
     def trace(self, tile: gpu_launch.Tile, memory: Mapping[FeatureMap, Tensor]) -> None:
+        # Blocks that may have such launches stay one opaque op: see ``ops.decomposition.runs_kernels``.
         raise NotImplementedError("the CUDA kernels are no operators of Torch's compiler")
+
+    def shared_bytes(self, tile: gpu_launch.Tile) -> int | None:
+        extent = self.own_step(tile).extent
+        return int(extent.shared_bytes) if extent.tiles else None
+
+    @property
+    def tile_in_one(self) -> gpu_launch.Tile | None:
+        """The first of its shapes that the one launch has (``csrc/cuda/schedule.h``) and that can do it."""
+        for tile in self.tiles:
+            step = self.own_step(tile)
+            if _cuda.has_shape(step) and step.extent.tiles:
+                return tile
+        return None
+
+    @classmethod
+    def join(
+        cls, launches: Sequence[Self], image: FeatureMap, outputs: Sequence[FeatureMap], device: torch.device
+    ) -> OneLaunch:
+        from effv2_kernels.cuda.network import OneLaunch as Network
+
+        return Network(launches, image, outputs, device, _multiprocessors(device))
 
     def compile(self, tile: gpu_launch.Tile) -> Resources | None:
         step = self.own_step(tile)
@@ -119,3 +186,10 @@ class Launch(gpu_launch.Launch):
     @classmethod
     def compile_missing(cls, pairs: Sequence[tuple[Self, gpu_launch.Tile]]) -> None:
         """They are all compiled."""
+
+
+def _multiprocessors(device: torch.device) -> int:
+    if device.type != "cuda":
+        return 4
+    count: int = torch.cuda.get_device_properties(device).multi_processor_count
+    return count

@@ -2,30 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
 
 from effv2_kernels import _cuda
-from effv2_kernels.cuda.launch import FORMATS, Launch
-from effv2_kernels.gpu.launch import FeatureMap, Tile
+from effv2_kernels.cuda.launch import FORMATS, LAUNCH_ERRORS, Launch, refusal
+from effv2_kernels.errors import UnavailableError
+from effv2_kernels.gpu.launch import FeatureMap, Task, Tile
+from effv2_kernels.gpu.plan import as_output
 
 # Of a map in the arena: loads of 16 bytes, and whole cache lines.
 _ALIGNMENT = 256
 
 # The buffers of a call, by their numbers; outputs follow.
 _IMAGES, _ARENA, _OUTPUTS = 1, 2, 3
-
-
-class Task(NamedTuple):
-    """A tile of a launch, by the number of that, and the flags that it raises and waits for."""
-
-    launch: int
-    tile: int
-    raises: range
-    waits: tuple[range, ...]
 
 
 class OneLaunch:
@@ -64,6 +56,7 @@ class OneLaunch:
             for data in (self._schedule.tasks, _cuda.bytes_of_steps(steps), self._schedule.parts)
         ]
         self._launches = list(launches)  # whose weights the steps point to
+        self._listed = self._schedule.listed
 
     @property
     def control_bytes(self) -> int:
@@ -73,28 +66,26 @@ class OneLaunch:
 
     @property
     def tasks(self) -> Iterator[Task]:
-        for step, tile, made, needs in self._schedule.listed:
+        for step, tile, made, needs in self._listed:
             yield Task(step, tile, _flags(made), tuple(_flags(need) for need in needs))
 
-    def run(self, images: Tensor, arena: Tensor, control: Tensor) -> list[Tensor]:
-        """The outputs (N, C, H, W) in channels_last, on the current stream; nothing waits for the GPU.
-
-        images: as planned. arena: (``bytes``,) uint8. control: (``control_bytes``,) uint8, for one call at a
-        time, as the arena is.
-        """
-        made = [images.new_empty(m.elements, dtype=m.dtype) for m in self.outputs]
+    def run(
+        self, images: Tensor, arena: Tensor, control: Tensor, outputs: Sequence[Tensor] | None = None
+    ) -> list[Tensor]:
+        """See ``effv2_kernels.gpu.launch``."""
+        made = outputs or [images.new_empty(m.elements, dtype=m.dtype) for m in self.outputs]
         tasks, steps, parts = (data.data_ptr() for data in self._plan)
         fields = {
-            "tasks": sum(1 for _ in self._schedule.listed), "largest": self._schedule.largest,
+            "tasks": len(self._listed), "largest": self._schedule.largest,
             "list": tasks, "steps": steps, "parts": parts, "control": control.data_ptr(),
         }  # fmt: skip
         stream = torch.cuda.current_stream(images.device).cuda_stream if images.is_cuda else 0
         buffers = [t.data_ptr() for t in (images, arena, *made)]
-        _cuda.launch_network(self.format, fields, self.blocks, buffers, stream)
-        return [
-            y.view(m.images, m.height, m.width, m.channels).permute(0, 3, 1, 2)
-            for y, m in zip(made, self.outputs, strict=True)
-        ]
+        try:
+            _cuda.launch_network(self.format, fields, self.blocks, buffers, stream)
+        except LAUNCH_ERRORS as error:
+            raise refusal("the one launch of the network", error) from error
+        return [as_output(m, y) for m, y in zip(self.outputs, made, strict=True)]
 
 
 def _flags(given: tuple[int, int]) -> range:
@@ -108,6 +99,8 @@ def _written(launches: Sequence[Launch]) -> Iterator[FeatureMap]:
 
 
 def shape_of(launch: Launch) -> Tile:
-    """The first of a launch's shapes that the one launch has."""
-    places: Mapping[int, Any] = {id(m): 0 for m in launch.maps}
-    return next(tile for tile in launch.tiles if _cuda.has_shape(launch.step(tile, places)))
+    """Its ``tile_in_one``. Raises UnavailableError where it has none."""
+    tile = launch.tile_in_one
+    if tile is None:
+        raise UnavailableError(f"{launch.name} has no shape that the one launch has")
+    return tile

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import threading
 from collections import OrderedDict
-from collections.abc import Hashable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
@@ -14,17 +13,17 @@ from torch import Tensor
 
 from effv2_kernels import blocks
 from effv2_kernels.declaration import block_sizes
-from effv2_kernels.engine import KernelRow, Progress, Timing
-from effv2_kernels.errors import ResolutionError, UnavailableError
-from effv2_kernels.gpu import tuning
+from effv2_kernels.engine import Decision, KernelRow, OneLaunchRow, Progress, TaskRow, Timing
+from effv2_kernels.errors import UnavailableError
 from effv2_kernels.gpu.ceilings import measure_ceilings
 from effv2_kernels.gpu.graph import Graph
 from effv2_kernels.gpu.kernels import Kernels
-from effv2_kernels.gpu.launch import FeatureMap, Launch, Tile
+from effv2_kernels.gpu.launch import Launch, Tile
 from effv2_kernels.gpu.plan import Plan
+from effv2_kernels.gpu.planner import Images, Made, Planner
 from effv2_kernels.gpu.resources import Resources
-from effv2_kernels.gpu.timing import milliseconds
-from effv2_kernels.inputs import check_input, check_memory, fitting_sizes, misfit
+from effv2_kernels.gpu.timing import milliseconds, require_gpu
+from effv2_kernels.inputs import check_input, check_memory
 
 _log = logging.getLogger(__name__)
 
@@ -37,8 +36,7 @@ _ATTEMPTS = 3
 
 @dataclass
 class _Planned:
-    plan: Plan
-    resources: list[Resources | None]  # of each launch; None where they are interpreted
+    made: Made
     runs: int = 0
     graph: Graph | None = None
     attempts: int = 0  # to capture
@@ -51,9 +49,9 @@ class Engine:
     maps (N, C, H, W) in channels_last, or one tensor of logits (N, classes). For a network without head
     and without features (a single block) the output of the last block is returned.
 
-    kernels: those of a backend. dtype: float32, float16 or bfloat16. device: with its index; the CPU under
-    Triton's interpreter. cuda_graph: capture images of one shape as a CUDA graph when they come for the
-    second time.
+    kernels: those of a backend, or of several that compete. dtype: float32, float16 or bfloat16. device: with
+    its index; the CPU for kernels that are interpreted or emulated. cuda_graph: capture images of one shape
+    as a CUDA graph when they come for the second time, where that is faster.
     """
 
     def __init__(
@@ -68,16 +66,10 @@ class Engine:
         self._dtype, self._device, self._cuda_graph = dtype, device, cuda_graph and device.type == "cuda"
         self._channels = block_sizes(network.blocks[0])["in"]
         self._has_head = isinstance(network.blocks[-1], blocks.Head)
-        self._sizes = fitting_sizes(network)
         self._refuse_within_capture("packed")
-        features = network.features or (blocks.Feature(len(network.blocks) - 1),)
-        with torch.inference_mode(False), torch.no_grad():
-            self._packed = [kernels.pack(block, dtype, device) for block in network.blocks]
-            self._outputs = [
-                (f.block, None if f.scale is None else kernels.pack_feature(f, device)) for f in features
-            ]
+        self._planner = Planner(network, kernels, dtype, device)
         self._settle()
-        self._planned: OrderedDict[Hashable, _Planned] = OrderedDict()
+        self._planned: OrderedDict[Images, _Planned] = OrderedDict()
         self._lock = threading.RLock()
 
     @property
@@ -93,23 +85,27 @@ class Engine:
         """(rows, columns) of the input of the last call, None before the first one."""
         if not self._planned:
             return None
-        image = next(reversed(self._planned.values())).plan.image
+        image = next(reversed(self._planned.values())).made.plan.image
         return image.height, image.width
 
     @property
     def packed_bytes(self) -> int:
         """Bytes of the packed weights."""
-        packed = [*self._packed, *(feature for _, feature in self._outputs if feature is not None)]
-        return sum(v.nbytes for part in packed for v in vars(part).values() if isinstance(v, Tensor))
+        return self._planner.nbytes
 
     def block_shapes(self, height: int, width: int) -> list[tuple[int, int, int]]:
         """(channels, height, width) of each output; ResolutionError where an attention bias does not fit."""
-        outputs = [launches[-1].output for launches in self._plan_one(height, width).blocks]
+        outputs = [
+            launches[-1].output for launches in self._planner.outline(self._one_image(height, width)).blocks
+        ]
         return [(m.channels, m.height, m.width) for m in outputs]
 
     def block_macs(self, height: int, width: int) -> list[int]:
         """Multiply-adds of each block for one image of a size that fits."""
-        return [sum(launch.macs for launch in block) for block in self._plan_one(height, width).blocks]
+        return [
+            sum(launch.macs for launch in block)
+            for block in self._planner.outline(self._one_image(height, width)).blocks
+        ]
 
     def block_launches(self, height: int, width: int) -> list[list[tuple[Launch, Tile, Resources | None]]]:
         """The launches of each block, with their tiles and what those take of the GPU.
@@ -117,23 +113,28 @@ class Engine:
         They are those of the last batch of this size, or of one image. The scale and shift of a returned
         feature map count as part of its block. Raises ResolutionError and UnavailableError as ``run`` does.
         """
-        with self._lock, self._on_device():
-            planned = next(
-                (
-                    planned
-                    for planned in reversed(self._planned.values())
-                    if (planned.plan.image.height, planned.plan.image.width) == (height, width)
-                    and len(planned.plan.blocks) == len(self._packed)
-                ),
-                None,
-            ) or self._make(torch.Size((1, self._channels, height, width)), True, self._precision())
-        plan = planned.plan
-        chosen = list(zip(plan.launches, plan.tiles, planned.resources, strict=True))
+        made = self._last(height, width)
+        plan = made.plan
+        chosen = list(zip(plan.launches, plan.tiles, made.resources, strict=True))
         of_blocks = [[chosen.pop(0) for _ in block] for block in plan.blocks]
-        for i, feature in self._outputs:
+        for i, feature in self._planner.outputs:
             if feature is not None:
                 of_blocks[i].append(chosen.pop(0))
         return of_blocks
+
+    def _last(self, height: int, width: int) -> Made:
+        """What the last batch of this size ran, or one image would."""
+        with self._lock, self._on_device():
+            for planned in reversed(self._planned.values()):
+                plan = planned.made.plan
+                whole = len(plan.blocks) == len(self._planner.packed)
+                if whole and (plan.image.height, plan.image.width) == (height, width):
+                    return planned.made
+            self._refuse_within_capture("planned")
+            return self._planner.make(self._one_image(height, width, self._precision()))
+
+    def _one_image(self, height: int, width: int, precision: str = "ieee") -> Images:
+        return Images(torch.Size((1, self._channels, height, width)), True, precision)
 
     def describe(self, height: int, width: int) -> list[tuple[KernelRow, ...]]:
         return [
@@ -142,20 +143,41 @@ class Engine:
                     launch.name,
                     str(tile),
                     None if resources is None else resources.registers,
-                    None if resources is None else resources.shared,
+                    launch.shared_bytes(tile) if resources is None else resources.shared,
                 )
                 for launch, tile, resources in block
             )
             for block in self.block_launches(height, width)
         ]
 
+    def decisions(self, height: int, width: int) -> list[Decision]:
+        return [
+            Decision(chosen.alternative.backend, chosen.alternative.way, chosen.why)
+            for chosen in self._last(height, width).plan.chosen
+        ]
+
+    def one_launch(self, height: int, width: int) -> OneLaunchRow | None:
+        choice = self._last(height, width).network
+        if choice is None:
+            return None
+        if choice.one is None:
+            return OneLaunchRow(False, choice.why)
+        with self._on_device():
+            joined, launches = choice.one.joined, choice.one.launches
+            tasks = tuple(
+                TaskRow(task.launch, launches[task.launch].name, task.tile, task.raises, task.waits)
+                for task in joined.tasks
+            )
+        return OneLaunchRow(choice.is_one, choice.why, len(launches), joined.blocks, tasks)
+
     def profile(self, x: Tensor, threads: int | None, *, repeats: int, warmup: int) -> Timing:
         """See ``effv2_kernels.engine``: the sum of the medians of a block's launches, each timed by itself.
 
+        So are those that run in one launch, of which no part can be timed.
+
         Raises as ``run`` does, and UnavailableError without a GPU or without memory for the largest launch.
         """
-        if self._device.type != "cuda":
-            raise UnavailableError("only a GPU can be profiled; this model runs in Triton's interpreter.")
+        require_gpu(self._device)
         x = self._accepted(x)
         with self._on_device():
             self._find(x)
@@ -190,7 +212,7 @@ class Engine:
                 outputs = []
             # Not above, where the error holds on to the memory of what failed.
             outputs = outputs or self._run(x, stop, capture=False)
-        logits = self._has_head and not 0 < stop < len(self._packed)
+        logits = self._has_head and not 0 < stop < len(self._planner.packed)
         return [y.flatten(1) for y in outputs] if logits else outputs
 
     def _run(self, x: Tensor, stop: int, *, capture: bool = True) -> list[Tensor]:
@@ -198,15 +220,19 @@ class Engine:
         if not capture:
             planned.attempts = _ATTEMPTS
         capturing = self._within_capture()
-        if self._cuda_graph and not capturing and planned.graph is None and planned.runs > 0:
+        is_due = planned.graph is None and planned.runs > 0 and planned.made.plan.gains_by_graph
+        if self._cuda_graph and not capturing and is_due:
             self._capture(planned, x)
         planned.runs += 1
         graph = planned.graph
         # Who captures a graph around this one gets the launches, on memory that belongs to that graph.
-        return planned.plan.run(x) if graph is None or capturing else graph.replay(x)
+        return planned.made.plan.run(x) if graph is None or capturing else graph.replay(x)
 
     def tune(self, x: Tensor, progress: Progress) -> dict[str, dict[str, float]]:
-        """Measure the tiles of all launches for images like x, and use the fastest from now on.
+        """Measure all that can be chosen for images like x, and use the fastest from now on.
+
+        That is the tiles of all launches, the alternatives of each block, and whether the network is one
+        launch.
 
         Returns the milliseconds of each tile that was measured, by the key of its launch.
 
@@ -214,10 +240,11 @@ class Engine:
         does not suffice to measure.
         """
         x = self._accepted(x)
+        require_gpu(self._device)
         with self._on_device():
-            tables = tuning.tables_of(self._device)
+            self._refuse_within_capture(f"tuned for images of {tuple(x.shape)}")
             try:
-                return tuning.measure(self._find(x).plan.launches, tables, progress)
+                return self._planner.tune(x, self._precision(), progress)
             finally:
                 self.forget()
 
@@ -225,7 +252,7 @@ class Engine:
         """x as the kernels read it, and its plan, with tiles; nothing is launched. Raises as ``run`` does."""
         x = self._accepted(x, traced=True)
         with self._on_device():
-            return x, self._find(x).plan
+            return x, self._find(x).made.plan
 
     def _accepted(self, x: Tensor, *, traced: bool = False) -> Tensor:
         """x in one of the layouts that are planned for, with the values that it shows.
@@ -236,7 +263,7 @@ class Engine:
         if not traced:
             check_memory(x)
         x = x.detach().resolve_neg()
-        if not self._packed[0].reads_any_layout:
+        if not self._planner.packed[0].reads_any_layout:
             return x.contiguous(memory_format=torch.channels_last)
         if x.is_contiguous(memory_format=torch.channels_last):
             return x
@@ -251,44 +278,18 @@ class Engine:
         return "tf32" if allowed and self._dtype is torch.float32 else "ieee"
 
     def _find(self, x: Tensor, stop: int = 0) -> _Planned:
-        precision = self._precision()
-        nhwc = x.is_contiguous(memory_format=torch.channels_last)
-        key = (x.shape, nhwc, precision, stop)
+        images = Images.like(x, self._precision(), stop)
         with self._lock:
-            planned = self._planned.get(key)
+            planned = self._planned.get(images)
             if planned is None:
                 self._refuse_within_capture(f"planned for images of {tuple(x.shape)}")
-                planned = self._make(x.shape, nhwc, precision, stop)
+                planned = _Planned(self._planner.make(images))
+                self._settle()
                 if len(self._planned) >= _MAX_PLANS:
                     self._planned.popitem(last=False)
-                self._planned[key] = planned
-            self._planned.move_to_end(key)
+                self._planned[images] = planned
+            self._planned.move_to_end(images)
         return planned
-
-    def _make(self, shape: torch.Size, nhwc: bool, precision: str, stop: int = 0) -> _Planned:
-        plan = self._plan(shape, nhwc, precision, stop)
-        if any(launch.interpreted for launch in plan.launches):
-            return _Planned(plan, [None] * len(plan.launches))
-        chosen = tuning.choose(plan.launches, tuning.tables_of(self._device))
-        plan.tiles = [tile for tile, _ in chosen]
-        self._settle()
-        return _Planned(plan, [resources for _, resources in chosen])
-
-    def _plan(self, shape: torch.Size, nhwc: bool, precision: str, stop: int = 0) -> Plan:
-        n, c, h, w = shape
-        image = FeatureMap(n, h, w, c, self._dtype, None if nhwc else (c * h * w, h * w, w, 1))
-        try:
-            with torch.inference_mode(False):
-                if stop:
-                    return Plan(self._packed[:stop], image, [(stop - 1, None)], precision)
-                return Plan(self._packed, image, self._outputs, precision)
-        except ResolutionError as error:
-            if self._sizes is None:
-                raise
-            raise misfit(self._sizes, h, w) from error
-
-    def _plan_one(self, height: int, width: int) -> Plan:
-        return self._plan(torch.Size((1, self._channels, height, width)), True, "ieee")
 
     def _capture(self, planned: _Planned, x: Tensor) -> None:
         with self._lock:
@@ -296,7 +297,7 @@ class Engine:
                 return
             planned.attempts += 1
             try:
-                planned.graph = Graph(planned.plan, x)
+                planned.graph = Graph(planned.made.plan, x)
             except RuntimeError as error:
                 _log.warning(
                     "images of %s run without a CUDA graph, kernel by kernel: %s", tuple(x.shape), error

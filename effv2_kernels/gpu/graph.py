@@ -70,8 +70,11 @@ class Graph:
         # Tensors of inference mode could not be written outside of it.
         with torch.inference_mode(False), torch.no_grad():
             self._images = torch.empty_like(images, memory_format=torch.preserve_format)
+            run = plan.for_graph(self._images)
             with captured(self._graph):
-                self._outputs = plan.run(self._images)
+                self._outputs = run()
+            # Memory that was made before the capture lives as long as the graph.
+            self._run = run
 
     def replay(self, images: Tensor) -> list[Tensor]:
         """The outputs for ``images``, on the current stream and in memory of their own."""

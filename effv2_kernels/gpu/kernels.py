@@ -7,16 +7,18 @@ from typing import TYPE_CHECKING, Protocol, cast
 
 import torch
 
+from effv2_kernels.gpu.mix import Mix
+
 if TYPE_CHECKING:
     from effv2_kernels.blocks import Block, Feature
     from effv2_kernels.gpu.packing import Packed
 
 # Each needs its compiler, so it is imported for a model that is to run on it.
-_MODULES = {"triton": "effv2_kernels.triton.kernels"}
+_MODULES = {"triton": "effv2_kernels.triton.kernels", "cuda": "effv2_kernels.cuda.kernels"}
 
 
 class Kernels(Protocol):
-    """The kernels of one backend: a module with these functions."""
+    """The kernels of one backend: a module with these functions; or of several (``mix``)."""
 
     def refusal(self, block: Block) -> str | None:
         """What of a block there is no kernel for, None where there is one."""
@@ -32,5 +34,7 @@ class Kernels(Protocol):
 
 
 def kernels_of(backend: str) -> Kernels:
-    """Those of a backend for GPUs, by its name."""
+    """Those of a backend for GPUs, by its name; "auto" has those of all, and its blocks choose."""
+    if backend == "auto":
+        return Mix({name: kernels_of(name) for name in _MODULES})
     return cast(Kernels, import_module(_MODULES[backend]))

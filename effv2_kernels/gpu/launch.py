@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -82,6 +82,45 @@ def tile(warps: int = 4, stages: int = 2, **blocks: int) -> Tile:
     return Tile(blocks, warps, stages)
 
 
+class Task(NamedTuple):
+    """A tile of one launch's part, by the number of that, and the flags that it raises and waits for."""
+
+    launch: int
+    tile: int
+    raises: range
+    waits: tuple[range, ...]
+
+
+class OneLaunch(Protocol):
+    """The launches of a network as tasks of a single one.
+
+    blocks: of threads, which take tasks.
+    """
+
+    blocks: int
+
+    @property
+    def bytes(self) -> int:
+        """Of all activations but the outputs, each in memory of its own."""
+
+    @property
+    def control_bytes(self) -> int:
+        """Of the memory in which tasks are counted: zero at first, and for one call at a time."""
+
+    @property
+    def tasks(self) -> Iterable[Task]:
+        """In the order in which they are taken."""
+
+    def run(
+        self, images: Tensor, arena: Tensor, control: Tensor, outputs: Sequence[Tensor] | None = None
+    ) -> list[Tensor]:
+        """The outputs (N, C, H, W) in channels_last, on the current stream; nothing waits for the GPU.
+
+        images: as planned. arena: (``bytes``,) uint8. control: (``control_bytes``,) uint8. outputs: memory
+        for the outputs, flat; None allocates it.
+        """
+
+
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Launch(ABC):
     """One kernel on some buffers, for any of its ``tiles``. A backend has a subclass for its kernels.
@@ -91,14 +130,20 @@ class Launch(ABC):
     those that the kernel repeats; resizing and means are not counted. scratch: a buffer among the arguments
     that this launch alone uses.
 
-    compiler: its name and version, in names of files; what another one makes may be fastest with other tiles.
-    shipped: the folder with the tiles that are shipped, one file for each kind of GPU. interpreted: whether
-    the kernels run without being compiled, so that no tile is better than another.
+    backend: its name. compiler: its name and version, in names of files; what another one makes may be
+    fastest with other tiles. build: what tells the kernels of this installation from others of the same
+    version, where their code is not compiled here. shipped: the folder with the tiles that are shipped, one
+    file for each kind of GPU. interpreted: whether the kernels run without being compiled, so that no tile is
+    better than another. trusted: whether they may be used on a GPU where nobody has compared what they
+    compute (``parity``).
     """
 
+    backend: ClassVar[str] = ""
     compiler: ClassVar[str]
+    build: ClassVar[str] = ""
     shipped: ClassVar[Path]
     interpreted: ClassVar[bool] = False
+    trusted: ClassVar[bool] = True
 
     arguments: dict[str, Any]
     tiles: Sequence[Tile]
@@ -130,6 +175,25 @@ class Launch(ABC):
 
         What does not compile is left for ``compile`` to find out.
         """
+
+    def shared_bytes(self, tile: Tile) -> int | None:
+        """Of shared memory that a program takes, whether it fits or not; None where only compiling tells."""
+        return None
+
+    @property
+    def tile_in_one(self) -> Tile | None:
+        """Its tile where a whole network is one launch (``one_launch``); None where it cannot be a part."""
+        return None
+
+    @classmethod
+    def join(
+        cls, launches: Sequence[Self], image: FeatureMap, outputs: Sequence[FeatureMap], device: torch.device
+    ) -> OneLaunch:
+        """One launch of these, in order, each with its ``tile_in_one``.
+
+        image: what the first one reads. outputs: the maps that are returned.
+        """
+        raise NotImplementedError(f"{cls.__name__} has no tile in one launch")
 
     @property
     def written(self) -> tuple[FeatureMap, ...]:

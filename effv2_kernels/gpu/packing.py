@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from effv2_kernels.gpu.alternatives import Alternative
 from effv2_kernels.gpu.launch import FeatureMap, Launch, blocks_of
 from effv2_kernels.reference.attention_bias import bias_for
 
@@ -36,8 +37,17 @@ class Packed(ABC):
         """The launches for x, in order; the output of the last one is the block's.
 
         precision: of products in float32, "ieee" or "tf32". Raises ResolutionError where an attention bias
-        does not fit.
+        does not fit, and UnavailableError for maps that the kernels cannot take.
         """
+
+    def alternatives(self, x: FeatureMap, precision: str) -> Sequence[Alternative]:
+        """All ways to compute it for x; the first one is ``plan``, to be used unmeasured. Raises as that."""
+        return [Alternative.of(self.plan(x, precision))]
+
+    @property
+    def nbytes(self) -> int:
+        """Of the packed weights."""
+        return sum(v.nbytes for v in vars(self).values() if isinstance(v, Tensor))
 
 
 def matrix(weight: Tensor, dtype: torch.dtype, device: torch.device | str) -> Tensor:

@@ -1,33 +1,26 @@
 """Which tile each launch takes: measured on this GPU, shipped for its kind, or the first that fits.
 
-Measured choices are kept in one JSON file for each kind of GPU, version of this package and version of the
-kernels' compiler, in the folder EFFV2_CACHE_DIR or ``~/.cache/effv2_kernels``. The shipped ones are files of
-the same kind beside the kernels, made by measuring as well. A file that cannot be read or written is left
-alone with a warning: it only makes things slower.
+Measured choices are kept (``kept``) in one file for each kind of GPU, version of this package and version of
+the kernels' compiler. The shipped ones are files of the same kind beside the kernels, made by measuring as
+well.
 """
 
 from __future__ import annotations
 
-import json
-import logging
-import os
-import re
-import tempfile
 import threading
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 
-import effv2_kernels
 from effv2_kernels.engine import Progress
 from effv2_kernels.errors import UnavailableError
+from effv2_kernels.gpu.kept import Kept, file_of, kind_of, read
 from effv2_kernels.gpu.launch import Launch, Tile
 from effv2_kernels.gpu.resources import Resources
 from effv2_kernels.gpu.timing import milliseconds
 
-_log = logging.getLogger(__name__)
+_WHAT = "measured tiles"
 
 # GPUs with the chip of another one, for which tiles are shipped: their memory is another or their clock.
 _SAME_CHIP = {
@@ -40,51 +33,45 @@ _SAME_CHIP = {
 class TileTable:
     """A backend's tiles that were measured on one kind of GPU; may be used from several threads.
 
-    gpu: its name as PyTorch gives it. launches: the backend's class of them.
+    gpu: its name as PyTorch gives it; None keeps them in this process alone. launches: the backend's class of
+    them.
     """
 
-    def __init__(self, gpu: str, launches: type[Launch]) -> None:
-        kind = re.sub(r"[^a-z0-9]+", "-", gpu.lower()).strip("-")
-        self.path = _folder() / f"{kind}-{effv2_kernels.__version__}-{launches.compiler}.json"
-        self._lock = threading.Lock()
-        shipped = launches.shipped
-        self._tiles = {**_read(shipped / f"{kind}.json"), **_read(self.path)}
-        self._same_chip = _read(shipped / f"{_SAME_CHIP[kind]}.json") if kind in _SAME_CHIP else {}
+    def __init__(self, gpu: str | None, launches: type[Launch]) -> None:
+        self._kept = Kept(None if gpu is None else file_of(gpu, launches.compiler), _WHAT)
+        self._shipped = self._same_chip = dict[str, str]()
+        if gpu is not None:
+            kind = kind_of(gpu)
+            self._shipped = read(launches.shipped / f"{kind}.json", _WHAT)
+            if kind in _SAME_CHIP:
+                self._same_chip = read(launches.shipped / f"{_SAME_CHIP[kind]}.json", _WHAT)
+
+    @property
+    def path(self) -> Path | None:
+        """Of the file that what is measured goes to."""
+        return self._kept.path
 
     def find(self, launch: Launch) -> Tile | None:
         """The tile measured for a launch, None if there is none or it is no candidate any more."""
-        return self.measured(launch) or _candidate(launch, self._same_chip)
+        return self.measured(launch) or _candidate(launch, self._same_chip.get(launch.key))
 
     def measured(self, launch: Launch) -> Tile | None:
         """As ``find``, but on a GPU of this very kind."""
-        return _candidate(launch, self._tiles)
+        return _candidate(launch, self._kept.get(launch.key) or self._shipped.get(launch.key))
 
-    def add(self, chosen: dict[str, Tile]) -> None:
+    def add(self, chosen: Mapping[str, Tile]) -> None:
         """Remember the tiles of launches, by their key, here and on disk."""
-        with self._lock:
-            self._tiles |= {key: str(tile) for key, tile in chosen.items()}
-            # Another process may have measured as well since this one began.
-            merged = {**_read(self.path), **{key: self._tiles[key] for key in chosen}}
-            try:
-                _write(self.path, merged)
-            except OSError as error:
-                _log.warning(
-                    "the measured tiles cannot be kept in %s (%s); they are used in this process only. Name "
-                    "another folder with EFFV2_CACHE_DIR.",
-                    self.path,
-                    error,
-                )
+        self._kept.add({key: str(tile) for key, tile in chosen.items()})
 
 
-def _candidate(launch: Launch, tiles: dict[str, str]) -> Tile | None:
-    named = tiles.get(launch.key)
+def _candidate(launch: Launch, named: str | None) -> Tile | None:
     return next((tile for tile in launch.tiles if str(tile) == named), None)
 
 
 class TileTables:
     """The tables of one kind of GPU, one for each backend; may be used from several threads."""
 
-    def __init__(self, gpu: str) -> None:
+    def __init__(self, gpu: str | None) -> None:
         self._gpu = gpu
         self._lock = threading.Lock()
         self._tables: dict[type[Launch], TileTable] = {}
@@ -110,17 +97,6 @@ class TileTables:
             self.of(launches).add({launch.key: tile for launch, tile in found})
 
 
-_tables: dict[str, TileTables] = {}
-
-
-def tables_of(device: torch.device) -> TileTables:
-    """The tables of the GPU ``device``."""
-    gpu = torch.cuda.get_device_name(device)
-    if gpu not in _tables:
-        _tables[gpu] = TileTables(gpu)
-    return _tables[gpu]
-
-
 def compile_missing(pairs: Iterable[tuple[Launch, Tile]]) -> None:
     """Compile what is not compiled yet of launches with their tiles, for the current GPU."""
     for launches, found in _by_class(pairs).items():
@@ -132,6 +108,13 @@ def _by_class(pairs: Iterable[tuple[Launch, Tile]]) -> dict[type[Launch], list[t
     for launch, tile in pairs:
         found.setdefault(type(launch), []).append((launch, tile))
     return found
+
+
+def ready(launches: Sequence[Launch], tables: TileTables) -> list[tuple[Tile, Resources | None]]:
+    """As ``choose``; those that are interpreted need not be compiled, and have no resources."""
+    compiled = [launch for launch in launches if not launch.interpreted]
+    chosen = dict(zip(compiled, choose(compiled, tables), strict=True))
+    return [chosen.get(ln) or (tables.find(ln) or ln.tiles[0], None) for ln in launches]
 
 
 def choose(launches: Sequence[Launch], tables: TileTables) -> list[tuple[Tile, Resources]]:
@@ -160,9 +143,11 @@ def best_unmeasured(launch: Launch) -> tuple[Tile, Resources]:
         if made is not None:
             fitting.append((tile, made))
     if not fitting:
+        needs = [needed for tile in launch.tiles if (needed := launch.shared_bytes(tile)) is not None]
+        least = f": the smallest needs {min(needs)} bytes of it" if needs else ""
         raise UnavailableError(
             f"none of the {len(launch.tiles)} tiles of {launch.name} fits into the shared memory of this GPU "
-            f"({torch.cuda.get_device_name()}). Use another GPU, or another precision with "
+            f"({torch.cuda.get_device_name()}){least}. Use another GPU, or another precision with "
             f"optimize(model, dtype=...)."
         )
     return min(fitting, key=lambda found: found[1].stack)
@@ -196,41 +181,3 @@ def measure(
     finally:
         tables.add(chosen)
     return found
-
-
-def _folder() -> Path:
-    named = os.environ.get("EFFV2_CACHE_DIR")
-    if named:
-        return Path(named)
-    try:
-        return Path.home() / ".cache" / "effv2_kernels"
-    except RuntimeError:  # a user without a home
-        return Path(tempfile.gettempdir()) / "effv2_kernels"
-
-
-def _read(path: Path) -> dict[str, str]:
-    try:
-        data: Any = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return {}
-    except (OSError, ValueError) as error:
-        _log.warning("the measured tiles in %s cannot be read (%s) and are ignored.", path, error)
-        return {}
-    if not isinstance(data, dict) or not all(isinstance(value, str) for value in data.values()):
-        _log.warning("%s does not hold measured tiles and is ignored.", path)
-        return {}
-    return data
-
-
-def _write(path: Path, tiles: dict[str, str]) -> None:
-    """Whole or not at all, whoever reads meanwhile."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile("w", dir=path.parent, delete=False, encoding="utf-8") as file:
-        try:
-            json.dump(tiles, file, indent=1, sort_keys=True)
-            file.flush()
-            os.chmod(file.name, 0o644)  # other users of the folder read it as well
-            os.replace(file.name, path)
-        except OSError:
-            os.unlink(file.name)
-            raise

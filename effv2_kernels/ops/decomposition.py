@@ -7,7 +7,8 @@ unless ``torch._inductor.config.freezing`` has it done once.
 
 An op stays what it is, one opaque call of a cached engine: on the CPU, whose engine has no Triton kernels;
 for sizes that the graph leaves open, on which plans and tiles depend; in torch.export, whose programs must
-not depend on the GPU at hand; and where Triton cannot run, which the call itself will say.
+not depend on the GPU at hand; where kernels in CUDA C++ may run the block, which the compiler cannot trace;
+and where Triton cannot run, which the call itself will say.
 """
 
 from __future__ import annotations
@@ -45,12 +46,13 @@ def can_decompose(x: Tensor, values: Sequence[Any], types: Sequence[type]) -> bo
 
 
 def runs_kernels(x: Tensor) -> bool:
-    """Whether the op launches compiled Triton kernels for an input like x."""
+    """Whether the op launches compiled Triton kernels for an input like x, and nothing else."""
+    if not x.is_cuda or x.dtype not in backends.DTYPE_NAMES or backends.interpreted():
+        return False
+    dtype = backends.DTYPE_NAMES[x.dtype]
     return (
-        x.is_cuda
-        and x.dtype in backends.DTYPE_NAMES
-        and not backends.interpreted()
-        and backends.can_run("triton", dtype=backends.DTYPE_NAMES[x.dtype], device=x.device).ok
+        backends.can_run("triton", dtype=dtype, device=x.device).ok
+        and not backends.can_run("cuda", dtype=dtype, device=x.device).ok
     )
 
 

@@ -34,6 +34,7 @@ class Launch(gpu_launch.Launch):
     constants: the constexprs that do not depend on the tile. programs: size of the grid for a tile.
     """
 
+    backend: ClassVar[str] = "triton"
     compiler: ClassVar[str] = f"triton-{triton.__version__}"
     shipped: ClassVar[Path] = Path(__file__).with_name("tuned")
     interpreted: ClassVar[bool] = INTERPRETED
