@@ -164,11 +164,13 @@ def kinds_of(shape, images):
     return [launch.arguments.get("part", launch.kind) for launch in packed.plan(x, "ieee")]
 
 
-def test_an_ffn_is_whole_where_tiles_are_many():
-    assert kinds_of(shapes.ffn(8, 16, 56, 56), 4) == ["widen", "product"]
-    assert kinds_of(shapes.ffn(8, 16, 56, 56), 5) == ["whole"]
-    assert kinds_of(shapes.ffn(8, 16, 112, 112, stride=2, residual=0), 4) == ["widen", "product"]
-    assert kinds_of(shapes.ffn(8, 16, 112, 112, stride=2, residual=0), 5) == ["whole"]
+def test_an_ffn_is_whole_where_tiles_are_many_or_maps_large():
+    assert kinds_of(shapes.ffn(8, 16, 14, 14), 65) == ["widen", "product"]
+    assert kinds_of(shapes.ffn(8, 16, 14, 14), 66) == ["whole"]
+    assert kinds_of(shapes.ffn(8, 16, 28, 28, stride=2, residual=0), 65) == ["widen", "product"]
+    assert kinds_of(shapes.ffn(8, 16, 28, 28, stride=2, residual=0), 66) == ["whole"]
+    assert kinds_of(shapes.ffn(8, 16, 7, 73), 1) == ["widen", "product"]
+    assert kinds_of(shapes.ffn(8, 16, 8, 64), 1) == ["whole"]
     # Not where its outputs are more than a block's registers hold.
     assert kinds_of(shapes.ffn(2048, 64, 56, 56), 5) == ["widen", "product"]
     assert kinds_of(shapes.ffn(8, 8, 56, 56, without=("fc1",)), 1) == ["narrow"]
