@@ -25,8 +25,8 @@ from triton import JITFunction
 
 import effv2_kernels.ops  # noqa: F401  (registers the ops)
 from effv2_kernels import backends, shapes
+from effv2_kernels.gpu.findings import findings_of
 from effv2_kernels.gpu.launch import FeatureMap
-from effv2_kernels.gpu.tuning import tables_of
 from effv2_kernels.triton.kernels import pack
 
 GPU = torch.device("cuda", 0)
@@ -137,7 +137,7 @@ def measure(shape):
     """Find the last tile of each launch the fastest."""
     x = FeatureMap(2, shape.height, shape.width, shape.sizes["in"], torch.float16)
     launches = pack(random_block(shape), torch.float16, "cpu").plan(x, "ieee")
-    tables_of(GPU).add({launch: launch.tiles[-1] for launch in launches})
+    findings_of(GPU).tiles.add({launch: launch.tiles[-1] for launch in launches})
 
 
 def planned(block, x):
@@ -148,7 +148,7 @@ def planned(block, x):
     source = FeatureMap(n, h, w, c, x.dtype, strides)
     made = {source: ["image", [n, c, h, w], list(source.strides or (h * w * c, 1, w * c, c))]}
     for i, launch in enumerate(packed.plan(source, "ieee")):
-        tile = tables_of(GPU).find(launch) or launch.tiles[min(1, len(launch.tiles) - 1)]
+        tile = findings_of(GPU).tiles.find(launch) or launch.tiles[min(1, len(launch.tiles) - 1)]
         arguments = dict(launch.arguments)
         for name, value in launch.arguments.items():
             if isinstance(value, torch.Tensor):
