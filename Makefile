@@ -39,6 +39,8 @@ help:
 	@echo "              (1 minute, needs nvcc); make cuda-table: record them, for all"
 	@echo "make build-cuda  the module with CUDA kernels, in place (CUDA_ARCHITECTURES=90: for one kind of GPU)"
 	@echo "make verify-cuda-races  have small launches proved free of races (2 minutes, needs nvcc)"
+	@echo "make test-cuda-mutations  the same with planted faults, each of which must be found (15 minutes)"
+	@echo "make count-cuda  what each launch of S0 does, and where it meets in banks of shared memory (1 minute)"
 	@echo "make test-ahead  compile every launch of the GPU kernels for every dtype and GPU (30 minutes)"
 	@echo "make bench    time every block and whole networks           (about 1 minute)"
 	@echo "make rivals   compare with eager, torch.compile, ONNX Runtime and OpenVINO (15 minutes)"

@@ -4,7 +4,8 @@ CUDA_ARCHITECTURES ?= 80 90
 EMULATED_CUDA := $(abspath $(BUILD))/emulated_cuda
 WITHOUT_NVCC = echo "left out: there is no nvcc to compile with"
 
-.PHONY: build-cuda test-cuda-emulated test-cuda-wrappers test-cuda-compiled cuda-table verify-cuda-races wheel-cuda
+.PHONY: build-cuda test-cuda-emulated test-cuda-mutations test-cuda-wrappers test-cuda-compiled cuda-table \
+    count-cuda verify-cuda-races wheel-cuda
 
 test-cuda-emulated: build
 	@cmake --build $(BUILD) --target effv2_cuda_tests _cuda_emulated --parallel $(JOBS)
@@ -20,6 +21,16 @@ build-cuda: $(STAMPS)/test
 	    -DEFFV2_CUDA_ARCHITECTURES="$(subst $() $(),;,$(CUDA_ARCHITECTURES))" \
 	    -DCMAKE_LIBRARY_OUTPUT_DIRECTORY="$(CURDIR)/effv2_kernels"
 	@cmake --build build/cuda-module --target _cuda --parallel $(JOBS)
+
+# Kernels with planted faults, each of which those tests must find.
+test-cuda-mutations: build
+	@cmake --build $(BUILD) --target _cuda_emulated --parallel $(JOBS)
+	$(PY) tests/cuda_faults.py $(BUILD) $(ARGS)
+
+# What the launches of S0 do, by the emulator: products, barriers, and passes of shared memory.
+count-cuda: build
+	@cmake --build $(BUILD) --target _cuda_emulated --parallel $(JOBS)
+	$(PY) bench/cuda/counts.py $(EMULATED_CUDA) $(ARGS)
 
 # On a GPU, before anything else: whether the instructions do what kernels and the emulator take them to do.
 test-cuda-wrappers:

@@ -6,7 +6,7 @@ from contextlib import contextmanager
 
 import pytest
 import torch
-from checks import HALF_BLOCK_BOUND, assert_close, exact, in_poisoned_memory, relative_l2, same_bits, seeded
+from checks import assert_close, exact, in_poisoned_memory, relative_l2, same_bits, seeded
 
 from effv2_kernels import shapes
 from effv2_kernels.gpu.launch import FeatureMap
@@ -33,19 +33,33 @@ ORDERS = (FORWARDS, BACKWARDS, WATCHED)
 _GUARD = 64  # elements before and after every map
 
 
-# How often values are rounded on their way through a block, and weights that they meet; a sum in halves is
-# four, their GELU two.
+# How often values are rounded on their way through a block, and weights that they meet. In fp16 a sum in
+# halves is four, their GELU two; in bf16 both are made in float.
 _ROUNDINGS = {
-    "stem": 8,
-    "ffn": 13,
-    "attention": 12,
-    "strided attention": 20,
-    "conv": 2,
-    "attention_downsample": 18,
-    "head": 3,
+    torch.float16: {
+        "stem": 8,
+        "ffn": 13,
+        "attention": 12,
+        "strided attention": 20,
+        "conv": 2,
+        "attention_downsample": 18,
+        "head": 3,
+    },
+    torch.bfloat16: {
+        "stem": 5,
+        "ffn": 6,
+        "attention": 7,
+        "strided attention": 10,
+        "conv": 2,
+        "attention_downsample": 9,
+        "head": 3,
+    },
 }
-# In bf16, where its sums are no halves, a strided attention rounds ten times, and is beyond HALF_BLOCK_BOUND.
-_STRIDED_BF16 = 10
+
+# The relative L2 of a handful of values is large whenever they happen to cancel: maps of fewer than these are
+# run with more images, up to so many.
+_FEW = 2000
+_MOST_IMAGES = {"attention": 24, "attention_downsample": 24, "head": 400}
 
 
 def rounded(times, dtype):
@@ -58,16 +72,12 @@ def rounded(times, dtype):
 
 
 def bound_of(shape, dtype):
-    """Relative L2 for a block."""
-    kind = shape.kind
-    if kind == "attention" and shape.options["stride"] > 1:
-        kind = "strided attention"
-        if dtype == torch.bfloat16:
-            return rounded(_STRIDED_BF16, dtype)
-    times = _ROUNDINGS[kind]
-    if kind == "conv" and shape.options.get("activation", "none") != "none":
+    """Relative L2 for a block; of small maps in bf16 beyond HALF_BLOCK_BOUND, which S0 keeps."""
+    strided = shape.kind == "attention" and shape.options["stride"] > 1
+    times = _ROUNDINGS[dtype]["strided attention" if strided else shape.kind]
+    if shape.kind == "conv" and shape.options.get("activation", "none") != "none":
         times += 2
-    return min(rounded(times, dtype), HALF_BLOCK_BOUND)
+    return rounded(times, dtype)
 
 
 def compiled_shapes():
@@ -184,12 +194,15 @@ def in_every_order(launches, x, image, tiles=None, orders=ORDERS):
     return outputs[0]
 
 
-def check(shape, dtype, batch=2, *, plan="plan", change=lambda launch: launch, orders=ORDERS):
+def check(shape, dtype, batch=2, *, plan="plan", orders=ORDERS):
     """A block of some shape against float64. plan: the method that makes its launches, one or several."""
     packed, x, expected = packed_case(shape, dtype, batch)
+    images = min(_FEW // expected[0].numel(), _MOST_IMAGES.get(shape.kind, 100))
+    if images > batch:
+        packed, x, expected = packed_case(shape, dtype, images)
     image = image_of(x)
     launches = getattr(packed, plan)(image, *(["ieee"] if plan == "plan" else []))
-    launches = [change(launch) for launch in (launches if isinstance(launches, list) else [launches])]
+    launches = launches if isinstance(launches, list) else [launches]
     y = in_every_order(launches, x, image, orders=orders)
     bound = bound_of(shape, dtype)
     assert_close(y.reshape(expected.shape), expected, bound, f"{shape} {dtype}", dtype)

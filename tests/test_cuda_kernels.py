@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from checks import assert_close, exact, layouts, same_bits, seeded
+from checks import HALF_BLOCK_BOUND, assert_close, exact, layouts, same_bits, seeded
 from emulated_cuda import (
     BACKWARDS,
     DTYPES,
@@ -78,7 +78,19 @@ CASES = [
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("shape", CASES, ids=str)
 def test_block(shape, dtype):
-    check(shape, dtype, batch=9 if shape.kind == "head" else 2)
+    check(shape, dtype)
+
+
+@pytest.mark.parametrize("name", [name for name in shapes.family_shapes() if name.startswith("s0-")])
+def test_block_of_s0(name):
+    """Within the bounds that hold for all halves."""
+    shape = shapes.family_shapes()[name]
+    for dtype in DTYPES:
+        packed, x, expected = packed_case(shape, dtype, 1)
+        image = image_of(x)
+        y = run_launches(packed.plan(image, "ieee"), x, image, seed=1).reshape(expected.shape)
+        assert_close(y, expected, HALF_BLOCK_BOUND, f"{name} {dtype}", dtype)
+        assert_close(y, expected, bound_of(shape, dtype), f"{name} {dtype}", dtype)
 
 
 # Keys of several rounds, queries of several blocks of threads, and biases that are looked up by distance.

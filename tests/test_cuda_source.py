@@ -2,6 +2,9 @@
 
 from pathlib import Path
 
+import pytest
+from cuda_faults import FAULTS, source_with
+
 ROOT = Path(__file__).resolve().parents[1] / "csrc" / "cuda"
 
 
@@ -16,3 +19,9 @@ def test_kernels_know_neither_torch_nor_the_runtime():
             text = path.read_text(encoding="utf-8")
             assert "torch" not in text.lower()
             assert "threadIdx" not in text
+
+
+@pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.name)
+def test_faults_can_be_planted(fault):
+    """Those of make test-cuda-mutations: the passages that they replace are still there."""
+    assert fault.new in source_with(fault)
