@@ -4,7 +4,7 @@
 
 OUT gets the CUDA module for one kind of GPU and each --python, and the tests of the wrappers: some MB, which
 are printed. Needs nvcc, CMake, the headers of these Pythons, and pybind11 in the environment that runs this.
-What nvcc made is kept in build/, so that another Python costs seconds. Beside the GPU:
+What nvcc made of the kernels, minutes of work, is kept in build/ for the next call. Beside the GPU:
 
     python bench/gpu/run_all.py --out build/gpu --cuda build/gpu-cuda
 
