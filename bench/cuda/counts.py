@@ -21,7 +21,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from emulated import load_emulated  # noqa: E402
+from emulated import load_emulated
 
 # Enough that tiles go from one image into the next; a launch for more of them does the same for each.
 _COUNTED = 2

@@ -14,7 +14,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from bench import readme
 from bench.gpu.results import read
-from bench.gpu.targets import BATCHES, VARIANTS, speed_key
+from bench.gpu.targets import BATCHES, VARIANTS, speed_key, times_compile
 
 MARKS = ("<!-- gpu:begin -->", "<!-- gpu:end -->")
 RIVALS = {"eager": "PyTorch eager", "eager graph": "eager in a CUDA graph", "compile": "torch.compile"}
@@ -30,6 +30,8 @@ def main() -> None:
     if data is None or not figures(data):
         raise SystemExit(f"{args.json} holds no figures of bench/gpu/run_all.py.")
     draw(data, args.svg)
+    if cuda_figures(data):
+        draw_cuda(data, args.svg.with_stem(f"{args.svg.stem}_cuda"))
     if args.readme is not None:
         readme.put_between(args.readme, MARKS, table(data))
 
@@ -39,6 +41,22 @@ def figures(data: dict[str, Any]) -> list[dict[str, Any]]:
     keys = [speed_key(variant, batch) for batch in sorted(BATCHES) for variant in VARIANTS]
     found = [data["speed"][key] for key in keys if key in data["speed"]]
     return [row for row in found if "ms" in row and not row.get("failure")]
+
+
+def cuda_figures(data: dict[str, Any]) -> list[dict[str, Any]]:
+    """The rows of "cuda" that are right, with what is known of torch.compile beside them."""
+    keys = [speed_key(variant, batch) for batch in sorted(BATCHES) for variant in VARIANTS]
+    section = data.get("cuda", {})
+    found = [section[key] for key in keys if "ms" in section.get(key, {}) and not section[key].get("failure")]
+    return [
+        row
+        | {
+            "times_compile": times_compile(
+                data["speed"].get(speed_key(row["variant"], row["batch"]), {}), row
+            )
+        }
+        for row in found
+    ]
 
 
 def rivals_of(rows: list[dict[str, Any]]) -> list[str]:
@@ -65,6 +83,44 @@ def draw(data: dict[str, Any], path: Path) -> None:
     drawing.save(figure, axes[0], f"224x224, fp16, {data['environment']['device']}", path)
 
 
+def draw_cuda(data: dict[str, Any], path: Path) -> None:
+    """As ``draw``, of the CUDA kernels beside Triton's and torch.compile."""
+    from bench import drawing  # a table needs no matplotlib
+
+    colours = {"our Triton kernels": drawing.GREY, RIVALS["compile"]: drawing.ORANGE}
+    rows = cuda_figures(data)
+    batches = sorted({row["batch"] for row in rows})
+    figure, axes = drawing.panels(len(batches))
+    for batch, panel in zip(batches, axes, strict=True):
+        shown = [row for row in rows if row["batch"] == batch]
+        heights = {
+            "our Triton kernels": [row["times_triton"]["cuda"] for row in shown],
+            RIVALS["compile"]: [row["times_compile"] for row in shown],
+        }
+        drawing.bars(panel, [row["variant"].upper() for row in shown], heights, colours)
+        panel.set_title(f"batch {batch}", fontsize=10)
+    axes[0].set_ylabel("CUDA kernels, times faster than")
+    drawing.save(figure, axes[0], f"224x224, fp16, {data['environment']['device']}", path)
+
+
+def cuda_table(data: dict[str, Any]) -> str:
+    """What stands in the README of the CUDA kernels; "" where there are no figures."""
+    lines = []
+    for row in cuda_figures(data):
+        times = [row["times_triton"]["cuda"], row["times_compile"]]
+        ms = [row["ms"].get(name) for name in ("cuda", "cuda graph", "cuda one launch")]
+        cells = [f"{row['variant'].upper()}, batch {row['batch']}"]
+        cells += ["-" if ratio is None else f"{ratio:.2f}x" for ratio in times]
+        cells += ["-" if each is None else f"{each:.3f}" for each in ms]
+        lines.append(" | ".join(["", *cells, f"{row['images_per_second']:,.0f}", ""]).strip())
+    if not lines:
+        return ""
+    header = ["CUDA kernels, times faster than", "our Triton kernels", RIVALS["compile"], "ms", "as a graph"]
+    header += ["in one launch", "images/s"]
+    head = [" | ".join(["", *header, ""]).strip(), "| --- |" + " ---: |" * (len(header) - 1)]
+    return "\n".join(["", "", *head, *lines])
+
+
 def table(data: dict[str, Any]) -> str:
     """What stands in the README."""
     rows = figures(data)
@@ -83,6 +139,7 @@ def table(data: dict[str, Any]) -> str:
     return (
         "![How many times faster than each rival on a GPU](docs/speed_gpu.svg)\n\n"
         + "\n".join(lines)
+        + cuda_table(data)
         + f"\n\nMeasured on an {of['device']}, 224x224, fp16, random weights; ceilings of the same run: "
         f"{ceilings['bytes'] / 1e9:.0f} GB/s, {ceilings['flops'] / 1e12:.0f} TFLOP/s; "
         f"torch {of['torch']}, triton {of['triton']}."

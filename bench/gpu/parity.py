@@ -42,7 +42,10 @@ MORE_IMAGES = (((384, 384), 1), ((160, 256), 2), ((191, 225), 3))
 
 @dataclass(frozen=True)
 class Parity:
-    """One comparison. size: rows and columns of the input. failure: what is wrong, "" for nothing."""
+    """One comparison. size: rows and columns of the input. failure: what is wrong, "" for nothing.
+
+    backend: whose kernels they are.
+    """
 
     what: str
     dtype: str
@@ -51,6 +54,7 @@ class Parity:
     bound: float
     error: float | None = None
     failure: str = ""
+    backend: str = "triton"
 
     @property
     def ok(self) -> bool:
@@ -174,7 +178,14 @@ def check_block(
 
 
 def check_network(
-    name: str, model: nn.Module, dtype: str, batch: int, size: tuple[int, int], device: torch.device
+    name: str,
+    model: nn.Module,
+    dtype: str,
+    batch: int,
+    size: tuple[int, int],
+    device: torch.device,
+    *,
+    backend: str = "triton",
 ) -> Iterator[Parity]:
     """A whole network: kernel by kernel, then as a captured graph, which must give the same bits.
 
@@ -186,7 +197,6 @@ def check_network(
     outputs: list[Tensor] = []
 
     def run() -> Tensor:
-        backend = "auto" if device.type == "cuda" else "triton"
         made.append(effv2_kernels.optimize(model, dtype=dtype, backend=backend))
         with poisoned_memory():
             outputs.append(made[0](x))
@@ -199,7 +209,7 @@ def check_network(
                 y: Tensor = made[0](x)
         return y
 
-    asked = Parity(name, dtype, batch, size, NETWORK_BOUNDS[dtype])
+    asked = Parity(name, dtype, batch, size, NETWORK_BOUNDS[dtype], backend=backend)
     yield compare(asked, run, lambda: model.double()(x.double()))
     if outputs:
         as_exact = replace(asked, what=f"{name}, graph", bound=0.0)

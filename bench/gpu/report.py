@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from statistics import geometric_mean
 from typing import Any
 
+from bench.gpu import cuda_report
 from bench.gpu.results import has_rival
 from bench.gpu.targets import FASTER, judged, speed_key
 from effv2_kernels.tables import text_table
@@ -15,7 +16,8 @@ _NAMED = 6  # of a longer list
 
 def report(data: dict[str, Any]) -> str:
     """data: what gpu.json holds."""
-    parts = [_environment(data["environment"]), *_parity(data), *_speed(data), *_tiles(data), *_cpu(data)]
+    parts = [_environment(data["environment"]), *cuda_report.wrappers(data), *_parity(data)]
+    parts += [*cuda_report.speed(data), *_speed(data), *_tiles(data), *_cpu(data)]
     return "\n".join(parts)
 
 
@@ -29,7 +31,7 @@ def wrong(data: dict[str, Any]) -> list[str]:
     ]
     found += [
         f"{section} of {key}: {row['failure']}"
-        for section in ("speed", "cpu")
+        for section in ("wrappers", "cuda", "sanitizer", "ffn", "speed", "cpu")
         for key, row in data.get(section, {}).items()
         if row.get("failure")
     ]
@@ -39,7 +41,14 @@ def wrong(data: dict[str, Any]) -> list[str]:
 def missing(data: dict[str, Any]) -> dict[str, list[str]]:
     """By section, the keys of the last call that are not there yet."""
     keys = data.get("wanted", {})
+    parity = keys.get("cuda_parity", [])
     found = {
+        "CUDA wrappers": [key for key in keys.get("wrappers", []) if key not in data.get("wrappers", ())],
+        "CUDA parity": [key for key in parity if key not in data["parity"]],
+        "CUDA": [key for key in keys.get("cuda", []) if key not in data.get("cuda", ())],
+        "CUDA tuning": [key for key in keys.get("cuda_tuned", []) if key not in data.get("cuda_tuned", ())],
+        "sanitizer": [key for key in keys.get("sanitizer", []) if key not in data.get("sanitizer", ())],
+        "ways of FFNs": [key for key in keys.get("ffn", []) if key not in data.get("ffn", ())],
         "parity": [key for key in keys.get("parity", []) if key not in data["parity"]],
         "speed": [key for key in keys.get("speed", []) if key not in data["speed"]],
         "torch.compile": [key for key in keys.get("compile", []) if not _compile_was_tried(data, key)],
@@ -65,20 +74,28 @@ def _environment(found: dict[str, Any]) -> str:
 def _parity(data: dict[str, Any]) -> Iterable[str]:
     rows = [row for found in data["parity"].values() for row in found]
     yield f"parity: {sum(row['ok'] for row in rows)} of {len(rows)} comparisons within their bounds"
-    for dtype in dict.fromkeys(row["dtype"] for row in rows if row["dtype"]):
+    kinds = ((row.get("backend", "triton"), row["dtype"]) for row in rows if row["dtype"])
+    for kind in dict.fromkeys(kinds):
         errors = {True: [0.0], False: [0.0]}
         for row in rows:
-            if row["dtype"] == dtype and row["error"] is not None and row["bound"] > 0:
+            if (
+                (row.get("backend", "triton"), row["dtype"]) == kind
+                and row["error"] is not None
+                and row["bound"] > 0
+            ):
                 errors["-" in row["what"]].append(row["error"])
+        by = "" if kind[0] == "triton" else f" by {kind[0]}"
         yield (
-            f"  {dtype}: largest relative L2 {max(errors[True]):.1e} of a block, "
+            f"  {kind[1]}{by}: largest relative L2 {max(errors[True]):.1e} of a block, "
             f"{max(errors[False]):.1e} of a network"
         )
     for line in wrong(data):
         yield f"  WRONG {line}"
+    left_out = cuda_report.why_left_out(data)
     for section, keys in missing(data).items():
+        state = "not run" if left_out and section in cuda_report.BEHIND_WRAPPERS else "not done yet"
         more = f", and {len(keys) - _NAMED} more" if len(keys) > _NAMED else ""
-        yield f"not done yet, {section}: {', '.join(keys[:_NAMED])}{more}"
+        yield f"{state}, {section}: {', '.join(keys[:_NAMED])}{more}"
 
 
 def _speed(data: dict[str, Any]) -> Iterable[str]:

@@ -12,9 +12,16 @@ One JSON object:
     tuned            by "variant batch", the seconds in which all tiles were measured, or why they were not
     tile_ms          by key of a launch, the milliseconds of each tile that was measured
     cpu              by "variant batch threads", what ``scaling.measure`` returns
+    wrappers         under "all", what ``wrappers.run`` returns; the CUDA kernels' parity is in "parity"
+    cuda             by "variant batch", what ``cuda_speed.measure`` returns
+    cuda_untuned     by "variant batch", milliseconds of each way to launch before tuning
+    cuda_tuned       as tuned
+    ffn              by "variant batch", what ``cuda_speed.ffn_ways`` returns
+    sanitizer        by tool, what ``sanitizer.run`` returns
     targets          ``targets.judged``
     now              [step, key] of what is under way, null between steps. Steps are "parity", "untuned",
-                     "tuned", "speed" (without torch.compile), "compile" (the same with it) and "cpu"
+                     "tuned", "speed" (without torch.compile), "compile" (the same with it) and "cpu", and
+                     of CUDA the names of its sections
 """
 
 from __future__ import annotations
@@ -28,11 +35,15 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
+from bench.gpu import cuda_build
 from bench.gpu.targets import judged
 
 ROOT = Path(__file__).resolve().parents[2]
 SECTIONS = ("parity", "speed", "compile_seconds", "untuned", "tuned", "tile_ms", "cpu", "wanted")
-_STEPS = ("parity", "speed", "untuned", "tuned", "cpu")
+_CUDA = ("wrappers", "cuda", "cuda_untuned", "cuda_tuned", "ffn", "sanitizer")
+SECTIONS += _CUDA
+_STEPS = ("parity", "speed", "untuned", "tuned", "cpu", *_CUDA)
+_MEASURING = ("cuda_parity", "cuda_speed", "models", "parity", "scaling", "speed", "timing")
 # What belongs to one model and batch.
 _OF_A_PAIR = ("speed", "compile_seconds", "untuned", "tuned")
 # Where the code comes from says nothing about the figures; what it is does, and "sources" says that.
@@ -92,7 +103,7 @@ def write(path: Path, data: dict[str, Any]) -> None:
     """Whole or not at all. Sets the date and the targets."""
     data |= {
         "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        "targets": judged(data.get("speed", {})),
+        "targets": judged(data.get("speed", {}), data.get("cuda", {})),
     }
     entries = (f"{_json(name)}: {_section(value)}" for name, value in data.items())
     text = "{\n" + ",\n".join(entries) + "\n}\n"
@@ -166,7 +177,7 @@ def _fail(data: dict[str, Any], step: str, key: str, reason: str) -> None:
     if step == "parity":
         row = {"what": key, "dtype": "", "bound": 0.0, "error": None, "failure": reason, "ok": False}
         data["parity"][key] = [row]
-    elif step in ("speed", "cpu"):
+    elif step in ("speed", "cpu", "cuda", "wrappers", "ffn", "sanitizer"):
         data[step][key] = {**data[step].get(key, {}), "failure": reason}
     elif step == "compile":
         data["speed"].setdefault(key, {}).setdefault("refused", {})["compile"] = reason
@@ -179,10 +190,11 @@ def _compared(environment: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in environment.items() if name not in _NOT_COMPARED}
 
 
-def environment(device: Any = None, commit: str | None = None) -> dict[str, Any]:
+def environment(device: Any = None, commit: str | None = None, cuda: str | None = None) -> dict[str, Any]:
     """Device, versions and commit.
 
-    device: a torch.device of type cuda; None leaves it out. commit: where there is no git to ask.
+    device: a torch.device of type cuda; None leaves it out. commit: where there is no git to ask. cuda: the
+    folder with the CUDA kernels, where they are measured.
     """
     import torch
     import triton
@@ -201,6 +213,8 @@ def environment(device: Any = None, commit: str | None = None) -> dict[str, Any]
         "cuda": torch.version.cuda,
         "cudnn": torch.backends.cudnn.version(),
     }
+    if cuda is not None:
+        found["cuda_kernels"] = cuda_build.digest(Path(cuda))
     if device is not None:
         of = torch.cuda.get_device_properties(device)
         found |= {
@@ -216,9 +230,7 @@ def environment(device: Any = None, commit: str | None = None) -> dict[str, Any]
 def fingerprint(root: Path = ROOT) -> str:
     """Of every file that decides about the figures: the package, its tables of tiles, and what measures."""
     files = [path for path in (root / "effv2_kernels").rglob("*") if path.suffix in (".py", ".json")]
-    files += [
-        root / "bench" / "gpu" / f"{name}.py" for name in ("models", "parity", "scaling", "speed", "timing")
-    ]
+    files += [root / "bench" / "gpu" / f"{name}.py" for name in _MEASURING]
     hashed = hashlib.sha256()
     for path in sorted(files):
         hashed.update(f"{path.relative_to(root).as_posix()}\0".encode() + path.read_bytes())

@@ -10,7 +10,10 @@ The most important comes first: parity of the first model in fp16, its speed at 
 batch, the rest of parity, all figures before and after tuning; then the same beside
 torch.compile(mode="max-autotune"), which takes minutes for each model and batch, most of them on the CPU:
 --beside of these run at once and take turns on the GPU; and the CPU engine on one to all cores.
-Kernels that ``kernels.py`` compiled elsewhere are used with --kernels.
+Kernels that ``kernels.py`` compiled elsewhere are used with --kernels. With --cuda, the folder that
+``prepare_cuda.py`` filled elsewhere, the CUDA kernels come before all of this: their wrappers, their parity,
+and their speed beside Triton's (cuda_steps.py has the order); nothing else of them is run where a wrapper is
+wrong. --sanitizer runs small launches of theirs under NVIDIA's compute-sanitizer as well, where there is one.
 
 OUT/gpu.json is written after every step, and a further call with the same --out goes on where this one ended;
 what is not done yet is named. Tiles that were measured are in OUT/tiles, what torch.compile has compiled and
@@ -38,6 +41,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
+from bench.gpu import cuda_build, sanitizer
 from bench.gpu.report import report, wrong
 from bench.gpu.results import blame, forget, hand_over, has_rival, read, steps_done, take_over, write
 from bench.gpu.targets import BATCHES, MODELS, VARIANTS, batches, models
@@ -51,6 +55,8 @@ _START = 10.0
 
 # Seconds after which a step hangs, and what is between steps: compiling kernels, above all.
 _LIMITS = {"parity": 90.0, "speed": 90.0, "untuned": 90.0, "tuned": 240.0, "compile": 900.0, "cpu": 90.0}
+_LIMITS |= {"wrappers": 90.0, "cuda_untuned": 90.0, "cuda_tuned": 240.0, "cuda": 90.0, "ffn": 240.0}
+_LIMITS |= {"sanitizer": sanitizer.SECONDS + 30.0}
 _BETWEEN = 240.0
 _GLANCE = 1.0  # how often to look
 
@@ -243,8 +249,22 @@ def parse(arguments: list[str] | None) -> tuple[Wanted, int]:
     )
     parser.add_argument("--no-cpu", action="store_true", help="leave the CPU engine out")
     parser.add_argument("--kernels", metavar="FILE", help="what bench/gpu/kernels.py made for this GPU")
+    parser.add_argument(
+        "--cuda", type=_cuda, metavar="DIR", help="what bench/gpu/prepare_cuda.py made for this GPU"
+    )
+    parser.add_argument(
+        "--cuda-seconds",
+        type=_seconds,
+        default=default.cuda_seconds,
+        help=f"for the CUDA kernels, ahead of all else; default: {default.cuda_seconds:g}",
+    )
+    parser.add_argument(
+        "--sanitizer", choices=sanitizer.TOOLS, help="run small launches of the CUDA kernels under it"
+    )
     parser.add_argument("--commit", help="to record where there is no git to ask")
     args = parser.parse_args(arguments)
+    if args.sanitizer and args.cuda is None:
+        parser.error("--sanitizer is for the CUDA kernels: name their folder with --cuda")
     wanted = Wanted(
         args.out,
         args.models,
@@ -256,6 +276,9 @@ def parse(arguments: list[str] | None) -> tuple[Wanted, int]:
         not args.no_cpu,
         args.kernels,
         args.commit,
+        cuda=args.cuda,
+        cuda_seconds=args.cuda_seconds,
+        sanitizer=args.sanitizer,
     )
     return wanted, args.beside
 
@@ -264,6 +287,14 @@ def _count(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"expected a positive number, but got {text!r}")
     return int(text)
+
+
+def _cuda(text: str) -> str:
+    try:
+        cuda_build.check(Path(text))
+    except cuda_build.Unusable as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
+    return text
 
 
 def _seconds(text: str) -> float:

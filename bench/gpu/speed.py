@@ -168,12 +168,18 @@ def tune(
 
     Returns the milliseconds of each tile that was measured, by the key of its launch.
     """
+    return tune_engine(optimised(variant, device), batch, device, go_on)
+
+
+def tune_engine(
+    fast: OptimizedModel, batch: int, device: torch.device, go_on: Callable[[], bool]
+) -> dict[str, dict[str, float]] | None:
+    """As ``tune``, of a model."""
 
     def progress(what: str, share: float) -> None:
         if share < 1 and not go_on():
             raise OutOfTime
 
-    fast = optimised(variant, device)
     x = inputs_of(batch, device, count=1)[0]
     try:
         return engine_of(fast).tune(x, progress)
@@ -182,9 +188,9 @@ def tune(
 
 
 @lru_cache
-def optimised(variant: str, device: torch.device) -> OptimizedModel:
-    """The model as its users get it; the same one at every call."""
-    fast = effv2_kernels.optimize(build(variant, SIZE, device), dtype="fp16")
+def optimised(variant: str, device: torch.device, backend: str = "triton") -> OptimizedModel:
+    """The model as its users get it who ask for a backend; the same one at every call."""
+    fast = effv2_kernels.optimize(build(variant, SIZE, device), dtype="fp16", backend=backend)
     assert isinstance(fast, OptimizedModel)
     return fast
 

@@ -23,6 +23,7 @@ from typing import Any, TypeVar
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
+from bench.gpu import cuda_build
 from bench.gpu.results import Results, environment, has_rival
 from bench.gpu.targets import BATCHES, VARIANTS, speed_key
 from bench.gpu.turns import Turns
@@ -48,6 +49,7 @@ class Wanted:
 
     compile: beside torch.compile. shared: of a process that measures that beside others of its kind, the
     folder in which they take turns and find tiles; without it, such pairs are only named. own: so is the CPU.
+    cuda_seconds: for the CUDA kernels, ahead of all else. sanitizer: a tool of compute-sanitizer.
     """
 
     out: str
@@ -62,6 +64,9 @@ class Wanted:
     commit: str | None = None
     shared: str | None = None
     own: bool = False
+    cuda: str | None = None  # the folder of prepare_cuda.py
+    cuda_seconds: float = 200.0
+    sanitizer: str | None = None
     ends: float | None = None  # by time.monotonic of the machine, if before the seconds are over
 
     @property
@@ -109,18 +114,22 @@ class Work:
         from bench.gpu import parity
 
         groups = parity.groups(self.wanted.variants, self.device) if self.wanted.parity_seconds > 0 else []
-        rivals = list(dict.fromkeys([*self._first(), *self.pairs])) if self.wanted.compile else []
+        cuda = self._cuda_steps()
+        rivals = list(dict.fromkeys([*self.first_pairs(), *self.pairs])) if self.wanted.compile else []
         self.results.data["wanted"] = {
             "parity": [check.key for group in groups for check in group.checks],
             "speed": list(self.pairs),
             "compile": rivals,
             "tuned": list(self.pairs) if self.wanted.tune_seconds > 0 else [],
             "cpu": list(self._cpu_figures()),
+            **(cuda.wanted() if cuda is not None else {}),
         }
         self.results.save()
+        if cuda is not None:
+            cuda.run(self.clock.part(self.wanted.cuda_seconds))
         spent = self._seconds(self.check, groups[:_FIRST_GROUPS], self.clock.part(self.wanted.parity_seconds))
         tuning = 0.0
-        for key in self._first():
+        for key in self.first_pairs():
             tuning += self._seconds(self.tune, key, self.clock.part(self.wanted.tune_seconds - tuning))
             self.measure(key, rival=False)
         self.check(groups[_FIRST_GROUPS:], self.clock.part(self.wanted.parity_seconds - spent))
@@ -135,8 +144,21 @@ class Work:
             self.scale(key, figure)
         for key in self.pairs:
             self.measure(key, rival=False)
+        if cuda is not None:
+            cuda.run(self.clock)
 
-    def _first(self) -> list[str]:
+    def _cuda_steps(self) -> Any:
+        """None where nothing is asked of CUDA, or of other processes."""
+        if self.wanted.cuda is None or self.wanted.shared is not None:
+            return None
+        from bench.gpu.cuda_steps import CudaSteps
+
+        return CudaSteps(self, Path(self.wanted.cuda), self.wanted.sanitizer)
+
+    def say(self, line: str) -> None:
+        _say(line)
+
+    def first_pairs(self) -> list[str]:
         """The most important pairs: one model with the most important batch and with the largest."""
         same = [key for key in self.pairs if self.pairs[key][0] == self.wanted.variants[0]]
         return list(dict.fromkeys([*same[:1], *sorted(same, key=lambda key: -self.pairs[key][1])[:1]]))
@@ -159,7 +181,7 @@ class Work:
             for check in left:
                 if clock.left <= 0:
                     break
-                self._try("parity", check.key, partial(_rows, check))
+                self.attempt("parity", check.key, partial(_rows, check))
                 for row in known[check.key]:
                     if not row["ok"]:
                         _say(f"WRONG {check.key}: {row['what']}: {row['failure']}")
@@ -167,7 +189,7 @@ class Work:
                     self.still_there()
                 done += 1
             _say(f"{group.what}: {done} checked in {time.monotonic() - start:.0f} s, {len(left) - done} left")
-            self._free()
+            self.free()
 
     def untuned(self, key: str) -> None:
         """What one pair takes before its tiles are measured, where that is not known."""
@@ -176,8 +198,10 @@ class Work:
         from bench.gpu import speed
 
         with self.turns.gpu():
-            self._try("untuned", key, lambda: speed.untuned(*self.pairs[key], self.device, seconds=_GLANCE))
-        self._free()
+            self.attempt(
+                "untuned", key, lambda: speed.untuned(*self.pairs[key], self.device, seconds=_GLANCE)
+            )
+        self.free()
 
     def scale(self, key: str, figure: tuple[str, int, int]) -> None:
         """One figure of the CPU engine where it is not known."""
@@ -185,7 +209,7 @@ class Work:
             return
         from bench.gpu import scaling
 
-        found = self._try("cpu", key, lambda: scaling.measure(*figure, seconds=_CPU_TIMING))
+        found = self.attempt("cpu", key, lambda: scaling.measure(*figure, seconds=_CPU_TIMING))
         if found is not None:
             times = ", ".join(f"{name} {ms:.2f} ms" for name, ms in found["ms"].items())
             _say(f"CPU, {key}: {times}")
@@ -207,9 +231,9 @@ class Work:
             self.results.data["tile_ms"] |= times
             return round(time.monotonic() - start, 1)
 
-        whole = self._try("tuned", key, step) is not None
+        whole = self.attempt("tuned", key, step) is not None
         _say(f"{key}: {'tuned' if whole else 'tuning ended'} after {time.monotonic() - start:.0f} s")
-        self._free()
+        self.free()
 
     def measure(self, key: str, *, rival: bool) -> None:
         """One figure where it is not known. rival: with torch.compile."""
@@ -249,7 +273,7 @@ class Work:
             refused = {} if rival else row.get("refused", {})  # it is not tried again
             return found | {"tuned": tuned, "refused": refused | found["refused"]}
 
-        found = self._try("compile" if rival else "speed", key, step)
+        found = self.attempt("compile" if rival else "speed", key, step)
         if found is not None:
             _say(f"{key}: " + ", ".join(f"{name} {ms:.3f} ms" for name, ms in found["ms"].items()))
             notes = [*found["warnings"], *found["refused"].values(), found.get("failure", "")]
@@ -260,7 +284,7 @@ class Work:
 
             with suppress(Exception):  # where torch.compile is broken, the figure says so
                 torch.compiler.reset()
-        self._free()
+        self.free()
 
     def _seconds(self, take: Callable[..., None], *arguments: Any) -> float:
         before = self.clock.left
@@ -278,7 +302,7 @@ class Work:
                 return Ceilings(**known)
             with self.turns.gpu():
                 self._ceilings = measure_ceilings(self.device, torch.float16)
-            self._free()
+            self.free()
         return self._ceilings
 
     def still_there(self) -> None:
@@ -290,7 +314,7 @@ class Work:
         except RuntimeError as error:
             raise GpuLost from error
 
-    def _try(self, step: str, key: str, take: Callable[[], _T | None]) -> _T | None:
+    def attempt(self, step: str, key: str, take: Callable[[], _T | None]) -> _T | None:
         """Take one step and record what it finds, or why it failed; None where it finds nothing."""
         self.results.begin(step, key)
         try:
@@ -305,7 +329,8 @@ class Work:
             return None
         return found
 
-    def _free(self) -> None:
+    def free(self) -> None:
+        """Give back memory that nothing holds any more."""
         import torch
 
         gc.collect()
@@ -354,6 +379,8 @@ def main(arguments: list[str]) -> int:
     # Tiles that were measured stay with the figures and the code that they were measured with; the user's own
     # are neither used nor changed.
     code = code_of(Path(effv2_kernels.__file__).parent)[:12]
+    if wanted.cuda is not None:
+        code += f"-{cuda_build.digest(Path(wanted.cuda))[:8]}"
     folder = Path(wanted.out if wanted.shared is None else wanted.shared).resolve()
     os.environ["EFFV2_CACHE_DIR"] = str(folder / "tiles" / code)
     # torch.compile's processes would use the assembler of PyTorch and this one that of Triton: what they have
@@ -370,7 +397,7 @@ def main(arguments: list[str]) -> int:
         except (OSError, tarfile.TarError, ValueError, KeyError) as error:
             _say(f"the kernels in {wanted.kernels} cannot be used ({type(error).__name__}: {error})")
     device = torch.device("cuda", 0)
-    results = Results(Path(wanted.out), environment(device, wanted.commit))
+    results = Results(Path(wanted.out), environment(device, wanted.commit, wanted.cuda))
     try:
         Work(wanted, results, device).run()
     except GpuLost:

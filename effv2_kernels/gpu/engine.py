@@ -16,6 +16,7 @@ from effv2_kernels.declaration import block_sizes
 from effv2_kernels.engine import Decision, KernelRow, OneLaunchRow, Progress, TaskRow, Timing
 from effv2_kernels.errors import UnavailableError
 from effv2_kernels.gpu.ceilings import measure_ceilings
+from effv2_kernels.gpu.choice import NetworkChoice
 from effv2_kernels.gpu.graph import Graph
 from effv2_kernels.gpu.kernels import Kernels
 from effv2_kernels.gpu.launch import Launch, Tile
@@ -253,6 +254,16 @@ class Engine:
         x = self._accepted(x, traced=True)
         with self._on_device():
             return x, self._find(x).made.plan
+
+    def choice_for(self, x: Tensor) -> tuple[Plan, NetworkChoice | None]:
+        """What runs images like x, and what of single launches and one launch that was chosen from.
+
+        None where kernels cannot be joined. Nothing is launched. Raises as ``run`` does.
+        """
+        x = self._accepted(x)
+        with self._on_device():
+            made = self._find(x).made
+        return made.plan, made.network
 
     def _accepted(self, x: Tensor, *, traced: bool = False) -> Tensor:
         """x in one of the layouts that are planned for, with the values that it shows.
