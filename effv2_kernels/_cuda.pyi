@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 OFFSET_BITS: int  # of an address in a step; above them, the number of one of the launch's buffers
+NETWORK_BYTES: int  # of shared memory, that the one launch takes beside a step's
 BUFFERS: int  # how many buffers a launch can bring; the first is number 1
 SHAPES: dict[str, list[str]]  # what the kernels of each kind are called, in the order of their numbers
 emulated: bool  # False; of the module that tests have in this one's place, True

@@ -178,4 +178,6 @@ void bind_steps(py::module_& m) {
   m.attr("SHAPES") = shapes;
   m.attr("OFFSET_BITS") = kOffsetBits;
   m.attr("BUFFERS") = kBuffers - 1;
+  // Of shared memory, that the one launch takes beside a step's.
+  m.attr("NETWORK_BYTES") = NetworkTiles<Half>::kOwnBytes;
 }

@@ -151,20 +151,20 @@ FAULTS = [
     Fault(
         "flags of the launch before",
         "network.h",
-        "(launches + 1) * load_constant<std::uint32_t>(parts + flag)",
-        "launches * load_constant<std::uint32_t>(parts + flag)",
+        "launch * load_constant<std::uint32_t>(parts + flag)",
+        "(launch - 1) * load_constant<std::uint32_t>(parts + flag)",
     ),
     Fault(
         "a task's memory that is not given out again",
         "network.h",
-        "run_step(*step, buffers, task.tile, shared.rest(), [&] {",
-        "run_step(*step, buffers, task.tile, shared, [&] {",
+        "run_step(held[turn].step, buffers, task.tile, shared.rest(), [&] {",
+        "run_step(held[turn].step, buffers, task.tile, shared, [&] {",
     ),
     Fault(
-        "the step of a task before all have copied it",
+        "the step of a task before it has come",
         "network.h",
-        "      }\n      sync();\n      run_step(",
-        "      }\n      run_step(",
+        "      sync();\n      if (load<int>(state) >= n.tasks) return;",
+        "      if (load<int>(state) >= n.tasks) return;",
     ),
     # --- The schedule
     Fault(

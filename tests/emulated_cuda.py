@@ -202,7 +202,6 @@ def check(shape, dtype, batch=2, *, plan="plan", orders=ORDERS):
         packed, x, expected = packed_case(shape, dtype, images)
     image = image_of(x)
     launches = getattr(packed, plan)(image, *(["ieee"] if plan == "plan" else []))
-    launches = launches if isinstance(launches, list) else [launches]
     y = in_every_order(launches, x, image, orders=orders)
     bound = bound_of(shape, dtype)
     assert_close(y.reshape(expected.shape), expected, bound, f"{shape} {dtype}", dtype)
@@ -223,7 +222,6 @@ def with_every_tile(shape, dtype, batch=1, *, plan="plan", orders=ORDERS):
     memory = Memory()
     memory.give(image, x)
     ran = set()
-    launches = launches if isinstance(launches, list) else [launches]
     for launch in launches:
         outputs = {}
         for tile in fitting(launch)[::-1]:

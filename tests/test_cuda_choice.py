@@ -24,7 +24,7 @@ from effv2_kernels.gpu.engine import Engine
 from effv2_kernels.gpu.findings import Findings
 from effv2_kernels.gpu.kernels import kernels_of
 from effv2_kernels.gpu.launch import FeatureMap
-from effv2_kernels.gpu.resources import SHARED_BYTES, Resources
+from effv2_kernels.gpu.resources import Resources
 from effv2_kernels.triton.launch import Launch as TritonLaunch
 
 CPU = torch.device("cpu")
@@ -293,14 +293,44 @@ def test_no_tile_fits_the_shared_memory(monkeypatch):
     launch = next(
         ln for ln in packed.plan(FeatureMap(1, 2, 2, 16, torch.float16), "ieee") if ln.kind == "attention"
     )
-    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (9, 0))
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "NVIDIA Test 9000")
-    monkeypatch.setitem(SHARED_BYTES, 90, 1000)
+    monkeypatch.setattr(cuda_launch, "shared_of_gpu", lambda: 1000)
     assert launch.compile(launch.tiles[0]) is None
     least = min(launch.shared_bytes(tile) for tile in launch.tiles)
     message = rf"of cuda_attention fits .* GPU \(NVIDIA Test 9000\): the smallest needs {least} bytes of it"
     with pytest.raises(UnavailableError, match=message):
         tuning.best_unmeasured(launch)
+
+
+@pytest.mark.parametrize(("capability", "most"), [((8, 6), 101376), ((9, 0), 232448), ((13, 1), 65536)])
+def test_the_shared_memory_of_a_gpu(monkeypatch, capability, most):
+    """Of one that is not known, as little as any has."""
+    assert cuda_launch.shared_of_gpu() == 232448
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: capability)
+    monkeypatch.setattr(_cuda, "emulated", False)
+    assert cuda_launch.shared_of_gpu() == most
+
+
+def test_a_tile_in_one_launch_fits_the_gpu(monkeypatch):
+    """Beside what that launch itself takes: another tile, or none."""
+    packed = kernels_of("cuda").pack(NETWORK.blocks[FFN], torch.float16, CPU)
+    launch = packed.plan(FeatureMap(1, 8, 8, 24, torch.float16), "ieee")[0]
+    first = launch.tile_in_one
+    monkeypatch.setattr(
+        cuda_launch, "shared_of_gpu", lambda: launch.shared_bytes(first) + _cuda.NETWORK_BYTES
+    )
+    assert launch.tile_in_one is first
+    monkeypatch.setattr(
+        cuda_launch, "shared_of_gpu", lambda: launch.shared_bytes(first) + _cuda.NETWORK_BYTES - 1
+    )
+    smaller = launch.tile_in_one
+    assert launch.shared_bytes(smaller) < launch.shared_bytes(first)
+    monkeypatch.setattr(cuda_launch, "shared_of_gpu", lambda: 1000)
+    assert launch.tile_in_one is None
+    found = made("cuda")
+    right(found, images())
+    assert found.one_launch(*images().shape[2:]) is None
 
 
 def test_an_alternative_that_does_not_fit_gives_way(monkeypatch):

@@ -22,7 +22,7 @@ from emulated_cuda import (
 
 from effv2_kernels import shapes
 from effv2_kernels.declaration import ACTIVATIONS
-from effv2_kernels.errors import ResolutionError
+from effv2_kernels.errors import ResolutionError, UnavailableError
 from effv2_kernels.gpu.launch import FeatureMap
 
 pytestmark = needs_emulator
@@ -72,6 +72,10 @@ CASES = [
     shapes.head(40, 37, 3, 3),
     shapes.head(24, 1, 2, 5),
     shapes.head(8, 1001, 1, 1),
+    # Too wide for a tile of theirs: more launches.
+    shapes.stem(136, 13, 18),
+    shapes.ffn(1200, 16, 3, 5),
+    shapes.ffn(1600, 1600, 2, 3, residual=0, stride=2, out=1640, without=("fc1",), activation="silu"),
 ]
 
 
@@ -183,9 +187,20 @@ def test_an_ffn_is_whole_where_tiles_are_many_or_maps_large():
     assert kinds_of(shapes.ffn(8, 16, 28, 28, stride=2, residual=0), 66) == ["whole"]
     assert kinds_of(shapes.ffn(8, 16, 7, 73), 1) == ["widen", "product"]
     assert kinds_of(shapes.ffn(8, 16, 8, 64), 1) == ["whole"]
-    # Not where its outputs are more than a block's registers hold.
-    assert kinds_of(shapes.ffn(2048, 64, 56, 56), 5) == ["widen", "product"]
     assert kinds_of(shapes.ffn(8, 8, 56, 56, without=("fc1",)), 1) == ["narrow"]
+
+
+def test_widths_of_which_no_tile_fits():
+    # Outputs that a block's registers hold, or not, and channels that shared memory does not.
+    assert kinds_of(shapes.ffn(8, 16, 56, 56, out=384, residual=0), 5) == ["whole"]
+    assert kinds_of(shapes.ffn(8, 16, 56, 56, out=2048, residual=0), 5) == ["widen", "product"]
+    assert kinds_of(shapes.ffn(2048, 64, 56, 56, out=64, residual=0), 5) == ["product", "narrow"]
+    assert kinds_of(shapes.ffn(2048, 64, 56, 56), 5) == ["product", "depthwise", "product"]
+    assert kinds_of(shapes.ffn(2048, 2048, 7, 7, without=("fc1",)), 1) == ["depthwise", "product"]
+    assert kinds_of(shapes.stem(128, 64, 64), 1) == ["stem"]
+    assert kinds_of(shapes.stem(136, 64, 64), 1) == ["image_conv", "product"]
+    with pytest.raises(UnavailableError, match=r"cuda_image_conv: no tile .* 8192 channels in torch.float16"):
+        kinds_of(shapes.conv(3, 8192, 8, 8, stride=2), 1)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)

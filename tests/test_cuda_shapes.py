@@ -243,13 +243,13 @@ def test_any_number_of_outputs(outputs):
     ("stride", "channels", "height", "width"), [(1, 24, 5, 9), (2, 24, 6, 29), (2, 8, 1, 1), (1, 520, 3, 4)]
 )
 def test_depthwise(stride, channels, height, width, activation, dtype):
-    from effv2_kernels.cuda.depthwise import strided_depthwise
+    from effv2_kernels.cuda.depthwise import depthwise
     from effv2_kernels.gpu.packing import taps, vector
 
     case = ProductCase(dtype, seeded(24))
     x, exact_x = case.map(3, height, width, channels)
     w, b = torch.randn(channels, 3, 3, generator=case.g) / 3, torch.randn(channels, generator=case.g)
-    launch = strided_depthwise(x, taps(w, dtype, "cpu"), vector(b, "cpu"), stride)
+    launch = depthwise(x, taps(w, dtype, "cpu"), vector(b, "cpu"), stride=stride)
     launch = dataclasses.replace(launch, arguments={**launch.arguments, "activation": activation})
     expected = F.conv2d(exact_x, w.double()[:, None], b.double(), stride, 1, groups=channels)
     check_launch(launch, case.maps, activate(expected, activation), rounded(10, dtype))
@@ -287,8 +287,9 @@ def test_feature(images, height, width, channels, dtype):
 # --- An FFN whose tiles several blocks of threads share --------------------------------------------------
 
 
-def shared_by(launch, splits, items):
-    """The launch with tiles of 4 x 7 that so many share; its counters, and the room for their sums."""
+def shared_by(launches, splits, items):
+    """The only launch with tiles of 4 x 7 that so many share; its counters, and the room for their sums."""
+    (launch,) = launches
     sizes = {"tile_height": 4, "tile_width": 7, "splits": 1}
     alone = next(t for t in launch.tiles if t.blocks == sizes and t.name == items)
     places = launch.own_step(alone).extent.tiles
@@ -334,13 +335,13 @@ def test_shared_tiles(plan, shape, items, splits, dtype):
     assert bool((arrivals == 5 * splits).all())
     assert all(same_bits(y, found[0]) for y in found)
     assert_close(found[0], expected, bound_of(shape, dtype), f"{shape} {dtype} by {splits}", dtype)
-    alone = run_launches([getattr(packed, plan)(image)], x, image, **FORWARDS)
+    alone = run_launches(getattr(packed, plan)(image), x, image, **FORWARDS)
     assert_close(found[0], alone.double(), 2 * UNIT[dtype], "shared or not", dtype)
 
 
 def test_a_shape_that_there_is_not_has_no_tiles():
     packed, x, _ = packed_case(shapes.ffn(16, 40, 5, 7), torch.float16)
-    launch = packed.whole(image_of(x))
+    (launch,) = packed.whole(image_of(x))
     assert launch.own_step(launch.tiles[0]).extent.tiles
     beyond = dataclasses.replace(launch.tiles[0], number=9, name="9")
     assert launch.own_step(beyond).extent.tiles == 0
@@ -365,7 +366,7 @@ def test_fragments_meet_in_no_bank(plan, shape):
     packed, x, _ = packed_case(shape, torch.float16, 1)
     image = image_of(x)
     launches = getattr(packed, plan)(image, *(["ieee"] if plan == "plan" else []))
-    for launch in launches if isinstance(launches, list) else [launches]:
+    for launch in launches:
         memory = Memory()
         for m in launch.maps:
             memory.add(m)

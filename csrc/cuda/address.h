@@ -27,5 +27,10 @@ EFFV2_ANYWHERE constexpr int blocks_of(long long count, int size) {
 EFFV2_ANYWHERE constexpr int round_up(int count, int multiple) {
   return (count + multiple - 1) / multiple * multiple;
 }
+// Bytes that Shared::take takes for so many values.
+template <class T>
+constexpr int taken(int count) {
+  return round_up(count * static_cast<int>(sizeof(T)), 128);
+}
 
 }  // namespace effv2::cuda

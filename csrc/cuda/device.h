@@ -115,6 +115,17 @@ EFFV2_DEVICE Pair min2(Pair a, Pair b) {
   }
   return r;
 }
+// NaN where one is.
+template <class T>
+EFFV2_DEVICE Pair max2(Pair a, Pair b) {
+  Pair r;
+  if constexpr (kIsHalf<T>) {
+    asm("max.NaN.f16x2 %0, %1, %2;" : "=r"(r) : "r"(a), "r"(b));
+  } else {
+    asm("max.NaN.bf16x2 %0, %1, %2;" : "=r"(r) : "r"(a), "r"(b));
+  }
+  return r;
+}
 // tanh within 2^-10.987 of its size for halves, 2^-8 for bf16 (sm_90; in float before), 2^-11 for float.
 EFFV2_DEVICE float tanh_fast(float x) {
   float r;

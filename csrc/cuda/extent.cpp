@@ -10,7 +10,9 @@ Extent extent_of(const Step& step) {
   return with_kernel<Extent>(step, [](auto kernel, const auto& parameters) {
     using Kernel = decltype(kernel);
     if (!Kernel::fits(parameters)) return Extent{};
-    return Extent{Kernel::tiles(parameters), Kernel::kThreads, Kernel::shared_bytes(parameters)};
+    const int shared_bytes = Kernel::shared_bytes(parameters);
+    return shared_bytes > kMostShared ? Extent{}
+                                      : Extent{Kernel::tiles(parameters), Kernel::kThreads, shared_bytes};
   });
 }
 

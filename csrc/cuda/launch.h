@@ -8,12 +8,15 @@
 
 namespace effv2::cuda {
 
+// Bytes of shared memory that a block of threads can have on the GPU that has most of it.
+constexpr int kMostShared = 227 << 10;
+
 // Of a step as planned.
 struct Extent {
   int tiles;  // blocks of threads
   int threads, shared_bytes;
 };
-// {0, 0, 0} for a shape that there is not, or whose registers do not hold a tile.
+// {0, 0, 0} for a shape that there is not, or whose registers or shared memory do not hold a tile on any GPU.
 Extent extent_of(const Step& step);
 // Throws std::invalid_argument instead of these.
 Extent launched_extent_of(const Step& step);

@@ -53,7 +53,8 @@ struct NetworkTiles {
   static constexpr int kPieces = sizeof(Held) / 16, kOfTask = sizeof(Task) / 16;
   static_assert(kPieces <= kWarp && sizeof(Task) % 16 == 0);
 
-  static int shared_bytes(const Network& n) { return 128 + round_up(2 * sizeof(Held), 128) + n.largest; }
+  static constexpr int kOwnBytes = taken<Held>(2) + taken<int>(2);
+  static int shared_bytes(const Network& n) { return kOwnBytes + n.largest; }
 
   // The first warp fetches tasks ahead of the block: while one is run, its successor's entry is on the way,
   // and the ticket of the one behind that. A block so takes two tickets that are no tasks, and then ends.

@@ -12,8 +12,8 @@ import math
 import torch
 
 from effv2_kernels import _cuda, blocks
-from effv2_kernels.cuda.depthwise import strided_depthwise
-from effv2_kernels.cuda.launch import BUSY, Launch, Shape
+from effv2_kernels.cuda.depthwise import depthwise
+from effv2_kernels.cuda.launch import Launch, Shape, fitting
 from effv2_kernels.cuda.packing import bias_of_product, right_factor, values_factor
 from effv2_kernels.cuda.product import enlarged_product, pointwise_product
 from effv2_kernels.gpu.launch import FeatureMap, blocks_of
@@ -53,7 +53,7 @@ class Attention(Packed):
         launches: list[Launch] = []
         source = x
         if self.dw is not None and self.dw_bias is not None:
-            launches.append(strided_depthwise(x, self.dw, self.dw_bias))
+            launches.append(depthwise(x, self.dw, self.dw_bias))
             source = launches[-1].output
         channels = self.heads * (2 * self.key_dim + self.value_dim)
         launches.append(pointwise_product(source, self.qkv, self.qkv_bias, channels))
@@ -71,31 +71,23 @@ class Attention(Packed):
         tokens = qkv.height * qkv.width
         bias, dense = self.bias.of(qkv.height, qkv.width)
         tiles = blocks_of(tokens, _QUERIES)
+        arguments = {
+            "images": qkv.images, "height": qkv.height, "width": qkv.width, "dense": int(dense),
+            "activation": activation, "qkv": qkv, "mix1": self.mix1, "bias": bias,
+            "mix2": self.mix2, "mix2_bias": self.mix2_bias,
+            "local": self.local, "local_bias": self.local_bias, "u": u,
+        }  # fmt: skip
         # All queries of an image in one block of threads read its keys and values once.
-        names = _cuda.SHAPES["attention"]
         found = [
             Shape({"query_tiles": count}, 8, 1, number, name)
             for count in sorted({tiles, blocks_of(tiles, 2), 1}, reverse=True)
-            for number, name in reversed(list(enumerate(names)))
+            for number, name in reversed(list(enumerate(_cuda.SHAPES["attention"])))
         ]
-
-        def programs(shape: Shape) -> int:
-            of_image = blocks_of(tiles, shape.blocks["query_tiles"]) * (
-                self.heads // int(shape.name.split()[0])
-            )
-            return of_image * qkv.images
-
-        best = next((s for s in found if programs(s) >= BUSY), max(found, key=programs))
         return Launch(
             kind="attention",
             dtype=qkv.dtype,
-            arguments={
-                "images": qkv.images, "height": qkv.height, "width": qkv.width, "dense": int(dense),
-                "activation": activation, "qkv": qkv, "mix1": self.mix1, "bias": bias,
-                "mix2": self.mix2, "mix2_bias": self.mix2_bias,
-                "local": self.local, "local_bias": self.local_bias, "u": u,
-            },
-            tiles=[best, *(s for s in found if s is not best)],
+            arguments=arguments,
+            tiles=fitting("attention", qkv.dtype, arguments, found),
             output=u,
             macs=qkv.images * tokens * self.heads
             * (tokens * (self.key_dim + 2 * self.heads + self.value_dim) + 9 * self.value_dim),

@@ -10,7 +10,7 @@ from __future__ import annotations
 import torch
 
 from effv2_kernels import _cuda, blocks
-from effv2_kernels.cuda.depthwise import strided_depthwise
+from effv2_kernels.cuda.depthwise import depthwise
 from effv2_kernels.cuda.launch import Launch, shapes
 from effv2_kernels.cuda.packing import bias_of_product, by_tap, right_factor, values_factor
 from effv2_kernels.cuda.product import joined_product, pointwise_product
@@ -46,7 +46,7 @@ class AttentionDownsample(Packed):
     def plan(self, x: FeatureMap, precision: str) -> list[Launch]:
         height, width = blocks_of(x.height, 2), blocks_of(x.width, 2)
         keys, values = self.heads * self.key_dim, self.heads * self.value_dim
-        every_other = strided_depthwise(x, self.dw, self.dw_bias)
+        every_other = depthwise(x, self.dw, self.dw_bias)
         to_q = pointwise_product(every_other.output, self.q, self.q_bias, keys)
         to_kv = pointwise_product(x, self.kv, self.kv_bias, keys + values)
         u = x.like(values, height, width)

@@ -1,4 +1,4 @@
-"""A strided 3x3 depthwise convolution by itself: see ``csrc/cuda/tiles/depthwise_map.h``."""
+"""A 3x3 depthwise convolution by itself: see ``csrc/cuda/tiles/depthwise_map.h``."""
 
 from __future__ import annotations
 
@@ -9,12 +9,14 @@ from effv2_kernels.cuda.launch import Launch, shapes
 from effv2_kernels.gpu.launch import FeatureMap, blocks_of
 
 
-def strided_depthwise(x: FeatureMap, dw: Tensor, dw_bias: Tensor, stride: int = 2) -> Launch:
-    """y = dw(x). dw, dw_bias: see ``gpu.packing``."""
+def depthwise(
+    x: FeatureMap, dw: Tensor, dw_bias: Tensor, *, stride: int = 2, activation: str = "none"
+) -> Launch:
+    """y = f(dw(x)). dw, dw_bias: see ``gpu.packing``."""
     y = x.like(x.channels, blocks_of(x.height, stride), blocks_of(x.width, stride))
     arguments = {
         "images": x.images, "height": x.height, "width": x.width, "channels": x.channels,
-        "y_height": y.height, "y_width": y.width, "stride": stride, "activation": "none",
+        "y_height": y.height, "y_width": y.width, "stride": stride, "activation": activation,
         "x": x, "dw": dw, "dw_bias": dw_bias, "y": y,
     }  # fmt: skip
     return Launch(

@@ -1,8 +1,9 @@
-"""The bottleneck, ``blocks.FFN``, in one launch or in two: see ``csrc/cuda/blocks/ffn.h``.
+"""The bottleneck, ``blocks.FFN``, in one launch to three: see ``csrc/cuda/blocks/ffn.h``.
 
 Whole, for many pixels: the hidden map never is in memory. By channels, for few: ``widen`` makes some hidden
 channels of all pixels around a tile, and a product narrows them. In halves, a product makes the hidden map
-and ``narrow`` reads it; without fc1 it is that alone. Which is the fastest, a clock says.
+and ``narrow`` reads it; without fc1 it is that alone. Which is the fastest, a clock says. In parts, for
+widths of which nothing else holds a tile.
 """
 
 from __future__ import annotations
@@ -13,7 +14,8 @@ from typing import Any
 import torch
 
 from effv2_kernels import _cuda, blocks
-from effv2_kernels.cuda.launch import BUSY, FORMATS, Launch, Shape, busiest_first, require_countable
+from effv2_kernels.cuda.depthwise import depthwise
+from effv2_kernels.cuda.launch import BUSY, Launch, Shape, fitting, require_countable
 from effv2_kernels.cuda.packing import bias_of_product, right_factor
 from effv2_kernels.cuda.product import pointwise_product
 from effv2_kernels.gpu import launch as gpu_launch
@@ -50,24 +52,20 @@ class FFN(Packed):
 
     def alternatives(self, x: FeatureMap, precision: str) -> Sequence[Alternative]:
         if self.fc1 is None:
-            narrow = self.narrow(x)
-            assert narrow is not None
-            return [Alternative.of([narrow])]
-        found = [Alternative.of(self.by_channels(x), "by channels")]
+            return [Alternative.of(self.narrow(x) or self.in_parts(x))]
+        ways = {"by channels": self.by_channels(x), "whole": self.whole(x), "in halves": self.in_halves(x)}
         many = blocks_of(x.height, self.stride * 8) * blocks_of(x.width, self.stride * 14) * x.images >= MANY
-        large = blocks_of(x.height, self.stride) * blocks_of(x.width, self.stride) >= _LARGE_MAP
-        whole = self.whole(x)
-        if whole is not None:
-            found.insert(0 if many or large else 1, Alternative.of([whole], "whole"))
-        halves = self.in_halves(x)
-        return [*found, Alternative.of(halves, "in halves")] if halves else found
+        if many or blocks_of(x.height, self.stride) * blocks_of(x.width, self.stride) >= _LARGE_MAP:
+            ways = {"whole": ways.pop("whole"), **ways}
+        found = [Alternative.of(launches, way) for way, launches in ways.items() if launches]
+        return found or [Alternative.of(self.in_parts(x), "in parts")]
 
-    def whole(self, x: FeatureMap) -> Launch | None:
-        """In one launch; None where its outputs fit into no block's registers."""
+    def whole(self, x: FeatureMap) -> list[Launch]:
+        """In one launch; nothing where that does not fit."""
         return self._launch("whole", x, residual=x if self.residual else None)
 
-    def narrow(self, wide: FeatureMap, x: FeatureMap | None = None) -> Launch | None:
-        """What follows fc1; None where its outputs fit into no block's registers.
+    def narrow(self, wide: FeatureMap, x: FeatureMap | None = None) -> list[Launch]:
+        """What follows fc1; nothing where that does not fit.
 
         x: of the block, where that has fc1.
         """
@@ -75,23 +73,38 @@ class FFN(Packed):
 
     def in_halves(self, x: FeatureMap) -> list[Launch]:
         """fc1 as a product, and ``narrow``; nothing where that does not fit."""
-        assert self.fc1 is not None
-        assert self.fc1_bias is not None
-        widen = pointwise_product(x, self.fc1, self.fc1_bias, self.hidden, activation=self.activation)
+        widen = self._fc1(x)
         narrow = self.narrow(widen.output, x)
-        return [] if narrow is None else [widen, narrow]
+        return [widen, *narrow] if narrow else []
 
     def by_channels(self, x: FeatureMap) -> list[Launch]:
-        """``widen`` and a product."""
+        """``widen`` and a product; nothing where a tile has too many channels."""
         widen = self._launch("widen", x)
-        assert widen is not None
-        residual = x if self.residual else None
-        return [
-            widen,
-            pointwise_product(widen.output, self.fc2, self.fc2_bias, self.outputs, residual=residual),
-        ]
+        return [*widen, self._fc2(widen[-1].output, x)] if widen else []
 
-    def _launch(self, part: str, x: FeatureMap, residual: FeatureMap | None = None) -> Launch | None:
+    def in_parts(self, x: FeatureMap) -> list[Launch]:
+        """A launch for each convolution, of any width."""
+        launches, wide = [], x
+        if self.fc1 is not None:
+            launches.append(self._fc1(x))
+            wide = launches[-1].output
+        launches.append(
+            depthwise(wide, self.dw, self.dw_bias, stride=self.stride, activation=self.activation)
+        )
+        return [*launches, self._fc2(launches[-1].output, x)]
+
+    def _fc1(self, x: FeatureMap) -> Launch:
+        assert self.fc1 is not None
+        assert self.fc1_bias is not None
+        return pointwise_product(x, self.fc1, self.fc1_bias, self.hidden, activation=self.activation)
+
+    def _fc2(self, made: FeatureMap, x: FeatureMap) -> Launch:
+        """x: of the block."""
+        residual = x if self.residual else None
+        return pointwise_product(made, self.fc2, self.fc2_bias, self.outputs, residual=residual)
+
+    def _launch(self, part: str, x: FeatureMap, residual: FeatureMap | None = None) -> list[Launch]:
+        """Of ffn.h; nothing where no registers or shared memory hold a tile."""
         require_countable(x)
         height, width = blocks_of(x.height, self.stride), blocks_of(x.width, self.stride)
         y = x.like(self.hidden if part == "widen" else self.outputs, height, width)
@@ -106,28 +119,28 @@ class FFN(Packed):
             arguments |= {"fc2": None, "fc2_bias": None}
         if part == "narrow":
             arguments |= {"fc1": None, "fc1_bias": None}
-        found = self._shapes(part, arguments, x, y)
+        found = self._shapes(part, arguments, y)
         if not found:
-            return None
+            return []
         wide = 0 if part == "narrow" else x.pixels * self.hidden * x.channels
         narrowed = 0 if part == "widen" else y.pixels * self.hidden * self.outputs
-        return Launch(
-            kind="ffn", dtype=x.dtype, arguments=arguments, tiles=found, output=y,
-            macs=wide + 9 * y.pixels * self.hidden + narrowed,
-        )  # fmt: skip
+        return [
+            Launch(
+                kind="ffn", dtype=x.dtype, arguments=arguments, tiles=found, output=y,
+                macs=wide + 9 * y.pixels * self.hidden + narrowed,
+            )
+        ]  # fmt: skip
 
-    def _shapes(self, part: str, arguments: dict[str, Any], x: FeatureMap, y: FeatureMap) -> Sequence[Shape]:
-        """Those that fit, of each tile the one with the least registers; by channels, a slice each."""
-        sizes = {n: v for n, v in arguments.items() if isinstance(v, (int, str))}
-        extents: dict[Shape, int] = {}
-        for rows, columns in _TILES:
-            if columns > 7 * blocks_of(y.width, 7) or rows > max(y.height, 2):
-                continue
-            for number, name in enumerate(_cuda.SHAPES["widen" if part == "widen" else "ffn"]):
-                slice_size = int(name.split("x")[0])
-                splits = blocks_of(self.hidden, slice_size) if part == "widen" else 1
-                tile = {"tile_height": rows, "tile_width": columns, "splits": splits}
-                extent = _cuda.Step("ffn", FORMATS[x.dtype], number, {**sizes, **tile}).extent
-                if extent.tiles:
-                    extents[Shape(tile, 8, 1, number, name)] = extent.tiles
-        return busiest_first(extents, extents.__getitem__) if extents else []
+    def _shapes(self, part: str, arguments: dict[str, Any], y: FeatureMap) -> Sequence[Shape]:
+        """Those that fit; by channels, a slice for each block of threads."""
+        names = _cuda.SHAPES["widen" if part == "widen" else "ffn"]
+
+        def splits(name: str) -> int:
+            return blocks_of(self.hidden, int(name.split("x")[0])) if part == "widen" else 1
+
+        return fitting("ffn", y.dtype, arguments, (
+            Shape({"tile_height": rows, "tile_width": columns, "splits": splits(name)}, 8, 1, number, name)
+            for rows, columns in _TILES
+            if columns <= 7 * blocks_of(y.width, 7) and rows <= max(y.height, 2)
+            for number, name in enumerate(names)
+        ))  # fmt: skip

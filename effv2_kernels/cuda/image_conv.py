@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import Tensor
 
-from effv2_kernels.cuda.launch import Launch, Shape, busiest_first
+from effv2_kernels.cuda.launch import Launch, Shape, fitting
 from effv2_kernels.gpu.launch import FeatureMap, blocks_of
 
 # Channels of an image, whose strides may be any.
@@ -20,22 +20,19 @@ def convolved_image(x: FeatureMap, w: Tensor, bias: Tensor, outputs: int, *, act
     """y = f(conv3x3(x)) with stride 2. w: see ``packing.image_factor``."""
     y = x.like(outputs, blocks_of(x.height, 2), blocks_of(x.width, 2))
 
-    def programs(shape: Shape) -> int:
-        rows, columns = shape.blocks["tile_height"], shape.blocks["tile_width"]
-        return x.images * blocks_of(y.height, rows) * blocks_of(y.width, columns)
-
+    arguments = {
+        **image_fields(x), "outputs": outputs, "y_height": y.height, "y_width": y.width,
+        "activation": activation, "x": x, "w": w, "bias": bias, "y": y,
+    }  # fmt: skip
     found = [Shape({"tile_height": r, "tile_width": c}, 8, 1, 0, "only") for r, c in _TILES]
     return Launch(
         kind="image_conv",
         dtype=x.dtype,
-        arguments={
-            **image_fields(x), "outputs": outputs, "y_height": y.height, "y_width": y.width,
-            "activation": activation, "x": x, "w": w, "bias": bias, "y": y,
-        },
-        tiles=busiest_first(found, programs),
+        arguments=arguments,
+        tiles=fitting("image_conv", x.dtype, arguments, found),
         output=y,
         macs=9 * y.elements * x.channels,
-    )  # fmt: skip
+    )
 
 
 def image_fields(x: FeatureMap) -> dict[str, Any]:

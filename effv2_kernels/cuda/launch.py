@@ -76,16 +76,34 @@ def shapes(names: Sequence[str]) -> list[Shape]:
     return [Shape({}, 8, 1, number, name) for number, name in enumerate(names)]
 
 
-def busiest_first(found: Iterable[Shape], blocks_of: Any) -> list[Shape]:
-    """The first that keeps a GPU busy, or else the one with the most blocks of threads, then the others.
+def fitting(
+    kind: str, dtype: torch.dtype, arguments: Mapping[str, Any], candidates: Iterable[Shape]
+) -> list[Shape]:
+    """Of shapes, with the largest tiles first, those whose tiles the registers and memory of a GPU can hold.
 
-    blocks_of: how many there are of a shape. Shapes come with the largest tiles first, which do least twice.
+    In front the first that keeps a GPU busy, or else the one with the most blocks of threads: large tiles do
+    least twice. kind, dtype and arguments: as of ``Launch``.
     """
-    candidates = list(found)
-    best = next((s for s in candidates if blocks_of(s) >= BUSY), None)
+    sizes = {name: value for name, value in arguments.items() if isinstance(value, (int, str))}
+    blocks = {}
+    for shape in candidates:
+        extent = _cuda.Step(kind, FORMATS[dtype], shape.number, {**sizes, **shape.blocks}).extent
+        if extent.tiles:
+            blocks[shape] = extent.tiles
+    if not blocks:
+        return []
+    best = next((s for s, count in blocks.items() if count >= BUSY), None)
     if best is None:
-        best = max(candidates, key=blocks_of)
-    return [best, *(s for s in candidates if s is not best)]
+        best = max(blocks, key=blocks.__getitem__)
+    return [best, *(s for s in blocks if s is not best)]
+
+
+def shared_of_gpu() -> int:
+    """Bytes of shared memory that a block has on the current GPU; on the largest, where there is none."""
+    if _cuda.emulated or not torch.cuda.is_available():
+        return max(SHARED_BYTES.values())
+    major, minor = torch.cuda.get_device_capability()
+    return SHARED_BYTES.get(10 * major + minor, min(SHARED_BYTES.values()))
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -93,7 +111,7 @@ class Launch(gpu_launch.Launch):
     """A step of ``csrc/cuda`` on some buffers, for any of its ``tiles``, which are shapes.
 
     kind: of the step. dtype: what it computes in. Arguments are the step's fields: maps, weights (None where
-    there are none), sizes and names.
+    there are none), sizes and names. Raises UnavailableError for maps of too many pixels and without tiles.
     """
 
     backend: ClassVar[str] = "cuda"
@@ -110,6 +128,11 @@ class Launch(gpu_launch.Launch):
     def __post_init__(self) -> None:
         for m in self.maps:
             require_countable(m)
+        if not self.tiles:
+            raise UnavailableError(
+                f"{self.name}: no tile of it fits into the shared memory of any GPU, to make "
+                f"{self.output.channels} channels in {self.dtype}. Use backend='triton'."
+            )
 
     @property
     def name(self) -> str:
@@ -159,10 +182,11 @@ class Launch(gpu_launch.Launch):
 
     @property
     def tile_in_one(self) -> gpu_launch.Tile | None:
-        """The first of its shapes that the one launch has (``csrc/cuda/schedule.h``) and that can do it."""
+        """The first of its shapes that the one launch has (``csrc/cuda/schedule.h``) and the GPU can do."""
+        most = shared_of_gpu() - _cuda.NETWORK_BYTES
         for tile in self.tiles:
             step = self.own_step(tile)
-            if _cuda.has_shape(step) and step.extent.tiles:
+            if _cuda.has_shape(step) and step.extent.tiles and step.extent.shared_bytes <= most:
                 return tile
         return None
 
@@ -176,9 +200,7 @@ class Launch(gpu_launch.Launch):
 
     def compile(self, tile: gpu_launch.Tile) -> Resources | None:
         step = self.own_step(tile)
-        capability = torch.cuda.get_device_capability()
-        most = SHARED_BYTES.get(10 * capability[0] + capability[1], min(SHARED_BYTES.values()))
-        if not step.extent.tiles or step.extent.shared_bytes > most:
+        if not step.extent.tiles or step.extent.shared_bytes > shared_of_gpu():
             return None
         registers, stack = _cuda.resources(step)
         return Resources(registers, stack, step.extent.shared_bytes)

@@ -7,7 +7,7 @@ from typing import Any
 from torch import Tensor
 
 from effv2_kernels import _cuda
-from effv2_kernels.cuda.launch import Launch, Shape, busiest_first, shapes
+from effv2_kernels.cuda.launch import Launch, fitting, shapes
 from effv2_kernels.gpu.launch import FeatureMap, blocks_of
 
 
@@ -67,10 +67,6 @@ def _product(
         "x": x, "w": w, "bias": bias, "residual": residual, "y": y, **more,
     }  # fmt: skip
 
-    def programs(shape: Shape) -> int:
-        rows, columns = map(int, shape.name.split("x"))
-        return blocks_of(y.pixels, rows) * blocks_of(y.channels, columns)
-
     found = shapes(_cuda.SHAPES["product"])
     if source == "enlarged":  # which every tile beside another makes again
         found.sort(key=lambda shape: blocks_of(y.channels, int(shape.name.split("x")[1])))
@@ -78,7 +74,7 @@ def _product(
         kind="product",
         dtype=y.dtype,
         arguments=arguments,
-        tiles=busiest_first(found, programs),
+        tiles=fitting("product", y.dtype, arguments, found),
         output=y,
         macs=y.pixels * y.channels * depth,
     )

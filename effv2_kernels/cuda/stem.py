@@ -1,4 +1,4 @@
-"""``blocks.Stem`` in one launch: see ``csrc/cuda/blocks/stem.h``."""
+"""``blocks.Stem`` in one launch, see ``csrc/cuda/blocks/stem.h``; in two where a tile is too wide for that."""
 
 from __future__ import annotations
 
@@ -6,9 +6,10 @@ import torch
 import torch.nn.functional as F
 
 from effv2_kernels import _cuda, blocks
-from effv2_kernels.cuda.image_conv import image_fields
-from effv2_kernels.cuda.launch import Launch, Shape, busiest_first
+from effv2_kernels.cuda.image_conv import convolved_image, image_fields
+from effv2_kernels.cuda.launch import Launch, Shape, fitting
 from effv2_kernels.cuda.packing import bias_of_product, image_factor, window_factor
+from effv2_kernels.cuda.product import window_product
 from effv2_kernels.gpu.launch import FeatureMap, blocks_of
 from effv2_kernels.gpu.packing import Packed
 
@@ -32,12 +33,24 @@ class Stem(Packed):
             bias_of_product(block.conv1.bias, device),
         )
         padded = F.pad(block.conv2.weight, (0, 0, 0, 0, 0, -self.mid % _DEPTH))
+        self.depth = padded.shape[1]
         self.conv2, self.conv2_bias = (
             window_factor(padded, dtype, device),
             bias_of_product(block.conv2.bias, device),
         )
 
     def plan(self, x: FeatureMap, precision: str) -> list[Launch]:
+        whole = self._whole(x)
+        if whole:
+            return whole
+        first = convolved_image(x, self.conv1, self.conv1_bias, self.depth, activation=self.activation)
+        second = window_product(
+            first.output, self.conv2, self.conv2_bias, self.outputs,
+            kernel=3, stride=2, activation=self.activation,
+        )  # fmt: skip
+        return [first, second]
+
+    def _whole(self, x: FeatureMap) -> list[Launch]:
         mid = x.like(self.mid, blocks_of(x.height, 2), blocks_of(x.width, 2))
         y = x.like(self.outputs, blocks_of(mid.height, 2), blocks_of(mid.width, 2))
         arguments = {
@@ -48,26 +61,20 @@ class Stem(Packed):
             "conv2": self.conv2, "conv2_bias": self.conv2_bias, "y": y,
         }  # fmt: skip
 
-        def programs(shape: Shape) -> int:
-            rows, columns = shape.blocks["tile_height"], shape.blocks["tile_width"]
-            return x.images * blocks_of(y.height, rows) * blocks_of(y.width, columns)
-
-        def products(rows: int, columns: int) -> int:
-            return blocks_of(rows * columns, 16) * blocks_of(y.channels, 32)
-
-        # Eight warps share the products of a tile.
-        names = _cuda.SHAPES["stem"]
-        found = [
+        found = fitting("stem", x.dtype, arguments, (
             Shape({"tile_height": rows, "tile_width": columns}, 8, 1, number, name)
             for rows, columns in _TILES
-            for number, name in enumerate(names)
-            if products(rows, columns) <= 8 * int(name[1:])
-        ]
-        smallest = {(s.blocks["tile_height"], s.blocks["tile_width"]): s for s in reversed(found)}
+            for number, name in enumerate(_cuda.SHAPES["stem"])
+        ))  # fmt: skip
+        if not found:
+            return []
+        # Of each tile the one with the least registers.
+        least: dict[tuple[int, int], Shape] = {}
+        for shape in found:
+            least.setdefault((shape.blocks["tile_height"], shape.blocks["tile_width"]), shape)
         return [
             Launch(
-                kind="stem", dtype=x.dtype, arguments=arguments,
-                tiles=busiest_first(reversed(smallest.values()), programs), output=y,
+                kind="stem", dtype=x.dtype, arguments=arguments, tiles=[*least.values()], output=y,
                 macs=9 * (mid.elements * x.channels + y.elements * mid.channels),
             )
         ]  # fmt: skip

@@ -62,11 +62,10 @@ struct AttentionTile {
     return Reach(p.u, p.height, made).and_reads(p.qkv, whole_images(made, p.height, p.height));
   }
   static int shared_bytes(const Attention&) {
-    const auto piece = [](int bytes) { return round_up(bytes, 128); };
-    return piece(kRows * kQStride * 2) + piece(kKeys * kQStride * 2) + piece(kKeys * kVStride * 2) +
-           piece(Heads * kRows * kSharesStride * 2) + piece(kRows * kVStride * 2) +
-           2 * piece(kWarps * kHeads * kRows * 4) + 2 * piece(kHeads * kRows * 4) +
-           piece((2 * kHeads + 1) * kHeads * 4);
+    return taken<T>(kRows * kQStride) + taken<T>(kKeys * kQStride) + taken<T>(kKeys * kVStride) +
+           taken<T>(Heads * kRows * kSharesStride) + taken<T>(kRows * kVStride) +
+           2 * taken<float>(kWarps * kHeads * kRows) + 2 * taken<float>(kHeads * kRows) +
+           taken<float>((2 * kHeads + 1) * kHeads);
   }
 
   struct Memory {

@@ -59,9 +59,8 @@ struct AttentionDownsampleTile {
         .and_reads(p.kv, whole_images(made, p.query_height, p.height));
   }
   static int shared_bytes(const AttentionDownsample&) {
-    const auto piece = [](int count) { return round_up(count * 2, 128); };
-    return piece(kQueries * kQStride) + piece(kStages * kKeys * kQStride) +
-           piece(kStages * kKeys * kVStride) + piece(kQueries * kVStride);
+    return taken<T>(kQueries * kQStride) + taken<T>(kStages * kKeys * kQStride) +
+           taken<T>(kStages * kKeys * kVStride) + taken<T>(kQueries * kVStride);
   }
 
   template <class Ready>

@@ -11,6 +11,7 @@
 #include "cuda/address.h"
 #include "cuda/reach.h"
 #include "cuda/tiles/activation.h"
+#include "cuda/tiles/cut.h"
 #include "cuda/tiles/depthwise.h"
 #include "cuda/tiles/fragments.h"
 #include "cuda/tiles/output.h"
@@ -38,8 +39,7 @@ struct Ffn {
   Address residual, y;          // widen: y is (pixels, hidden)
   Address parts, arrivals;      // of tiles that are shared: sums, and two counters each, 0 at first
 
-  EFFV2_ANYWHERE int tile_rows() const { return blocks_of(y_height, tile_height); }
-  EFFV2_ANYWHERE int tile_columns() const { return blocks_of(y_width, tile_width); }
+  EFFV2_ANYWHERE Cut cut() const { return {y_height, y_width, tile_height, tile_width}; }
   EFFV2_ANYWHERE int pixels() const { return tile_height * tile_width; }  // of a tile
   EFFV2_ANYWHERE int row_tiles() const { return blocks_of(pixels(), kRows); }
   EFFV2_ANYWHERE int halo_height() const { return (tile_height - 1) * stride + 3; }
@@ -71,35 +71,31 @@ struct FfnTile {
   static constexpr bool kWidens = Part != FfnPart::narrow, kNarrows = Part != FfnPart::widen;
   static constexpr int kStride = Slice + kPad;
 
-  static int tiles(const Ffn& p) { return p.images * p.tile_rows() * p.tile_columns() * p.splits; }
+  static int tiles(const Ffn& p) { return p.images * p.cut().of_image() * p.splits; }
   static bool fits(const Ffn& p) {
     return !kNarrows || blocks_of(p.row_tiles() * p.column_tiles(), Warps) <= Items;
   }
   static Reach reach(const Ffn& p, int tile) {
-    const int place = tile / p.splits / p.tile_columns();
-    const int top = place % p.tile_rows() * p.tile_height, image = place / p.tile_rows() * p.y_height;
-    const int end = top + p.tile_height < p.y_height ? top + p.tile_height : p.y_height;
-    const Rows made{image + top, image + end - 1};
+    const Rows made = p.cut().rows_of(tile / p.splits);
     return Reach(p.y, p.y_height, made)
         .and_reads(p.x, rows_under(made, p.y_height, p.height, 3, p.stride))
         .and_reads(p.residual, made);
   }
   static int shared_bytes(const Ffn& p) {
-    const auto piece = [](int count, int size) { return round_up(count * size, 128); };
     const int depth = round_up(p.channels, kDepth) + kPad;
-    int bytes = piece(p.halo_tiles() * kRows, 2);
-    int slice = piece(kTaps * Slice, sizeof(Tap)) + piece(Slice, 4);
+    int bytes = taken<std::uint16_t>(p.halo_tiles() * kRows);
+    int slice = taken<Tap>(kTaps * Slice) + taken<float>(Slice);
     if (kWidens) {
-      bytes += piece(p.halo_tiles() * kRows * depth, 2) + piece(p.halo() * kStride, 2);
-      slice += piece(Slice * depth, 2) + piece(Slice, 4);
+      bytes += taken<T>(p.halo_tiles() * kRows * depth) + taken<T>(p.halo() * kStride);
+      slice += taken<T>(Slice * depth) + taken<float>(Slice);
     } else {
-      slice += piece(p.halo() * kStride, 2);
+      slice += taken<T>(p.halo() * kStride);
     }
     if (kNarrows) {
-      bytes += piece(p.row_tiles() * kRows * kStride, 2);
-      slice += piece(p.column_tiles() * kColumns * kStride, 2);
+      bytes += taken<T>(p.row_tiles() * kRows * kStride);
+      slice += taken<T>(p.column_tiles() * kColumns * kStride);
     }
-    if (p.splits > 1) bytes += 128;
+    if (p.splits > 1) bytes += taken<int>(1);
     return bytes + 2 * slice;
   }
 
@@ -113,10 +109,7 @@ struct FfnTile {
   template <class Ready>
   EFFV2_DEVICE static void run(const Ffn& p, const Buffers& buffers, int tile, Shared shared, Ready&& ready) {
     const int split = tile % p.splits, place = tile / p.splits;
-    const int column_of_tiles = place % p.tile_columns(),
-              row_of_tiles = place / p.tile_columns() % p.tile_rows();
-    const int image = place / (p.tile_columns() * p.tile_rows());
-    const int top = row_of_tiles * p.tile_height, left = column_of_tiles * p.tile_width;
+    const auto [image, top, left] = p.cut().corner(place);
     const int slices = blocks_of(p.hidden, Slice);
     const int first = slices * split / p.splits, last = slices * (split + 1) / p.splits;
     const int depth = round_up(p.channels, kDepth), x_stride = depth + kPad;

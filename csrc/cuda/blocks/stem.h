@@ -5,9 +5,11 @@
 #include "cuda/address.h"
 #include "cuda/reach.h"
 #include "cuda/tiles/activation.h"
+#include "cuda/tiles/cut.h"
 #include "cuda/tiles/fragments.h"
 #include "cuda/tiles/image.h"
 #include "cuda/tiles/output.h"
+#include "cuda/tiles/rows.h"
 #include "cuda/vector.h"
 
 namespace effv2::cuda {
@@ -22,8 +24,7 @@ struct Stem {
   Address conv2, conv2_bias;    // as a product's, of 9 taps of `mid` rounded up to 16 each
   Address y;
 
-  EFFV2_ANYWHERE int tile_rows() const { return blocks_of(y_height, tile_height); }
-  EFFV2_ANYWHERE int tile_columns() const { return blocks_of(y_width, tile_width); }
+  EFFV2_ANYWHERE Cut cut() const { return {y_height, y_width, tile_height, tile_width}; }
   EFFV2_ANYWHERE int pixels() const { return tile_height * tile_width; }
   EFFV2_ANYWHERE int row_tiles() const { return blocks_of(pixels(), kRows); }
   EFFV2_ANYWHERE int depth() const { return round_up(mid, kDepth); }
@@ -47,43 +48,36 @@ struct StemTile {
   static constexpr int kThreads = kWarp * Warps, kBlocks = 2;
   using Convolution = ImageConvolution<T, Warps>;
 
-  static int tiles(const Stem& p) { return p.image.images * p.tile_rows() * p.tile_columns(); }
+  static int tiles(const Stem& p) { return p.image.images * p.cut().of_image(); }
   static bool fits(const Stem& p) {
     return blocks_of(p.row_tiles() * blocks_of(p.outputs, kColumns), Warps) <= Items;
   }
   static Reach reach(const Stem& p, int tile) {
-    const int place = tile / p.tile_columns(), top = place % p.tile_rows() * p.tile_height;
-    const int image = place / p.tile_rows() * p.y_height;
-    const int end = top + p.tile_height < p.y_height ? top + p.tile_height : p.y_height;
-    const int last = 4 * end - 1 < p.image.height ? 4 * end - 1 : p.image.height - 1;
-    const int x_image = place / p.tile_rows() * p.image.height;
-    return Reach(p.y, p.y_height, {image + top, image + end - 1})
-        .and_reads(p.image.x, {x_image + (top ? 4 * top - 3 : 0), x_image + last});
+    const Rows made = p.cut().rows_of(tile);
+    const Rows between = rows_under(made, p.y_height, p.mid_height, 3, 2);
+    return Reach(p.y, p.y_height, made)
+        .and_reads(p.image.x, rows_under(between, p.mid_height, p.image.height, 3, 2));
   }
   static int shared_bytes(const Stem& p) {
-    const auto piece = [](int count) { return round_up(count * 2, 128); };
-    return piece(p.patch().values()) + piece(p.patch().outputs() * (p.depth() + kPad)) +
-           piece(round_up(p.mid, kColumns) * Convolution::kStride) +
-           piece(round_up(p.outputs, kColumns) * (9 * p.depth() + kPad));
+    return taken<T>(p.patch().values()) + taken<T>(p.patch().outputs() * (p.depth() + kPad)) +
+           taken<T>(round_up(p.mid, kColumns) * Convolution::kStride) +
+           taken<T>(round_up(p.outputs, kColumns) * (9 * p.depth() + kPad));
   }
 
   template <class Ready>
   EFFV2_DEVICE static void run(const Stem& p, const Buffers& buffers, int tile, Shared shared,
                                Ready&& ready) {
-    const int column_of_tiles = tile % p.tile_columns(),
-              row_of_tiles = tile / p.tile_columns() % p.tile_rows();
-    const int image = tile / (p.tile_columns() * p.tile_rows());
-    const int top = row_of_tiles * p.tile_height, left = column_of_tiles * p.tile_width;
+    const auto [image, top, left] = p.cut().corner(tile);
     const int stride = p.depth() + kPad, conv2_stride = 9 * p.depth() + kPad;
     const Patch patch = p.patch();
     T* const values = shared.take<T>(patch.values());
     T* const between = shared.take<T>(patch.outputs() * stride);
     T* const conv1 = shared.take<T>(round_up(p.mid, kColumns) * Convolution::kStride);
     T* const conv2 = shared.take<T>(round_up(p.outputs, kColumns) * conv2_stride);
-    Convolution::load_weights(conv1, Convolution::kStride, at<T>(buffers, p.conv1), round_up(p.mid, kColumns),
-                              Convolution::kWeights);
-    Convolution::load_weights(conv2, conv2_stride, at<T>(buffers, p.conv2), round_up(p.outputs, kColumns),
-                              9 * p.depth());
+    load_rows<T, kThreads>(conv1, Convolution::kStride, round_up(p.mid, kColumns), Convolution::kWeights,
+                           at<T>(buffers, p.conv1));
+    load_rows<T, kThreads>(conv2, conv2_stride, round_up(p.outputs, kColumns), 9 * p.depth(),
+                           at<T>(buffers, p.conv2));
     copy_commit();
     ready();
     Convolution::load_patch(p.image, buffers, image, 4 * top - 3, 4 * left - 3, patch, values);

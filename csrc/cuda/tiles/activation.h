@@ -15,7 +15,9 @@ namespace gelu_constants {
 constexpr float kSquareEnd = 16.0f, kP0 = 0.79750788f, kP1 = 0.037005646f, kP2 = -0.00035151681f;
 constexpr Pair kHalfSquareEnd = 0x4c004c00u, kHalfP0 = 0x3a613a61u, kHalfP1 = 0x28bd28bdu,
                kHalfP2 = 0x8dc28dc2u, kHalfOneHalf = 0x38003800u;
+constexpr Pair kHalfOfLowest = 0xf800f800u;  // -32768
 }  // namespace gelu_constants
+constexpr Pair kLowestHalves = 0xfbfffbffu;  // -65504
 
 EFFV2_DEVICE float gelu(float x) {
   using namespace gelu_constants;
@@ -23,12 +25,13 @@ EFFV2_DEVICE float gelu(float x) {
   const float half = 0.5f * x;
   return half + half * tanh_fast(x * (kP0 + square * (kP1 + square * kP2)));
 }
-// The same of two halves: off by 1.5 times what rounding its result is off by.
+// The same of two halves: off by 1.5 times what rounding its result is off by. What was too low for a half is
+// an infinity, of which nothing times itself is to be left.
 EFFV2_DEVICE Pair gelu2(Pair x) {
   using namespace gelu_constants;
   const Pair square = min2<Half>(mul2<Half>(x, x), kHalfSquareEnd);
   const Pair p = fma2<Half>(square, fma2<Half>(square, kHalfP2, kHalfP1), kHalfP0);
-  const Pair half = mul2<Half>(x, kHalfOneHalf);
+  const Pair half = max2<Half>(mul2<Half>(x, kHalfOneHalf), kHalfOfLowest);
   return fma2<Half>(half, tanh2(mul2<Half>(x, p)), half);
 }
 
@@ -70,6 +73,7 @@ EFFV2_DEVICE Pair activated(Activation activation, Pair v) {
     if (activation == Activation::gelu) return gelu2(v);
   }
   if (activation == Activation::none) return v;
+  if constexpr (kIsHalf<T>) v = max2<T>(v, kLowestHalves);  // as in gelu2
   return pack<T>(activated(activation, low<T>(v)), activated(activation, high<T>(v)));
 }
 

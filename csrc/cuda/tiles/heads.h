@@ -9,24 +9,12 @@
 #include "cuda/address.h"
 #include "cuda/tiles/depthwise.h"
 #include "cuda/tiles/fragments.h"
+#include "cuda/tiles/rows.h"
 #include "cuda/vector.h"
 
 namespace effv2::cuda {
 
 constexpr float kMinusInfinity = -__builtin_huge_valf();
-
-// Rows of eight values from global to shared memory. from(row): nullptr of those that do not exist, which
-// become zeros.
-template <class T, int Threads, class From>
-EFFV2_DEVICE void load_rows(T* to, int stride, int rows, int values, const T* somewhere, From&& from) {
-  const int pieces = values / 8;
-  EFFV2_ROLL
-  for (int i = thread(); i < rows * pieces; i += Threads) {
-    const int row = i / pieces, place = i % pieces * 8;
-    const T* const begin = from(row);
-    copy_async(to + row * stride + place, begin ? begin + place : somewhere, begin != nullptr);
-  }
-}
 
 // sums += shares v for 16 keys and 32 values. v: of the first of both in shared memory.
 template <class T>

@@ -104,15 +104,6 @@ struct ImageConvolution {
       }
     }
   }
-
-  // Rows of weights to shared memory, with gaps between.
-  EFFV2_DEVICE static void load_weights(T* to, int stride, const T* from, int rows, int depth) {
-    EFFV2_ROLL
-    for (int i = thread(); i < rows * (depth / 8); i += kThreads) {
-      const int row = i / (depth / 8), k = i % (depth / 8) * 8;
-      copy_async(to + row * stride + k, from + row * depth + k);
-    }
-  }
 };
 
 }  // namespace effv2::cuda

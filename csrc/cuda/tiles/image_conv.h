@@ -4,8 +4,10 @@
 
 #include "cuda/reach.h"
 #include "cuda/tiles/activation.h"
+#include "cuda/tiles/cut.h"
 #include "cuda/tiles/image.h"
 #include "cuda/tiles/output.h"
+#include "cuda/tiles/rows.h"
 
 namespace effv2::cuda {
 
@@ -17,8 +19,7 @@ struct ImageConv {
   Address w, bias;              // as a product's, of 32 values an output: packing.image_factor
   Address y;
 
-  EFFV2_ANYWHERE int tile_rows() const { return blocks_of(y_height, tile_height); }
-  EFFV2_ANYWHERE int tile_columns() const { return blocks_of(y_width, tile_width); }
+  EFFV2_ANYWHERE Cut cut() const { return {y_height, y_width, tile_height, tile_width}; }
   EFFV2_ANYWHERE Patch patch() const { return {tile_height, tile_width}; }
 
   template <class V>
@@ -35,41 +36,37 @@ struct ImageConvTile {
   using Convolution = ImageConvolution<T, Warps>;
   static constexpr int kThreads = kWarp * Warps, kBlocks = 2;
 
-  static int tiles(const ImageConv& p) { return p.image.images * p.tile_rows() * p.tile_columns(); }
+  static int tiles(const ImageConv& p) { return p.image.images * p.cut().of_image(); }
   static bool fits(const ImageConv&) { return true; }
   static Reach reach(const ImageConv& p, int tile) {
-    const int place = tile / p.tile_columns(), top = place % p.tile_rows() * p.tile_height;
-    const int image = place / p.tile_rows() * p.y_height;
-    const int end = top + p.tile_height < p.y_height ? top + p.tile_height : p.y_height;
-    const Rows made{image + top, image + end - 1};
+    const Rows made = p.cut().rows_of(tile);
     return Reach(p.y, p.y_height, made)
         .and_reads(p.image.x, rows_under(made, p.y_height, p.image.height, 3, 2));
   }
   static int shared_bytes(const ImageConv& p) {
-    return round_up(p.patch().values() * 2, 128) +
-           round_up(round_up(p.outputs, kColumns) * Convolution::kStride * 2, 128);
+    return taken<T>(p.patch().values()) + taken<T>(round_up(p.outputs, kColumns) * Convolution::kStride);
   }
 
   template <class Ready>
   EFFV2_DEVICE static void run(const ImageConv& p, const Buffers& buffers, int tile, Shared shared,
                                Ready&& ready) {
-    const int place = tile / p.tile_columns(), image = place / p.tile_rows();
-    const int top = place % p.tile_rows() * p.tile_height, left = tile % p.tile_columns() * p.tile_width;
+    const Cut::Corner corner = p.cut().corner(tile);
     const Patch patch = p.patch();
     T* const values = shared.take<T>(patch.values());
     T* const w = shared.take<T>(round_up(p.outputs, kColumns) * Convolution::kStride);
-    Convolution::load_weights(w, Convolution::kStride, at<T>(buffers, p.w), round_up(p.outputs, kColumns),
-                              Convolution::kWeights);
+    load_rows<T, kThreads>(w, Convolution::kStride, round_up(p.outputs, kColumns), Convolution::kWeights,
+                           at<T>(buffers, p.w));
     copy_commit();
     ready();
-    Convolution::load_patch(p.image, buffers, image, 2 * top - 1, 2 * left - 1, patch, values);
+    Convolution::load_patch(p.image, buffers, corner.image, 2 * corner.top - 1, 2 * corner.left - 1, patch,
+                            values);
     copy_wait<0>();
     sync();
     Output<T> output(buffers, p.y, 0, p.bias, p.outputs, p.activation);
     Convolution::convolve(patch, values, w, p.outputs, [&](int made, int n, const Sums& sums, int half) {
-      const int row = top + made / p.tile_width, column = left + made % p.tile_width;
+      const int row = corner.top + made / p.tile_width, column = corner.left + made % p.tile_width;
       if (row < p.y_height && column < p.y_width && output.take_column(n * kColumns)) {
-        output.put(sums, half, (image * p.y_height + row) * p.y_width + column);
+        output.put(sums, half, (corner.image * p.y_height + row) * p.y_width + column);
       }
     });
   }

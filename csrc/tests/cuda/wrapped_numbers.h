@@ -109,7 +109,7 @@ arithmetic(Buffers b) {
     store(b.out + 4 * i, fma2<T>(x, y, z));
     store(b.out + 4 * i + 1, mul2<T>(x, y));
     store(b.out + 4 * i + 2, min2<T>(x, y));
-    store(b.out + 4 * i + 3, Pair{0});
+    store(b.out + 4 * i + 3, max2<T>(x, y));
   }
 }
 template <class T>
@@ -132,6 +132,7 @@ Words expected_arithmetic(const Words& in) {
     out[4 * i] = both([](double p, double q, double r) { return std::fma(p, q, r); }, x, y, z);
     out[4 * i + 1] = both([](double p, double q, double) { return p * q; }, x, y, z);
     out[4 * i + 2] = both([](double p, double q, double) { return p < q ? p : q; }, x, y, z);
+    out[4 * i + 3] = both([](double p, double q, double) { return p > q ? p : q; }, x, y, z);
   }
   return out;
 }
@@ -146,12 +147,13 @@ EFFV2_KERNEL(32) approximations(Buffers b) {
   }
 }
 EFFV2_KERNEL(32) ends(Buffers b) {
-  for (int i = thread(); i < kWords / 4; i += 32) {
+  for (int i = thread(); i < kWords / 8; i += 32) {
     const float x = load<float>(b.in + i);
-    store(b.out + 4 * i, tanh_fast(x));
-    store(b.out + 4 * i + 1, exp2_fast(x));
-    store(b.out + 4 * i + 2, tanh2(pack<Half>(x, -x)));
-    store(b.out + 4 * i + 3, min2<Half>(pack<Half>(x, 2.0f), pack<Half>(1.0f, x)));
+    store(b.out + 8 * i, tanh_fast(x));
+    store(b.out + 8 * i + 1, exp2_fast(x));
+    store(b.out + 8 * i + 2, tanh2(pack<Half>(x, -x)));
+    store(b.out + 8 * i + 3, min2<Half>(pack<Half>(x, 2.0f), pack<Half>(1.0f, x)));
+    store(b.out + 8 * i + 4, max2<Half>(pack<Half>(x, 2.0f), pack<Half>(1.0f, x)));
   }
 }
 inline Words infinities() {
@@ -166,14 +168,16 @@ inline std::string wrong_ends(const Words& in, const Words& out) {
       return std::isnan(right) ? !std::isnan(found) : static_cast<double>(found) != right;
     return !(std::fabs(found - right) <= 0x1p-9 * std::fabs(right));
   };
-  for (int i = 0; i < kWords / 4; ++i) {
+  for (int i = 0; i < kWords / 8; ++i) {
     const float x = float_of(in[i]);
     const std::string at = "(" + std::to_string(x) + ")";
-    const auto half = [&](int word, int shift) { return exact<Half>(out[4 * i + word] >> shift); };
-    if (differs(float_of(out[4 * i]), std::tanh(x))) return "tanh_fast" + at;
-    if (differs(float_of(out[4 * i + 1]), x < 0 ? 0 : x)) return "exp2_fast" + at;
+    const auto half = [&](int word, int shift) { return exact<Half>(out[8 * i + word] >> shift); };
+    if (differs(float_of(out[8 * i]), std::tanh(x))) return "tanh_fast" + at;
+    if (differs(float_of(out[8 * i + 1]), x < 0 ? 0 : x)) return "exp2_fast" + at;
     if (differs(half(2, 0), std::tanh(x)) || differs(half(2, 16), std::tanh(-x))) return "tanh2" + at;
     if (differs(half(3, 0), std::fmin(x, 1)) || differs(half(3, 16), std::fmin(2, x))) return "min2" + at;
+    const auto largest = [x](float y) { return x == x ? std::fmax(x, y) : x; };
+    if (differs(half(4, 0), largest(1)) || differs(half(4, 16), largest(2))) return "max2" + at;
   }
   return "";
 }

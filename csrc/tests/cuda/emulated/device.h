@@ -88,6 +88,11 @@ template <class T>
 EFFV2_WRAPPER Pair min2(Pair a, Pair b) {
   return pack<T>(std::fmin(low<T>(a), low<T>(b)), std::fmin(high<T>(a), high<T>(b)));
 }
+template <class T>
+EFFV2_WRAPPER Pair max2(Pair a, Pair b) {
+  const auto one = [](float x, float y) { return x != x || x > y ? x : y; };
+  return pack<T>(one(low<T>(a), low<T>(b)), one(high<T>(a), high<T>(b)));
+}
 // As far off as the hardware's may be, one way or the other, where Config::approximate asks for it.
 float approximated(float exact, float x, float relative);
 EFFV2_WRAPPER float tanh_fast(float x) {
