@@ -7,8 +7,6 @@
 
 from __future__ import annotations
 
-import math
-
 import torch
 
 from effv2_kernels import _cuda, blocks
@@ -16,38 +14,22 @@ from effv2_kernels.cuda.depthwise import depthwise
 from effv2_kernels.cuda.launch import Launch, Shape, fitting
 from effv2_kernels.cuda.packing import bias_of_product, right_factor, values_factor
 from effv2_kernels.cuda.product import enlarged_product, pointwise_product
+from effv2_kernels.gpu.attention import PackedAttention
 from effv2_kernels.gpu.launch import FeatureMap, blocks_of
-from effv2_kernels.gpu.packing import BiasTable, Packed, taps, vector
 
 # Queries of a tile.
 _QUERIES = 16
 
 
-class Attention(Packed):
+class Attention(PackedAttention):
     """``blocks.Attention`` with its weights in the kernels' layouts."""
 
     def __init__(self, block: blocks.Attention, dtype: torch.dtype, device: torch.device | str) -> None:
-        # Or it was refused, see ``kernels``.
-        assert block.mix1_weight is not None
-        assert block.mix2 is not None
-        assert block.local is not None
-        assert block.bias is not None
-        self.dw = self.dw_bias = None
-        if block.dw is not None:
-            self.dw, self.dw_bias = taps(block.dw.weight, dtype, device), vector(block.dw.bias, device)
+        super().__init__(block, dtype, device)
         self.qkv = right_factor(block.qkv.weight, dtype, device)
         self.qkv_bias = bias_of_product(block.qkv.bias, device)
-        self.mix1 = vector(block.mix1_weight * math.log2(math.e), device)
-        self.bias = BiasTable(block.bias, 1, block.resize_bias, device)
-        self.mix2, self.mix2_bias = vector(block.mix2.weight, device), vector(block.mix2.bias, device)
-        self.local, self.local_bias = (
-            taps(block.local.weight, dtype, device),
-            vector(block.local.bias, device),
-        )
         self.proj = right_factor(values_factor(block.proj.weight), dtype, device)
         self.proj_bias = bias_of_product(block.proj.bias, device)
-        self.heads, self.key_dim, self.value_dim = block.heads, block.key_dim, block.value_dim
-        self.activation = block.activation
 
     def plan(self, x: FeatureMap, precision: str) -> list[Launch]:
         launches: list[Launch] = []

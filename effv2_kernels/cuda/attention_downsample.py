@@ -14,34 +14,27 @@ from effv2_kernels.cuda.depthwise import depthwise
 from effv2_kernels.cuda.launch import Launch, shapes
 from effv2_kernels.cuda.packing import bias_of_product, by_tap, right_factor, values_factor
 from effv2_kernels.cuda.product import joined_product, pointwise_product
+from effv2_kernels.gpu.attention_downsample import PackedAttentionDownsample
 from effv2_kernels.gpu.launch import FeatureMap, blocks_of
-from effv2_kernels.gpu.packing import BiasTable, Packed, taps, vector
 
 
-class AttentionDownsample(Packed):
+class AttentionDownsample(PackedAttentionDownsample):
     """``blocks.AttentionDownsample`` with its weights in the kernels' layouts."""
 
     def __init__(
         self, block: blocks.AttentionDownsample, dtype: torch.dtype, device: torch.device | str
     ) -> None:
-        self.dw, self.dw_bias = taps(block.dw.weight, dtype, device), vector(block.dw.bias, device)
+        super().__init__(block, dtype, device)
         self.q, self.q_bias = (
             right_factor(block.q.weight, dtype, device),
             bias_of_product(block.q.bias, device),
         )
         self.kv = right_factor(block.kv.weight, dtype, device)
         self.kv_bias = bias_of_product(block.kv.bias, device)
-        self.local, self.local_bias = (
-            taps(block.local.weight, dtype, device),
-            vector(block.local.bias, device),
-        )
-        self.bias = BiasTable(block.bias, 2, block.resize_bias, device)
         both = torch.cat([values_factor(block.proj.weight), by_tap(block.conv.weight)], 1)
         self.joined = right_factor(both, dtype, device)
         self.joined_bias = bias_of_product(block.proj.bias + block.conv.bias, device)
         self.outputs = both.shape[0]
-        self.heads, self.key_dim, self.value_dim = block.heads, block.key_dim, block.value_dim
-        self.activation = block.activation
 
     def plan(self, x: FeatureMap, precision: str) -> list[Launch]:
         height, width = blocks_of(x.height, 2), blocks_of(x.width, 2)

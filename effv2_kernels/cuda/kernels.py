@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from importlib import import_module
-
 import torch
 
 from effv2_kernels import blocks, support
-from effv2_kernels.backends import require_kernels
 from effv2_kernels.cuda.conv import of_image
 from effv2_kernels.cuda.feature import Feature
+from effv2_kernels.gpu.kernels import pack_by
 from effv2_kernels.gpu.packing import Packed
 from effv2_kernels.support import Limits
 
@@ -41,10 +39,7 @@ def pack(block: blocks.Block, dtype: torch.dtype, device: torch.device | str) ->
 
     Raises UnavailableError where there is no kernel for it.
     """
-    require_kernels("cuda", [block])
-    packer = getattr(import_module(f"effv2_kernels.cuda.{block.kind}"), type(block).__name__)
-    packed: Packed = packer(block, dtype, device)
-    return packed
+    return pack_by("cuda", block, dtype, device)
 
 
 def pack_feature(feature: blocks.Feature, device: torch.device | str) -> Packed:

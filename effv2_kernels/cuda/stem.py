@@ -1,4 +1,4 @@
-"""``blocks.Stem`` in one launch, see ``csrc/cuda/blocks/stem.h``; in two where a tile is too wide for that."""
+"""``blocks.Stem`` in one launch, see ``csrc/cuda/blocks/stem.h``, or in two if a tile is too wide for it."""
 
 from __future__ import annotations
 

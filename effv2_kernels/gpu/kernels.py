@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Protocol, cast
 
 import torch
 
+from effv2_kernels.backends import require_kernels
 from effv2_kernels.gpu.mix import Mix
 
 if TYPE_CHECKING:
@@ -31,6 +32,18 @@ class Kernels(Protocol):
 
     def pack_feature(self, feature: Feature, device: torch.device | str) -> Packed:
         """The scale and shift of a feature map that a network returns."""
+
+
+def pack_by(backend: str, block: Block, dtype: torch.dtype, device: torch.device | str) -> Packed:
+    """``Kernels.pack`` of one backend.
+
+    Who adds a block adds a module of its kind to the backend: the class FFN of effv2_kernels.triton.ffn packs
+    a blocks.FFN.
+    """
+    require_kernels(backend, [block])
+    packer = getattr(import_module(f"effv2_kernels.{backend}.{block.kind}"), type(block).__name__)
+    packed: Packed = packer(block, dtype, device)
+    return packed
 
 
 def kernels_of(backend: str) -> Kernels:

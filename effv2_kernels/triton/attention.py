@@ -8,15 +8,14 @@
 
 from __future__ import annotations
 
-import math
-
 import torch
 import triton
 import triton.language as tl
 
 from effv2_kernels import blocks
+from effv2_kernels.gpu.attention import PackedAttention
 from effv2_kernels.gpu.launch import FeatureMap, Tile, blocks_of, is_wide, round_up_to_power, tile
-from effv2_kernels.gpu.packing import BiasTable, Packed, matrix, taps, vector
+from effv2_kernels.gpu.packing import matrix, vector
 from effv2_kernels.triton.depthwise import strided_depthwise
 from effv2_kernels.triton.gpu import MODEL
 from effv2_kernels.triton.launch import Launch
@@ -277,29 +276,13 @@ def _values_tiles(keys: int, programs: int, dtype: torch.dtype) -> list[Tile]:
     return [tile(w, 2, BQ=m, BKEYS=keys) for w, m in (shapes if programs >= _MANY_PROGRAMS else shapes[::-1])]
 
 
-class Attention(Packed):
+class Attention(PackedAttention):
     """``blocks.Attention`` with its weights in the kernels' layouts."""
 
     def __init__(self, block: blocks.Attention, dtype: torch.dtype, device: torch.device | str) -> None:
-        # Or it was refused, see triton.kernels.
-        assert block.mix1_weight is not None
-        assert block.mix2 is not None
-        assert block.local is not None
-        assert block.bias is not None
-        self.dw = self.dw_bias = None
-        if block.dw is not None:
-            self.dw, self.dw_bias = taps(block.dw.weight, dtype, device), vector(block.dw.bias, device)
+        super().__init__(block, dtype, device)
         self.qkv, self.qkv_bias = matrix(block.qkv.weight, dtype, device), vector(block.qkv.bias, device)
-        self.mix1 = vector(block.mix1_weight * math.log2(math.e), device)
-        self.bias = BiasTable(block.bias, 1, block.resize_bias, device)
-        self.mix2, self.mix2_bias = vector(block.mix2.weight, device), vector(block.mix2.bias, device)
-        self.local, self.local_bias = (
-            taps(block.local.weight, dtype, device),
-            vector(block.local.bias, device),
-        )
         self.proj, self.proj_bias = matrix(block.proj.weight, dtype, device), vector(block.proj.bias, device)
-        self.heads, self.key_dim, self.value_dim = block.heads, block.key_dim, block.value_dim
-        self.activation = block.activation
 
     def plan(self, x: FeatureMap, precision: str) -> list[Launch]:
         launches: list[Launch] = []

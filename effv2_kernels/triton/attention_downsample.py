@@ -13,8 +13,9 @@ import triton
 import triton.language as tl
 
 from effv2_kernels import blocks
+from effv2_kernels.gpu.attention_downsample import PackedAttentionDownsample
 from effv2_kernels.gpu.launch import FeatureMap, Tile, blocks_of, is_wide, round_up_to_power, tile
-from effv2_kernels.gpu.packing import BiasTable, Packed, conv_matrix, matrix, taps, vector
+from effv2_kernels.gpu.packing import conv_matrix, matrix, vector
 from effv2_kernels.triton.depthwise import strided_depthwise
 from effv2_kernels.triton.gpu import MODEL
 from effv2_kernels.triton.launch import Launch
@@ -163,25 +164,18 @@ def two_paths(
     tl.store(y_ptrs, narrow(acc, y_ptr.dtype.element_ty), mask=ok_of(place, n, N))
 
 
-class AttentionDownsample(Packed):
+class AttentionDownsample(PackedAttentionDownsample):
     """``blocks.AttentionDownsample`` with its weights in the kernels' layouts."""
 
     def __init__(
         self, block: blocks.AttentionDownsample, dtype: torch.dtype, device: torch.device | str
     ) -> None:
-        self.dw, self.dw_bias = taps(block.dw.weight, dtype, device), vector(block.dw.bias, device)
+        super().__init__(block, dtype, device)
         self.q, self.q_bias = matrix(block.q.weight, dtype, device), vector(block.q.bias, device)
         self.kv, self.kv_bias = matrix(block.kv.weight, dtype, device), vector(block.kv.bias, device)
-        self.local, self.local_bias = (
-            taps(block.local.weight, dtype, device),
-            vector(block.local.bias, device),
-        )
-        self.bias = BiasTable(block.bias, 2, block.resize_bias, device)
         self.proj = matrix(block.proj.weight, dtype, device)
         self.conv = conv_matrix(block.conv.weight, dtype, device)
         self.out_bias = vector(block.proj.bias + block.conv.bias, device)
-        self.heads, self.key_dim, self.value_dim = block.heads, block.key_dim, block.value_dim
-        self.activation = block.activation
 
     def plan(self, x: FeatureMap, precision: str) -> list[Launch]:
         height, width = blocks_of(x.height, 2), blocks_of(x.width, 2)

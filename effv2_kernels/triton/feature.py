@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import torch
 import triton
 import triton.language as tl
 
-from effv2_kernels import blocks
+from effv2_kernels.gpu.feature import PackedFeature
 from effv2_kernels.gpu.launch import FeatureMap, blocks_of, is_wide, tile
-from effv2_kernels.gpu.packing import Packed, vector
 from effv2_kernels.triton.launch import Launch
 from effv2_kernels.triton.tiles import narrow
 
@@ -35,13 +33,8 @@ def scale_and_shift(
     tl.store(y_ptr + x_at, narrow(tile, y_ptr.dtype.element_ty), mask=x_ok)
 
 
-class Feature(Packed):
+class Feature(PackedFeature):
     """``blocks.Feature`` with a scale and a shift; y = scale * x + shift."""
-
-    def __init__(self, feature: blocks.Feature, device: torch.device | str) -> None:
-        assert feature.scale is not None
-        assert feature.shift is not None
-        self.scale, self.shift = vector(feature.scale, device), vector(feature.shift, device)
 
     def plan(self, x: FeatureMap, precision: str) -> list[Launch]:
         y = x.like(x.channels)

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from importlib import import_module
-
 import torch
 
 from effv2_kernels import blocks, support
-from effv2_kernels.backends import require_kernels
+from effv2_kernels.gpu.kernels import pack_by
 from effv2_kernels.gpu.packing import Packed
 from effv2_kernels.support import Limits
 from effv2_kernels.triton.feature import Feature
@@ -33,11 +31,7 @@ def pack(block: blocks.Block, dtype: torch.dtype, device: torch.device | str) ->
 
     Raises UnavailableError where there is no kernel for it.
     """
-    require_kernels("triton", [block])
-    # One stem per block: the class FFN of effv2_kernels.triton.ffn packs a blocks.FFN.
-    packer = getattr(import_module(f"effv2_kernels.triton.{block.kind}"), type(block).__name__)
-    packed: Packed = packer(block, dtype, device)
-    return packed
+    return pack_by("triton", block, dtype, device)
 
 
 def pack_feature(feature: blocks.Feature, device: torch.device | str) -> Packed:
