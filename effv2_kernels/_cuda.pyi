@@ -60,11 +60,12 @@ def has_shape(step: Step) -> bool: ...  # whether the one launch has it
 def launch_network(
     format: str, fields: dict[str, int], blocks: int, buffers: Sequence[int], stream: int
 ) -> None: ...
-def launch(steps: Sequence[Step], buffers: Sequence[int], stream: int) -> None: ...  # returns before they ran
+def launch(step: Step, buffers: Sequence[int], stream: int) -> None: ...  # returns before they ran
 
 # What a thread takes on the current device: registers, and bytes of memory where these were too few.
 def resources(step: Step) -> tuple[int, int]: ...
 def runtime_version() -> int: ...  # of CUDA, as 1000 major + 10 minor
 def driver_version() -> int: ...  # the newest CUDA that the driver knows; 0 without a driver
 def device_count() -> int: ...  # 0 without a driver
+def most_shared_bytes() -> int: ...  # of a block of threads, on the current device; 0 without one
 def why_not() -> str: ...  # why nothing can run here; empty where something can

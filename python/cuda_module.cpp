@@ -20,6 +20,7 @@ PYBIND11_MODULE(_cuda, m) {
   m.def("driver_version", driver_version);
   m.def("device_count", device_count);
   m.def("why_not", why_not);
+  m.def("most_shared_bytes", most_shared_bytes);
   m.def(
       "resources",
       [](const Step& step) {

@@ -131,12 +131,12 @@ void bind_steps(py::module_& m) {
       .def_property_readonly("extent", [](const Step& s) { return extent_of(s); });
   m.def(
       "launch",
-      [](const std::vector<Step>& steps, const std::vector<std::uintptr_t>& buffers, std::uintptr_t stream) {
+      [](const Step& step, const std::vector<std::uintptr_t>& buffers, std::uintptr_t stream) {
         const Buffers given = buffers_of(buffers);
         const py::gil_scoped_release release;
-        for (const Step& step : steps) launch(step, given, reinterpret_cast<void*>(stream));
+        launch(step, given, reinterpret_cast<void*>(stream));
       },
-      py::arg("steps"), py::arg("buffers"), py::arg("stream"));
+      py::arg("step"), py::arg("buffers"), py::arg("stream"));
   py::class_<Schedule>(m, "Schedule")
       .def(py::init(&make_schedule), py::arg("steps"))
       .def_property_readonly("tasks", [](const Schedule& s) { return bytes_of(s.tasks); })

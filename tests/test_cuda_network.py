@@ -165,8 +165,6 @@ def test_two_images_in_one_launch():
 
 def test_counters_go_on_around_zero():
     """As they do after 2^32 tiles: flags and counter are what many launches would have made them."""
-    from effv2_kernels import _cuda
-
     case = Case.of(*s0(64, 1, torch.float16))
     one = case.one_launch(7)
     control = Control(one)
@@ -181,7 +179,6 @@ def test_counters_go_on_around_zero():
         (y,) = control.run(case.images, seed=seed)
         assert same_bits(y, case.single[0])
     assert torch.equal(words[2:], (parts * (launches + 3)).to(torch.int32))
-    assert _cuda.emulated
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)

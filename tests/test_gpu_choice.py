@@ -230,7 +230,7 @@ def test_checks_take_five_seconds_at_most(clock, machine, monkeypatch, caplog):
     assert why(found, "attention").endswith("rival not checked: the 5 seconds for checks were over")
     (record,) = caplog.records
     assert "some kernels could not be checked" in record.getMessage()
-    assert "the next plan, or tune(), checks on" in record.getMessage()
+    assert "tune() checks all of them" in record.getMessage()
     # What was checked is kept, and the next process goes on from there.
     RivalBlock.ran.clear()
     machine.restart("590.10")
@@ -271,9 +271,8 @@ def test_a_backend_by_name_that_is_wrong(monkeypatch, caplog):
 
 
 def test_a_backend_by_name_that_could_not_be_checked(monkeypatch, caplog):
-    monkeypatch.setattr(parity, "SECONDS", 0.0)
     with caplog.at_level(logging.WARNING):
-        plan = made(RIVALS)._planner.make(planner.Images.like(images(2), "ieee"), seconds=0.0).plan
+        plan = made(RIVALS)._planner.make(planner.Images.like(images(2), "ieee"), findings.Budget(0.0)).plan
     assert {chosen.alternative.backend for chosen in plan.chosen} == {"rival"}
     assert all("not checked" in chosen.why for chosen in plan.chosen)
     assert len(caplog.records) == 1

@@ -21,6 +21,7 @@ EFFV2_DEVICE V* at(const Buffers& buffers, Address address) {
                               (address & ((Address{1} << kOffsetBits) - 1)));
 }
 
+constexpr long long kMostCounted = 0x7fffffff;
 EFFV2_ANYWHERE constexpr int blocks_of(long long count, int size) {
   return static_cast<int>((count + size - 1) / size);
 }

@@ -1,6 +1,7 @@
 // All kernels that are compiled, by the shape of their tiles: the best for many tiles first.
 #pragma once
 
+#include <tuple>
 #include <type_traits>
 
 #include "cuda/shapes.h"
@@ -11,6 +12,8 @@ namespace effv2::cuda {
 template <class... Kernels>
 struct KernelList {
   static constexpr int kCount = sizeof...(Kernels);
+  template <int Which>
+  using At = std::tuple_element_t<Which, std::tuple<Kernels...>>;
 
   // f(Kernel{}) of one of them.
   template <class R, class F>
@@ -36,7 +39,7 @@ template <class T, template <class> class SourceOf>
 using Products = KernelList<ProductTile<T, SourceOf, Product128x64>, ProductTile<T, SourceOf, Product64x128>,
                             ProductTile<T, SourceOf, Product64x64>, ProductTile<T, SourceOf, Product32x32>,
                             ProductTile<T, SourceOf, Product16x32>>;
-// From this one on they are for few tiles, and in the one launch as well.
+// From this one on they are for few tiles, and in the one launch as well (network.h).
 constexpr int kSmallProducts = 2;
 
 // --- FFN -------------------------------------------------------------------------------------------------
@@ -48,6 +51,8 @@ using FfnKernels =
                FfnTile<T, Part, 8, 32, 3>, FfnTile<T, Part, 8, 32, 6>>;
 template <class T>
 using FfnWideners = KernelList<FfnTile<T, FfnPart::widen, 8, 64, 1>, FfnTile<T, FfnPart::widen, 8, 32, 1>>;
+// Those of the one launch; of other kinds it has the first.
+constexpr int kFfnInOne = 0, kWidenInOne = 1;
 
 // --- The others ------------------------------------------------------------------------------------------
 

@@ -131,13 +131,15 @@ struct NetworkTiles {
   template <template <class> class SourceOf, class Ready>
   EFFV2_DEVICE static void run_product(const Step& s, const Buffers& buffers, int tile, Shared shared,
                                        Ready&& ready) {
+    using Of = Products<T, SourceOf>;
+    static_assert(Of::kCount == kSmallProducts + 3);
     switch (s.shape) {
       case kSmallProducts:
-        return ProductTile<T, SourceOf, Product64x64>::run(s.product, buffers, tile, shared, ready);
+        return Of::template At<kSmallProducts>::run(s.product, buffers, tile, shared, ready);
       case kSmallProducts + 1:
-        return ProductTile<T, SourceOf, Product32x32>::run(s.product, buffers, tile, shared, ready);
+        return Of::template At<kSmallProducts + 1>::run(s.product, buffers, tile, shared, ready);
       default:
-        return ProductTile<T, SourceOf, Product16x32>::run(s.product, buffers, tile, shared, ready);
+        return Of::template At<kSmallProducts + 2>::run(s.product, buffers, tile, shared, ready);
     }
   }
   template <class Ready>
@@ -159,27 +161,30 @@ struct NetworkTiles {
       case Kind::ffn:
         switch (s.ffn.part) {
           case FfnPart::whole:
-            return FfnTile<T, FfnPart::whole, 8, 64, 1>::run(s.ffn, buffers, tile, shared, ready);
+            return FfnKernels<T, FfnPart::whole>::template At<kFfnInOne>::run(s.ffn, buffers, tile, shared,
+                                                                              ready);
           case FfnPart::widen:
-            return FfnTile<T, FfnPart::widen, 8, 32, 1>::run(s.ffn, buffers, tile, shared, ready);
+            return FfnWideners<T>::template At<kWidenInOne>::run(s.ffn, buffers, tile, shared, ready);
           case FfnPart::narrow:
-            return FfnTile<T, FfnPart::narrow, 8, 64, 1>::run(s.ffn, buffers, tile, shared, ready);
+            return FfnKernels<T, FfnPart::narrow>::template At<kFfnInOne>::run(s.ffn, buffers, tile, shared,
+                                                                               ready);
         }
         return;
       case Kind::depthwise:
-        return DepthwiseTile<T, kThreads>::run(s.depthwise, buffers, tile, shared, ready);
+        return Depthwises<T>::template At<0>::run(s.depthwise, buffers, tile, shared, ready);
       case Kind::image_conv:
-        return ImageConvTile<T, 8>::run(s.image_conv, buffers, tile, shared, ready);
+        return ImageConvs<T>::template At<0>::run(s.image_conv, buffers, tile, shared, ready);
       case Kind::stem:
-        return StemTile<T, 8, 1>::run(s.stem, buffers, tile, shared, ready);
+        return Stems<T>::template At<0>::run(s.stem, buffers, tile, shared, ready);
       case Kind::attention:
-        return AttentionTile<T, 2>::run(s.attention, buffers, tile, shared, ready);
+        return Attentions<T>::template At<0>::run(s.attention, buffers, tile, shared, ready);
       case Kind::attention_downsample:
-        return AttentionDownsampleTile<T>::run(s.attention_downsample, buffers, tile, shared, ready);
+        return AttentionDownsamples<T>::template At<0>::run(s.attention_downsample, buffers, tile, shared,
+                                                            ready);
       case Kind::mean:
-        return MeanTile<T, kThreads>::run(s.mean, buffers, tile, shared, ready);
+        return Means<T>::template At<0>::run(s.mean, buffers, tile, shared, ready);
       case Kind::feature:
-        return FeatureTile<T, kThreads>::run(s.feature, buffers, tile, shared, ready);
+        return Features<T>::template At<0>::run(s.feature, buffers, tile, shared, ready);
     }
   }
 };

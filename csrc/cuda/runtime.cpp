@@ -51,6 +51,16 @@ int runtime_version() { return CUDART_VERSION; }
 int driver_version() { return asked(cudaDriverGetVersion, 0); }
 int device_count() { return asked(cudaGetDeviceCount, 0); }
 
+int most_shared_bytes() {
+  const int device = asked(cudaGetDevice, -1);
+  if (device < 0) return 0;
+  return asked(
+      [device](int* most) {
+        return cudaDeviceGetAttribute(most, cudaDevAttrMaxSharedMemoryPerBlockOptin, device);
+      },
+      0);
+}
+
 const char* architectures() { return EFFV2_CUDA_ARCHITECTURES; }
 
 const char* least_driver() { return kLeastDriver; }

@@ -29,6 +29,9 @@ const char* least_driver();
 // Why nothing can run here; empty where something can.
 std::string why_not();
 
+// Bytes of shared memory that a block of threads can have on the current device; 0 without one.
+int most_shared_bytes();
+
 // What a thread of a step's kernel takes on the current device.
 struct Resources {
   int registers;

@@ -32,7 +32,7 @@ bool has_shape(const Step& step) {
     case Kind::product:
       return step.shape >= kSmallProducts;
     case Kind::ffn:
-      return step.ffn.part == FfnPart::widen ? step.shape == 1 : step.shape == 0;
+      return step.shape == (step.ffn.part == FfnPart::widen ? kWidenInOne : kFfnInOne);
     default:
       return step.shape == 0;
   }

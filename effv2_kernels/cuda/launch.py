@@ -14,7 +14,7 @@ from torch import Tensor
 from effv2_kernels import _cuda
 from effv2_kernels.errors import UnavailableError
 from effv2_kernels.gpu import launch as gpu_launch
-from effv2_kernels.gpu.launch import FeatureMap, OneLaunch
+from effv2_kernels.gpu.launch import FeatureMap, LaunchError, OneLaunch
 from effv2_kernels.gpu.resources import SHARED_BYTES, Resources
 
 if TYPE_CHECKING:
@@ -22,13 +22,15 @@ if TYPE_CHECKING:
 
 FORMATS = {torch.float16: "fp16", torch.bfloat16: "bf16"}
 
-# What the module raises for what the driver, or the emulator in its place, refuses to launch.
-LAUNCH_ERRORS: tuple[type[Exception], ...] = tuple(
-    getattr(_cuda, name) for name in ("CudaError", "EmulatorError") if hasattr(_cuda, name)
-)
+# Errors of a kernel that failed, after which a process cannot use the GPU any more (CUDA runtime API).
+_LOST = frozenset((
+    "cudaErrorAssert", "cudaErrorECCUncorrectable", "cudaErrorHardwareStackError", "cudaErrorIllegalAddress",
+    "cudaErrorIllegalInstruction", "cudaErrorInvalidAddressSpace", "cudaErrorInvalidPc",
+    "cudaErrorLaunchFailure", "cudaErrorLaunchTimeout", "cudaErrorMisalignedAddress",
+))  # fmt: skip
 
-# The kernels count pixels in 32 bits.
-_MOST_PIXELS = 2**31 - 1
+# The kernels count pixels in 32 bits, up to the end of a tile.
+_MOST_PIXELS = 2**31 - 256
 
 # Blocks of threads that keep an H100 busy: one for each multiprocessor.
 BUSY = 132
@@ -45,10 +47,16 @@ def require_countable(m: FeatureMap) -> None:
 
 
 def refusal(what: str, error: Exception) -> Exception:
-    """What to raise where the driver refused to launch something, of ``LAUNCH_ERRORS``."""
+    """What to raise for what the driver, or the emulator in its place, answered: a ``CudaError``."""
     if "cudaErrorMemoryAllocation" in str(error):
         return torch.OutOfMemoryError(f"{what}: {error}")
-    return UnavailableError(
+    if any(name in str(error) for name in _LOST):
+        return LaunchError(
+            f"{what} could not be launched, since a kernel before it failed: {error}. This process cannot "
+            f"use the GPU any more: start it again. optimize(model, backend='triton') does without these "
+            f"kernels."
+        )
+    return LaunchError(
         f"{what} could not be launched: {error}. Nothing of this call is to be used; the model can be called "
         f"again. Where it happens again, optimize(model, backend='triton') does without these kernels."
     )
@@ -79,16 +87,17 @@ def shapes(names: Sequence[str]) -> list[Shape]:
 def fitting(
     kind: str, dtype: torch.dtype, arguments: Mapping[str, Any], candidates: Iterable[Shape]
 ) -> list[Shape]:
-    """Of shapes, with the largest tiles first, those whose tiles the registers and memory of a GPU can hold.
+    """Of shapes, with the largest tiles first, those whose tiles the current GPU's registers and memory hold.
 
     In front the first that keeps a GPU busy, or else the one with the most blocks of threads: large tiles do
     least twice. kind, dtype and arguments: as of ``Launch``.
     """
     sizes = {name: value for name, value in arguments.items() if isinstance(value, (int, str))}
+    most = shared_of_gpu()
     blocks = {}
     for shape in candidates:
         extent = _cuda.Step(kind, FORMATS[dtype], shape.number, {**sizes, **shape.blocks}).extent
-        if extent.tiles:
+        if extent.tiles and extent.shared_bytes <= most:
             blocks[shape] = extent.tiles
     if not blocks:
         return []
@@ -100,10 +109,7 @@ def fitting(
 
 def shared_of_gpu() -> int:
     """Bytes of shared memory that a block has on the current GPU; on the largest, where there is none."""
-    if _cuda.emulated or not torch.cuda.is_available():
-        return max(SHARED_BYTES.values())
-    major, minor = torch.cuda.get_device_capability()
-    return SHARED_BYTES.get(10 * major + minor, min(SHARED_BYTES.values()))
+    return _cuda.most_shared_bytes() or max(SHARED_BYTES.values())
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -130,8 +136,8 @@ class Launch(gpu_launch.Launch):
             require_countable(m)
         if not self.tiles:
             raise UnavailableError(
-                f"{self.name}: no tile of it fits into the shared memory of any GPU, to make "
-                f"{self.output.channels} channels in {self.dtype}. Use backend='triton'."
+                f"{self.name}: no tile of it fits into the {shared_of_gpu()} bytes of this GPU's shared "
+                f"memory, to make {self.output.channels} channels in {self.dtype}. Use backend='triton'."
             )
 
     @property
@@ -168,8 +174,8 @@ class Launch(gpu_launch.Launch):
         device = memory[self.output].device
         stream = torch.cuda.current_stream(device).cuda_stream if device.type == "cuda" else 0
         try:
-            _cuda.launch([self.own_step(tile)], [memory[m].data_ptr() for m in self.maps], stream)
-        except LAUNCH_ERRORS as error:
+            _cuda.launch(self.own_step(tile), [memory[m].data_ptr() for m in self.maps], stream)
+        except _cuda.CudaError as error:
             raise refusal(f"{self.name} ({tile})", error) from error
 
     def trace(self, tile: gpu_launch.Tile, memory: Mapping[FeatureMap, Tensor]) -> None:
@@ -202,7 +208,10 @@ class Launch(gpu_launch.Launch):
         step = self.own_step(tile)
         if not step.extent.tiles or step.extent.shared_bytes > shared_of_gpu():
             return None
-        registers, stack = _cuda.resources(step)
+        try:
+            registers, stack = _cuda.resources(step)
+        except _cuda.CudaError as error:
+            raise refusal(f"{self.name} ({tile})", error) from error
         return Resources(registers, stack, step.extent.shared_bytes)
 
     @classmethod

@@ -8,13 +8,11 @@ import torch
 from torch import Tensor
 
 from effv2_kernels import _cuda
-from effv2_kernels.cuda.launch import FORMATS, LAUNCH_ERRORS, Launch, refusal
+from effv2_kernels.cuda.launch import FORMATS, Launch, refusal
 from effv2_kernels.errors import UnavailableError
 from effv2_kernels.gpu.launch import FeatureMap, Task, Tile
+from effv2_kernels.gpu.memory import aligned
 from effv2_kernels.gpu.plan import as_output
-
-# Of a map in the arena: loads of 16 bytes, and whole cache lines.
-_ALIGNMENT = 256
 
 # The buffers of a call, by their numbers; outputs follow.
 _IMAGES, _ARENA, _OUTPUTS = 1, 2, 3
@@ -38,6 +36,11 @@ class OneLaunch:
         blocks: int,
     ) -> None:
         self.image, self.outputs, self.blocks = image, list(outputs), blocks
+        if len({id(m) for m in outputs}) < len(outputs) or _OUTPUTS + len(outputs) - 1 > _cuda.BUFFERS:
+            raise UnavailableError(
+                f"one launch returns at most {_cuda.BUFFERS - _OUTPUTS + 1} maps, each once, and not "
+                f"{len(outputs)}"
+            )
         self.tiles = [shape_of(launch) for launch in launches]
         self.format = FORMATS[launches[0].dtype]
         places = {id(image): _IMAGES << _cuda.OFFSET_BITS}
@@ -47,7 +50,7 @@ class OneLaunch:
         for m in _written(launches):
             if id(m) not in places:
                 places[id(m)] = (_ARENA << _cuda.OFFSET_BITS) + self.bytes
-                self.bytes += -(-m.bytes // _ALIGNMENT) * _ALIGNMENT
+                self.bytes = aligned(self.bytes + m.bytes)
         self.places = places
         steps = [launch.step(tile, places) for launch, tile in zip(launches, self.tiles, strict=True)]
         self._schedule = _cuda.Schedule(steps)
@@ -83,7 +86,7 @@ class OneLaunch:
         buffers = [t.data_ptr() for t in (images, arena, *made)]
         try:
             _cuda.launch_network(self.format, fields, self.blocks, buffers, stream)
-        except LAUNCH_ERRORS as error:
+        except _cuda.CudaError as error:
             raise refusal("the one launch of the network", error) from error
         return [as_output(m, y) for m, y in zip(self.outputs, made, strict=True)]
 

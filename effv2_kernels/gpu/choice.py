@@ -10,6 +10,8 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 
+import torch
+
 from effv2_kernels import bounds
 from effv2_kernels.errors import UnavailableError
 from effv2_kernels.gpu import tuning
@@ -56,8 +58,8 @@ class Chooser:
         if not possible:
             raise UnavailableError("; ".join(a.why_not for a in alternatives))
         self.joinable = self.joinable and any(a.joinable for a in possible)
-        if number is None:  # a scale and a shift: none is better than another
-            return Chosen(next((a for a in possible if a.trusted), possible[0]))
+        if number is None and any(a.trusted for a in possible):  # a scale and a shift: none is much faster
+            return Chosen(next(a for a in possible if a.trusted))
         if len(alternatives) == 1 and possible[0].trusted:
             return Chosen(possible[0])
         self.by_name = self.by_name or not any(a.trusted for a in possible)
@@ -76,8 +78,9 @@ class Chooser:
                 unchecked.append(alternative)
         if not unchecked:
             shown = "; ".join(f"{a.name} {why}" for a, why in refused.items())
+            what = "the scale of an output" if number is None else f"block {number}"
             raise UnavailableError(
-                f"no kernel for block {number} can be used on this GPU ({self._findings.gpu}): {shown}. Use "
+                f"no kernel for {what} can be used on this GPU ({self._findings.gpu}): {shown}. Use "
                 f"backend='triton', {_REPORT}."
             )
         taken = unchecked[0]
@@ -92,13 +95,19 @@ class Chooser:
         known = self._checks.known(key, launches, bounds.HALF_BLOCK)
         return known if known is not None and known.failed else None
 
-    def verdict(self, number: int, alternative: Alternative, precision: str) -> Verdict:
+    def verdict(self, number: int | None, alternative: Alternative, precision: str) -> Verdict:
         """Of an alternative with the tiles that it is to have; one that did not pass is said to the log."""
         try:
             chosen = tuning.ready(alternative.launches, self._findings.tiles)
+        except torch.OutOfMemoryError:
+            return Verdict(None, 0.0, "there was too little free memory for it")
         except UnavailableError as error:
             return Verdict(math.nan, 0.0, str(error))
-        verdict = self._checks.of_block(number, alternative, [tile for tile, _ in chosen], precision)
+        tiles = [tile for tile, _ in chosen]
+        if number is None:
+            verdict = self._checks.of_scale(alternative, tiles, precision)
+        else:
+            verdict = self._checks.of_block(number, alternative, tiles, precision)
         if verdict.failed:
             names = ", ".join(dict.fromkeys(launch.name for launch in alternative.launches))
             self._findings.warn(
@@ -108,8 +117,8 @@ class Chooser:
         elif not verdict.passed:
             self._findings.warn(
                 f"some kernels could not be checked on this GPU ({self._findings.gpu}): {verdict.why_not}. "
-                f"Others run, unless theirs is the backend that was asked for; the next plan, or tune(), "
-                f"checks on."
+                f"Triton's run in their place; where only they were asked for, they run unchecked. tune() "
+                f"checks all of them."
             )
         return verdict
 
@@ -176,6 +185,10 @@ class NetworkChoice:
         self.is_one = self.one is not None and self._takes(self.one, by_name)
 
     def _takes(self, one: OneLaunchPlan, by_name: bool) -> bool:
+        known = self._checks.known(one.key, type(one.launches[0]), bounds.HALF_NETWORK)
+        if known is not None and known.failed:
+            self.why = str(known)
+            return False
         times = network_times(self.plan, one, self._findings)
         if times is not None:
             single, joined = times

@@ -10,6 +10,7 @@ from effv2_kernels.engine import Progress
 from effv2_kernels.gpu.alternatives import Alternative
 from effv2_kernels.gpu.choice import Chooser, NetworkChoice, known_tiles, network_times
 from effv2_kernels.gpu.findings import Findings
+from effv2_kernels.gpu.launch import LaunchError
 from effv2_kernels.gpu.plan import Chosen
 from effv2_kernels.gpu.timing import milliseconds_of_launches, milliseconds_of_plan
 
@@ -48,8 +49,14 @@ def compare_alternatives(
             if tiles is None:
                 continue
             kept, key = findings.times(type(alternative.launches[0])), alternative.key(tiles)
-            if kept.number(key) is None:
+            if kept.number(key) is not None:
+                continue
+            try:
                 kept.add({key: f"{milliseconds_of_launches(alternative.launches, tiles):.6f}"})
+            except LaunchError as error:
+                if alternative.trusted:
+                    raise
+                findings.warn(f"{alternative.name} was not measured: {error}")
 
 
 def compare_networks(choice: NetworkChoice, findings: Findings, images: Tensor) -> None:

@@ -6,6 +6,7 @@ import logging
 import re
 import threading
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -20,17 +21,31 @@ _log = logging.getLogger(__name__)
 _DRIVER = Path("/proc/driver/nvidia/version")
 
 
+# For the checks of kernels in one process, unless it is told to take its time.
+CHECK_SECONDS = 5.0
+
+
+@dataclass
+class Budget:
+    """Seconds that are left for checks, and how long the longest took."""
+
+    left: float
+    longest: float = 0.0
+
+
 class Findings:
     """Kept in files for each kind of GPU, version of this package and compiler, and what was checked for each
-    driver and build as well, since either may break a kernel. May be used from several threads.
+    card, driver and build as well, since each may break a kernel. May be used from several threads.
 
-    gpu: its name as PyTorch gives it; None keeps everything in this process alone. driver: its version.
+    gpu: its name as PyTorch gives it; None keeps everything in this process alone. driver: its version. card:
+    what tells the GPU from others of its kind.
     """
 
-    def __init__(self, gpu: str | None, driver: str = "") -> None:
+    def __init__(self, gpu: str | None, driver: str = "", card: str = "") -> None:
         self.gpu = "the emulator" if gpu is None else gpu
         self.tiles = TileTables(gpu)
-        self._of, self._driver = gpu, driver
+        self._of, self._driver, self._card = gpu, driver, card
+        self.budget = Budget(CHECK_SECONDS)
         self._lock = threading.Lock()
         self._times: dict[type[Launch], Kept] = {}
         self._errors: dict[type[Launch], Kept] = {}
@@ -44,7 +59,9 @@ class Findings:
 
     def errors(self, launches: type[Launch]) -> Kept:
         """Relative errors of blocks and networks that were checked, by their key."""
-        made_by = "-".join(filter(None, (launches.compiler, launches.build, "driver", self._driver)))
+        made_by = "-".join(
+            filter(None, (launches.compiler, launches.build, "driver", self._driver, self._card))
+        )
         return self._table(self._errors, launches, f"{made_by}-checked", "results of checks")
 
     def warn(self, message: str) -> None:
@@ -62,15 +79,18 @@ class Findings:
             return tables[launches]
 
 
-_findings: dict[str | None, Findings] = {}
+_findings: dict[tuple[str, str] | None, Findings] = {}
 
 
 def findings_of(device: torch.device) -> Findings:
     """Those of the GPU ``device``; on the CPU, where kernels are only tested, nothing is kept on disk."""
-    gpu = torch.cuda.get_device_name(device) if device.type == "cuda" else None
-    if gpu not in _findings:
-        _findings[gpu] = Findings(gpu, "" if gpu is None else driver_version())
-    return _findings[gpu]
+    which = None
+    if device.type == "cuda":
+        card = str(getattr(torch.cuda.get_device_properties(device), "uuid", ""))
+        which = (torch.cuda.get_device_name(device), card)
+    if which not in _findings:
+        _findings[which] = Findings(None) if which is None else Findings(which[0], driver_version(), which[1])
+    return _findings[which]
 
 
 def driver_version() -> str:

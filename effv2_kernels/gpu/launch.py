@@ -11,10 +11,16 @@ from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Protocol
 import torch
 from torch import Tensor
 
+from effv2_kernels.errors import UnavailableError
 from effv2_kernels.gpu.resources import Resources
 
 if TYPE_CHECKING:
     from typing_extensions import Self
+
+
+class LaunchError(UnavailableError):
+    """The driver did not take a launch; nothing of the call is to be used."""
+
 
 # Element offsets of this size and above do not fit in 32 bits.
 WIDE_ELEMENTS = 2**31

@@ -11,6 +11,11 @@ from effv2_kernels.gpu.launch import FeatureMap, Launch
 _ALIGNMENT = 256
 
 
+def aligned(at: int) -> int:
+    """The first place for a buffer that is no less than ``at``."""
+    return -(-at // _ALIGNMENT) * _ALIGNMENT
+
+
 @dataclass(frozen=True)
 class Layout:
     """Where each buffer starts, in bytes, and how many bytes there are in all."""
@@ -61,7 +66,7 @@ def lay_out(launches: Sequence[Launch], outside: Collection[FeatureMap]) -> Layo
         for start, stop in taken:
             if at + buffer.bytes <= start:
                 break
-            at = max(at, -(-stop // _ALIGNMENT) * _ALIGNMENT)
+            at = max(at, aligned(stop))
         offsets[buffer] = at
         end = max(end, at + buffer.bytes)
     return Layout(offsets, end)

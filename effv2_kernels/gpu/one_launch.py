@@ -95,7 +95,10 @@ class OneLaunchPlan(Plan):
         return self.joined.run(images, arena, control)
 
     def _control(self) -> Tensor:
-        """That of the current stream, on which calls come one behind the other."""
+        """That of the current stream, on which calls come one behind the other.
+
+        A stream is known by its handle: one from outside is not to be destroyed while its work runs.
+        """
         stream = 0
         if self._device.type == "cuda":
             if torch.cuda.is_current_stream_capturing():

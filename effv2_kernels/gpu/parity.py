@@ -18,17 +18,15 @@ from torch import Tensor
 from effv2_kernels import blocks, bounds
 from effv2_kernels.errors import UnavailableError
 from effv2_kernels.gpu.alternatives import Alternative
-from effv2_kernels.gpu.findings import Findings
+from effv2_kernels.gpu.findings import CHECK_SECONDS, Budget, Findings
 from effv2_kernels.gpu.kernels import Kernels
 from effv2_kernels.gpu.launch import FeatureMap, Launch, Tile
 from effv2_kernels.gpu.one_launch import OneLaunchPlan
+from effv2_kernels.gpu.packing import Packed
 from effv2_kernels.gpu.plan import as_output
 from effv2_kernels.reference import run_block
 from effv2_kernels.reference.network import run
 from effv2_kernels.shapes import BlockShape, random_block
-
-# That the checks of one plan take, in all.
-SECONDS = 5.0
 
 # A value may be so many times as far from the exact one as all are on average: a large one, rounded, is.
 _ALONE = 32
@@ -86,7 +84,7 @@ class Subject:
 
 
 class Checks:
-    """Those of one plan: each is made once and kept, and together they take ``seconds``.
+    """Those of one plan: each is made once and kept, and none is begun that would overdraw the ``budget``.
 
     Not to be made while a CUDA graph is captured.
     """
@@ -98,11 +96,11 @@ class Checks:
         findings: Findings,
         dtype: torch.dtype,
         device: torch.device,
-        seconds: float = SECONDS,
+        budget: Budget,
     ) -> None:
         self._kernels, self._subject, self._findings = kernels, subject, findings
         self._dtype, self._device = dtype, device
-        self._left, self._longest, self._until = seconds, 0.0, 0.0
+        self._budget, self._until = budget, 0.0
 
     def known(self, key: str, launches: type[Launch], bound: float) -> Verdict | None:
         """What was found before, or in this process; None where nothing was."""
@@ -117,11 +115,42 @@ class Checks:
     ) -> Verdict:
         """Of an alternative of a block with these tiles."""
 
+        block = random_block(
+            self._subject.shapes[number], torch.Generator().manual_seed(_SEED), spread=_SPREAD
+        )
+        return self._of_one(
+            alternative,
+            tiles,
+            precision,
+            lambda: self._kernels.pack(block, self._dtype, self._device),
+            lambda part: run_block(block, part),
+        )
+
+    def of_scale(self, alternative: Alternative, tiles: Sequence[Tile], precision: str) -> Verdict:
+        """Of the scale and shift of an output."""
+        feature = _random_scale(0, _input_of(alternative).channels, torch.Generator().manual_seed(_SEED))
+        assert feature.scale is not None
+        assert feature.shift is not None
+        scale, shift = (v.to(self._device).double().view(-1, 1, 1) for v in (feature.scale, feature.shift))
+        return self._of_one(
+            alternative,
+            tiles,
+            precision,
+            lambda: self._kernels.pack_feature(feature, self._device),
+            lambda part: scale * part + shift,
+        )
+
+    def _of_one(
+        self,
+        alternative: Alternative,
+        tiles: Sequence[Tile],
+        precision: str,
+        pack: Callable[[], Packed],
+        expected: Callable[[Tensor], Tensor],
+    ) -> Verdict:
         def check() -> float:
-            generator = torch.Generator().manual_seed(_SEED)
-            block = random_block(self._subject.shapes[number], generator, spread=_SPREAD)
             x = _input_of(alternative)
-            made = self._kernels.pack(block, self._dtype, self._device).alternatives(x, precision)
+            made = pack().alternatives(x, precision)
             launches = next(other.launches for other in made if other.name == alternative.name)
             image = self._images(x)
             memory = {m: self._poisoned(m) for launch in launches for m in launch.written} | {x: image}
@@ -129,7 +158,7 @@ class Checks:
                 launch.run(tile, memory)
             y = as_output(launches[-1].output, memory[launches[-1].output])
             step = max(1, _VALUES * x.images // sum(m.elements for m in memory))
-            return self._error([y], image, step, lambda part: [run_block(block, part)])
+            return self._error([y], image, step, lambda part: [expected(part)])
 
         return self._checked(alternative.key(tiles), type(alternative.launches[0]), bounds.HALF_BLOCK, check)
 
@@ -161,10 +190,10 @@ class Checks:
         if known is not None:
             return known
         # Another one may take as long as the longest so far.
-        if self._left <= self._longest:
+        if self._budget.left <= self._budget.longest:
             return Verdict(None, bound, _OVER)
         started = time.monotonic()
-        self._until = started + self._left
+        self._until = started + self._budget.left
         try:
             with _undisturbed(self._device):
                 error = check()
@@ -176,10 +205,17 @@ class Checks:
             # Of this process, perhaps: the next one tries again.
             self._findings.refused[key] = str(refused)
             return Verdict(math.nan, bound, str(refused))
+        except RuntimeError as failure:
+            # A kernel that fails takes the process's GPU along: no other process is to try it.
+            self._findings.errors(launches).add({key: "nan"})
+            raise UnavailableError(
+                f"the check of a kernel failed ({key}): {failure}. Where the GPU answers nothing more, start "
+                f"the process again: this kernel will not be used then. Please report this."
+            ) from failure
         finally:
             took = time.monotonic() - started
-            self._left -= took
-            self._longest = max(self._longest, took)
+            self._budget.left -= took
+            self._budget.longest = max(self._budget.longest, took)
         self._findings.errors(launches).add({key: f"{error:.3e}"})
         return Verdict(error, bound)
 
@@ -221,7 +257,7 @@ class Checks:
         return torch.full((m.elements,), math.nan, dtype=m.dtype, device=self._device)
 
 
-_OVER = f"the {SECONDS:g} seconds for checks were over"
+_OVER = f"the {CHECK_SECONDS:g} seconds for checks were over"
 
 
 class _Over(Exception):
@@ -251,12 +287,15 @@ def _random_network(subject: Subject, generator: torch.Generator) -> blocks.Netw
     made = tuple(random_block(shape, generator, spread=_SPREAD, branch=_BRANCH) for shape in subject.shapes)
     features = []
     for number, channels in subject.scaled:
-        scale = shift = None
-        if channels is not None:
-            scale = torch.rand(channels, generator=generator) + 0.5
-            shift = torch.randn(channels, generator=generator)
-        features.append(blocks.Feature(number, scale, shift))
+        features.append(
+            blocks.Feature(number) if channels is None else _random_scale(number, channels, generator)
+        )
     return blocks.Network(made, ("",) * len(made), tuple(features))
+
+
+def _random_scale(number: int, channels: int, generator: torch.Generator) -> blocks.Feature:
+    scale = torch.rand(channels, generator=generator) + 0.5
+    return blocks.Feature(number, scale, torch.randn(channels, generator=generator))
 
 
 def _as_list(outputs: Tensor | Iterable[Tensor]) -> list[Tensor]:

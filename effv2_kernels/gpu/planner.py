@@ -15,7 +15,7 @@ from effv2_kernels.errors import ResolutionError
 from effv2_kernels.gpu import parity, tuning
 from effv2_kernels.gpu.choice import Chooser, NetworkChoice
 from effv2_kernels.gpu.comparison import Collector, compare_alternatives, compare_networks, part_of
-from effv2_kernels.gpu.findings import findings_of
+from effv2_kernels.gpu.findings import Budget, findings_of
 from effv2_kernels.gpu.kernels import Kernels
 from effv2_kernels.gpu.launch import FeatureMap
 from effv2_kernels.gpu.one_launch import OneLaunchPlan
@@ -100,12 +100,14 @@ class Planner:
                 raise
             raise misfit(self._sizes, *images.shape[2:]) from error
 
-    def make(self, images: Images, seconds: float = parity.SECONDS) -> Made:
-        """The plan that is the fastest as far as is known, compiled. seconds: for checks; see ``parity``.
+    def make(self, images: Images, budget: Budget | None = None) -> Made:
+        """The plan that is the fastest as far as is known, compiled.
+
+        budget: for checks; None is the process's.
 
         Raises as ``outline`` does, and torch.OutOfMemoryError.
         """
-        findings, checks = findings_of(self._device), self._checks(images, seconds)
+        findings, checks = findings_of(self._device), self._checks(images, budget)
         chooser = Chooser(checks, findings)
         plan = self.outline(images, chooser)
         chosen = tuning.ready(plan.launches, findings.tiles)
@@ -133,10 +135,11 @@ class Planner:
             return tuning.measure(launches, findings.tiles, progress)
         times = tuning.measure(launches, findings.tiles, part_of(progress, 0.0, 0.8))
         # Who tunes has the time to check everything.
-        chooser = Chooser(self._checks(images, math.inf), findings)
+        unlimited = Budget(math.inf)
+        chooser = Chooser(self._checks(images, unlimited), findings)
         compare_alternatives(collected, chooser, findings, precision, part_of(progress, 0.8, 0.95))
         progress("one launch", 0.95)
-        network = self.make(images, math.inf).network
+        network = self.make(images, unlimited).network
         if network is not None:
             compare_networks(network, findings, x)
         progress("done", 1.0)
@@ -151,11 +154,12 @@ class Planner:
             return self.packed[: images.stop], image, [(images.stop - 1, None)]
         return self.packed, image, self.outputs
 
-    def _checks(self, images: Images, seconds: float) -> parity.Checks:
+    def _checks(self, images: Images, budget: Budget | None) -> parity.Checks:
         packed, _, outputs = self._part(images)
         shapes = self._shapes[: len(packed)]
         scaled = [(i, None if feature is None else shapes[i].sizes["out"]) for i, feature in outputs]
         subject = parity.Subject(shapes, scaled)
+        findings = findings_of(self._device)
         return parity.Checks(
-            self._kernels, subject, findings_of(self._device), self._dtype, self._device, seconds
+            self._kernels, subject, findings, self._dtype, self._device, budget or findings.budget
         )

@@ -7,6 +7,7 @@ well.
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -16,9 +17,11 @@ import torch
 from effv2_kernels.engine import Progress
 from effv2_kernels.errors import UnavailableError
 from effv2_kernels.gpu.kept import Kept, file_of, kind_of, read
-from effv2_kernels.gpu.launch import Launch, Tile
+from effv2_kernels.gpu.launch import Launch, LaunchError, Tile
 from effv2_kernels.gpu.resources import Resources
 from effv2_kernels.gpu.timing import milliseconds
+
+_log = logging.getLogger(__name__)
 
 _WHAT = "measured tiles"
 
@@ -172,8 +175,13 @@ def measure(
             progress(launch.name, done / len(open_launches))
             times = {}
             for tile in launch.tiles:
-                if launch.compile(tile) is not None:
-                    times[tile] = milliseconds(launch, tile)
+                try:
+                    if launch.compile(tile) is not None:
+                        times[tile] = milliseconds(launch, tile)
+                except LaunchError as error:
+                    if launch.trusted:
+                        raise
+                    _log.warning("%s (%s) was not measured: %s", launch.name, tile, error)
             if times:
                 chosen[launch] = min(times, key=lambda tile: times[tile])
                 found[key] = {str(tile): ms for tile, ms in times.items()}

@@ -3,9 +3,9 @@
 //
 // As a whole it is one launch, and the hidden map exists in shared memory alone: fc1 of the pixels around the
 // tile is made by several blocks. Its two halves are launches of their own where that costs more than memory,
-// or where one image has to be spread: kWiden stops behind f(dw(..)), which product.h's fc2 follows, and
-// kNarrow begins with a hidden map. Where tiles are few, several blocks share one, each with some of the
-// slices; the last of them to come adds the sums of all, in the order of the slices.
+// or where one image has to be spread: FfnPart::widen stops behind f(dw(..)), which product.h's fc2 follows,
+// and FfnPart::narrow begins with a hidden map. Where tiles are few, several blocks share one, each with some
+// of the slices; the last of them to come adds the sums of all, in the order of the slices.
 #pragma once
 
 #include "cuda/address.h"
@@ -31,7 +31,7 @@ struct Ffn {
   int stride;
   Activation activation;        // behind fc1 and behind the depthwise convolution
   int tile_height, tile_width;  // pixels of y; the width is a multiple of kRun
-  int splits;                   // blocks that share a tile; a power of two
+  int splits;                   // blocks that share a tile
   Address x;                    // narrow: the hidden map
   Address fc1, fc1_bias;        // as a product's w and bias
   Address dw, dw_bias;          // (9, hidden) taps, (hidden) float

@@ -1,5 +1,5 @@
-// A 3x3 depthwise convolution by itself, four channels of a run of pixels in each thread: what an attention
-// is made of where its resolution is halved.
+// A 3x3 depthwise convolution by itself, four channels of a run of pixels in each thread: where an attention
+// halves its resolution, and in bottlenecks that are too wide for a tile of theirs.
 #pragma once
 
 #include "cuda/address.h"
@@ -32,7 +32,11 @@ struct DepthwiseTile {
   static int tiles(const Depthwise& p) {
     return blocks_of(static_cast<long long>(p.images) * p.y_height * p.runs() * (p.channels / 4), Threads);
   }
-  static bool fits(const Depthwise&) { return true; }
+  // Its threads count in 32 bits.
+  static bool fits(const Depthwise& p) {
+    return static_cast<long long>(p.images) * p.y_height * p.runs() * (p.channels / 4) <=
+           kMostCounted - Threads;
+  }
   static Reach reach(const Depthwise& p, int tile) {
     const int of_row = p.runs() * (p.channels / 4), all = p.images * p.y_height - 1;
     const int last = ((tile + 1) * Threads - 1) / of_row;

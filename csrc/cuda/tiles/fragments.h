@@ -14,10 +14,6 @@ constexpr int kWarp = 32;
 constexpr int kPad = 8;
 constexpr int kRows = 16, kColumns = 32, kDepth = 16;  // of a product
 
-EFFV2_ANYWHERE constexpr int column_in_row(int row) {
-  return row / kColumns * kColumns + row % 8 / 2 * 8 + row % kColumns / 8 * 2 + row % 2;
-}
-
 EFFV2_DEVICE int lane() { return thread() % kWarp; }
 EFFV2_DEVICE int warp() { return thread() / kWarp; }
 

@@ -4,6 +4,7 @@
 #include <cstdint>
 #include <utility>
 
+#include "cuda/launch.h"
 #include "cuda_steps.h"
 #include "emulator.h"
 #include "memory.h"
@@ -15,7 +16,9 @@ PYBIND11_MODULE(_cuda, m) {
   bind_steps(m);
   m.attr("emulated") = true;
   m.attr("VERSION") = "emulated";
-  py::register_exception<Error>(m, "EmulatorError", PyExc_RuntimeError);
+  m.def("most_shared_bytes", [] { return effv2::cuda::kMostShared; });
+  // By the name that it has on a GPU.
+  py::register_exception<Error>(m, "CudaError", PyExc_RuntimeError);
   py::class_<Named>(m, "Buffer")
       .def(py::init<std::string, std::uintptr_t, std::size_t, bool>(), py::arg("name"), py::arg("address"),
            py::arg("bytes"), py::arg("writable"))
