@@ -1,11 +1,12 @@
 # CUDA kernels (csrc/cuda) without a GPU: run by an emulator of thread blocks, and compiled.
 NVCC ?= $(shell command -v nvcc)
 CUDA_ARCHITECTURES ?= 80 90
+ALL_CUDA_ARCHITECTURES := 80 86 89 90 100 120
 EMULATED_CUDA := $(abspath $(BUILD))/emulated_cuda
 WITHOUT_NVCC = echo "left out: there is no nvcc to compile with"
 
-.PHONY: build-cuda test-cuda-emulated test-cuda-mutations test-cuda-wrappers test-cuda-compiled cuda-table \
-    count-cuda verify-cuda-races wheel-cuda
+.PHONY: build-cuda test-cuda-emulated test-cuda-mutations test-cuda-wrappers test-cuda-compiled \
+    test-cuda-compiled-all cuda-table count-cuda verify-cuda-races wheel-cuda
 
 test-cuda-emulated: build
 	@cmake --build $(BUILD) --target effv2_cuda_tests _cuda_emulated --parallel $(JOBS)
@@ -43,7 +44,11 @@ test-cuda-wrappers:
 test-cuda-compiled: $(if $(NVCC),$(STAMPS)/cuda)
 	@$(if $(NVCC),$(PY) scripts/compiled_kernels.py --nvcc $(NVCC) --architectures $(CUDA_ARCHITECTURES),$(WITHOUT_NVCC))
 
-# Records them, for all architectures that wheels have (5 minutes).
+# The same for all that wheels have (10 minutes).
+test-cuda-compiled-all:
+	@$(MAKE) test-cuda-compiled CUDA_ARCHITECTURES="$(ALL_CUDA_ARCHITECTURES)"
+
+# Records them, for all architectures that wheels have (10 minutes).
 cuda-table: $(STAMPS)/cuda
 	@$(PY) scripts/compiled_kernels.py --nvcc $(or $(NVCC),nvcc) --record
 

@@ -144,6 +144,8 @@ def buffers_of(launch, memory):
             size = value.reach * value.dtype.itemsize
             written = value in launch.written
             named[name] = _cuda.Buffer(name, memory.tensors[value].data_ptr(), size, written)
+            if value is launch.counters:  # the host clears them
+                named[name].is_written()
     return named
 
 

@@ -220,6 +220,36 @@ def test_ffn_as_a_whole(shape, dtype):
     assert launch.arguments["part"] == "whole"
 
 
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize(
+    "shape",
+    [
+        shapes.ffn(24, 200, 9, 11),
+        shapes.ffn(16, 264, 17, 9, out=24, stride=2, residual=0, activation="relu6"),
+        shapes.ffn(176, 704, 7, 7),
+    ],
+    ids=str,
+)
+def test_ffn_whose_tiles_are_shared(shape, dtype):
+    (launch,) = check(shape, dtype, plan="shared")
+    assert all(tile.blocks["splits"] > 1 for tile in launch.tiles)
+    assert launch.tile_in_one is None
+
+
+def test_an_ffn_is_shared_where_tiles_are_few():
+    ways = []
+    for images in (65, 66):
+        packed = kernels_of_cuda().pack(
+            shapes.random_block(shapes.ffn(8, 128, 14, 14), seeded(1)), torch.float16, "cpu"
+        )
+        x = FeatureMap(images, 14, 14, 8, torch.float16)
+        ways.append([a.way for a in packed.alternatives(x, "ieee")])
+    assert ways == [
+        ["by channels", "whole", "in halves", "shared"],
+        ["whole", "by channels", "in halves"],
+    ]
+
+
 @pytest.mark.parametrize("kind", ["attention", "attention_downsample"])
 def test_bias_that_does_not_fit(kind):
     shape = {

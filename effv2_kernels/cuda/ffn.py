@@ -2,8 +2,9 @@
 
 Whole, for many pixels: the hidden map never is in memory. By channels, for few: ``widen`` makes some hidden
 channels of all pixels around a tile, and a product narrows them. In halves, a product makes the hidden map
-and ``narrow`` reads it; without fc1 it is that alone. Which is the fastest, a clock says. In parts, for
-widths of which nothing else holds a tile.
+and ``narrow`` reads it; without fc1 it is that alone. Shared, for very few: whole, but several blocks of
+threads share the hidden channels of a tile, and the last of them adds their sums. Which is the fastest, a
+clock says. In parts, for widths of which nothing else holds a tile.
 """
 
 from __future__ import annotations
@@ -33,6 +34,16 @@ MANY = BUSY
 _LARGE_MAP = 512
 
 
+# Blocks of threads that share a tile, and threads of each.
+_SPLITS = (2, 4, 8)
+_THREADS = 256
+
+
+def _sums_of_thread(shape: Shape) -> int:
+    """Of a tile: sixteen for each product of its warp."""
+    return 16 * int(shape.name.split("x")[1])
+
+
 class FFN(Packed):
     """``blocks.FFN`` with its weights in the kernels' layouts."""
 
@@ -57,12 +68,18 @@ class FFN(Packed):
         many = blocks_of(x.height, self.stride * 8) * blocks_of(x.width, self.stride * 14) * x.images >= MANY
         if many or blocks_of(x.height, self.stride) * blocks_of(x.width, self.stride) >= _LARGE_MAP:
             ways = {"whole": ways.pop("whole"), **ways}
+        if not many:
+            ways["shared"] = self.shared(x)
         found = [Alternative.of(launches, way) for way, launches in ways.items() if launches]
         return found or [Alternative.of(self.in_parts(x), "in parts")]
 
     def whole(self, x: FeatureMap) -> list[Launch]:
         """In one launch; nothing where that does not fit."""
         return self._launch("whole", x, residual=x if self.residual else None)
+
+    def shared(self, x: FeatureMap) -> list[Launch]:
+        """Whole, with several blocks of threads for a tile; nothing where that does not fit."""
+        return self._launch("whole", x, residual=x if self.residual else None, splits=_SPLITS)
 
     def narrow(self, wide: FeatureMap, x: FeatureMap | None = None) -> list[Launch]:
         """What follows fc1; nothing where that does not fit.
@@ -103,7 +120,9 @@ class FFN(Packed):
         residual = x if self.residual else None
         return pointwise_product(made, self.fc2, self.fc2_bias, self.outputs, residual=residual)
 
-    def _launch(self, part: str, x: FeatureMap, residual: FeatureMap | None = None) -> list[Launch]:
+    def _launch(
+        self, part: str, x: FeatureMap, residual: FeatureMap | None = None, splits: Sequence[int] = (1,)
+    ) -> list[Launch]:
         """Of ffn.h; nothing where no registers or shared memory hold a tile."""
         require_countable(x)
         height, width = blocks_of(x.height, self.stride), blocks_of(x.width, self.stride)
@@ -119,28 +138,46 @@ class FFN(Packed):
             arguments |= {"fc2": None, "fc2_bias": None}
         if part == "narrow":
             arguments |= {"fc1": None, "fc1_bias": None}
-        found = self._shapes(part, arguments, y)
+        found = self._shapes(part, arguments, y, splits)
         if not found:
             return []
+        parts = counters = None
+        if splits != (1,):
+            # Of the largest; a tile whose sums are shared has two counters.
+            blocks = [shape.blocks["splits"] * self._places(shape, y) for shape in found]
+            sums = [count * _sums_of_thread(shape) for count, shape in zip(blocks, found, strict=True)]
+            parts = FeatureMap(1, 1, max(sums), _THREADS, torch.float32)
+            counters = FeatureMap(1, 1, max(self._places(shape, y) for shape in found), 2, torch.float32)
+            arguments |= {"parts": parts, "arrivals": counters}
         wide = 0 if part == "narrow" else x.pixels * self.hidden * x.channels
         narrowed = 0 if part == "widen" else y.pixels * self.hidden * self.outputs
         return [
             Launch(
                 kind="ffn", dtype=x.dtype, arguments=arguments, tiles=found, output=y,
-                macs=wide + 9 * y.pixels * self.hidden + narrowed,
+                macs=wide + 9 * y.pixels * self.hidden + narrowed, scratch=parts, counters=counters,
             )
         ]  # fmt: skip
 
-    def _shapes(self, part: str, arguments: dict[str, Any], y: FeatureMap) -> Sequence[Shape]:
-        """Those that fit; by channels, a slice for each block of threads."""
+    @staticmethod
+    def _places(shape: Shape, y: FeatureMap) -> int:
+        """Tiles of y."""
+        rows, columns = shape.blocks["tile_height"], shape.blocks["tile_width"]
+        return y.images * blocks_of(y.height, rows) * blocks_of(y.width, columns)
+
+    def _shapes(
+        self, part: str, arguments: dict[str, Any], y: FeatureMap, splits: Sequence[int]
+    ) -> Sequence[Shape]:
+        """Those that fit. splits: at most as many as there are slices; by channels, all of those."""
         names = _cuda.SHAPES["widen" if part == "widen" else "ffn"]
 
-        def splits(name: str) -> int:
-            return blocks_of(self.hidden, int(name.split("x")[0])) if part == "widen" else 1
+        def splits_of(name: str) -> Sequence[int]:
+            slices = blocks_of(self.hidden, int(name.split("x")[0]))
+            return (slices,) if part == "widen" else [count for count in splits if count <= slices]
 
         return fitting("ffn", y.dtype, arguments, (
-            Shape({"tile_height": rows, "tile_width": columns, "splits": splits(name)}, 8, 1, number, name)
+            Shape({"tile_height": rows, "tile_width": columns, "splits": count}, 8, 1, number, name)
             for rows, columns in _TILES
             if columns <= 7 * blocks_of(y.width, 7) and rows <= max(y.height, 2)
             for number, name in enumerate(names)
+            for count in splits_of(name)
         ))  # fmt: skip

@@ -117,7 +117,8 @@ class Launch(gpu_launch.Launch):
     """A step of ``csrc/cuda`` on some buffers, for any of its ``tiles``, which are shapes.
 
     kind: of the step. dtype: what it computes in. Arguments are the step's fields: maps, weights (None where
-    there are none), sizes and names. Raises UnavailableError for maps of too many pixels and without tiles.
+    there are none), sizes and names. counters: a buffer among them in which blocks of threads count each
+    other, all 0 at first. Raises UnavailableError for maps of too many pixels and without tiles.
     """
 
     backend: ClassVar[str] = "cuda"
@@ -129,6 +130,7 @@ class Launch(gpu_launch.Launch):
 
     kind: str
     dtype: torch.dtype
+    counters: FeatureMap | None = None
     _steps: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -143,6 +145,10 @@ class Launch(gpu_launch.Launch):
     @property
     def name(self) -> str:
         return f"cuda_{self.kind}"
+
+    @property
+    def written(self) -> tuple[FeatureMap, ...]:
+        return super().written if self.counters is None else (*super().written, self.counters)
 
     @property
     def maps(self) -> list[FeatureMap]:
@@ -172,6 +178,8 @@ class Launch(gpu_launch.Launch):
 
     def run(self, tile: gpu_launch.Tile, memory: Mapping[FeatureMap, Tensor]) -> None:
         device = memory[self.output].device
+        if self.counters is not None:
+            memory[self.counters].zero_()
         stream = torch.cuda.current_stream(device).cuda_stream if device.type == "cuda" else 0
         try:
             _cuda.launch(self.own_step(tile), [memory[m].data_ptr() for m in self.maps], stream)
@@ -189,6 +197,8 @@ class Launch(gpu_launch.Launch):
     @property
     def tile_in_one(self) -> gpu_launch.Tile | None:
         """The first of its shapes that the one launch has (``csrc/cuda/schedule.h``) and the GPU can do."""
+        if self.counters is not None:  # which nobody would clear
+            return None
         most = shared_of_gpu() - _cuda.NETWORK_BYTES
         for tile in self.tiles:
             step = self.own_step(tile)
