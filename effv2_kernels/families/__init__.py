@@ -166,9 +166,9 @@ def create_model(
 ) -> nn.Module:
     """A published variant of a family (its ``VARIANTS``), or any other size, in plain PyTorch, in eval mode.
 
-    name: of the variant; or
-    architecture: a family's ``Architecture``, or the path of an EfficientFormerV2's architecture.json, which
-        is what a search writes.
+    name: of the variant; None with another architecture.
+    architecture: instead of a name, a family's ``Architecture``, or the path of an architecture.json of an
+        EfficientFormerV2, which is what a search writes.
     checkpoint: a .pth or .safetensors file with the keys of timm or of the family's other origins.
     pretrained: fetch timm's published weights with huggingface_hub instead.
     num_classes: 0 leaves out the classifier. features_only: return the stages' maps as a list instead.
