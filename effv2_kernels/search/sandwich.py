@@ -118,8 +118,8 @@ class Sandwich:
                     with autocast():
                         divergence = self._divergence(_logits(model(images)), soft)
                     scale(divergence).backward()
-                divergences.append(float(divergence))
-        found = {name: float(value) for name, value in losses.items()}
+                divergences.append(float(divergence.detach()))
+        found = {name: float(value.detach()) for name, value in losses.items()}
         found["smallest_loss"] = divergences[0]
         if self.random_subnets:
             found["random_loss"] = sum(divergences[1:]) / self.random_subnets
