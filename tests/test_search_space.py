@@ -60,7 +60,7 @@ def test_fashion_is_small():
     from torch.utils.flop_counter import FlopCounterMode
 
     space = SPACES["fashion"]
-    assert (space.img_size, space.in_channels) == ((32, 32), 1)
+    assert (space.img_size, space.in_channels) == ((36, 36), 1)
     assert space.stages[2].attention_blocks[-1] > 0
     assert space.stages[3].attention_blocks[-1] > 0
     with torch.device("meta"), FlopCounterMode(display=False) as counter:
