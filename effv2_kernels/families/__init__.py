@@ -69,8 +69,17 @@ class Family(Protocol):
     def VARIANTS(self) -> Mapping[str, Any]:
         """The architectures that have a name."""
 
-    def create(self, name: str, options: ModelOptions) -> nn.Module:
-        """A variant; ModelError for an option that the family does not have."""
+    def architecture_of(self, given: Any) -> Any | None:
+        """The architecture that is given, or that the file of this path holds; None where it is not its own.
+
+        ModelError for a file that holds none.
+        """
+
+    def create(self, architecture: Any, options: ModelOptions, name: str | None = None) -> nn.Module:
+        """A model of any architecture, ``name`` that of a variant.
+
+        ModelError for an option that the family does not have.
+        """
 
     def variant_shapes(
         self, variant: str, image: tuple[int, int] = (224, 224), *, classes: int = 1000
@@ -143,8 +152,9 @@ def advice(source: str, height: int, width: int) -> str:
 
 @memory.needed_to("make this model")
 def create_model(
-    name: str,
+    name: str | None = None,
     *,
+    architecture: Any = None,
     checkpoint: str | os.PathLike[str] | None = None,
     pretrained: bool = False,
     num_classes: int = 1000,
@@ -154,8 +164,11 @@ def create_model(
     distillation: bool | None = None,
     weights: str = "auto",
 ) -> nn.Module:
-    """A published variant of a family (its ``VARIANTS``) in plain PyTorch, in eval mode.
+    """A published variant of a family (its ``VARIANTS``), or any other size, in plain PyTorch, in eval mode.
 
+    name: of the variant; None with another architecture.
+    architecture: instead of a name, a family's ``Architecture``, or the path of an architecture.json of an
+        EfficientFormerV2, which is what a search writes.
     checkpoint: a .pth or .safetensors file with the keys of timm or of the family's other origins.
     pretrained: fetch timm's published weights with huggingface_hub instead.
     num_classes: 0 leaves out the classifier. features_only: return the stages' maps as a list instead.
@@ -166,15 +179,15 @@ def create_model(
         beside the raw ones: "auto" takes the average where there is one, as timm does, and the log of
         ``effv2_kernels.checkpoint`` says what was taken; "average" and "raw" take that, or raise.
 
-    Raises UnknownNameError for another name, ModelError for options that do not fit together or that the
-    family does not have, CheckpointError for a file that does not fit, or without the weights that are asked
-    for, and UnavailableError where there is not enough memory.
+    Raises UnknownNameError for another name, ModelError for what is no architecture and for options that do
+    not fit together or that the family does not have, CheckpointError for a file that does not fit, or
+    without the weights that are asked for, and UnavailableError where there is not enough memory.
     """
-    known = variants()
-    if name not in known:
-        raise UnknownNameError.of("model", name, known)
+    family, made = _asked_for(name, architecture)
     if checkpoint is not None and pretrained:
         raise ModelError("give either checkpoint=... or pretrained=True, not both.")
+    if name is None and pretrained:
+        raise ModelError("there are published weights for names alone: give a name, or checkpoint=...")
     if checkpoint is None and not pretrained and weights != "auto":
         raise ModelError(f"weights={weights!r} chooses among those of a checkpoint: give checkpoint=... too.")
     options = ModelOptions(
@@ -187,4 +200,24 @@ def create_model(
         distillation=distillation,
         weights=weights,
     )
-    return known[name].create(name, options).eval()
+    return family.create(made, options, name).eval()
+
+
+def _asked_for(name: str | None, architecture: Any) -> tuple[Family, Any]:
+    """The family, and the architecture, of exactly one of both."""
+    if (name is None) == (architecture is None):
+        given = "neither" if name is None else "both"
+        raise ModelError(f"give one of the name of a model and architecture=..., but {given} is given.")
+    if name is not None:
+        known = variants()
+        if name not in known:
+            raise UnknownNameError.of("model", name, known)
+        return known[name], known[name].VARIANTS[name]
+    for family in families():
+        made = family.architecture_of(architecture)
+        if made is not None:
+            return family, made
+    raise ModelError(
+        f"architecture must be the Architecture of {names()} or the path of an architecture.json, but is of "
+        f"type {type(architecture).__name__}."
+    )

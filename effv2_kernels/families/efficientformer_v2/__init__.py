@@ -5,6 +5,9 @@ Li et al., "Rethinking Vision Transformers for MobileNet Size and Speed", arXiv 
 
 from __future__ import annotations
 
+import os
+from typing import Any
+
 from effv2_kernels.families import ModelOptions
 from effv2_kernels.families.efficientformer_v2 import official, own, timm
 from effv2_kernels.families.efficientformer_v2.architecture import VARIANTS, Architecture
@@ -28,8 +31,15 @@ _REMADE = {
 }
 
 
-def create(name: str, options: ModelOptions) -> EfficientFormerV2:
-    """A variant.
+def architecture_of(given: Any) -> Architecture | None:
+    """An architecture of this family, given as itself or as the path of its architecture.json."""
+    if isinstance(given, (str, os.PathLike)):
+        return Architecture.read(given)
+    return given if isinstance(given, Architecture) else None
+
+
+def create(architecture: Architecture, options: ModelOptions, name: str | None = None) -> EfficientFormerV2:
+    """A model of any architecture; ``name`` is the variant's, where it is one.
 
     checkpoint: with timm's or the official keys. img_size: the attention biases are made for it; None is 224,
     or the training size of the checkpoint's backbone where that is an official detection or segmentation
@@ -38,14 +48,14 @@ def create(name: str, options: ModelOptions) -> EfficientFormerV2:
     given = None
     if options.checkpoint is not None:
         given = read(options.checkpoint, options.weights)
-    elif options.pretrained:
+    elif options.pretrained and name is not None:
         given = read_pretrained(name, options.weights)
     backbone = given if options.features_only else None
     img_size = options.img_size
     if img_size is None:
         img_size = backbone.img_size() if backbone is not None and backbone.resize_bias else 224
     model = EfficientFormerV2(
-        VARIANTS[name],
+        architecture,
         img_size=img_size,
         in_channels=options.in_channels,
         num_classes=options.num_classes,

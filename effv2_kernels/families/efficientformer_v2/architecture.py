@@ -2,10 +2,18 @@
 
 from __future__ import annotations
 
+import json
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
+from effv2_kernels import fields
 from effv2_kernels.errors import ModelError
+
+FILE = "architecture.json"  # what such files are called
+_FIELDS = ("widths", "depths", "ratios", "attention_blocks")
 
 
 @dataclass(frozen=True)
@@ -14,7 +22,8 @@ class Architecture:
 
     ``ratios``: hidden channels of each FFN over its width; one number for all, one for each stage, or
     one for each block of each stage. ``attention_blocks``: how many of the last blocks of stages 3 and 4
-    begin with attention; one number for both or a pair.
+    begin with attention; one number for both or a pair. Equal sizes are only equal in the same form: compare
+    what ``canonical`` returns.
     """
 
     widths: tuple[int, ...]
@@ -63,6 +72,70 @@ class Architecture:
             tuple(r) if isinstance(r, Sequence) else (r,) * depth
             for r, depth in zip(stages, self.depths, strict=True)
         )
+
+    def canonical(self) -> Architecture:
+        """The same sizes in the one form where each block has its ratio and both late stages their attention.
+
+        Of two architectures, these are equal, and hash alike, where the sizes are the same.
+        """
+        ratios = tuple(tuple(map(float, stage)) for stage in self.block_ratios())
+        return Architecture(tuple(self.widths), tuple(self.depths), ratios, self.late_attention())
+
+    def to_json(self) -> str:
+        """The canonical form as a JSON object of one line for each field, as in ``architecture.json``."""
+        values = {
+            "widths": self.widths,
+            "depths": self.depths,
+            "ratios": [[fields.short(ratio) for ratio in stage] for stage in self.block_ratios()],
+            "attention_blocks": self.late_attention(),
+        }
+        return "{\n" + ",\n".join(f'  "{k}": {json.dumps(v)}' for k, v in values.items()) + "\n}\n"
+
+    @classmethod
+    def from_json(cls, text: str, what: str = "the architecture") -> Architecture:
+        """What ``to_json`` wrote, in canonical form; ``what`` is what messages call it.
+
+        Ratios and attention blocks may also be written as the class takes them: one number for all, or for
+        each stage. Raises ModelError, naming the field, where the text is no architecture.
+        """
+        data = fields.parse(text, what)
+        fields.check_names(data, what, _FIELDS)
+        attention = data["attention_blocks"]
+        of = f"attention_blocks of {what}"
+        try:
+            return cls(
+                fields.integers(data["widths"], f"widths of {what}", 4),
+                fields.integers(data["depths"], f"depths of {what}", 4),
+                _ratios(data["ratios"], f"ratios of {what}"),
+                attention if type(attention) is int else _pair(fields.integers(attention, of, 2)),
+            ).canonical()
+        except ModelError as error:
+            raise error if what in str(error) else ModelError(f"{what}: {error}") from error
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write ``to_json``. Raises ModelError where the file cannot be written."""
+        try:
+            Path(path).write_text(self.to_json(), encoding="utf-8")
+        except OSError as error:
+            raise ModelError(f"cannot write '{os.fspath(path)}': {error.strerror or error}.") from error
+
+    @classmethod
+    def read(cls, path: str | os.PathLike[str]) -> Architecture:
+        """That of a file that ``save`` wrote, in canonical form. Raises ModelError where it holds none."""
+        return cls.from_json(fields.read_text(path, "architecture"), f"architecture '{os.fspath(path)}'")
+
+
+def _ratios(value: Any, what: str) -> float | tuple[float | tuple[float, ...], ...]:
+    if not isinstance(value, list):
+        return fields.number(value, what)
+    return tuple(
+        fields.numbers(stage, what) if isinstance(stage, list) else fields.number(stage, what)
+        for stage in fields.items(value, what, 4)
+    )
+
+
+def _pair(values: tuple[int, ...]) -> tuple[int, int]:
+    return values[0], values[1]
 
 
 VARIANTS: dict[str, Architecture] = {

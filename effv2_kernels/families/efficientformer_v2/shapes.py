@@ -10,10 +10,14 @@ from effv2_kernels.shapes import BlockShape, attention, attention_downsample, co
 
 
 def network_shapes(
-    architecture: Architecture, image: tuple[int, int] = (224, 224), *, classes: int = 1000
+    architecture: Architecture,
+    image: tuple[int, int] = (224, 224),
+    *,
+    classes: int = 1000,
+    in_channels: int = 3,
 ) -> list[BlockShape]:
     """Every block of a network in order of execution, repeated as often as it occurs."""
-    made = [stem(architecture.widths[0], *image)]
+    made = [stem(architecture.widths[0], *image, in_channels=in_channels)]
     height, width = math.ceil(image[0] / 4), math.ceil(image[1] / 4)
     channels = architecture.widths[0]
     for stage, ratios in enumerate(architecture.block_ratios()):

@@ -5,6 +5,8 @@ Sandler et al., "MobileNetV2: Inverted Residuals and Linear Bottlenecks", arXiv 
 
 from __future__ import annotations
 
+from typing import Any
+
 from effv2_kernels import checkpoint as files
 from effv2_kernels.errors import ModelError
 from effv2_kernels.families import ModelOptions
@@ -23,22 +25,29 @@ READERS = {"effv2_kernels.create_model": own, "timm": timm, "torchvision": torch
 __all__ = ["NAME", "READERS", "VARIANTS", "Architecture", "MobileNetV2", "network_shapes", "scaled"]
 
 
-def create(name: str, options: ModelOptions) -> MobileNetV2:
-    """A variant.
+def architecture_of(given: Any) -> Architecture | None:
+    """An architecture of this family; there are no files of it."""
+    return given if isinstance(given, Architecture) else None
+
+
+def create(architecture: Architecture, options: ModelOptions, name: str | None = None) -> MobileNetV2:
+    """A model of any architecture; ``name`` is the variant's, where it is one.
 
     checkpoint: with torchvision's or timm's keys. img_size: any, since the model takes images of any size.
 
     Raises ModelError for distillation=True: the family has no second classifier.
     """
     if options.distillation:
-        raise ModelError(f"{name} has no classifier for distillation: leave out distillation=True.")
+        raise ModelError(f"{name or NAME} has no classifier for distillation: leave out distillation=True.")
     model = MobileNetV2(
-        VARIANTS[name],
+        architecture,
         in_channels=options.in_channels,
         num_classes=options.num_classes,
         features_only=options.features_only,
     )
-    checkpoint = files.fetch(keys.repository(name)) if options.pretrained else options.checkpoint
+    checkpoint = options.checkpoint
+    if options.pretrained and name is not None:
+        checkpoint = files.fetch(keys.repository(name))
     if checkpoint is not None:
         keys.load(model, checkpoint, options.weights)
     return model

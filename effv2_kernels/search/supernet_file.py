@@ -1,0 +1,92 @@
+"""Supernets on disk: a safetensors file of the state dict, whose metadata holds the space and the options."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from effv2_kernels import checkpoint, container, fields, memory
+from effv2_kernels.checkpoint import files
+from effv2_kernels.errors import CheckpointError, ModelError
+from effv2_kernels.search.space import SearchSpace
+from effv2_kernels.search.supernet import Supernet
+
+FORMAT, VERSION = "effv2_kernels.supernet", "1"
+_OPTIONS = ("num_classes", "distillation", "layer_scale_init", "drop_path_rate")
+
+
+def save(supernet: Supernet, path: str | os.PathLike[str]) -> None:
+    """Write a supernet so that ``load`` makes it again; the file is the old one or the new one at any time.
+
+    Raises CheckpointError where it cannot be written.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import save_file
+
+    metadata = {
+        "format": FORMAT,
+        "version": VERSION,
+        "space": supernet.space.to_json(),
+        "options": json.dumps({name: getattr(supernet, name) for name in _OPTIONS}),
+    }
+    part = Path(path).with_name(f".{Path(path).name}.part")
+    tensors = {name: t.detach().cpu().contiguous() for name, t in supernet.state_dict().items()}
+    try:
+        save_file(tensors, part, metadata=metadata)
+        os.replace(part, path)
+    except (OSError, SafetensorError) as error:
+        part.unlink(missing_ok=True)
+        raise CheckpointError(f"cannot write supernet '{os.fspath(path)}': {error}.") from error
+
+
+@memory.needed_to("load this supernet")
+def load(path: str | os.PathLike[str], space: SearchSpace | None = None) -> Supernet:
+    """The supernet of a file that ``save`` wrote, on the CPU, in the dtype of its weights, in eval mode.
+
+    space: what it is expected to be of; None takes any. Raises CheckpointError where the file is missing,
+    damaged, no supernet, or of another space, with what differs.
+    """
+    origin = f"supernet '{os.fspath(path)}'"
+    tensors = files.read(Path(path))
+    try:
+        metadata = container.read(os.fspath(path)).metadata
+    except (OSError, ValueError):  # a checkpoint of another kind, such as torch.save's
+        metadata = {}
+    if (metadata.get("format"), metadata.get("version")) != (FORMAT, VERSION):
+        raise CheckpointError(
+            f"{origin} is no supernet of version {VERSION}: give one that training a supernet wrote."
+        )
+    found, options = _described(metadata, origin)
+    if space is not None and space != found:
+        raise CheckpointError(
+            f"{origin} is of another search space: {_difference(found, space)}. Search in the space that the "
+            f"supernet was trained for, or train one for this space."
+        )
+    supernet = Supernet(found, **options)
+    supernet.to(next(t.dtype for t in tensors.values() if t.is_floating_point()))
+    checkpoint.load_into(supernet, tensors, origin, lambda missing, misshapen: "The file is damaged.")
+    return supernet.eval()
+
+
+def _described(metadata: dict[str, str], origin: str) -> tuple[SearchSpace, dict[str, Any]]:
+    try:
+        options = fields.parse(metadata.get("options", ""), "its options")
+        fields.check_names(options, "its options", _OPTIONS)
+        return SearchSpace.from_json(metadata.get("space", ""), "its search space"), options
+    except ModelError as error:
+        raise CheckpointError(f"{origin} is damaged: {error}") from error
+
+
+def _difference(found: SearchSpace, wanted: SearchSpace) -> str:
+    """The first one."""
+    for i, (a, b) in enumerate(zip(found.stages, wanted.stages, strict=True)):
+        for name in ("widths", "depths", "ratios", "attention_blocks"):
+            mine, theirs = getattr(a, name), getattr(b, name)
+            if mine != theirs:
+                return f"{name} of stage {i + 1} are {mine} in the file, and {theirs} are asked for"
+    return (
+        f"images are {found.in_channels}x{found.img_size[0]}x{found.img_size[1]} in the file, and "
+        f"{wanted.in_channels}x{wanted.img_size[0]}x{wanted.img_size[1]} are asked for"
+    )
