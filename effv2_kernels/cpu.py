@@ -163,22 +163,30 @@ class Engine:
             raise
         return outputs
 
-    def profile(self, x: Tensor, threads: int | None, *, repeats: int, warmup: int) -> Timing:
+    def block_times(self, x: Tensor, threads: int | None) -> tuple[float, ...]:
         """See ``effv2_kernels.engine``; ``threads`` at most as many as there are processors."""
-        threads = min(threads or torch.get_num_threads(), native().usable_cpus())
         try:
             x, outputs = self._prepare(x)
             addresses = [y.data_ptr() for y in outputs]
-            runs = [
-                self._network.profile(x.data_ptr(), x.shape, x.stride(), addresses, threads)
-                for _ in range(warmup + repeats)
-            ][warmup:]
-            peak = native().measure_peak(self.isa, threads, _PEAK_MILLISECONDS)
+            seconds = self._network.profile(
+                x.data_ptr(), x.shape, x.stride(), addresses, self._threads(threads)
+            )
         except (native().NativeError, MemoryError, RuntimeError) as error:
             self._refuse(error, x)
             raise
-        milliseconds = tuple(statistics.median(times) * 1e3 for times in zip(*runs, strict=True))
+        return tuple(1e3 * time for time in seconds)
+
+    def profile(self, x: Tensor, threads: int | None, *, repeats: int, warmup: int) -> Timing:
+        """See ``effv2_kernels.engine``; ``threads`` at most as many as there are processors."""
+        threads = self._threads(threads)
+        runs = [self.block_times(x, threads) for _ in range(warmup + repeats)][warmup:]
+        peak = native().measure_peak(self.isa, threads, _PEAK_MILLISECONDS)
+        milliseconds = tuple(statistics.median(times) for times in zip(*runs, strict=True))
         return Timing(milliseconds, (None,) * len(milliseconds), threads, peak)
+
+    def _threads(self, asked: int | None) -> int:
+        usable: int = native().usable_cpus()
+        return min(asked or torch.get_num_threads(), usable)
 
     def describe(self, height: int, width: int) -> list[tuple[KernelRow, ...]]:
         return [()] * len(self.block_macs(height, width))

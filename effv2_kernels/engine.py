@@ -108,6 +108,12 @@ class Engine(Protocol):
     def one_launch(self, height: int, width: int) -> OneLaunchRow | None:
         """The network as one launch, of the same batch; None where no kernels can be joined to one."""
 
+    def block_times(self, x: Tensor, threads: int | None) -> tuple[float, ...]:
+        """Milliseconds of each block in one run for the images x.
+
+        On a GPU each launch is replayed by itself for a time of its own.
+        """
+
     def profile(self, x: Tensor, threads: int | None, *, repeats: int, warmup: int) -> Timing:
         """Time each block for the images x; the median of ``repeats`` runs behind ``warmup`` others.
 

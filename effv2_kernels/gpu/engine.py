@@ -171,7 +171,7 @@ class Engine:
             )
         return OneLaunchRow(choice.is_one, choice.why, len(launches), joined.blocks, tasks)
 
-    def profile(self, x: Tensor, threads: int | None, *, repeats: int, warmup: int) -> Timing:
+    def block_times(self, x: Tensor, threads: int | None) -> tuple[float, ...]:
         """See ``effv2_kernels.engine``: the sum of the medians of a block's launches, each timed by itself.
 
         So are those that run in one launch, of which no part can be timed.
@@ -183,7 +183,12 @@ class Engine:
         with self._on_device():
             self._find(x)
             launches = self.block_launches(x.shape[2], x.shape[3])
-            times = tuple(sum(milliseconds(launch, tile) for launch, tile, _ in block) for block in launches)
+            return tuple(sum(milliseconds(launch, tile) for launch, tile, _ in block) for block in launches)
+
+    def profile(self, x: Tensor, threads: int | None, *, repeats: int, warmup: int) -> Timing:
+        """Raises as ``block_times`` does."""
+        times = self.block_times(x, threads)
+        launches = self.block_launches(x.shape[2], x.shape[3])
         megabytes = tuple(sum(launch.bytes for launch, *_ in block) / 1e6 for block in launches)
         found = measure_ceilings(self._device, self._dtype)
         return Timing(times, megabytes, None, found.flops / 1e9, found.bytes / 1e9)

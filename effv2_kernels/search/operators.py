@@ -1,0 +1,62 @@
+"""Where the time of networks goes, by the kind of their blocks."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from statistics import median
+from typing import TYPE_CHECKING
+
+from effv2_kernels.families.efficientformer_v2.architecture import Architecture
+from effv2_kernels.families.efficientformer_v2.shapes import network_shapes
+from effv2_kernels.search.measuring import Clock
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+# In the order in which they are drawn, with names that people know and colours that they can tell apart.
+KINDS = {
+    "stem": ("stem", "#999999"),
+    "conv": ("downsampling convolution", "#56B4E9"),
+    "attention_downsample": ("attention downsample", "#0072B2"),
+    "ffn": ("FFN with depthwise convolution", "#E69F00"),
+    "attention": ("talking-head attention", "#D55E00"),
+    "head": ("head", "#009E73"),
+}
+
+
+def times_by_kind(
+    networks: Mapping[str, Architecture], clock: Clock, rounds: int = 7
+) -> dict[str, dict[str, float]]:
+    """By network and kind of block, in the clock's unit: medians of rounds, in which networks take turns."""
+    runners = {name: clock.runner(architecture) for name, architecture in networks.items()}
+    found: dict[str, dict[str, list[float]]] = {name: defaultdict(list) for name in networks}
+    for _ in range(rounds):
+        for name, runner in runners.items():
+            shapes = network_shapes(networks[name], clock.img_size, classes=clock.classes)
+            of_round: dict[str, float] = defaultdict(float)
+            for shape, time in zip(shapes, runner.blocks(), strict=True):
+                of_round[shape.kind] += time
+            for kind, time in of_round.items():
+                found[name][kind].append(time)
+    return {name: {kind: median(times) for kind, times in of.items()} for name, of in found.items()}
+
+
+def draw_by_kind(found: Mapping[str, Mapping[str, float]], unit: str, path: Path) -> None:
+    """A bar for each network, of its blocks by kind. path: .svg or .png."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(7.0, 0.6 * len(found) + 1.4), layout="constrained")
+    axes: Axes = figure.subplots()
+    names: Sequence[str] = list(found)
+    left = [0.0] * len(names)
+    for kind, (label, colour) in KINDS.items():
+        widths = [found[name].get(kind, 0.0) for name in names]
+        axes.barh(names, widths, left=left, color=colour, label=label, height=0.7)
+        left = [a + b for a, b in zip(left, widths, strict=True)]
+    axes.invert_yaxis()
+    axes.set_xlabel(f"{unit}, one call")
+    axes.legend(fontsize="small", ncols=2, loc="upper center", bbox_to_anchor=(0.45, -0.25))
+    axes.spines[["top", "right"]].set_visible(False)
+    figure.savefig(path)

@@ -1,0 +1,157 @@
+"""Whether a latency table holds: random networks, timed whole, beside what it predicts of them."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+
+from effv2_kernels.engine import Progress
+from effv2_kernels.families.efficientformer_v2.architecture import Architecture
+from effv2_kernels.search.latency import LatencyError, LatencyTable
+from effv2_kernels.search.measuring import Clock
+from effv2_kernels.search.space import SearchSpace
+
+# Around the median of the measured times: among networks of one latency, a search needs their order.
+_AROUND = 0.15
+
+
+@dataclass(frozen=True)
+class Row:
+    """One network: its times in the unit of the table."""
+
+    architecture: Architecture
+    predicted: float
+    measured: float
+
+    @property
+    def error(self) -> float:
+        """Relative, with its sign."""
+        return self.predicted / self.measured - 1
+
+
+@dataclass(frozen=True)
+class Proof:
+    """What was found. Printing it gives a table."""
+
+    rows: tuple[Row, ...]
+    unit: str
+
+    @property
+    def median_error(self) -> float:
+        return median(abs(row.error) for row in self.rows)
+
+    @property
+    def correlation(self) -> float:
+        """Spearman's, of all networks."""
+        return _spearman(self.rows)
+
+    @property
+    def near(self) -> tuple[Row, ...]:
+        """Those within 15 % of the median of all times."""
+        middle = median(row.measured for row in self.rows)
+        return tuple(row for row in self.rows if abs(row.measured / middle - 1) <= _AROUND)
+
+    @property
+    def correlation_near(self) -> float:
+        """Spearman's, of those."""
+        return _spearman(self.near)
+
+    def __str__(self) -> str:
+        from effv2_kernels.tables import text_table
+
+        body = [
+            (_sizes(row.architecture), f"{row.predicted:.3f}", f"{row.measured:.3f}", f"{row.error:+.1%}")
+            for row in sorted(self.rows, key=lambda row: row.measured)
+        ]
+        header = ("widths | depths | attention", f"predicted, {self.unit}", f"measured, {self.unit}", "error")
+        worst = max(abs(row.error) for row in self.rows)
+        return (
+            f"{text_table(header, body, left=1)}\n"
+            f"{len(self.rows)} random networks: median error {self.median_error:.1%}, largest {worst:.1%}; "
+            f"Spearman's correlation {self.correlation:.3f}, and {self.correlation_near:.3f} among the "
+            f"{len(self.near)} within {_AROUND:.0%} of the median"
+        )
+
+
+def prove(
+    table: LatencyTable,
+    space: SearchSpace,
+    clock: Clock,
+    *,
+    networks: int = 50,
+    seed: int,
+    rounds: int = 9,
+    progress: Progress = lambda what, share: None,
+) -> Proof:
+    """Time random networks whole and in turns, each between two runs of a reference network.
+
+    The reference says how slow the machine is at the moment; its own time is the table's. Raises LatencyError
+    where the table lacks it, or blocks of the networks.
+    """
+    generator = random.Random(f"proof {seed}")
+    drawn: list[Architecture] = []
+    while len(drawn) < networks:
+        one = space.sample(generator)
+        if one not in drawn:
+            drawn.append(one)
+    predicted = [table.predict(architecture) for architecture in drawn]
+    if table.reference is None:
+        raise LatencyError(
+            "this latency table was not measured beside a reference network, as a proof needs it."
+        )
+    beside, nominal = table.reference
+    reference = clock.runner(beside)
+    runners = [clock.runner(architecture) for architecture in drawn]
+    ratios: list[list[float]] = [[] for _ in drawn]
+    for done in range(rounds):
+        order = list(range(networks))
+        random.Random(f"{seed} {done}").shuffle(order)
+        before = reference.whole()
+        for place, number in enumerate(order):
+            progress(f"round {done + 1} of {rounds}", (done + place / networks) / rounds)
+            time = runners[number].whole()
+            after = reference.whole()
+            ratios[number].append(2 * time / (before + after))
+            before = after
+    progress("done", 1.0)
+    rows = [
+        Row(architecture, time, nominal * median(found))
+        for architecture, time, found in zip(drawn, predicted, ratios, strict=True)
+    ]
+    return Proof(tuple(rows), table.device.unit)
+
+
+def draw(proof: Proof, path: Path) -> None:
+    """Predicted against measured times, with the line on which they are equal. path: .svg or .png."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(4.8, 4.4), layout="constrained")
+    axes = figure.subplots()
+    measured = [row.measured for row in proof.rows]
+    ends = min(measured), max(measured)
+    axes.plot(ends, ends, color="#999999", linewidth=1, zorder=1)
+    axes.scatter(measured, [row.predicted for row in proof.rows], s=16, color="#0072B2", zorder=2)
+    axes.set_xlabel(f"measured, {proof.unit}")
+    axes.set_ylabel(f"predicted by the sum of blocks, {proof.unit}")
+    axes.set_title(
+        f"median error {proof.median_error:.1%}, Spearman's correlation {proof.correlation:.3f}",
+        fontsize="medium",
+    )
+    axes.spines[["top", "right"]].set_visible(False)
+    figure.savefig(path)
+
+
+def _spearman(rows: Sequence[Row]) -> float:
+    from scipy.stats import spearmanr
+
+    return float(spearmanr([row.predicted for row in rows], [row.measured for row in rows]).statistic)
+
+
+def _sizes(architecture: Architecture) -> str:
+    return " | ".join(
+        " ".join(map(str, values))
+        for values in (architecture.widths, architecture.depths, architecture.late_attention())
+    )

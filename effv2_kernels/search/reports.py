@@ -1,0 +1,98 @@
+"""Latency on another machine: networks to take there, and what ``effv2-run`` said of them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import effv2_kernels
+from effv2_kernels.families.efficientformer_v2.architecture import Architecture
+from effv2_kernels.families.efficientformer_v2.model import EfficientFormerV2
+from effv2_kernels.search.latency import Device, LatencyError, LatencyTable, Reading, table_of
+from effv2_kernels.search.space import SearchSpace
+
+_LIST = "networks.json"
+
+
+def export(
+    networks: Sequence[Architecture], space: SearchSpace, classes: int, folder: Path, dtype: str = "fp32"
+) -> None:
+    """Write networks with random weights, and a list of them, into a folder.
+
+    There, or where it was copied to, each is run as ``effv2-run NAME.effv2 --profile --json > NAME.json``.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    named = {}
+    for number, architecture in enumerate(networks):
+        model = EfficientFormerV2(
+            architecture,
+            img_size=space.img_size,
+            in_channels=space.in_channels,
+            num_classes=classes,
+            layer_scale_init=None,
+        )
+        name = f"network-{number:03}"
+        fast = effv2_kernels.optimize(model.eval())
+        effv2_kernels.save(fast, folder / f"{name}.effv2", dtype="fp16" if dtype == "fp16" else "fp32")
+        named[name] = json.loads(architecture.to_json())
+    listed = {"space": json.loads(space.to_json()), "classes": classes, "networks": named}
+    (folder / _LIST).write_text(json.dumps(listed, indent=1) + "\n", encoding="utf-8")
+
+
+def table_of_reports(folder: Path, machine: str) -> LatencyTable:
+    """The table that reports make which lie beside the networks of a folder. machine: its name.
+
+    Raises LatencyError for a folder without reports, for reports of several machines' settings, and for those
+    that are none.
+    """
+    try:
+        listed = json.loads((folder / _LIST).read_text(encoding="utf-8"))
+        networks = {
+            name: Architecture.from_json(json.dumps(found)) for name, found in listed["networks"].items()
+        }
+        space = SearchSpace.from_json(json.dumps(listed["space"]))
+    except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
+        raise LatencyError(
+            f"{folder} is no folder that 'python -m effv2_kernels latency --export' wrote ({error})."
+        ) from error
+    devices: set[tuple[Any, ...]] = set()
+    readings = []
+    for name, architecture in networks.items():
+        path = folder / f"{name}.json"
+        if path.exists():
+            device, reading = _read(path, machine, architecture)
+            devices.add((device.runs, device.dtype, device.threads, device.batch, str(device.versions)))
+            readings.append(reading)
+    if not readings:
+        raise LatencyError(
+            f"there is no report in {folder}: run 'effv2-run NAME.effv2 --profile --json > NAME.json' for "
+            f"each network there, on the machine that is meant."
+        )
+    if len(devices) > 1:
+        raise LatencyError(
+            f"the reports in {folder} are of {len(devices)} settings (ISA, dtype, threads, batch, version): "
+            f"{sorted(devices)}. Make all of them with the same."
+        )
+    return table_of(readings, device, space.img_size, int(listed["classes"]))
+
+
+def _read(path: Path, machine: str, architecture: Architecture) -> tuple[Device, Reading]:
+    try:
+        report = json.loads(path.read_text(encoding="utf-8"))
+        network = report["network"]
+        device = Device(
+            machine,
+            str(network["isa"]),
+            str(network["dtype"]),
+            int(network["threads"]),
+            int(report["input"]["shape"][0]),
+            {"effv2_kernels": str(report["version"])},
+        )
+        blocks = tuple(float(block["milliseconds"]) for block in report["profile"]["blocks"])
+        return device, Reading(architecture, blocks, float(report["latency"]["milliseconds"]["p50"]))
+    except (OSError, ValueError, KeyError, IndexError, TypeError) as error:
+        raise LatencyError(
+            f"{path} is no report of effv2-run with --profile and --json ({type(error).__name__}: {error})."
+        ) from error
