@@ -201,6 +201,10 @@ FAULTS = [
 QUICKLY = "not published and not s0 and not two_images and not many_tokens and not attention-16-s1-9x8"
 
 
+# Interrupted, an error of pytest's own or in how it was called, and no tests: nothing was found then.
+_NOT_RUN = range(2, 6)
+
+
 def source_with(fault: Fault) -> str:
     """The file with the fault in it."""
     text = (SOURCES / fault.file).read_text(encoding="utf-8")
@@ -258,6 +262,8 @@ def found_by(folder: Path) -> str | None:
     )
     if ran.returncode == 0:
         return None
+    if ran.returncode in _NOT_RUN:
+        raise RuntimeError(f"pytest could not run ({ran.returncode}): {(ran.stderr or ran.stdout)[-500:]}")
     failed = re.search(r"^(?:FAILED|ERROR) \S*?(test_\w+\.py::\S+)", ran.stdout, re.MULTILINE)
     said = re.findall(r"^E +(?:\w+\.)*(\w.*)", ran.stdout, re.MULTILINE)
     if failed is None:
