@@ -28,10 +28,12 @@ def create(name: str, options: ModelOptions) -> MobileNetV2:
 
     checkpoint: with torchvision's or timm's keys. img_size: any, since the model takes images of any size.
 
-    Raises ModelError for distillation=True: the family has no second classifier.
+    Raises ModelError for distillation=True, since the family has no second classifier, and for a drop-path rate.
     """
     if options.distillation:
         raise ModelError(f"{name} has no classifier for distillation: leave out distillation=True.")
+    if options.drop_path_rate:
+        raise ModelError(f"{name} is trained without drop-path: leave out drop_path_rate.")
     model = MobileNetV2(
         VARIANTS[name],
         in_channels=options.in_channels,
