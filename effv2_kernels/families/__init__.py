@@ -167,8 +167,8 @@ def create_model(
     weights: which weights of a checkpoint to take. Training scripts keep an average of the weights (EMA, SWA)
         beside the raw ones: "auto" takes the average where there is one, as timm does, and the log of
         ``effv2_kernels.checkpoint`` says what was taken; "average" and "raw" take that, or raise.
-    drop_path_rate: in training, how often the last block's branches are dropped (stochastic depth), of a family
-        that has it; the rate of the others rises to it linearly. Nothing in eval mode.
+    drop_path_rate: of a family that has it, how often the last block's branches are dropped in training
+        (stochastic depth); the rate of the others rises to it linearly. Nothing in eval mode.
 
     Raises UnknownNameError for another name, ModelError for options that do not fit together or that the
     family does not have, CheckpointError for a file that does not fit, or without the weights that are asked

@@ -49,9 +49,9 @@ def layer_scale(channels: int, init: float | None) -> nn.Module:
 
 
 class DropPath(nn.Module):
-    """Stochastic depth (Huang et al., arXiv 1603.09382): in training, each image loses the branch at ``rate``.
+    """Stochastic depth (Huang et al., arXiv 1603.09382): each image loses the branch at ``rate``.
 
-    x: (N, channels, H, W). What is kept is divided by 1 - rate, so that its mean stays; in eval mode y = x.
+    x: (N, channels, H, W). What is kept is divided by 1 - rate, so that the mean stays; in eval mode y = x.
     """
 
     def __init__(self, rate: float) -> None:

@@ -90,13 +90,16 @@ class EfficientFormerV2(nn.Module):
     layer_scale_init: None leaves the layer scales out.
     drop_path_rate: of the last block in training; that of the others rises to it from 0, linearly.
 
-    A fresh model is as timm's ``_init_weights`` and the official ``cls_init_weights`` leave theirs: classifiers
-    truncated normal of deviation 0.02 with biases 0, attention biases 0, layer scales ``layer_scale_init``,
-    BatchNorms 1 and 0, and convolutions as PyTorch makes them.
+    A fresh model is as timm's ``_init_weights`` and the official ``cls_init_weights`` leave theirs:
+    classifiers truncated normal of deviation 0.02 with biases 0, attention biases 0, layer scales
+    ``layer_scale_init``, BatchNorms 1 and 0, and convolutions as PyTorch makes them.
 
     Input (N, in_channels, H, W) in the dtype of the weights. Raises InputError for another rank or channel
     count, ResolutionError where the bias does not fit and resize_bias is False.
     """
+
+    head: nn.Module
+    head_dist: nn.Module
 
     def __init__(
         self,
@@ -172,8 +175,8 @@ class EfficientFormerV2(nn.Module):
         """Make the classifiers anew, for another number of classes; 0 leaves them out."""
         self.num_classes = num_classes
         for name in ("head", "head_dist") if self.distillation else ("head",):
-            classifier = nn.Linear(self.norm.num_features, num_classes) if num_classes else nn.Identity()
-            setattr(self, name, classifier.to(self.norm.weight))
+            made = nn.Linear(self.norm.num_features, num_classes) if num_classes else nn.Identity()
+            setattr(self, name, made.to(self.norm.weight))
         for classifier in self.classifiers():
             if isinstance(classifier, nn.Linear):
                 nn.init.trunc_normal_(classifier.weight, std=0.02)
@@ -186,8 +189,8 @@ class EfficientFormerV2(nn.Module):
         """
         if enable and not (self.distillation and self.num_classes and not self.features_only):
             raise ModelError(
-                "distillation trains the second classifier, head_dist, which this model does not have: make it "
-                "with distillation=True, num_classes above 0 and features_only=False."
+                "distillation trains the second classifier, head_dist, which this model does not have: make "
+                "it with distillation=True, num_classes above 0 and features_only=False."
             )
         self.distilled_training = enable
 

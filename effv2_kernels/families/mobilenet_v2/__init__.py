@@ -28,7 +28,8 @@ def create(name: str, options: ModelOptions) -> MobileNetV2:
 
     checkpoint: with torchvision's or timm's keys. img_size: any, since the model takes images of any size.
 
-    Raises ModelError for distillation=True, since the family has no second classifier, and for a drop-path rate.
+    Raises ModelError for distillation=True, since the family has no second classifier, and for a drop-path
+    rate.
     """
     if options.distillation:
         raise ModelError(f"{name} has no classifier for distillation: leave out distillation=True.")
