@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import io
 import math
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -12,7 +14,10 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from torch.utils.tensorboard import SummaryWriter
 
+from effv2_kernels.errors import TrainingError
 from effv2_kernels.train import state
+
+_REDRAWN = 60  # seconds
 
 Row = Mapping[str, float]
 
@@ -26,6 +31,7 @@ class Log:
 
     def __init__(self, folder: Path, rows: Sequence[Row] = ()) -> None:
         self._folder = folder
+        self._drawn = time.monotonic()
         # Events of epochs that a killed run logged beyond its checkpoint are hidden.
         self._events = SummaryWriter(str(folder), purge_step=len(rows) + 1)
 
@@ -40,9 +46,16 @@ class Log:
         writer.writeheader()
         writer.writerows(rows)
         state.write(self._folder / "log.csv", text.getvalue().encode())
-        state.write(self._folder / "plot.png", plot(rows))
+        # Drawing takes half a second, as long as a small epoch.
+        if time.monotonic() - self._drawn > _REDRAWN:
+            state.write(self._folder / "plot.png", plot(rows))
+            self._drawn = time.monotonic()
 
-    def close(self) -> None:
+    def close(self, rows: Sequence[Row]) -> None:
+        """Draw the plot a last time; without it where the disk is full, which was told before."""
+        if rows:
+            with contextlib.suppress(TrainingError):
+                state.write(self._folder / "plot.png", plot(rows))
         self._events.close()
 
 
@@ -54,7 +67,7 @@ def plot(rows: Sequence[Row]) -> bytes:
     names = list(rows[-1])
     groups = {
         "loss": [name for name in names if name.endswith("loss")],
-        "share of images": [name for name in names if "top" in name],
+        "share of right images": [name for name in names if "top" in name],
         "rate of learning": [name for name in names if name == "lr"],
     }
     for axes, (title, members) in zip(figure.subplots(1, 3), groups.items(), strict=True):

@@ -24,6 +24,7 @@ DROP_PATH = {
 }
 
 AMP = ("none", "bf16", "fp16")
+SCHEDULES = ("cosine", "poly", "tanh", "step")  # those of timm that need no more than this
 CLIPPING = ("agc", "norm", "value")
 
 
@@ -89,7 +90,7 @@ class Recipe:
     def __post_init__(self) -> None:
         def must(holds: bool, what: str) -> None:
             if not holds:
-                raise InputError(f"the recipe is none: {what}.")
+                raise InputError(f"wrong recipe: {what}.")
 
         for name in ("epochs", "batch", "accumulation", "lr_batch", "img_size"):
             must(getattr(self, name) >= 1, f"{name} must be at least 1, but is {getattr(self, name)}")
@@ -102,19 +103,19 @@ class Recipe:
         for name in ("erasing", "flip", "mix_prob", "mix_switch_prob", "alpha"):
             must(0 <= getattr(self, name) <= 1, f"{name} must be in 0 ... 1, but is {getattr(self, name)}")
         for name in ("smoothing", "ema_decay"):
-            must(0 <= getattr(self, name) < 1, f"{name} must be in 0 ... 1, but is {getattr(self, name)}")
+            value = getattr(self, name)
+            must(0 <= value < 1, f"{name} must be at least 0 and below 1, but is {value}")
         for name in ("crop", "crop_scale"):
-            must(0 < getattr(self, name) <= 1, f"{name} must be in 0 ... 1, but is {getattr(self, name)}")
+            value = getattr(self, name)
+            must(0 < value <= 1, f"{name} must be above 0 and at most 1, but is {value}")
         must(self.drop_path < 1, f"drop_path must be below 1, but is {self.drop_path}")
         must(
             self.warmup_epochs < self.epochs,
-            f"{self.warmup_epochs} warm-up epochs of {self.epochs} leave none",
+            f"{self.warmup_epochs} warm-up epochs of {self.epochs} epochs leave none to train in",
         )
-        must(self.amp in AMP, f"amp is one of {', '.join(AMP)}, but is {self.amp!r}")
-        must(
-            self.clip_mode in CLIPPING,
-            f"clip_mode is one of {', '.join(CLIPPING)}, but is {self.clip_mode!r}",
-        )
+        for name, known in (("schedule", SCHEDULES), ("amp", AMP), ("clip_mode", CLIPPING)):
+            value = getattr(self, name)
+            must(value in known, f"{name} is one of {', '.join(known)}, but is {value!r}")
 
     @classmethod
     def named(cls, name: str) -> Recipe:

@@ -112,9 +112,9 @@ class Run:
         if better:
             tensors = {key: value.contiguous() for key, value in candidates[name].state_dict().items()}
             # Killed between the two, the run makes this epoch again, and these weights.
-            state.write(
-                self.best, as_safetensors(tensors, metadata={"epoch": str(self.epoch), "weights": name})
-            )
+            # One entry: safetensors writes several in any order, and other bytes each time.
+            told = {"effv2_kernels.train": f"{name} of epoch {self.epoch}"}
+            state.write(self.best, as_safetensors(tensors, metadata=told))
         content: dict[str, Any] = {name: part.state_dict() for name, part in parts.items()}
         content |= {
             "identity": self._identity,
@@ -135,6 +135,6 @@ class Run:
         return f"the checkpoint '{self.checkpoint}' is that of the end of epoch {self.epoch}"
 
     def close(self) -> None:
-        """Close the log."""
+        """Draw the plot and close the log."""
         if self._log is not None:
-            self._log.close()
+            self._log.close(self.rows)

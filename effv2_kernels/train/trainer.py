@@ -7,6 +7,7 @@ CPUs, in one process, ends with the weights of one that was not, bit for bit.
 
 from __future__ import annotations
 
+import difflib
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -15,14 +16,14 @@ from typing import Any
 
 import numpy as np
 import torch
-from timm.optim import create_optimizer_v2
+from timm.optim import create_optimizer_v2, get_optimizer_info, list_optimizers
 from timm.scheduler import create_scheduler_v2
 from timm.utils import ModelEmaV3, dispatch_clip_grad, distribute_bn, random_seed
 from torch import Tensor, nn
 from torchmetrics import MeanMetric
 
 from effv2_kernels.engine import Progress
-from effv2_kernels.errors import TrainingError
+from effv2_kernels.errors import TrainingError, UnknownNameError
 from effv2_kernels.train.data import batches, set_epoch
 from effv2_kernels.train.distributed import Processes
 from effv2_kernels.train.objective import Objective
@@ -76,13 +77,7 @@ class Trainer:
             if recipe.ema_decay
             else None
         )
-        self.optimizer = create_optimizer_v2(
-            self.model,
-            opt=recipe.optimizer,
-            lr=recipe.lr * recipe.batch / recipe.lr_batch,
-            weight_decay=recipe.weight_decay,
-            **({} if recipe.optimizer == "sgd" else {"eps": recipe.eps}),
-        )
+        self.optimizer = _optimizer(self.model, recipe)
         self.schedule, self.epochs = create_scheduler_v2(
             self.optimizer,
             sched=recipe.schedule,
@@ -210,6 +205,25 @@ class Trainer:
         if self.ema is not None:
             found |= {f"ema_{name}": value for name, value in self.evaluate(self.ema.module.eval()).items()}
         return found
+
+
+def _optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
+    known = list_optimizers()
+    if recipe.optimizer not in known:
+        near = difflib.get_close_matches(recipe.optimizer, known)
+        hint = f" Did you mean {' or '.join(near)}?" if near else ""
+        raise UnknownNameError(
+            f"unknown optimizer {recipe.optimizer!r}.{hint} timm.optim.list_optimizers() has all of them."
+        )
+    takes_eps = get_optimizer_info(recipe.optimizer).has_eps
+    made: torch.optim.Optimizer = create_optimizer_v2(
+        model,
+        opt=recipe.optimizer,
+        lr=recipe.lr * recipe.batch / recipe.lr_batch,
+        weight_decay=recipe.weight_decay,
+        **({"eps": recipe.eps} if takes_eps else {}),
+    )
+    return made
 
 
 @contextmanager
