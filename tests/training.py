@@ -66,7 +66,9 @@ class Plain(nn.Sequential):
         super().__init__(nn.Conv2d(3, 8, 4, 4), nn.GELU(), nn.Flatten(), nn.Linear(8 * 64, 10))
 
 
-def make_trainer(folder, data, group, recipe=RECIPE, *, model=None, objective=None, resume=False, workers=0):
+def make_trainer(
+    folder, data, group, recipe=RECIPE, *, model=None, objective=None, resume=False, workers=0, **options
+):
     """A trainer in a folder, on the pictures in ``data``, put together as the command does."""
     images = open_data(data)
     evaluated = validation_loader(images, recipe, group, workers=0, batch=32)
@@ -79,6 +81,7 @@ def make_trainer(folder, data, group, recipe=RECIPE, *, model=None, objective=No
         Run(folder, recipe, {"classes": images.classes}, resume=resume, writes=group.writes),
         group,
         mix=mixup(recipe, images.classes),
+        **options,
     )
 
 
