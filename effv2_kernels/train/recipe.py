@@ -1,9 +1,8 @@
 """Hyper-parameters, each with its source: a recipe is data, and says everything that decides a run's numbers.
 
-Sources: "paper" is Li et al., arXiv 2212.08059, section 5 and its appendix, as ``docs/training.md`` quotes
-it; "code" is main.py of github.com/snap-research/EfficientFormer at commit bb74cd3, whose defaults trained
-the published weights as far as is known; "timm" is what timm 1.0 does unasked; "here" is a choice of this
-project.
+Sources: "paper" is Li et al., arXiv 2212.08059, from this project's notes on it; "code" is main.py, models/
+and util/ of github.com/snap-research/EfficientFormer at commit bb74cd3; "timm" is what timm 1.0 does unasked;
+"here" is a choice of this project. docs/training.md has them as a table.
 """
 
 from __future__ import annotations
