@@ -2,8 +2,15 @@
 
 from dataclasses import replace
 
+import pytest
 import torch
 from torch import nn
+
+pytest.importorskip("timm")
+pytest.importorskip("torchmetrics")
+pytest.importorskip("tensorboard")
+pytest.importorskip("matplotlib")
+pytest.importorskip("safetensors")
 
 from effv2_kernels.families.efficientformer_v2 import Architecture, EfficientFormerV2
 from effv2_kernels.train import (
