@@ -24,6 +24,7 @@ if TYPE_CHECKING:
         MissingAttributeError,
         ModelError,
         ResolutionError,
+        TrainingError,
         UnavailableError,
         UnknownNameError,
     )
@@ -44,6 +45,7 @@ __all__ = [
     "MissingAttributeError",
     "ModelError",
     "ResolutionError",
+    "TrainingError",
     "UnavailableError",
     "UnknownNameError",
     "__version__",
@@ -64,6 +66,7 @@ _HOMES = {
     "MissingAttributeError": "errors",
     "ModelError": "errors",
     "ResolutionError": "errors",
+    "TrainingError": "errors",
     "UnavailableError": "errors",
     "UnknownNameError": "errors",
     "create_model": "families",

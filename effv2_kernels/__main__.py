@@ -22,6 +22,8 @@ COMMANDS = {
     "explain": "say what runs each block, and why",
     "convert": "fold a checkpoint into a file that loads without the model's code",
     "verify": "compare an optimised model with the float64 reference",
+    "train": "train a model on folders of images, or on another dataset that timm reads",
+    "evaluate": "count how often a model is right, plain and optimised, image by image",
     "env": "print what a bug report needs",
 }
 

@@ -42,6 +42,10 @@ class UnavailableError(Effv2Error, RuntimeError):
     """Something known cannot run here: a backend, an ISA, a dtype or a device, or for want of memory."""
 
 
+class TrainingError(Effv2Error, RuntimeError):
+    """A run of training cannot begin, go on or be kept; the last good checkpoint stays."""
+
+
 class ExportError(UnavailableError):
     """An optimised model was given to an exporter or a compiler that cannot take it."""
 

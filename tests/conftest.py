@@ -4,7 +4,6 @@ import contextlib
 import fcntl
 import importlib.util
 import os
-import re
 import secrets
 import sys
 import tempfile
@@ -45,25 +44,9 @@ if WORKERS > 1:
     torch.set_num_threads(max(1, THREADS // WORKERS))
 
 
-def _define_torchvision_ops():
-    """timm imports torchvision, and a torchvision built for another CUDA than Torch's does not import.
-
-    It stumbles over operators that its native part would have defined; nothing here calls them.
-    """
-    spec = importlib.util.find_spec("torchvision")
-    if spec is None or spec.origin is None:
-        return None
-    version = Path(spec.origin).with_name("version.py").read_text()  # importing it imports all of torchvision
-    build = re.search(r"^__version__ = '[^'+]*\+?(.*)'", version, re.MULTILINE)  # cpu, cu130, ...
-    if build is None or build[1] == torch.__version__.partition("+")[2]:
-        return None
-    library = torch.library.Library("torchvision", "DEF")
-    library.define("nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-    library.define("qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-    return library
-
-
-_TORCHVISION = _define_torchvision_ops()  # the operators live as long as this object
+# What processes that tests start do by PYTHONPATH, see there.
+sys.path.insert(0, str(Path(__file__).parent / "site"))
+importlib.import_module("torchvision_ops").install()
 
 
 def pytest_report_header():

@@ -7,6 +7,7 @@ from dataclasses import replace
 import pytest
 from checks import one_torch_thread
 
+from effv2_kernels import extras
 from effv2_kernels.__main__ import main
 from effv2_kernels.errors import Effv2Error
 from effv2_kernels.families.efficientformer_v2.architecture import VARIANTS
@@ -310,6 +311,12 @@ def test_reports_that_cannot_be_used(folder):
 @pytest.mark.parametrize("options", [["--rounds", "0"], ["--tolerance", "0"], ["--device", "tpu"]])
 def test_options_that_make_no_sense(options, tmp_path):
     assert main(["latency", "--space", "fashion", "--out", str(tmp_path / "t.json"), *options]) == 2
+
+
+def test_a_package_that_is_missing_is_named(monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(extras, "find_spec", lambda name: None)
+    assert main(["latency", "--prove", str(tmp_path / "t.json"), "--plot", "p.svg"]) == 2
+    assert "needs scipy, matplotlib, which are not installed: pip install" in capsys.readouterr().err
 
 
 def test_errors_are_the_projects():

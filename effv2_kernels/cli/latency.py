@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from effv2_kernels import extras
 from effv2_kernels.errors import InputError, UnavailableError
 
 if TYPE_CHECKING:
@@ -70,6 +71,8 @@ def run(args: argparse.Namespace) -> int:
 
     if min(args.batch, args.classes, args.rounds, args.networks) < 1 or args.tolerance <= 0:
         raise InputError("--batch, --classes, --rounds, --networks and --tolerance must be positive.")
+    needed = [*(["scipy"] if args.prove else []), *(["matplotlib"] if args.plot else [])]
+    extras.require("the proof of a table, or a plot,", needed, "search")
     space = SearchSpace.read(args.space)
     if args.export is not None:
         return _export(args, space)

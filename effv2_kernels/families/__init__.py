@@ -39,6 +39,7 @@ class ModelOptions:
     in_channels: int
     distillation: bool | None
     weights: str
+    drop_path_rate: float = 0.0
 
 
 class Reader(Protocol):
@@ -163,6 +164,7 @@ def create_model(
     in_channels: int = 3,
     distillation: bool | None = None,
     weights: str = "auto",
+    drop_path_rate: float = 0.0,
 ) -> nn.Module:
     """A published variant of a family (its ``VARIANTS``), or any other size, in plain PyTorch, in eval mode.
 
@@ -178,6 +180,8 @@ def create_model(
     weights: which weights of a checkpoint to take. Training scripts keep an average of the weights (EMA, SWA)
         beside the raw ones: "auto" takes the average where there is one, as timm does, and the log of
         ``effv2_kernels.checkpoint`` says what was taken; "average" and "raw" take that, or raise.
+    drop_path_rate: of a family that has it, how often the last block's branches are dropped in training
+        (stochastic depth); the rate of the others rises to it linearly. Nothing in eval mode.
 
     Raises UnknownNameError for another name, ModelError for what is no architecture and for options that do
     not fit together or that the family does not have, CheckpointError for a file that does not fit, or
@@ -199,6 +203,7 @@ def create_model(
         in_channels=in_channels,
         distillation=distillation,
         weights=weights,
+        drop_path_rate=drop_path_rate,
     )
     return family.create(made, options, name).eval()
 

@@ -44,6 +44,7 @@ def create(architecture: Architecture, options: ModelOptions, name: str | None =
     checkpoint: with timm's or the official keys. img_size: the attention biases are made for it; None is 224,
     or the training size of the checkpoint's backbone where that is an official detection or segmentation
     backbone (with features_only), which takes any size. distillation: a second classifier; None is True.
+    drop_path_rate: in training, of the last block.
     """
     given = None
     if options.checkpoint is not None:
@@ -63,6 +64,7 @@ def create(architecture: Architecture, options: ModelOptions, name: str | None =
         features_only=options.features_only,
         feature_norms=None if backbone is None else backbone.feature_norms(),
         resize_bias=backbone is not None and backbone.resize_bias,
+        drop_path_rate=options.drop_path_rate,
     )
     if given is not None:
         load_into(model, given)

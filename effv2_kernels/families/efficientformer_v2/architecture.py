@@ -124,6 +124,18 @@ class Architecture:
         """That of a file that ``save`` wrote, in canonical form. Raises ModelError where it holds none."""
         return cls.from_json(fields.read_text(path, "architecture"), f"architecture '{os.fspath(path)}'")
 
+    def drop_path_rates(self, last: float) -> tuple[tuple[float, ...], ...]:
+        """The drop-path rate of every block, by stage: from 0, linear over all blocks, to ``last``.
+
+        As in the official ``eformer_block`` and in timm's ``calculate_drop_path_rates``.
+        """
+        steps = max(1, sum(self.depths) - 1)
+        first = [sum(self.depths[:stage]) for stage in range(4)]
+        return tuple(
+            tuple(last * (begin + i) / steps for i in range(depth))
+            for begin, depth in zip(first, self.depths, strict=True)
+        )
+
 
 def _ratios(value: Any, what: str) -> float | tuple[float | tuple[float, ...], ...]:
     if not isinstance(value, list):

@@ -48,6 +48,31 @@ def layer_scale(channels: int, init: float | None) -> nn.Module:
     return nn.Identity() if init is None else LayerScale(channels, init)
 
 
+class DropPath(nn.Module):
+    """Stochastic depth (Huang et al., arXiv 1603.09382): each image loses the branch at ``rate``.
+
+    x: (N, channels, H, W). What is kept is divided by 1 - rate, so that the mean stays; in eval mode y = x.
+    """
+
+    def __init__(self, rate: float) -> None:
+        super().__init__()
+        self.drop_prob = rate  # the name by which readers know it, timm's
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.training:
+            return x
+        kept = 1 - self.drop_prob
+        return x * (x.new_empty(len(x), 1, 1, 1).bernoulli_(kept) / kept)
+
+    def extra_repr(self) -> str:
+        return f"{self.drop_prob:.3f}"
+
+
+def drop_path(rate: float) -> nn.Module:
+    """A DropPath, or nothing where the rate is 0."""
+    return DropPath(rate) if rate else nn.Identity()
+
+
 class StemLayer(nn.Module):
     """y = GELU(BN(conv2(GELU(BN(conv1(x)))))).
 

@@ -24,6 +24,7 @@ from effv2_kernels.sources.node import (
     convolution,
     linear,
     normalised,
+    require_nothing,
 )
 
 Named = list[tuple[str, blocks.Block]]
@@ -89,6 +90,8 @@ def _layer_scale(node: Node) -> Tensor | None:
 def _block(node: Node) -> Named:
     named: Named = []
     mixer, mlp = node.find("token_mixer"), node["mlp"]
+    for drop_path in (node.find("drop_path1"), node.find("drop_path2")):
+        require_nothing(drop_path)
     if mixer is not None and isinstance(mixer.module, AttentionLayer):
         named.append((mixer.path, _attention(mixer, mixer.module, _layer_scale(node["ls1"]))))
     ffn = folding.ffn(

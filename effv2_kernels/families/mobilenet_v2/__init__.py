@@ -35,10 +35,13 @@ def create(architecture: Architecture, options: ModelOptions, name: str | None =
 
     checkpoint: with torchvision's or timm's keys. img_size: any, since the model takes images of any size.
 
-    Raises ModelError for distillation=True: the family has no second classifier.
+    Raises ModelError for distillation=True, since the family has no second classifier, and for a drop-path
+    rate.
     """
     if options.distillation:
         raise ModelError(f"{name or NAME} has no classifier for distillation: leave out distillation=True.")
+    if options.drop_path_rate:
+        raise ModelError(f"{name or NAME} is trained without drop-path: leave out drop_path_rate.")
     model = MobileNetV2(
         architecture,
         in_channels=options.in_channels,

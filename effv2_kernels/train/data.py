@@ -1,0 +1,273 @@
+"""Images and their classes: whatever ``timm.data.create_dataset`` reads, checked, and loaded by timm.
+
+timm skips an image that cannot be read; here it is an error that names the file.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, cast
+
+import torch
+from PIL import Image
+from timm.data import IterableImageDataset, Mixup, create_dataset, create_loader
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from effv2_kernels.cli import photo
+from effv2_kernels.errors import Effv2Error, InputError
+from effv2_kernels.train.distributed import Processes
+from effv2_kernels.train.recipe import Recipe
+
+# What timm takes a folder's splits from (timm/data/dataset_factory.py), in its order.
+_FOLDERS = {
+    "train": ("train", "training"),
+    "validation": ("validation", "val", "valid", "eval", "evaluation"),
+}
+_MODES = {1: "L", 3: "RGB"}  # what Pillow calls pictures of so many channels
+_CAUGHT = "Caught InputError in DataLoader worker process"
+
+
+class Pictures(Dataset[tuple[Any, int]]):
+    """A dataset of timm or torchvision whose pictures are brought to the channels of the model.
+
+    ``transform`` is set by timm's loader. Raises InputError, with the name of the file, for what is no
+    picture.
+    """
+
+    def __init__(self, base: Any, channels: int, classes: int) -> None:
+        self.base = base
+        self.mode = _MODES[channels]
+        self.classes = classes
+        self.transform: Any = None
+
+    def __len__(self) -> int:
+        return len(self.base)
+
+    def name(self, index: int) -> str:
+        """What messages call an image: its file, or its number in a dataset without files."""
+        if hasattr(self.base, "filename"):
+            return f"'{self.base.filename(index, absolute=True)}'"
+        return f"image {index} of {type(self.base).__name__}"
+
+    def __getitem__(self, index: int) -> tuple[Any, int]:
+        try:
+            image, target = self._read(index)
+        except InputError as error:
+            raise InputError(f"{self.name(index)}: {error}") from error
+        except Exception as error:  # a damaged file makes Pillow raise nearly anything
+            reason = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
+            raise InputError(
+                f"{self.name(index)} is no picture that can be read ({reason}): mend it, or take it away."
+            ) from error
+        if not 0 <= target < self.classes:
+            raise InputError(
+                f"{self.name(index)} is of class {target}, and there are {self.classes} of them."
+            )
+        return (image if self.transform is None else self.transform(image)), target
+
+    def _read(self, index: int) -> tuple[Image.Image, int]:
+        if not hasattr(self.base, "reader"):  # of torchvision
+            image, target = self.base[index]
+            return photo.rgb(image, None).convert(self.mode), int(target)
+        file, target = self.base.reader[index]
+        with file, Image.open(file) as image:
+            return photo.rgb(image, image.format).convert(self.mode), int(target)
+
+
+@dataclass(frozen=True)
+class Data:
+    """The images to train on and those to evaluate on, of the same classes, by their names where they have "
+    "any."""
+
+    train: Any
+    validation: Any
+    classes: int
+    names: tuple[str, ...] | None = None
+
+
+def open_data(
+    root: str | os.PathLike[str],
+    *,
+    dataset: str = "",
+    channels: int = 3,
+    classes: int | None = None,
+    splits: tuple[str, str] = ("train", "validation"),
+) -> Data:
+    """A folder with one folder of images for each class in each split, or another dataset of timm.
+
+    dataset: "" for folders; else as timm names it, "torch/fashion_mnist", "hfds/...", "tfds/..." (the latter,
+    read in order, are shuffled by timm). channels: 3 or 1; pictures are converted. classes: how many there
+    are, of datasets that do not say. splits: for training and for evaluation.
+
+    Raises InputError where there is no such folder, no image in it, one class alone, or another class in the
+    second split than in the first.
+    """
+    if channels not in (1, 3):
+        raise InputError(f"pictures have 1 or 3 channels, but the model takes {channels}.")
+    given = os.fspath(root)
+    if not dataset:
+        _check_folders(given, splits)
+    mode = _MODES[channels]
+    train = _opened(given, dataset, splits[0], mode)
+    names = _names(train)
+    count = len(names) if names is not None else classes
+    if count is None:
+        raise InputError(f"{dataset} does not say how many classes it has: give --num-classes.")
+    if count < 2:
+        raise InputError(
+            f"'{given}' has one class ({names[0] if names else count}), and there is nothing to tell apart: "
+            f"make one folder for each class in each split."
+        )
+    if classes is not None and classes != count:
+        raise InputError(f"'{given}' has {count} classes, but {classes} were asked for.")
+    class_map = None
+    if not dataset:
+        validation_names = _names(_opened(given, dataset, splits[1], mode)) or ()
+        unknown = sorted(set(validation_names) - set(names or ()))
+        if unknown:
+            raise InputError(
+                f"'{given}': {splits[1]} has classes that {splits[0]} has not: {', '.join(unknown[:5])}"
+                f"{f' and {len(unknown) - 5} more' if len(unknown) > 5 else ''}."
+            )
+        # timm numbers the classes of a split by themselves, which a class without images there would shift.
+        class_map = {name: i for i, name in enumerate(names or ())}
+    validation = _opened(given, dataset, splits[1], mode, class_map=class_map)
+    wrapped = [
+        part if isinstance(part, IterableImageDataset) else Pictures(part, channels, count)
+        for part in (train, validation)
+    ]
+    return Data(wrapped[0], wrapped[1], count, names)
+
+
+def _check_folders(root: str, splits: tuple[str, str]) -> None:
+    if not os.path.isdir(root):
+        raise InputError(
+            f"there is no folder '{root}': give one with a folder for training and one for validation."
+        )
+    for split in splits:
+        tried = _FOLDERS.get(split, (split,))
+        if not any(os.path.isdir(os.path.join(root, name)) for name in tried):
+            raise InputError(
+                f"'{root}' has no folder {' or '.join(f'{name}/' for name in tried)}: images lie in "
+                f"{tried[0]}/CLASS/*.jpg."
+            )
+
+
+def _opened(root: str, dataset: str, split: str, mode: str, **options: Any) -> Any:
+    try:
+        return create_dataset(
+            dataset, root=root, split=split, is_training=split == "train", input_img_mode=mode, **options
+        )
+    except Exception as error:  # of timm's readers, torchvision and what they read with
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
+        raise InputError(f"cannot read {dataset or 'images'} for {split} in '{root}': {reason}.") from error
+
+
+def _names(dataset: Any) -> tuple[str, ...] | None:
+    indices = getattr(getattr(dataset, "reader", None), "class_to_idx", None)
+    if isinstance(indices, dict):
+        return tuple(sorted(indices, key=lambda name: cast(int, indices[name])))
+    names = getattr(dataset, "classes", None)
+    return None if names is None else tuple(str(name) for name in names)
+
+
+def train_loader(
+    data: Data, recipe: Recipe, processes: Processes, *, workers: int = 4, channels: int = 3
+) -> Any:
+    """Augmented batches: images (N, C, H, W) float32, normalised, and classes (N,) int64.
+
+    Raises InputError where the images do not fill one batch.
+    """
+    loader = create_loader(
+        data.train,
+        input_size=(channels, recipe.img_size, recipe.img_size),
+        batch_size=recipe.micro_batch(processes.count),
+        is_training=True,
+        re_prob=recipe.erasing,
+        re_mode=recipe.erasing_mode,
+        scale=(recipe.crop_scale, 1.0),
+        hflip=recipe.flip,
+        color_jitter=recipe.color_jitter,
+        # Its policies are of coloured pictures.
+        auto_augment=(recipe.auto_augment or None) if channels == 3 else None,
+        num_aug_repeats=recipe.repeats,
+        interpolation=recipe.interpolation,
+        num_workers=workers,
+        distributed=True,
+        device=processes.device,
+        pin_memory=processes.device.type == "cuda",
+        # Workers that live on keep their random numbers from epoch to epoch, which no resumed run could have.
+        persistent_workers=False,
+    )
+    if len(loader) < recipe.accumulation:
+        raise InputError(
+            f"{len(data.train)} images for training do not fill one batch of {recipe.batch}"
+            f"{f' with each image {recipe.repeats} times' if recipe.repeats else ''}: make batch smaller."
+        )
+    return loader
+
+
+def validation_loader(
+    data: Data, recipe: Recipe, processes: Processes, *, workers: int = 4, channels: int = 3, batch: int = 0
+) -> Any:
+    """Batches of the middle of each picture, in order; with several processes each has its share.
+
+    batch: images at once; 0 is the recipe's on one process.
+    """
+    return create_loader(
+        data.validation,
+        input_size=(channels, recipe.img_size, recipe.img_size),
+        batch_size=batch or recipe.micro_batch(processes.count),
+        is_training=False,
+        interpolation=recipe.interpolation,
+        crop_pct=recipe.crop,
+        num_workers=workers,
+        distributed=True,
+        device=processes.device,
+        pin_memory=processes.device.type == "cuda",
+        persistent_workers=False,
+    )
+
+
+def mixup(recipe: Recipe, classes: int) -> Any:
+    """timm's Mixup for this recipe, which makes (images, classes) of a batch to (images, soft targets), or "
+    "None."""
+    if not recipe.mixes:
+        return None
+    return Mixup(
+        mixup_alpha=recipe.mixup,
+        cutmix_alpha=recipe.cutmix,
+        prob=recipe.mix_prob,
+        switch_prob=recipe.mix_switch_prob,
+        label_smoothing=recipe.smoothing,
+        num_classes=classes,
+    )
+
+
+def set_epoch(loader: Any, seed: int) -> None:
+    """Make the order of the images that which follows from a seed."""
+    for part in (loader.sampler, loader.dataset):
+        if hasattr(part, "set_epoch"):
+            part.set_epoch(seed)
+
+
+def batches(loader: Any) -> Iterator[tuple[Tensor, Tensor]]:
+    """What a loader gives; an error of a worker process as it was raised there, without its traceback."""
+    try:
+        yield from loader
+    except InputError as error:
+        text = str(error)
+        raise (
+            InputError(text.rpartition("InputError: ")[2].strip()) if _CAUGHT in text else error
+        ) from error
+    except Effv2Error:
+        raise
+    except (ValueError, TypeError, AssertionError, RuntimeError) as error:
+        if torch.utils.data.get_worker_info() is None and "DataLoader worker" in str(error):
+            raise InputError(
+                f"a process that loads images ended: {str(error).strip().splitlines()[-1]}"
+            ) from error
+        raise

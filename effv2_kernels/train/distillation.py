@@ -1,0 +1,138 @@
+"""Teachers: any model of timm or of this package, with published weights or those of a file."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping
+from pathlib import Path
+
+import timm
+import torch
+from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+from timm.models import clean_state_dict
+from torch import Tensor, nn
+
+from effv2_kernels.checkpoint import files
+from effv2_kernels.errors import CheckpointError, Effv2Error, InputError, UnknownNameError
+from effv2_kernels.families import create_model, variants
+
+# Where files of training keep a model's weights, its average first, as timm looks for them.
+_NESTED = ("state_dict_ema", "model_ema", "state_dict", "model")
+
+
+class Teacher:
+    """A model in eval mode whose decisions are labels.
+
+    model: (N, C, H, W) -> logits (N, classes). Its images are those of the student, normalised as it expects:
+    ``pretrained_cfg`` says that of timm's models. Raises InputError where it does not take images of this
+    size and channels, or has another number of classes.
+    """
+
+    def __init__(
+        self, model: nn.Module, *, name: str, classes: int, img_size: int, channels: int = 3
+    ) -> None:
+        self.model = model.eval().requires_grad_(False)
+        self.name = name
+        cfg = getattr(model, "pretrained_cfg", {})
+        self._mean = tuple(cfg.get("mean") or IMAGENET_DEFAULT_MEAN)
+        self._std = tuple(cfg.get("std") or IMAGENET_DEFAULT_STD)
+        try:
+            with torch.no_grad():
+                logits = self.model(torch.zeros(1, channels, img_size, img_size))
+        except Exception as error:  # models of others refuse in any way
+            raise InputError(
+                f"the teacher {name} does not take images of {channels}x{img_size}x{img_size} "
+                f"({_reason(error)}): choose another teacher, or train at its size."
+            ) from error
+        found = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
+        if not isinstance(logits, Tensor) or logits.ndim != 2 or logits.shape[1] != classes:
+            has = (
+                f"has {found[1]} classes"
+                if isinstance(found, tuple) and len(found) == 2
+                else f"gives {found}"
+            )
+            raise InputError(
+                f"the teacher {name} {has}, and the data has {classes}: take a teacher that was trained on "
+                f"these classes, from a file with --teacher-checkpoint."
+            )
+
+    @classmethod
+    def named(
+        cls, name: str, *, checkpoint: str | None = None, classes: int, img_size: int, channels: int = 3
+    ) -> Teacher:
+        """A model of timm or of this package by its name.
+
+        checkpoint: a weight file; None fetches the published weights. Raises UnknownNameError for another
+        name, CheckpointError for weights that cannot be had or do not fit, and as the class does.
+        """
+        model = (
+            _ours(name, checkpoint, classes, img_size)
+            if name in variants()
+            else _timms(name, checkpoint, classes)
+        )
+        return cls(model, name=name, classes=classes, img_size=img_size, channels=channels)
+
+    def to(self, device: torch.device) -> Teacher:
+        """Move the model there."""
+        self.model.to(device)
+        return self
+
+    @torch.no_grad()
+    def labels(self, images: Tensor) -> Tensor:
+        """(N,) int64: its decisions on images of the student."""
+        if (self._mean, self._std) != (IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD):
+            ours = [
+                images.new_tensor(v).view(-1, 1, 1) for v in (IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD)
+            ]
+            theirs = [images.new_tensor(v).view(-1, 1, 1) for v in (self._mean, self._std)]
+            images = (images * ours[1] + ours[0] - theirs[0]) / theirs[1]
+        logits: Tensor = self.model(images)
+        return logits.argmax(1)
+
+
+def _ours(name: str, checkpoint: str | None, classes: int, img_size: int) -> nn.Module:
+    try:
+        return create_model(
+            name,
+            checkpoint=checkpoint,
+            pretrained=checkpoint is None,
+            num_classes=classes if checkpoint else 1000,
+            img_size=img_size,
+        )
+    except Effv2Error as error:
+        raise CheckpointError(f"the teacher {name}: {error}") from error
+
+
+def _timms(name: str, file: str | None, classes: int) -> nn.Module:
+    if not timm.is_model(name):
+        near = difflib.get_close_matches(name, [*timm.list_models(), *variants()], n=3)
+        hint = f" Did you mean {' or '.join(near)}?" if near else ""
+        raise UnknownNameError(
+            f"unknown teacher {name!r}.{hint} It is the name of a model of timm (timm.list_models()) or of "
+            f"this package ({', '.join(variants())})."
+        )
+    if file is None:
+        try:
+            fetched: nn.Module = timm.create_model(name, pretrained=True)
+        except Exception as error:  # timm and the hub raise nearly anything
+            raise CheckpointError(
+                f"the teacher {name}: its weights cannot be fetched: {_reason(error)}. Fetch them by other "
+                f"means and give --teacher-checkpoint."
+            ) from error
+        return fetched
+    content = files.read(Path(file))
+    weights = next((content[key] for key in _NESTED if isinstance(content.get(key), Mapping)), content)
+    model: nn.Module = timm.create_model(name, num_classes=classes)
+    try:
+        model.load_state_dict(clean_state_dict(dict(weights)))
+    except Exception as error:  # RuntimeError for other keys and shapes, others for what is no tensor
+        raise CheckpointError(
+            f"the teacher {name}: checkpoint '{file}' does not fit ({_reason(error)}). The data has "
+            f"{classes} classes; give a file of this model and these classes."
+        ) from error
+    return model
+
+
+def _reason(error: Exception) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+    return " ".join(lines[:3]).rstrip(".")

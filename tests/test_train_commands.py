@@ -1,0 +1,250 @@
+"""The commands train and evaluate, and the help and errors that users of them see."""
+
+import argparse
+import json
+import os
+import re
+import subprocess
+import sys
+from dataclasses import fields
+
+import pytest
+import torch
+from checks import one_torch_thread
+
+pytest.importorskip("timm")
+
+from test_train_killed import arguments
+from training import write_digits
+
+import effv2_kernels
+from effv2_kernels import create_model
+from effv2_kernels.__main__ import main
+from effv2_kernels.cli import evaluate, models, train
+from effv2_kernels.errors import UnavailableError
+from effv2_kernels.train import PRESETS, Recipe, packages, state
+
+S0 = "efficientformerv2_s0"
+
+
+@pytest.fixture(scope="module")
+def digits(tmp_path_factory):
+    return write_digits(tmp_path_factory.mktemp("digits"), 32, 16)
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory):
+    """S0 for 10 classes and images of 32, with weights whose decisions differ from image to image."""
+    torch.manual_seed(4)
+    model = create_model(S0, img_size=32, num_classes=10)
+    models.randomise(model)
+    path = tmp_path_factory.mktemp("weights") / "s0.pth"
+    torch.save(model.state_dict(), path)
+    return path
+
+
+def run(capsys, *words):
+    with one_torch_thread():
+        code = main([str(word) for word in words])
+    captured = capsys.readouterr()
+    return code, captured.out, captured.err
+
+
+def test_train_with_a_teacher_then_evaluate(capsys, tmp_path, digits, weights):
+    folder = tmp_path / "run"
+    teacher = ("--teacher", S0, "--teacher-checkpoint", weights)
+    code, out, err = run(capsys, *arguments(digits, folder, *teacher, "--epochs", 2, "--workers", 0))
+    assert code == 0, err
+    assert "32 images of 10 classes, 16 to evaluate on; beginning, 2 epochs in all" in out
+    assert re.search(r"^epoch 2: lr .*target_loss .*teacher_loss .*top1", out, re.MULTILINE)
+    assert {file.name.partition(".tfevents")[0] for file in folder.iterdir()} == {
+        *("last.pt", "best.safetensors", "log.csv", "plot.png", "recipe.json", "events.out")
+    }
+    told = json.loads((folder / "recipe.json").read_text())
+    assert told["recipe"] == {**Recipe().as_dict(), **told["recipe"]}
+    assert (told["recipe"]["teacher"], told["recipe"]["epochs"], told["classes"]) == (S0, 2, 10)
+    assert told["recipe"]["drop_path"] == 0.2
+
+    # The command that it prints, as it is printed.
+    printed = next(line for line in out.splitlines() if "effv2_kernels evaluate" in line)
+    words = printed.split("-m effv2_kernels ")[1].split()
+    code, out, _ = run(capsys, *words, "--workers", 0)
+    assert code == 0
+    plain, optimised = (
+        re.search(rf"^{name} +([\d.]+)% +([\d.]+)%$", out, re.MULTILINE) for name in ("plain", "optimised")
+    )
+    assert plain.groups() == optimised.groups()
+    best = state.load(folder / "last.pt")["best"]
+    assert float(plain[1]) == pytest.approx(100 * best, abs=0.005)
+    assert "the same class for each of 16 images" in out
+
+
+def test_evaluate_fails_where_an_image_is_classed_otherwise(capsys, digits, weights, monkeypatch):
+    real = effv2_kernels.optimize
+
+    class Wrong(torch.nn.Module):
+        def __init__(self, fast):
+            super().__init__()
+            self.fast, self.seen = fast, 0
+
+        def forward(self, x):
+            logits = self.fast(x).clone()
+            for i in range(len(x)):
+                if self.seen + i in (5, 11):
+                    logits[i] = -logits[i]
+            self.seen += len(x)
+            return logits
+
+    monkeypatch.setattr(effv2_kernels, "optimize", lambda model, **options: Wrong(real(model, **options)))
+    options = ("--img-size", 32, "--workers", 0, "--batch", 4)
+    command = ("evaluate", "--data", digits, "--checkpoint", weights, *options)
+    code, out, _ = run(capsys, *command)
+    assert code == 1
+    assert "DIFFERENT for 2 of 16 images:" in out
+    data = effv2_kernels.train.open_data(digits)
+    for i in (5, 11):
+        assert re.search(
+            rf"{re.escape(data.validation.name(i))}: class \d plain, \d optimised; the first is", out
+        )
+    monkeypatch.setattr(effv2_kernels, "optimize", real)
+    code, out, _ = run(capsys, *command)
+    assert (code, out.count("the same class for each of 16 images")) == (0, 1)
+
+
+def test_finetuning_from_other_classes(capsys, tmp_path, digits):
+    """Only the classifiers are new; without the option it is refused, and says what to give."""
+    torch.manual_seed(6)
+    model = create_model(S0, img_size=32, num_classes=7)
+    path = tmp_path / "seven.pth"
+    torch.save(model.state_dict(), path)
+    options = (*arguments(digits, tmp_path / "run", "--recipe", "finetune", "--checkpoint", path),)
+    code, _, err = run(capsys, *options)
+    assert code == 2
+    assert f"'{path}' has 7 classes, and the data has 10: give --checkpoint-classes 7" in err
+    args = parsed(*options, "--checkpoint-classes", 7)
+    made = train._model(args, train._recipe(args), 10, None)
+    assert made.head.out_features == made.head_dist.out_features == 10
+    for name, value in made.state_dict().items():
+        if not name.startswith("head"):
+            assert torch.equal(value, model.state_dict()[name]), name
+
+
+def parsed(*words):
+    parser = argparse.ArgumentParser()
+    train.add_arguments(parser)
+    return parser.parse_args([str(word) for word in words if word != "train"])
+
+
+def test_options_and_settings_make_the_recipe():
+    options = ("--data", "d", "--output", "o", "--model", "efficientformerv2_l")
+    assert train._recipe(parsed(*options)) == Recipe(drop_path=0.1)
+    more = ("--recipe", "paper-450", "--set", "mixup=0.2", "--batch", "512", "--set", "drop_path=0")
+    assert train._recipe(parsed(*options, *more)) == Recipe(epochs=450, mixup=0.2, batch=512, drop_path=0.0)
+
+
+def test_help_suffices(capsys):
+    for command, words in {
+        "train": ["--data", "--resume", "paper-300, paper-450, finetune", "torchrun", "regnety_160"],
+        "evaluate": ["--data", "--checkpoint", "--img-size"],
+    }.items():
+        with pytest.raises(SystemExit) as stopped:
+            main([command, "--help"])
+        assert stopped.value.code == 0
+        out = capsys.readouterr().out
+        assert all(word in out for word in words), command
+        if command == "train":
+            for entry in fields(Recipe):
+                source = entry.metadata["source"].split(" ")[0]
+                value = re.escape(repr(entry.default))
+                assert re.search(rf"^  {entry.name} +{value}  \({source}", out, re.MULTILINE), entry.name
+    assert set(PRESETS) == {"paper-300", "paper-450", "finetune"}
+
+
+@pytest.mark.parametrize(
+    ("more", "words"),
+    [
+        (["--set", "epochs"], "--set takes NAME=VALUE, but got 'epochs'"),
+        (["--set", "epohcs=3"], "unknown entry of a recipe 'epohcs'"),
+        (["--recipe", "paper"], "unknown recipe 'paper'"),
+        (["--model", "efficientformerv2_s9"], "unknown model 'efficientformerv2_s9'"),
+        (["--model", "mobilenetv2_100"], "mobilenetv2_100 is trained without drop-path"),
+        (["--data", "no-such-folder"], "there is no folder 'no-such-folder'"),
+        (["--device", "gpu"], "--device takes auto, cpu, cuda"),
+        (["--teacher-checkpoint", "x.pth"], "--teacher-checkpoint is of a --teacher"),
+        (["--teacher", "regnety_16"], "unknown teacher 'regnety_16'"),
+        (["--checkpoint", "no-such.pth"], "no-such.pth' is not a file"),
+        (["--num-classes", "12"], "has 10 classes, but 12 were asked for"),
+        (["--in-channels", "2"], "pictures have 1 or 3 channels"),
+        (["--batch", "48"], "32 images for training do not fill one batch of 48"),
+    ],
+)
+def test_errors_are_one_line_and_exit_code_2(capsys, tmp_path, digits, more, words):
+    code, _, err = run(capsys, *arguments(digits, tmp_path / "run", *more))
+    assert code == 2
+    assert err.startswith("error: ")
+    assert err.count("\n") == 1
+    assert words in err
+
+
+def test_a_teacher_of_other_classes_is_refused(capsys, tmp_path, weights):
+    data = write_digits(tmp_path / "data", 32, 16, classes=5)
+    more = ("--teacher", S0, "--teacher-checkpoint", weights)
+    code, _, err = run(capsys, *arguments(data, tmp_path / "run", *more))
+    assert code == 2
+    assert f"the teacher {S0}: " in err
+    assert "10 classes" in err
+
+
+def test_nothing_to_evaluate(capsys, digits):
+    code, _, err = run(capsys, "evaluate", "--data", digits)
+    assert code == 2
+    assert "there are no weights to evaluate: give --checkpoint FILE or --pretrained" in err
+
+
+@pytest.mark.parametrize("missing", [["timm"], ["torchmetrics", "tensorboard"]])
+def test_packages_that_are_missing_are_named(monkeypatch, capsys, tmp_path, digits, missing):
+    for name in missing:
+        monkeypatch.setitem(sys.modules, name, None)
+    with pytest.raises(UnavailableError, match="training needs"):
+        packages.require()
+    with pytest.raises(UnavailableError, match=r"pip install 'effv2_kernels\[search\]'"):
+        effv2_kernels.train.__getattr__("Trainer")
+    for command in (arguments(digits, tmp_path / "run"), ["evaluate", "--data", digits]):
+        code, _, err = run(capsys, *command)
+        assert code == 2
+        assert f"training needs {', '.join(missing)}, which" in err
+        assert "pip install 'effv2_kernels[search]'" in err
+
+
+def test_recipes_and_help_need_none_of_the_packages():
+    blocked = "".join(f"sys.modules[{name!r}] = None;" for name in packages.PACKAGES)
+    code = f"""
+import sys; {blocked}
+from effv2_kernels.train import PRESETS
+from effv2_kernels.__main__ import main
+print(PRESETS["paper-300"].epochs)
+main(["train", "--help"])
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=120, env=dict(os.environ)
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("300\n")
+    assert "--resume" in done.stdout
+
+
+def test_attributes_that_are_not_there():
+    with pytest.raises(AttributeError, match="no attribute 'Trainers'"):
+        effv2_kernels.train.__getattr__("Trainers")
+    for name in effv2_kernels.train.__all__:
+        assert getattr(effv2_kernels.train, name) is not None
+
+
+def test_a_verdict_names_the_first_few():
+    found = evaluate.Comparison()
+    found.images, found.differing = 9, [f"image {i}" for i in range(7)]
+    assert found.verdict().splitlines() == [
+        "DIFFERENT for 7 of 9 images:",
+        *(f"image {i}" for i in range(5)),
+        "and 2 more",
+    ]

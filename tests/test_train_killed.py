@@ -1,0 +1,108 @@
+"""The command in processes of their own that are killed, once in the middle of writing a checkpoint."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from checks import one_torch_thread
+
+pytest.importorskip("timm")
+
+from training import same, write_digits
+
+from effv2_kernels.__main__ import main
+from effv2_kernels.errors import TrainingError
+from effv2_kernels.train import state
+
+# Writes half of the second checkpoint, and is gone as by `kill -9` or a power cut.
+KILL_ITSELF = """
+import os, signal, sys
+from effv2_kernels.__main__ import main
+from effv2_kernels.train import state
+
+flush, seen = os.fsync, []
+
+def fsync(handle):
+    if os.readlink(f"/proc/self/fd/{handle}").endswith("/.last.pt.part"):
+        seen.append(handle)
+        if len(seen) == 2:
+            os.ftruncate(handle, os.fstat(handle).st_size // 2)
+            flush(handle)
+            os.kill(os.getpid(), signal.SIGKILL)
+    flush(handle)
+
+state.os.fsync = fsync
+sys.exit(main(sys.argv[1:]))
+"""
+TESTS = Path(__file__).parent
+ENVIRONMENT = {
+    **os.environ,
+    "PYTHONPATH": f"{TESTS / 'site'}{os.pathsep}{TESTS.parent}",
+    "OMP_NUM_THREADS": "1",
+}
+
+
+def arguments(data, run, *more):
+    options = {
+        "--data": data,
+        "--output": run,
+        "--epochs": 4,
+        "--batch": 16,
+        "--img-size": 32,
+        "--lr": 0.05,
+        "--workers": 1,
+        "--device": "cpu",
+    }
+    changes = ("warmup_epochs=1", "cooldown_epochs=0", "repeats=0", "amp=none", "ema_decay=0.9")
+    sets = [word for change in (*changes, "drop_path=0.2") for word in ("--set", change)]
+    return ["train", *(str(word) for pair in options.items() for word in pair), *sets, *more]
+
+
+def test_a_run_that_was_killed_twice_ends_with_the_bits_of_one_that_was_not(tmp_path, capfd):
+    data = write_digits(tmp_path / "data", 32, 16)
+    run = tmp_path / "killed"
+    first = subprocess.run(
+        [sys.executable, "-c", KILL_ITSELF, *arguments(data, run)],
+        env=ENVIRONMENT,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert first.returncode == -signal.SIGKILL, first.stderr
+    kept = state.load(run / "last.pt")
+    assert kept["epoch"] == 1
+    with pytest.raises(TrainingError, match="is no checkpoint"):  # half of one, which is not in the way
+        state.load(run / ".last.pt.part")
+
+    second = subprocess.Popen(
+        [sys.executable, "-m", "effv2_kernels", *arguments(data, run, "--resume")],
+        env=ENVIRONMENT,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+    )
+    began = (run / "last.pt").stat().st_mtime_ns
+    deadline = time.monotonic() + 300
+    while (run / "last.pt").stat().st_mtime_ns == began:
+        assert second.poll() is None, second.stderr.read()
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    second.kill()
+    second.communicate()
+    assert second.returncode == -signal.SIGKILL
+    assert 2 <= state.load(run / "last.pt")["epoch"] < 4
+
+    with one_torch_thread():
+        assert main(arguments(data, run, "--resume")) == 0
+        assert main(arguments(data, tmp_path / "whole")) == 0
+    ends = [state.load(folder / "last.pt") for folder in (run, tmp_path / "whole")]
+    assert [end["epoch"] for end in ends] == [4, 4]
+    assert same(ends[0]["state_dict"], ends[1]["state_dict"])
+    assert same(ends[0]["state_dict_ema"], ends[1]["state_dict_ema"])
+    best = [(folder / "best.safetensors").read_bytes() for folder in (run, tmp_path / "whole")]
+    assert best[0] == best[1]
+    assert not list(run.glob(".*.part"))
+    assert "going on behind epoch" in capfd.readouterr().out

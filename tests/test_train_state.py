@@ -1,0 +1,174 @@
+"""Checkpoints: whole or not there, plain values alone, and of one run only."""
+
+import json
+import os
+import random
+import re
+import resource
+from contextlib import contextmanager
+
+import numpy as np
+import pytest
+import torch
+
+pytest.importorskip("timm")
+
+from training import RECIPE, same, tiny_model
+
+from effv2_kernels.errors import TrainingError
+from effv2_kernels.train import state
+from effv2_kernels.train.run import Run
+
+
+@contextmanager
+def disk_for(size):
+    """Files cannot grow beyond so many bytes, which is what a full disk looks like to a process."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+@pytest.mark.parametrize("of_torch", [True, False])
+def test_a_full_disk_leaves_the_old_file(tmp_path, of_torch):
+    path = tmp_path / "last.pt"
+    state.save(path, {"epoch": 1})
+    before = path.read_bytes()
+    large = torch.zeros(1_000_000)
+
+    def write():
+        if of_torch:
+            state.save(path, {"large": large})
+        else:
+            state.write(path, large.numpy().tobytes())
+
+    with disk_for(100_000), pytest.raises(TrainingError) as raised:
+        write()
+    assert "File too large" in str(raised.value)
+    assert "the old 'last.pt' is whole" in str(raised.value)
+    assert "--resume" in str(raised.value)
+    assert path.read_bytes() == before
+    assert os.listdir(tmp_path) == ["last.pt"]
+
+
+def test_a_full_disk_at_the_first_write(tmp_path):
+    with disk_for(1000), pytest.raises(TrainingError, match="there is none yet"):
+        state.write(tmp_path / "last.pt", bytes(2000))
+    assert os.listdir(tmp_path) == []
+
+
+def test_a_write_that_was_killed_is_written_over(tmp_path):
+    """What it left has another name, and is neither read nor in the way."""
+    path = tmp_path / "last.pt"
+    state.save(path, {"epoch": 1})
+    (tmp_path / ".last.pt.part").write_bytes(path.read_bytes()[:100])
+    assert state.load(path)["epoch"] == 1
+    state.save(path, {"epoch": 2})
+    assert state.load(path)["epoch"] == 2
+    assert os.listdir(tmp_path) == ["last.pt"]
+
+
+def test_random_generators_go_on(tmp_path):
+    def draw():
+        return random.random(), np.random.rand(), float(torch.rand(()))
+
+    np.random.normal()  # leaves a second one behind
+    path = tmp_path / "state.pt"
+    state.save(path, {"random": state.random_state()})
+    expected = [draw() for _ in range(3)]
+    assert draw() != expected[0]
+    state.set_random_state(state.load(path)["random"])
+    assert [draw() for _ in range(3)] == expected
+
+
+@pytest.mark.parametrize("content", [b"", b"no checkpoint", None])
+def test_what_is_no_checkpoint(tmp_path, content):
+    path = tmp_path / "last.pt"
+    if content is None:
+        torch.save({"state_dict": tiny_model().state_dict()}, path)
+    else:
+        path.write_bytes(content)
+    with pytest.raises(TrainingError, match=rf"'{re.escape(str(path))}' is no checkpoint of a run"):
+        state.load(path)
+
+
+def test_a_checkpoint_that_would_run_code_is_not_read(tmp_path):
+    class Touch:
+        def __reduce__(self):
+            return os.mkdir, (str(tmp_path / "touched"),)
+
+    torch.save({"format": state.FORMAT, "epoch": Touch()}, tmp_path / "last.pt")
+    with pytest.raises(TrainingError, match="is no checkpoint of a run"):
+        state.load(tmp_path / "last.pt")
+    assert not (tmp_path / "touched").exists()
+
+
+ABOUT = {"model": "tiny", "classes": 10}
+
+
+def finished(folder, recipe=RECIPE, about=ABOUT, **conditions):
+    """A run of one epoch in the folder."""
+    run = Run(folder, recipe, about, conditions=conditions)
+    model = tiny_model()
+    run.finish_epoch({"epoch": 1, "top1": 0.5, "lr": 0.1, "loss": 2.0}, model, None, {"state_dict": model})
+    run.close()
+    return model
+
+
+def test_a_folder_with_a_run_is_not_written_over(tmp_path):
+    finished(tmp_path)
+    before = {file.name: file.read_bytes() for file in tmp_path.iterdir()}
+    with pytest.raises(TrainingError, match="holds a run already: go on with it by --resume"):
+        Run(tmp_path, RECIPE, ABOUT)
+    assert {file.name: file.read_bytes() for file in tmp_path.iterdir()} == before
+
+
+@pytest.mark.parametrize(
+    ("recipe", "about", "words"),
+    [
+        ({"epochs": "9", "mixup": "0.1"}, ABOUT, "epochs 3, now 9; mixup 0.8, now 0.1."),
+        ({}, {**ABOUT, "classes": 12}, "classes 10, now 12."),
+        ({}, {**ABOUT, "model": "other"}, "model 'tiny', now 'other'."),
+        ({}, {**ABOUT, "teacher": "x"}, "teacher '', now 'x'."),
+    ],
+)
+def test_another_run_than_the_checkpoints(tmp_path, recipe, about, words):
+    finished(tmp_path)
+    before = (tmp_path / "last.pt").read_bytes()
+    with pytest.raises(TrainingError, match=re.escape(f"last.pt' is of another run: {words}")):
+        Run(tmp_path, RECIPE.changed(recipe), about, resume=True)
+    assert (tmp_path / "last.pt").read_bytes() == before
+    assert json.loads((tmp_path / "recipe.json").read_text())["classes"] == 10
+
+
+def test_conditions_may_change_and_are_told(tmp_path):
+    finished(tmp_path, processes=2, workers=4)
+    run = Run(tmp_path, RECIPE, ABOUT, conditions={"processes": 8, "workers": 4}, resume=True)
+    assert run.changed == ["processes 2, now 8"]
+    assert run.epoch == 1
+    run.close()
+
+
+def test_a_run_to_go_on_with_that_is_not_there_begins(tmp_path):
+    run = Run(tmp_path / "new", RECIPE, ABOUT, resume=True)
+    assert run.epoch == 0
+    assert run.last_good() == "there is no checkpoint yet"
+    run.close()
+
+
+def test_a_folder_that_cannot_be_made(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(TrainingError, match="cannot make the folder"):
+        Run(tmp_path / "file" / "run", RECIPE, ABOUT)
+
+
+def test_parts_get_their_state_again(tmp_path):
+    model = finished(tmp_path)
+    other = tiny_model(seed=5)
+    assert not same(model.state_dict(), other.state_dict())
+    run = Run(tmp_path, RECIPE, ABOUT, resume=True)
+    run.restore({"state_dict": other})
+    assert same(model.state_dict(), other.state_dict())
+    run.close()
