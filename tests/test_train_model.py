@@ -80,6 +80,14 @@ def test_a_trained_model_with_drop_path_optimises_and_agrees():
         effv2_kernels.optimize(part)
 
 
+@pytest.mark.parametrize("name", ["drop_path1", "drop_path2"])
+def test_something_else_in_the_place_of_drop_path_is_refused(name):
+    model = EfficientFormerV2(TINY, img_size=32, num_classes=7).eval()
+    setattr(model.stages[3].blocks[0], name, torch.nn.ReLU().eval())
+    with pytest.raises(ModelError, match=rf"stages\.3\.blocks\.0\.{name}.*nothing that changes"):
+        effv2_kernels.optimize(model)
+
+
 def test_both_classifiers_in_distilled_training_as_timm():
     """The same logits, the same gradients: timm's model with the same weights is the oracle."""
     theirs = timm.create_model("efficientformerv2_s0", img_size=32, num_classes=5)
