@@ -25,6 +25,7 @@ def claim_to_pytorch():
     backends._no_gpu = lambda: ""
     torch.cuda.get_device_capability = lambda device=None: (9, 0)
     torch.cuda.get_device_name = lambda device=None: NAME
+    torch.cuda.get_device_properties = lambda device=None: SimpleNamespace(uuid="claimed")
     torch.cuda.current_device = lambda: 0
     torch.cuda.device = lambda device: nullcontext()
     torch.cuda.is_current_stream_capturing = lambda: False

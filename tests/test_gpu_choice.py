@@ -358,3 +358,19 @@ def test_the_version_of_the_driver(told, version, tmp_path, monkeypatch):
     if told is not None:
         (tmp_path / "version").write_text(told)
     assert findings.driver_version() == version
+
+
+def test_cards_of_one_kind_are_checked_each(monkeypatch, tmp_path):
+    """What is fastest on one is on the other; that its kernels are right is not."""
+    monkeypatch.setenv("EFFV2_CACHE_DIR", str(tmp_path))
+    monkeypatch.setattr(findings, "_findings", {})
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "NVIDIA Test 9000")
+    monkeypatch.setattr(
+        torch.cuda, "get_device_properties", lambda device: SimpleNamespace(uuid=f"card-{device.index}")
+    )
+    one, other = (findings.findings_of(torch.device("cuda", number)) for number in (0, 1))
+    assert findings.findings_of(torch.device("cuda", 0)) is one is not other
+    assert one.times(RivalBlock).path == other.times(Rival).path
+    assert one.errors(RivalBlock).path != other.errors(Rival).path
+    assert "card-1" in other.errors(RivalBlock).path.name
+    assert findings.findings_of(CPU).errors(RivalBlock).path is None
