@@ -370,7 +370,7 @@ def test_cards_of_one_kind_are_checked_each(monkeypatch, tmp_path):
     )
     one, other = (findings.findings_of(torch.device("cuda", number)) for number in (0, 1))
     assert findings.findings_of(torch.device("cuda", 0)) is one is not other
-    assert one.times(RivalBlock).path == other.times(Rival).path
-    assert one.errors(RivalBlock).path != other.errors(Rival).path
+    assert one.times(RivalBlock).path == other.times(RivalBlock).path
+    assert one.errors(RivalBlock).path != other.errors(RivalBlock).path
     assert "card-1" in other.errors(RivalBlock).path.name
     assert findings.findings_of(CPU).errors(RivalBlock).path is None
