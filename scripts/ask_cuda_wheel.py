@@ -11,7 +11,7 @@ STEP = _cuda.Step("product", "fp16", 0, {"images": 1, "y_height": 8, "y_width": 
 def refusal() -> str:
     """Of a launch."""
     try:
-        _cuda.launch([STEP], [], 0)
+        _cuda.launch(STEP, [], 0)
     except _cuda.CudaError as error:
         return str(error)
     raise SystemExit("a launch without memory has worked")
