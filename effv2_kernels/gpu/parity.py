@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import TypeAlias
 
 import torch
 from torch import Tensor
@@ -39,6 +40,10 @@ _VALUES = 1 << 24
 _SPREAD, _BRANCH = 0.25, 0.25
 
 _SEED = 20221216
+
+
+# Of images in float64, part of a batch.
+Exact: TypeAlias = Callable[[Tensor], Tensor]
 
 
 @dataclass(frozen=True)
@@ -115,42 +120,43 @@ class Checks:
     ) -> Verdict:
         """Of an alternative of a block with these tiles."""
 
-        block = random_block(
-            self._subject.shapes[number], torch.Generator().manual_seed(_SEED), spread=_SPREAD
-        )
-        return self._of_one(
-            alternative,
-            tiles,
-            precision,
-            lambda: self._kernels.pack(block, self._dtype, self._device),
-            lambda part: run_block(block, part),
-        )
+        def subject() -> tuple[Packed, Exact]:
+            generator = torch.Generator().manual_seed(_SEED)
+            block = random_block(self._subject.shapes[number], generator, spread=_SPREAD)
+            packed = self._kernels.pack(block, self._dtype, self._device)
+            return packed, lambda part: run_block(block, part)
+
+        return self._of_one(alternative, tiles, precision, subject)
 
     def of_scale(self, alternative: Alternative, tiles: Sequence[Tile], precision: str) -> Verdict:
         """Of the scale and shift of an output."""
-        feature = _random_scale(0, _input_of(alternative).channels, torch.Generator().manual_seed(_SEED))
-        assert feature.scale is not None
-        assert feature.shift is not None
-        scale, shift = (v.to(self._device).double().view(-1, 1, 1) for v in (feature.scale, feature.shift))
-        return self._of_one(
-            alternative,
-            tiles,
-            precision,
-            lambda: self._kernels.pack_feature(feature, self._device),
-            lambda part: scale * part + shift,
-        )
+
+        def subject() -> tuple[Packed, Exact]:
+            generator = torch.Generator().manual_seed(_SEED)
+            feature = _random_scale(0, _input_of(alternative).channels, generator)
+            assert feature.scale is not None
+            assert feature.shift is not None
+            scale, shift = (
+                v.to(self._device).double().view(-1, 1, 1) for v in (feature.scale, feature.shift)
+            )
+            packed = self._kernels.pack_feature(feature, self._device)
+            return packed, lambda part: scale * part + shift
+
+        return self._of_one(alternative, tiles, precision, subject)
 
     def _of_one(
         self,
         alternative: Alternative,
         tiles: Sequence[Tile],
         precision: str,
-        pack: Callable[[], Packed],
-        expected: Callable[[Tensor], Tensor],
+        subject: Callable[[], tuple[Packed, Exact]],
     ) -> Verdict:
+        """subject: makes what is run, and what it is compared with; not called where the verdict is known."""
+
         def check() -> float:
             x = _input_of(alternative)
-            made = pack().alternatives(x, precision)
+            packed, expected = subject()
+            made = packed.alternatives(x, precision)
             launches = next(other.launches for other in made if other.name == alternative.name)
             image = self._images(x)
             memory = {m: self._poisoned(m) for launch in launches for m in launch.written} | {x: image}

@@ -15,7 +15,6 @@ struct Cut {
   EFFV2_ANYWHERE int rows() const { return blocks_of(height, tile_height); }
   EFFV2_ANYWHERE int columns() const { return blocks_of(width, tile_width); }
   EFFV2_ANYWHERE int of_image() const { return rows() * columns(); }
-  EFFV2_ANYWHERE int pixels() const { return tile_height * tile_width; }  // of a tile
 
   EFFV2_DEVICE Corner corner(int tile) const {
     const int row = tile / columns();
