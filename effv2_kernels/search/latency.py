@@ -24,6 +24,7 @@ import numpy as np
 from effv2_kernels.errors import Effv2Error
 from effv2_kernels.families.efficientformer_v2.architecture import Architecture
 from effv2_kernels.families.efficientformer_v2.shapes import network_shapes
+from effv2_kernels.replacing import replacing
 
 _FORMAT = 1
 
@@ -232,10 +233,8 @@ def _rest(
 
 def write_json(path: Path, content: Any) -> None:
     """Replace a file at once, so that nobody finds half of one."""
-    beside = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        beside.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-        os.replace(beside, path)
+        with replacing(path) as part:
+            part.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
     except OSError as error:
-        beside.unlink(missing_ok=True)
         raise LatencyError(f"{path} cannot be written: {error.strerror}.") from error

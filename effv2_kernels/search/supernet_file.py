@@ -10,6 +10,7 @@ from typing import Any
 from effv2_kernels import checkpoint, container, fields, memory
 from effv2_kernels.checkpoint import files
 from effv2_kernels.errors import CheckpointError, ModelError
+from effv2_kernels.replacing import replacing
 from effv2_kernels.search.space import SearchSpace
 from effv2_kernels.search.supernet import Supernet
 
@@ -31,13 +32,11 @@ def save(supernet: Supernet, path: str | os.PathLike[str]) -> None:
         "space": supernet.space.to_json(),
         "options": json.dumps({name: getattr(supernet, name) for name in _OPTIONS}),
     }
-    part = Path(path).with_name(f".{Path(path).name}.part")
     tensors = {name: t.detach().cpu().contiguous() for name, t in supernet.state_dict().items()}
     try:
-        save_file(tensors, part, metadata=metadata)
-        os.replace(part, path)
+        with replacing(Path(path)) as part:
+            save_file(tensors, part, metadata=metadata)
     except (OSError, SafetensorError) as error:
-        part.unlink(missing_ok=True)
         raise CheckpointError(f"cannot write supernet '{os.fspath(path)}': {error}.") from error
 
 

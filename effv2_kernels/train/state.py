@@ -17,6 +17,7 @@ import torch
 
 from effv2_kernels import memory
 from effv2_kernels.errors import TrainingError
+from effv2_kernels.replacing import replacing
 
 FORMAT = 1
 
@@ -26,19 +27,16 @@ def write(path: Path, content: bytes | Callable[[BinaryIO], object]) -> None:
 
     Raises TrainingError where the disk is full or the folder cannot be written; the old file stays.
     """
-    part = path.with_name(f".{path.name}.part")  # one name: what a killed write left is overwritten
     try:
-        with part.open("wb") as file:
+        with replacing(path) as part, part.open("wb") as file:
             if isinstance(content, bytes):
                 file.write(content)
             else:
                 content(file)
             file.flush()
             os.fsync(file.fileno())
-        os.replace(part, path)
         _sync_folder(path.parent)
     except (OSError, RuntimeError) as error:  # torch.save makes RuntimeErrors of the system's
-        part.unlink(missing_ok=True)
         if memory.lacks(error):
             raise
         cause = error if isinstance(error, OSError) else error.__context__ or error
