@@ -17,6 +17,7 @@ COMMANDS = {
     "demo": "read handwritten digits and a photograph, plain and optimised",
     "bench": "time one model and what could be used instead",
     "profile": "time every block of a model",
+    "supernet": "train the weights of every network of a search space at once",
     "latency": "measure what networks of a search space take on a device",
     "scaling": "count how the work of networks divides among threads",
     "explain": "say what runs each block, and why",
