@@ -19,6 +19,7 @@ COMMANDS = {
     "profile": "time every block of a model",
     "supernet": "train the weights of every network of a search space at once",
     "latency": "measure what networks of a search space take on a device",
+    "search": "find the most accurate subnet of a supernet that is small and fast enough",
     "scaling": "count how the work of networks divides among threads",
     "explain": "say what runs each block, and why",
     "convert": "fold a checkpoint into a file that loads without the model's code",
