@@ -46,6 +46,10 @@ class TrainingError(Effv2Error, RuntimeError):
     """A run of training cannot begin, go on or be kept; the last good checkpoint stays."""
 
 
+class SearchError(Effv2Error):
+    """A search cannot begin, or go on: its budgets, its tables, its files or its options do not fit."""
+
+
 class ExportError(UnavailableError):
     """An optimised model was given to an exporter or a compiler that cannot take it."""
 

@@ -48,7 +48,8 @@ class Trainer:
     minimises. loader: batches (images, classes) for an epoch; ``data.train_loader`` makes one. evaluate:
     numbers by name of a model in eval mode, "top1" among them, which decides which weights are best; called
     for the model and for the average of its weights (EMA) where there is one. mix: ``data.mixup``. run: the
-    folder; where it holds a checkpoint, the trainer begins behind its last epoch. unused_parameters: see
+    folder; where it holds a checkpoint, the trainer begins behind its last epoch; an objective with a
+    state_dict() is kept there, too. unused_parameters: see
     ``Processes.wrapped``.
 
     What is between two checkpoints is lost with a crash, and nothing else. Raises TrainingError where a loss
@@ -130,6 +131,8 @@ class Trainer:
             "schedule": self.schedule,
             "scaler": self.scaler,
         }
+        if hasattr(self.objective, "state_dict"):
+            parts["objective"] = self.objective
         return parts if self.ema is None else {**parts, "state_dict_ema": self.ema.module}
 
     def _train(self, epoch: int, progress: Progress) -> dict[str, float]:

@@ -1,0 +1,299 @@
+"""``search``: find the most accurate subnet of a supernet that is small and fast enough."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from effv2_kernels.errors import InputError, UnavailableError
+from effv2_kernels.progress import progress_bar
+
+if TYPE_CHECKING:
+    from effv2_kernels.search.budgets import Budgets
+    from effv2_kernels.search.cost import Costs
+    from effv2_kernels.search.evaluation import SupernetEvaluator
+    from effv2_kernels.search.latency import Device, LatencyTable
+    from effv2_kernels.search.mes import MES
+    from effv2_kernels.search.search import Found, Problem, Search
+    from effv2_kernels.search.step import Step
+    from effv2_kernels.search.supernet import Supernet
+
+METHODS = ("slimming", "evolution", "random")
+
+_EPILOG = """\
+The search ends with the most accurate subnet that it finds within all budgets. OUTPUT then has
+
+  architecture.json, weights.safetensors   for create_model(architecture=..., checkpoint=...)
+  NEXT.txt                                 what was found, and the commands to fine-tune it
+  steps.jsonl, evaluations.jsonl           every step and every accuracy; a search that was killed goes on
+                                           from them with --resume, and ends as if it had not been
+  front.png, path.png, network.png         accuracy against latency, the way there, and the network
+
+examples:
+  # as published: slim the largest subnet by accuracy drop per gain in MES
+  python -m effv2_kernels search --supernet supernet.safetensors --data DATA \\
+    --latency here.json --max-latency 3.5 --max-parameters 3.6 --output found
+  # within the time of two devices at once
+  ... --latency here.json --latency phone.json --max-latency 3.5 --max-latency 0.9 --force
+  # by speed alone, whatever the size; by size alone
+  ... --latency here.json --max-latency 3.5 --alpha parameters=0
+  ... --max-parameters 3.6 --alpha latency=0
+  # the same number of evaluations at random, as a check
+  ... --method random --evaluations 400
+"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.epilog = _EPILOG
+    parser.add_argument(
+        "--supernet", required=True, metavar="FILE", help="trained weights of all subnets, with their space"
+    )
+    parser.add_argument(
+        "--data",
+        required=True,
+        metavar="DATA",
+        help="images: what `train` reads, whose training images make BatchNorm statistics, whose held-out "
+        "ones say how accurate a subnet is; or a .safetensors file of tensors training (N, C, H, W), "
+        "images (M, C, H, W) and classes (M,) int64",
+    )
+    parser.add_argument("--output", required=True, metavar="OUTPUT", help="the folder for all that is found")
+    parser.add_argument("--resume", action="store_true", help="go on with the search that OUTPUT has")
+    _add_budgets(parser)
+    _add_method(parser)
+    parser.add_argument(
+        "--images", type=int, metavar="N", help="compare on the first N held-out images; default: all"
+    )
+    parser.add_argument("--batch", type=int, default=250, metavar="N", help="images at once; default: 250")
+    parser.add_argument(
+        "--evaluations-file",
+        metavar="FILE",
+        help="where accuracies are kept; default: OUTPUT/evaluations.jsonl. Searches of one supernet on the "
+        "same images may share one, one after the other",
+    )
+    parser.add_argument(
+        "--device", default="cpu", metavar="NAME", help="what evaluates subnets: cpu (default) or cuda"
+    )
+    parser.add_argument(
+        "--explain", action="store_true", help="print each step: what was considered, and why this was taken"
+    )
+
+
+def _add_budgets(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("budgets, all of which hold at the end; at least one")
+    group.add_argument("--max-parameters", type=float, metavar="M", help="millions of parameters")
+    group.add_argument("--max-macs", type=float, metavar="M", help="millions of multiply-adds of an image")
+    group.add_argument(
+        "--max-latency",
+        type=float,
+        action="append",
+        default=[],
+        metavar="T",
+        help="in the unit of the table, such as ms; one for each --latency, in the same order",
+    )
+    group.add_argument(
+        "--latency",
+        action="append",
+        default=[],
+        metavar="TABLE",
+        help="what `latency` measured; several times for several devices",
+    )
+    group.add_argument(
+        "--force",
+        action="store_true",
+        help="take tables of another machine, number format, batch or version than this one's",
+    )
+    group.add_argument("--dtype", default="fp32", help="of the networks that tables are for; default: fp32")
+    group.add_argument(
+        "--table-device", default="cpu", metavar="NAME", help="that tables are for: cpu (default) or cuda"
+    )
+    group.add_argument("--table-batch", type=int, default=1, metavar="N", help="of tables; default: 1")
+    group.add_argument("--threads", type=int, metavar="N", help="of tables; default: all cores")
+
+
+def _add_method(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("how to search")
+    group.add_argument(
+        "--method", choices=METHODS, default="slimming", help="default: slimming, as published"
+    )
+    group.add_argument(
+        "--alpha",
+        action="append",
+        default=[],
+        metavar="METRIC=VALUE",
+        help="exponent of parameters, latency or macs in MES, how much it counts; default: parameters=0.5 "
+        "and latency=1",
+    )
+    group.add_argument(
+        "--gain",
+        choices=("mes", "exceeding"),
+        default="mes",
+        help="of slimming: per gain in the whole MES (default, as published), or in that of the metrics "
+        "whose budgets do not hold yet",
+    )
+    group.add_argument(
+        "--evaluations",
+        type=int,
+        default=200,
+        metavar="N",
+        help="of evolution and random: how many subnets are evaluated; default: 200",
+    )
+    group.add_argument("--seed", type=int, default=0, help="of evolution and random; default: 0")
+
+
+def run(args: argparse.Namespace) -> int:
+    from effv2_kernels.search import supernet_file
+    from effv2_kernels.search.cost import Costs
+    from effv2_kernels.search.evaluation import SupernetEvaluator
+    from effv2_kernels.search.images import held_out_images
+    from effv2_kernels.search.search import Problem, run_in
+    from effv2_kernels.search.step import explain
+
+    _check_counts(args)
+    supernet = supernet_file.load(args.supernet)
+    images = held_out_images(
+        args.data,
+        img_size=supernet.space.img_size,
+        in_channels=supernet.space.in_channels,
+        classes=supernet.num_classes,
+        batch=args.batch,
+        most=args.images,
+    )
+    tables = _tables(args, supernet)
+    evaluator = SupernetEvaluator(supernet.to(_device(args.device)), images)
+    costs = Costs(
+        supernet.space, classes=supernet.num_classes, distillation=supernet.distillation, tables=tables
+    )
+    problem = Problem(costs, _budgets(args, costs), _mes(args, costs), evaluator)
+    output, cache = Path(args.output), args.evaluations_file
+
+    def show(step: Step) -> None:
+        if args.explain:
+            print(explain(step), flush=True)
+
+    with progress_bar() as progress:
+        found = run_in(
+            output,
+            _search(args),
+            problem,
+            resume=args.resume,
+            evaluations=None if cache is None else Path(cache),
+            record=show,
+            progress=progress,
+        )
+    _write(output, evaluator, problem, found, args.method)
+    return 0
+
+
+def _check_counts(args: argparse.Namespace) -> None:
+    for name in ("images", "batch", "table_batch", "threads"):
+        value = getattr(args, name)
+        if value is not None and value < 1:
+            raise InputError(f"--{name.replace('_', '-')} must be at least 1, but got {value}.")
+
+
+def _device(name: str) -> str:
+    import torch
+
+    if name != "cpu" and not torch.cuda.is_available():
+        raise InputError(f"--device {name} needs a GPU that PyTorch can use, and there is none: take cpu.")
+    return name
+
+
+def _tables(args: argparse.Namespace, supernet: Supernet) -> dict[str, LatencyTable]:
+    """By the names of their files."""
+    from effv2_kernels.search.cost import check_device
+    from effv2_kernels.search.latency import LatencyTable
+
+    tables = {path: LatencyTable.read(path) for path in args.latency}
+    if len(tables) < len(args.latency):
+        raise InputError("one --latency table is given twice: give each device's once.")
+    if not tables:
+        return {}
+    expected = _timed_here(args, supernet)
+    for path, table in tables.items():
+        for difference in check_device(table, expected, f"'{path}'", force=args.force):
+            print(f"{path} is taken nevertheless: {difference}", file=sys.stderr)
+    stems = {Path(path).stem for path in tables}
+    return {Path(path).stem if len(stems) == len(tables) else path: t for path, t in tables.items()}
+
+
+def _timed_here(args: argparse.Namespace, supernet: Supernet) -> Device:
+    from effv2_kernels.search.timer import Timer
+
+    return Timer(
+        supernet.space.img_size,
+        in_channels=supernet.space.in_channels,
+        classes=supernet.num_classes,
+        batch=args.table_batch,
+        device=args.table_device,
+        dtype=args.dtype,
+        threads=args.threads,
+    ).device
+
+
+def _budgets(args: argparse.Namespace, costs: Costs) -> Budgets:
+    from effv2_kernels.search.budgets import Budgets
+    from effv2_kernels.search.cost import MACS
+    from effv2_kernels.search.mes import PARAMETERS
+
+    if len(args.max_latency) not in (0, len(costs.tables)):
+        raise InputError(
+            f"give one --max-latency for each --latency, in the same order, or none; got "
+            f"{len(args.max_latency)} for {len(costs.tables)}."
+        )
+    given = {PARAMETERS: args.max_parameters, MACS: args.max_macs}
+    limits = {name: limit for name, limit in given.items() if limit is not None}
+    return Budgets(limits | dict(zip(costs.tables, args.max_latency, strict=False)))
+
+
+def _mes(args: argparse.Namespace, costs: Costs) -> MES:
+    """Without a table there is no latency, and size alone is left of the published score."""
+    from effv2_kernels.search.mes import EXPONENTS, LATENCY, MES
+
+    exponents = {name: value for name, value in EXPONENTS.items() if costs.tables or name != LATENCY}
+    for text in args.alpha:
+        name, equals, value = text.rpartition("=")
+        try:
+            exponents[name.strip()] = float(value)
+        except ValueError:
+            equals = ""
+        if not equals:
+            raise InputError(f"--alpha takes METRIC=NUMBER, such as parameters=0.5, but got {text!r}.")
+    return MES({name: value for name, value in exponents.items() if value != 0})
+
+
+def _search(args: argparse.Namespace) -> Search:
+    from effv2_kernels.search.evolution import Evolution
+    from effv2_kernels.search.random_search import RandomSearch
+    from effv2_kernels.search.slimming import Slimming
+
+    if args.method == "slimming":
+        return Slimming(args.gain)
+    chosen = {"evolution": Evolution, "random": RandomSearch}[args.method]
+    made: Search = chosen(args.evaluations, args.seed)
+    return made
+
+
+def _write(output: Path, evaluator: SupernetEvaluator, problem: Problem, found: Found, method: str) -> None:
+    from effv2_kernels.search import found as files
+    from effv2_kernels.search import pictures
+
+    best, costs = found.best, problem.costs
+    summary = (
+        f"Found by {method} in {len(found.steps)} steps, which evaluated {len(found.candidates())} subnets:\n"
+        f"{best.accuracy:.2%} of the held-out images, {costs.describe(best.metrics)}, MES {best.mes:.4g}"
+    )
+    written = files.write(output, evaluator.calibrated(best.architecture), found, summary)
+    metric = next((name for name in problem.budgets.limits if name in costs.tables), None)
+    metric = metric or next(iter({**costs.tables, **problem.budgets.limits}))
+    unit = costs.units.get(metric, "")
+    try:
+        pictures.draw_front({method: found}, metric, output / "front.png", unit=unit)
+        pictures.draw_path(found, metric, output / "path.png", unit=unit)
+        pictures.draw_network(best.architecture, output / "network.png")
+    except UnavailableError as error:  # what was found is there without them
+        print(error, file=sys.stderr)
+    print(f"{summary}\nwritten to {output}; how to go on is in {written[-1]}")

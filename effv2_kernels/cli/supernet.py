@@ -1,0 +1,168 @@
+"""``supernet``: train the weights of every network of a search space at once; see docs/search.md."""
+
+from __future__ import annotations
+
+import argparse
+from contextlib import ExitStack
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from effv2_kernels.cli import datasets, recipes
+from effv2_kernels.errors import InputError
+from effv2_kernels.progress import progress_bar
+from effv2_kernels.train import packages
+from effv2_kernels.train.recipe import Recipe
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from effv2_kernels.search.space import SearchSpace
+    from effv2_kernels.search.supernet import Supernet
+    from effv2_kernels.train import Processes
+
+FILE = "supernet.safetensors"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    datasets.add_arguments(parser)
+    recipes.add_arguments(parser, several="supernet")
+    parser.add_argument(
+        "--space",
+        default="efficientformerv2",
+        metavar="NAME",
+        help="efficientformerv2 (default), fashion, or a file",
+    )
+    parser.add_argument(
+        "--random-subnets",
+        type=int,
+        default=2,
+        metavar="N",
+        help="of a step, beside the largest and the smallest network; default: 2",
+    )
+    parser.add_argument(
+        "--layer-scale",
+        type=float,
+        default=1e-5,
+        metavar="VALUE",
+        help="at which layer scales begin; default: 1e-5, as published, for hundreds of epochs",
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    packages.require()
+    from effv2_kernels.search.space import SearchSpace
+    from effv2_kernels.train import processes
+
+    space = SearchSpace.read(args.space)
+    recipe = _recipe(args, space)
+    with processes(args.device) as group:
+        _train(args, space, recipe, group)
+    return 0
+
+
+def _recipe(args: argparse.Namespace, space: SearchSpace) -> Recipe:
+    """Of images of the space's size."""
+    rows, columns = space.img_size
+    if rows != columns:
+        raise InputError(
+            f"training takes square images, and those of the space have {rows}x{columns} pixels."
+        )
+    if args.in_channels != space.in_channels:
+        channels = space.in_channels
+        raise InputError(f"the space is for images of {channels} channels: give --in-channels {channels}.")
+    recipe = recipes.recipe_of(args)
+    return replace(recipe, img_size=rows, drop_path=max(recipe.drop_path, 0.0))
+
+
+def _train(args: argparse.Namespace, space: SearchSpace, recipe: Recipe, group: Processes) -> None:
+    import torch
+
+    from effv2_kernels.search import supernet_file
+    from effv2_kernels.search.sandwich import Sandwich
+    from effv2_kernels.search.supernet import Supernet
+    from effv2_kernels.train import Classification, Trainer, accuracy
+    from effv2_kernels.train import data as images
+    from effv2_kernels.train.run import Run
+
+    data = images.open_data(
+        args.data, dataset=args.dataset, channels=args.in_channels, classes=args.num_classes
+    )
+    options = {"workers": args.workers, "channels": args.in_channels}
+    loader = images.train_loader(data, recipe, group, **options)
+    validation = images.validation_loader(data, recipe, group, **options)
+    about = {
+        "space": space.to_json(),
+        "random_subnets": args.random_subnets,
+        "layer_scale": args.layer_scale,
+        "classes": data.classes,
+        "dataset": args.dataset or "folders",
+        "images": len(data.train),
+        "teacher_checkpoint": args.teacher_checkpoint,
+    }
+    conditions = {"processes": group.count, "workers": args.workers, "device": group.device.type}
+
+    def evaluate(model: nn.Module) -> dict[str, float]:
+        """Of the largest network, whose weights all others share, and of the smallest."""
+        assert isinstance(model, Supernet)
+        with model.selecting(space.largest()):
+            found = accuracy(model, validation, data.classes, group)
+        with model.selecting(space.smallest()):
+            smallest = accuracy(model, validation, data.classes, group)
+        return {**found, **{f"smallest_{name}": value for name, value in smallest.items()}}
+
+    with ExitStack() as stack:
+        kept = Run(
+            Path(args.output), recipe, about, conditions=conditions, resume=args.resume, writes=group.writes
+        )
+        stack.callback(kept.close)
+        teacher = recipes.teacher_of(args, recipe, data.classes, group)
+        torch.manual_seed(recipe.seed)
+        supernet = _supernet(args, space, recipe, data.classes)
+        if teacher is not None:
+            supernet.set_distilled_training()
+        trainer = Trainer(
+            supernet,
+            Sandwich(
+                Classification(recipe).criterion,
+                teacher=teacher,
+                alpha=recipe.alpha,
+                random_subnets=args.random_subnets,
+                seed=recipe.seed,
+            ),
+            recipe,
+            loader,
+            evaluate,
+            kept,
+            group,
+            mix=images.mixup(recipe, data.classes),
+        )
+        if not group.writes:
+            trainer.fit()
+            return
+        recipes.announce(f"supernet of {space.log10_subnets():.1f} decades", kept, data, trainer.epochs)
+        trainer.fit(stack.enter_context(progress_bar()), recipes.report)
+    best = _supernet(args, space, recipe, data.classes)
+    best.load_state_dict(_weights(kept.best))
+    path = Path(args.output) / FILE
+    supernet_file.save(best, path)
+    print(f"best top-1 of the largest network {kept.best_value:.2%}; wrote {path}")
+
+
+def _supernet(args: argparse.Namespace, space: SearchSpace, recipe: Recipe, classes: int) -> Supernet:
+    from effv2_kernels.search.supernet import Supernet
+
+    return Supernet(
+        space,
+        num_classes=classes,
+        distillation=bool(recipe.teacher),
+        layer_scale_init=args.layer_scale,
+        drop_path_rate=recipe.drop_path,
+    )
+
+
+def _weights(path: Path) -> dict[str, Tensor]:
+    from safetensors.torch import load_file
+
+    found: dict[str, Tensor] = load_file(path)
+    return found

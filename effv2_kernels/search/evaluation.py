@@ -1,0 +1,101 @@
+"""How accurate a subnet of a supernet is: always on the same images, and never asked twice."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Protocol
+
+import torch
+
+from effv2_kernels.errors import SearchError
+from effv2_kernels.families.efficientformer_v2.architecture import Architecture
+from effv2_kernels.families.efficientformer_v2.model import EfficientFormerV2
+from effv2_kernels.search.calibration import recalibrate
+from effv2_kernels.search.images import Images
+from effv2_kernels.search.journal import Journal
+from effv2_kernels.search.supernet import Supernet
+
+
+class Evaluator(Protocol):
+    """What says how accurate a subnet is."""
+
+    @property
+    def identity(self) -> str:
+        """Another text where accuracies are of something else: of other weights or other images."""
+
+    def accuracy(self, architecture: Architecture) -> float:
+        """The share of images that it is right about, from 0 to 1: the same whenever it is asked."""
+
+
+class SupernetEvaluator:
+    """Accuracies of the subnets of a supernet, top-1 on held-out images.
+
+    Of each subnet the BatchNorm statistics are made again, from the same training images; the supernet stays
+    as it is. The networks run where the supernet's weights are, and in their dtype.
+    """
+
+    def __init__(self, supernet: Supernet, images: Images) -> None:
+        self.supernet, self.images = supernet, images
+        self.identity = f"{_digest(supernet)} {images.identity}"
+
+    def accuracy(self, architecture: Architecture) -> float:
+        """Raises InputError without training images, SearchError without held-out ones."""
+        model = self.calibrated(architecture)
+        like = next(model.parameters())
+        right, count = 0, 0
+        with torch.inference_mode():
+            for images, classes in self.images.held_out():
+                found = model(images.to(like)).argmax(1)
+                right += int((found == classes.to(like.device)).sum())
+                count += len(images)
+        if not count:
+            raise SearchError("there are no held-out images: give some that the supernet was not trained on.")
+        return right / count
+
+    def calibrated(self, architecture: Architecture) -> EfficientFormerV2:
+        """A subnet as a model of its own, with BatchNorm statistics of its own, in eval mode."""
+        model = self.supernet.subnet(architecture)
+        like = next(model.parameters())
+        recalibrate(model, (images.to(like) for images in self.images.calibration()))
+        return model
+
+
+def _digest(supernet: Supernet) -> str:
+    found = hashlib.sha256(supernet.space.to_json().encode())
+    for name, tensor in supernet.state_dict().items():
+        found.update(name.encode())
+        found.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    return found.hexdigest()[:16]
+
+
+class Remembered:
+    """An evaluator that asks another one once for each subnet, and keeps the answers in a file.
+
+    A search is determined by its seed and by the accuracies that it meets. So one that was killed is simply
+    begun again: up to where it was it meets remembered accuracies, and takes the same way in no time.
+    """
+
+    def __init__(self, evaluator: Evaluator, path: Path) -> None:
+        self._evaluator = evaluator
+        self.identity = evaluator.identity
+        self._journal = Journal(path, {"effv2_evaluations": 1, "evaluator": evaluator.identity})
+        self._known = {_key(r["architecture"]): float(r["accuracy"]) for r in self._journal.records}
+
+    def __len__(self) -> int:
+        return len(self._known)
+
+    def accuracy(self, architecture: Architecture) -> float:
+        """As of the other one. Raises SearchError where the file cannot be written."""
+        described = json.loads(architecture.to_json())
+        key = _key(described)
+        if key not in self._known:
+            accuracy = self._evaluator.accuracy(architecture)
+            self._journal.add({"architecture": described, "accuracy": accuracy})
+            self._known[key] = accuracy
+        return self._known[key]
+
+
+_key: Callable[[object], str] = json.dumps

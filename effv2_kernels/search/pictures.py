@@ -1,0 +1,124 @@
+"""Pictures of a search, as PNG or SVG by the name of the file: the front, the way, and what was found."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from effv2_kernels import fields
+from effv2_kernels.errors import SearchError, UnavailableError
+from effv2_kernels.families.efficientformer_v2.architecture import Architecture
+from effv2_kernels.search.search import Found
+from effv2_kernels.search.step import Candidate
+
+_COLOURS = {"ffn": "#9ecae1", "attention": "#fdae6b", "other": "#d9d9d9"}
+
+
+def pareto(candidates: Sequence[Candidate], metric: str) -> list[Candidate]:
+    """Those that nothing beats: none is at least as accurate at no more of the metric. By the metric."""
+    front: list[Candidate] = []
+    for one in sorted(candidates, key=lambda c: (c.metrics[metric], -c.accuracy)):
+        if not front or one.accuracy > front[-1].accuracy:
+            front.append(one)
+    return front
+
+
+def draw_front(searches: Mapping[str, Found], metric: str, path: Path, *, unit: str = "") -> None:
+    """Accuracy against a metric: all subnets of searches, by their names; the front; stars where they ended.
+
+    Raises UnavailableError without matplotlib, SearchError where the file cannot be written.
+    """
+    with _figure(path, 6.4, 4.2) as axes:
+        every: list[Candidate] = []
+        for number, (name, found) in enumerate(searches.items()):
+            met, colour = found.candidates(), f"C{number}"
+            every += met
+            label = f"{name}: {len(met)}"
+            axes.scatter(*_points(met, metric), s=12, alpha=0.5, linewidths=0, color=colour, label=label)
+            axes.scatter(
+                *_points([found.best], metric), s=90, marker="*", color=colour, edgecolors="black", zorder=3
+            )
+        axes.plot(
+            *_points(pareto(every, metric), metric),
+            color="black",
+            linewidth=1,
+            drawstyle="steps-post",
+            label="front",
+        )
+        axes.set_xlabel(_label(metric, unit))
+        axes.set_ylabel("top-1 on held-out images, %")
+        axes.legend(frameon=False, fontsize=8, loc="lower right")
+
+
+def draw_path(found: Found, metric: str, path: Path, *, unit: str = "") -> None:
+    """The way of a search: what it considered at each step, and where it stood. Raises as ``draw_front``."""
+    with _figure(path, 6.4, 4.2) as axes:
+        axes.scatter(
+            *_points([o.candidate for s in found.steps for o in s.options], metric),
+            s=8,
+            color="#bbbbbb",
+            linewidths=0,
+            label="considered",
+        )
+        stood = [step.chosen for step in found.steps]
+        axes.plot(*_points(stood, metric), marker="o", markersize=3, linewidth=1, label="taken")
+        for end, text in ((stood[0], "begin"), (stood[-1], "found")):
+            axes.annotate(text, (end.metrics[metric], 100 * end.accuracy), fontsize=8)
+        axes.set_xlabel(_label(metric, unit))
+        axes.set_ylabel("top-1 on held-out images, %")
+        axes.legend(frameon=False, fontsize=8, loc="lower right")
+
+
+def draw_network(architecture: Architecture, path: Path) -> None:
+    """A row for each stage, a box for each block, as high as its FFN is wide. Raises as ``draw_front``."""
+    ratios, attention = architecture.block_ratios(), (0, 0, *architecture.late_attention())
+    deepest = max(1, *map(len, ratios))
+    widest = max(w * r for w, stage in zip(architecture.widths, ratios, strict=True) for r in (1, *stage))
+    with _figure(path, 2.4 + 0.75 * deepest, 4.4) as axes:
+        axes.set_axis_off()
+        axes.set_xlim(-2.2, deepest)
+        axes.set_ylim(-3.8, 1.1)
+        for row, (width, stage) in enumerate(zip(architecture.widths, ratios, strict=True)):
+            axes.text(-2.1, 0.25 - row, f"stage {row + 1}\n{width} channels", fontsize=8, va="center")
+            for place, ratio in enumerate(stage):
+                attends = place >= len(stage) - attention[row]
+                height = 0.15 + 0.65 * width * ratio / widest
+                colour = _COLOURS["attention" if attends else "ffn"]
+                axes.bar(place + 0.4, height, 0.7, -row, color=colour, edgecolor="black", linewidth=0.6)
+                text = f"x{fields.short(ratio)}" + ("\nA" if attends else "")
+                axes.text(place + 0.4, height / 2 - row, text, fontsize=7, ha="center", va="center")
+        axes.text(-2.1, -3.7, "x4: an FFN of 4 times the width; A: attention before it", fontsize=7)
+
+
+def _points(candidates: Sequence[Candidate], metric: str) -> tuple[list[float], list[float]]:
+    return [c.metrics[metric] for c in candidates], [100 * c.accuracy for c in candidates]
+
+
+def _label(metric: str, unit: str) -> str:
+    return f"{metric}, {unit}" if unit else metric
+
+
+@contextmanager
+def _figure(path: Path, width: float, height: float) -> Iterator[Any]:
+    """One panel, written to the file at the end."""
+    try:
+        import matplotlib
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise UnavailableError(
+            f"pictures need {error.name}: pip install 'effv2_kernels[search]', or do without them."
+        ) from error
+    # The same figures give the same file, and text stays text.
+    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "effv2"}):
+        figure = Figure(figsize=(width, height), layout="constrained")
+        axes = figure.subplots()
+        axes.spines[["top", "right"]].set_visible(False)
+        yield axes
+        try:
+            figure.savefig(
+                path, dpi=150, facecolor="white", metadata={"Date": None} if path.suffix == ".svg" else None
+            )
+        except (OSError, ValueError) as error:
+            raise SearchError(f"the picture '{path}' cannot be written: {error}.") from error

@@ -1,0 +1,405 @@
+"""The command ``search`` on a small supernet that reads scikit-learn's digits, and what it writes."""
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+from checks import one_torch_thread
+from safetensors.torch import save_file
+from searches import HERE, Formula, problem, table
+
+import effv2_kernels
+from effv2_kernels.__main__ import main
+from effv2_kernels.cli import search as command
+from effv2_kernels.errors import CheckpointError, InputError, SearchError, UnavailableError
+from effv2_kernels.families.efficientformer_v2 import Architecture
+from effv2_kernels.search import found as files
+from effv2_kernels.search import pictures, supernet_file
+from effv2_kernels.search.choices import StageChoices
+from effv2_kernels.search.evaluation import SupernetEvaluator
+from effv2_kernels.search.evolution import Evolution
+from effv2_kernels.search.images import TensorImages, held_out_images
+from effv2_kernels.search.sandwich import Sandwich
+from effv2_kernels.search.slimming import Slimming
+from effv2_kernels.search.space import SearchSpace
+from effv2_kernels.search.step import Candidate
+from effv2_kernels.search.supernet import Supernet
+
+DIGITS = SearchSpace(
+    (
+        StageChoices((8, 16), (1,), (1, 2)),
+        StageChoices((8, 16), (1,), (2,)),
+        StageChoices((16, 24), (1, 2), (1, 2), (0, 1)),
+        StageChoices((16, 24), (1,), (2,), (0, 1)),
+    ),
+    img_size=(32, 32),
+    in_channels=1,
+)
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    with one_torch_thread():
+        yield
+
+
+@pytest.fixture(scope="module")
+def digits(tmp_path_factory):
+    """The folder of a supernet that was trained for a few steps, digits, and a table that is made up."""
+    split = pytest.importorskip("effv2_kernels.data").digits_split
+    pytest.importorskip("sklearn")
+    folder = tmp_path_factory.mktemp("digits")
+    with one_torch_thread():
+        (training, classes), (test, test_classes) = (
+            (F.interpolate(images, size=(32, 32), mode="area"), labels) for images, labels in split()
+        )
+        torch.manual_seed(0)
+        supernet = Supernet(DIGITS, num_classes=10, layer_scale_init=0.5).train()
+        optimiser = torch.optim.AdamW(supernet.parameters(), lr=4e-3)
+        rule = Sandwich(F.cross_entropy)
+        for begin in range(0, 768, 64):
+            optimiser.zero_grad()
+            part = slice(begin, begin + 64)
+            rule.backward(supernet, training[part], classes[part], contextlib.nullcontext, lambda loss: loss)
+            optimiser.step()
+        supernet_file.save(supernet, folder / "supernet.safetensors")
+    tensors = {"training": training[:256], "images": test[:300], "classes": test_classes[:300]}
+    save_file({name: t.contiguous() for name, t in tensors.items()}, folder / "digits.safetensors")
+    table(0, DIGITS, 10).save(folder / "here.json")
+    table(1, DIGITS, 10).save(folder / "phone.json")
+    return folder
+
+
+@pytest.fixture
+def asked(digits, monkeypatch, capsys):
+    """Run the command on the digits, on the machine of the tables; its code and what it said."""
+    monkeypatch.setattr(command, "_timed_here", lambda args, supernet: replace(HERE, dtype=args.dtype))
+
+    def run(output, *options):
+        given = ["--supernet", digits / "supernet.safetensors", "--data", digits / "digits.safetensors"]
+        code = main(["search", *map(str, [*given, "--output", output, *options])])
+        captured = capsys.readouterr()
+        return code, captured.out, captured.err
+
+    return run
+
+
+def evaluator(digits):
+    images = held_out_images(digits / "digits.safetensors", img_size=(32, 32), in_channels=1, classes=10)
+    return SupernetEvaluator(supernet_file.load(digits / "supernet.safetensors"), images)
+
+
+def test_from_the_supernet_to_an_optimised_network(digits, asked, tmp_path):
+    output = tmp_path / "found"
+    options = ["--latency", digits / "here.json", "--max-latency", 5.5, "--max-parameters", 1.3]
+    code, out, err = asked(output, *options, "--explain")
+    assert (code, err) == (0, "")
+    assert "slimming begins with the largest subnet" in out
+    assert "Every budget holds" in out
+    wanted = {"architecture.json", "weights.safetensors", "NEXT.txt", "steps.jsonl", "evaluations.jsonl"}
+    assert {p.name for p in output.iterdir()} == wanted | {"front.png", "path.png", "network.png"}
+    last = json.loads((output / "steps.jsonl").read_text().splitlines()[-1])["chosen"]
+    assert last["metrics"]["latency"] <= 5.5
+    assert last["metrics"]["parameters"] <= 1.3
+    # The weights are the supernet's, with statistics of their own, and as accurate as the search says.
+    model = effv2_kernels.create_model(
+        architecture=output / "architecture.json",
+        checkpoint=output / "weights.safetensors",
+        num_classes=10,
+        img_size=32,
+        in_channels=1,
+    )
+    assert sum(p.numel() for p in model.parameters()) == round(1e6 * last["metrics"]["parameters"])
+    images, classes = (getattr(evaluator(digits).images, name) for name in ("images", "classes"))
+    with torch.inference_mode():
+        right = (model(images).argmax(1) == classes).double().mean()
+        assert float(right) == pytest.approx(last["accuracy"], abs=1e-9)
+        fast = effv2_kernels.optimize(model)
+        assert torch.equal(fast(images).argmax(1), model(images).argmax(1))
+    assert last["accuracy"] > 0.3, "the supernet has learnt nothing, and any weights would do"
+    text = (output / "NEXT.txt").read_text()
+    assert f"{last['accuracy']:.2%} of the held-out images" in text
+    assert "python -m effv2_kernels train" in text
+    # The lines of Python that it gives run.
+    lines = text[text.index("  import effv2_kernels") :].replace("found.effv2", str(tmp_path / "found.effv2"))
+    exec("\n".join(line[2:] for line in lines.splitlines()), {})
+    assert (tmp_path / "found.effv2").exists()
+    # Once more is refused; what lies there goes on, and ends with the same bits.
+    before = {p.name: p.read_bytes() for p in output.iterdir()}
+    code, _, err = asked(output, *options)
+    assert code == 2
+    assert "has a search already" in err
+    for name in ("steps.jsonl", "evaluations.jsonl"):
+        (output / name).write_bytes(before[name][: len(before[name]) // 2])
+    assert asked(output, *options, "--resume")[0] == 0
+    assert {p.name: p.read_bytes() for p in output.iterdir()} == before
+
+
+def test_other_methods_and_two_devices(digits, asked, tmp_path):
+    tables = ["--latency", digits / "here.json", "--latency", digits / "phone.json"]
+    limits = ["--max-latency", 6, "--max-latency", 5.5]
+    shared = ["--evaluations-file", tmp_path / "shared.jsonl", "--images", 100]
+    for method in ("evolution", "random"):
+        output = tmp_path / method
+        code, out, err = asked(
+            output, *tables, *limits, *shared, "--method", method, "--evaluations", 6, "--seed", 4
+        )
+        assert (code, err) == (0, "")
+        assert f"Found by {method}" in out
+        assert "evaluated 6 subnets" in out
+        first, *_, last = map(json.loads, (output / "steps.jsonl").read_text().splitlines())
+        assert first["search"]["seed"] == 4
+        assert last["chosen"]["metrics"]["latency on here"] <= 6
+        assert last["chosen"]["metrics"]["latency on phone"] <= 5.5
+
+
+def test_a_process_that_is_killed(digits, asked, tmp_path):
+    options = ["--max-parameters", 1.3, "--method", "random", "--evaluations", 15, "--images", 150]
+    assert asked(tmp_path / "whole", *options)[0] == 0
+    killed, accuracies = tmp_path / "killed", tmp_path / "killed" / "evaluations.jsonl"
+    given = ["--supernet", digits / "supernet.safetensors", "--data", digits / "digits.safetensors"]
+    words = ["-m", "effv2_kernels", "search", *given, "--output", killed, *options]
+    process = subprocess.Popen(
+        [sys.executable, *map(str, words)],
+        cwd=Path(effv2_kernels.__file__).parent.parent,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+    )
+    end = time.monotonic() + 60
+    while not accuracies.exists() or accuracies.read_bytes().count(b"\n") < 4:
+        assert process.poll() is None
+        assert time.monotonic() < end
+        time.sleep(0.002)
+    process.kill()
+    assert process.wait() == -signal.SIGKILL, "it was done before"
+    assert accuracies.read_bytes().count(b"\n") < 15
+    assert asked(killed, *options, "--resume")[0] == 0
+    for name in ("steps.jsonl", "evaluations.jsonl", "weights.safetensors", "architecture.json"):
+        assert (killed / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+
+
+def test_speed_alone_and_size_alone(digits, asked, tmp_path):
+    few = ["--method", "random", "--evaluations", 1, "--images", 20]
+    cases = {
+        "speed": (
+            ["--latency", digits / "here.json", "--max-latency", 6, "--alpha", "parameters=0"],
+            "latency",
+        ),
+        "size": (["--max-parameters", 1.5], "parameters"),
+        "macs": (["--max-macs", 9, "--alpha", "macs=2", "--alpha", "parameters=0"], "macs"),
+    }
+    for name, (options, metric) in cases.items():
+        assert asked(tmp_path / name, *options, *few)[0] == 0
+        first = json.loads((tmp_path / name / "steps.jsonl").read_text().splitlines()[0])
+        assert list(first["exponents"]) == [metric]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ([], "a search needs a budget"),
+        (["--max-latency", 3], "give one --max-latency for each --latency"),
+        (["--latency", "here.json", "--max-latency", 3, "--max-latency", 4], "one --max-latency for each"),
+        (["--latency", "here.json", "--latency", "here.json"], "is given twice"),
+        (["--latency", "none.json", "--max-latency", 3], "cannot be read"),
+        (["--latency", "here.json", "--max-latency", 0.01], "the smallest has"),
+        (
+            ["--latency", "here.json", "--max-latency", 3, "--dtype", "bf16"],
+            "another device (dtype: bf16 here",
+        ),
+        (["--max-parameters", 2, "--alpha", "parameters"], "--alpha takes METRIC=NUMBER"),
+        (["--max-parameters", 2, "--alpha", "energy=1"], "the score counts energy"),
+        (["--max-parameters", 2, "--alpha", "parameters=-1"], "exponent of parameters"),
+        (["--max-parameters", 2, "--images", 0], "--images must be at least 1"),
+        (["--max-parameters", 2, "--device", "cuda"], "needs a GPU"),
+        (["--max-parameters", 2, "--method", "random", "--evaluations", 0], "at least 1 evaluation"),
+    ],
+)
+def test_options_that_are_refused(options, message, digits, asked, tmp_path):
+    if "cuda" in options and torch.cuda.is_available():
+        pytest.skip("there is a GPU")
+    given = [digits / option if str(option).endswith(".json") else option for option in options]
+    code, _, err = asked(tmp_path / "out", *given)
+    assert code == 2
+    assert message in err
+
+
+def test_a_table_of_another_device_by_force(digits, asked, tmp_path):
+    options = ["--latency", digits / "here.json", "--max-latency", 6, "--dtype", "bf16", "--force"]
+    code, _, err = asked(tmp_path, *options, "--method", "random", "--evaluations", 1, "--images", 20)
+    assert code == 0
+    assert "is taken nevertheless: dtype: bf16 here, fp32 there" in err
+
+
+def test_evaluating_leaves_the_supernet_and_depends_on_no_order(digits):
+    one = evaluator(digits)
+    before = {name: t.clone() for name, t in one.supernet.state_dict().items()}
+    subnets = [DIGITS.largest(), DIGITS.smallest()]
+    found = [one.accuracy(subnet) for subnet in subnets]
+    assert [one.accuracy(subnet) for subnet in reversed(subnets)] == found[::-1]
+    assert len(set(found)) == 2
+    for name, t in one.supernet.state_dict().items():
+        assert torch.equal(t, before[name])
+    assert evaluator(digits).identity == one.identity
+    name = next(n for n, t in before.items() if t.is_floating_point())
+    one.supernet.state_dict()[name].view(-1)[0] += 1
+    assert SupernetEvaluator(one.supernet, one.images).identity != one.identity
+
+
+def test_accuracy_is_of_recalibrated_statistics(digits):
+    """Those of the supernet are of other subnets, too, and here of none."""
+    one = evaluator(digits)
+    accuracy = one.accuracy(DIGITS.largest())
+    for module in one.supernet.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            module.running_mean.fill_(3.0)
+    assert one.accuracy(DIGITS.largest()) == accuracy
+
+
+class NoImages:
+    """Of one kind or the other."""
+
+    identity = "none"
+
+    def __init__(self, training, held_out):
+        self.calibration, self.held_out = (lambda: iter(training)), (lambda: iter(held_out))
+
+
+def test_no_images():
+    supernet, x = Supernet(DIGITS, num_classes=3).eval(), torch.randn(4, 1, 32, 32)
+    with pytest.raises(InputError, match="there are no images to make BatchNorm statistics from"):
+        SupernetEvaluator(supernet, NoImages([], [(x, torch.zeros(4))])).accuracy(DIGITS.smallest())
+    with pytest.raises(SearchError, match="there are no held-out images"):
+        SupernetEvaluator(supernet, NoImages([x], [])).accuracy(DIGITS.smallest())
+
+
+def random_images(count=7, **changes):
+    g = torch.Generator().manual_seed(0)
+    tensors = {
+        "training": torch.randn(count, 1, 32, 32, generator=g),
+        "images": torch.randn(count, 1, 32, 32, generator=g),
+        "classes": torch.arange(count) % 3,
+    }
+    return tensors | changes
+
+
+def test_images_in_memory():
+    images = TensorImages(**random_images(7), batch=3)
+    assert [len(batch) for batch in images.calibration()] == [3, 2, 2]  # none of a single image
+    assert torch.equal(torch.cat(list(images.calibration())), images.training)
+    assert [(len(x), y.tolist()) for x, y in images.held_out()] == [(3, [0, 1, 2]), (3, [0, 1, 2]), (1, [0])]
+    assert images.identity == TensorImages(**random_images(7), batch=3).identity
+    others = [TensorImages(**random_images(7), batch=2)]
+    others += [
+        TensorImages(**random_images(7, **{name: t.flip(0)}), batch=3) for name, t in random_images(7).items()
+    ]
+    assert len({images.identity, *(other.identity for other in others)}) == 5
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"training": torch.zeros(2, 1, 31, 32)}, "must be .* of one size"),
+        ({"images": torch.zeros(7, 32, 32)}, "must be .* of one size"),
+        ({"classes": torch.zeros(6, dtype=torch.int64)}, "need as many classes"),
+        ({"classes": torch.zeros(7)}, "int64; got torch.float32"),
+        ({"training": torch.zeros(0, 1, 32, 32)}, "got 0 and 7"),
+        ({"classes": torch.full((7,), 10)}, "classes 10 to 10, and the supernet takes"),
+        ({"classes": torch.full((7,), -1)}, "classes -1 to -1"),
+        ({"classes": None}, "has no tensor classes, but images, training"),
+    ],
+)
+def test_images_that_do_not_fit(changes, message, tmp_path):
+    tensors = {name: t for name, t in random_images(7, **changes).items() if t is not None}
+    save_file(tensors, tmp_path / "images.safetensors")
+    with pytest.raises(InputError, match=message):
+        held_out_images(tmp_path / "images.safetensors", img_size=(32, 32), in_channels=1, classes=10)
+
+
+def test_images_of_another_size(tmp_path):
+    save_file(random_images(), tmp_path / "images.safetensors")
+    with pytest.raises(InputError, match=r"has images \(1, 32, 32\) .* takes images \(3, 32, 32\)"):
+        held_out_images(tmp_path / "images.safetensors", img_size=(32, 32), in_channels=3, classes=10)
+    with pytest.raises(CheckpointError, match="is not a file"):
+        held_out_images(tmp_path / "none.safetensors", img_size=(32, 32), in_channels=3, classes=10)
+
+
+def test_folders_are_for_training_to_read(tmp_path, monkeypatch):
+    """Where training is there, its reader is asked; where it is not, a user hears what to do."""
+
+    def absent(name):
+        raise ImportError(name)
+
+    monkeypatch.setattr("effv2_kernels.search.images.import_module", absent)
+    with pytest.raises(UnavailableError, match=r"needs effv2_kernels\.train.*give a \.safetensors file"):
+        held_out_images(tmp_path, img_size=(32, 32), in_channels=1, classes=10)
+
+
+def test_what_was_found_of_a_supernet_without_layer_scales(tmp_path):
+    torch.manual_seed(0)
+    supernet = Supernet(DIGITS, num_classes=3, distillation=False, layer_scale_init=None).eval()
+    model = supernet.subnet(DIGITS.smallest())
+    found = Slimming().run(problem())
+    with pytest.raises(SearchError, match="but the weights are of"):
+        files.write(tmp_path, model, found, "found")
+    found = replace(found, best=replace(found.best, architecture=DIGITS.smallest()))
+    files.write(tmp_path, model, found, "found")
+    made = effv2_kernels.create_model(
+        architecture=tmp_path / "architecture.json",
+        checkpoint=tmp_path / "weights.safetensors",
+        num_classes=3,
+        img_size=32,
+        in_channels=1,
+        distillation=False,
+    )
+    x = torch.randn(2, 1, 32, 32)
+    torch.testing.assert_close(made(x), model(x))
+    with pytest.raises(SearchError, match="cannot be written"):
+        files.write(tmp_path / "none", model, found, "found")
+
+
+def candidate(latency, accuracy):
+    return Candidate(DIGITS.largest(), accuracy, {"latency": latency}, 1.0)
+
+
+def test_the_front():
+    front = [candidate(1, 0.2), candidate(2, 0.5), candidate(5, 0.9)]
+    beaten = [candidate(1, 0.1), candidate(2, 0.4), candidate(3, 0.5), candidate(4, 0.3), candidate(9, 0.9)]
+    assert pictures.pareto([*beaten, *reversed(front)], "latency") == front
+    assert pictures.pareto([], "latency") == []
+
+
+@pytest.mark.parametrize("ending", ["png", "svg"])
+def test_pictures(ending, tmp_path):
+    pytest.importorskip("matplotlib")
+    searches = {
+        "slimming": Slimming().run(problem()),
+        "evolution": Evolution(9, 0).run(problem(evaluator=Formula())),
+    }
+
+    def drawn(folder):
+        folder.mkdir()
+        paths = [folder / f"{name}.{ending}" for name in ("front", "path", "network")]
+        pictures.draw_front(searches, "latency", paths[0], unit="ms")
+        pictures.draw_path(searches["slimming"], "latency", paths[1])
+        pictures.draw_network(Architecture((8, 16, 24, 32), (0, 1, 3, 2), 2.5, (2, 1)), paths[2])
+        return [path.read_bytes() for path in paths]
+
+    front, path, network = drawn(tmp_path / "one")
+    assert drawn(tmp_path / "two") == [front, path, network]
+    if ending == "svg":
+        for text in ("latency, ms", "front", "slimming: ", "evolution: 9"):
+            assert text.encode() in front
+        assert b">found<" in path
+        for text, count in (("stage 4", 1), (">24 channels<", 1), ("x2.5", 6), (">A<", 3)):
+            assert network.count(text.encode()) == count, text
+    with pytest.raises(SearchError, match="cannot be written"):
+        pictures.draw_network(DIGITS.largest(), tmp_path / "none" / f"network.{ending}")

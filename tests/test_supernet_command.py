@@ -1,0 +1,113 @@
+"""The command that trains a supernet: what it leaves behind, and what it refuses."""
+
+import json
+import re
+
+import pytest
+import torch
+from checks import one_torch_thread
+from training import write_digits
+
+from effv2_kernels.__main__ import main
+from effv2_kernels.search import supernet_file
+from effv2_kernels.search.space import SearchSpace
+from effv2_kernels.search.supernet import Supernet
+
+STAGE = {"widths": [8, 16], "depths": [1, 2], "ratios": [1, 2]}
+LATE = STAGE | {"attention_blocks": [0, 1]}
+
+
+@pytest.fixture(scope="module")
+def digits(tmp_path_factory):
+    return write_digits(tmp_path_factory.mktemp("digits"), 32, 16)
+
+
+@pytest.fixture(scope="module")
+def space(tmp_path_factory):
+    path = tmp_path_factory.mktemp("space") / "space.json"
+    path.write_text(
+        json.dumps({"img_size": [32, 32], "in_channels": 3, "stages": [STAGE, STAGE, LATE, LATE]})
+    )
+    return path
+
+
+def run(capsys, *words):
+    with one_torch_thread():
+        code = main([str(word) for word in words])
+    captured = capsys.readouterr()
+    return code, captured.out, captured.err
+
+
+def arguments(digits, space, folder, *more):
+    settings = (
+        "warmup_epochs=1",
+        "cooldown_epochs=0",
+        "amp=none",
+        "repeats=0",
+        "lr_batch=16",
+        "ema_decay=0.9",
+    )
+    given = [word for setting in settings for word in ("--set", setting)]
+    return [
+        *("supernet", "--data", digits, "--space", space, "--output", folder, "--workers", 0, "--batch", 16),
+        *("--epochs", 3, "--random-subnets", 1, "--layer-scale", 0.1, "--device", "cpu", *given, *more),
+    ]
+
+
+def test_a_supernet_is_trained_and_kept(capsys, tmp_path, digits, space):
+    code, out, err = run(capsys, *arguments(digits, space, tmp_path / "run"))
+    assert code == 0, err
+    assert "32 images of 10 classes, 16 to evaluate on; beginning, 3 epochs in all" in out
+    assert re.search(
+        r"^epoch 3: lr .*loss .*smallest_loss .*random_loss .*top1 .*smallest_top1", out, re.MULTILINE
+    )
+    found = supernet_file.load(tmp_path / "run" / "supernet.safetensors", SearchSpace.read(space))
+    torch.manual_seed(0)
+    begun = Supernet(found.space, num_classes=10, distillation=False, layer_scale_init=0.1)
+    assert found.drop_path_rate == 0
+    assert begun.state_dict().keys() == found.state_dict().keys()
+    moved = [not torch.equal(found.state_dict()[n], p) for n, p in begun.named_parameters()]
+    assert sum(moved) > len(moved) / 2
+    assert found.subnet(found.space.smallest())(torch.zeros(1, 3, 32, 32)).shape == (1, 10)
+
+
+def test_a_run_that_was_ended_goes_on_with_the_same_bits(capsys, tmp_path, digits, space, monkeypatch):
+    """The random networks of its steps as well, which an epoch does not know of."""
+    from effv2_kernels.train.run import Run
+
+    code, _, err = run(capsys, *arguments(digits, space, tmp_path / "whole"))
+    assert code == 0, err
+    finish = Run.finish_epoch
+
+    def ended(self, *rest):
+        finish(self, *rest)
+        if self.epoch == 2:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Run, "finish_epoch", ended)
+        with pytest.raises(KeyboardInterrupt):
+            run(capsys, *arguments(digits, space, tmp_path / "run"))
+    code, out, err = run(capsys, *arguments(digits, space, tmp_path / "run", "--resume"))
+    assert code == 0, err
+    assert "going on behind epoch 2" in out
+    one, other = (
+        supernet_file.load(tmp_path / name / "supernet.safetensors").state_dict() for name in ("whole", "run")
+    )
+    assert one.keys() == other.keys()
+    assert all(torch.equal(one[name], other[name]) for name in one)
+
+
+@pytest.mark.parametrize(
+    ("sizes", "message"),
+    [
+        ({"img_size": [32, 48]}, "training takes square images, and those of the space have 32x48"),
+        ({"in_channels": 1}, "for images of 1 channels: give --in-channels 1"),
+    ],
+)
+def test_spaces_that_the_images_do_not_fit(capsys, tmp_path, digits, space, sizes, message):
+    path = tmp_path / "space.json"
+    path.write_text(json.dumps(json.loads(space.read_text()) | sizes))
+    code, _, err = run(capsys, *arguments(digits, path, tmp_path / "run"))
+    assert code == 2
+    assert message in err
