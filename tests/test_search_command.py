@@ -20,18 +20,17 @@ from searches import HERE, Formula, problem, table
 import effv2_kernels
 from effv2_kernels.__main__ import main
 from effv2_kernels.cli import search as command
-from effv2_kernels.errors import CheckpointError, InputError, SearchError, UnavailableError
+from effv2_kernels.errors import CheckpointError, InputError, SearchError
 from effv2_kernels.families.efficientformer_v2 import Architecture
 from effv2_kernels.search import found as files
 from effv2_kernels.search import pictures, supernet_file
 from effv2_kernels.search.choices import StageChoices
 from effv2_kernels.search.evaluation import SupernetEvaluator
 from effv2_kernels.search.evolution import Evolution
-from effv2_kernels.search.images import TensorImages, held_out_images
+from effv2_kernels.search.images import TensorImages, tensor_images
 from effv2_kernels.search.sandwich import Sandwich
 from effv2_kernels.search.slimming import Slimming
 from effv2_kernels.search.space import SearchSpace
-from effv2_kernels.search.step import Candidate
 from effv2_kernels.search.supernet import Supernet
 
 DIGITS = SearchSpace(
@@ -94,7 +93,7 @@ def asked(digits, monkeypatch, capsys):
 
 
 def evaluator(digits):
-    images = held_out_images(digits / "digits.safetensors", img_size=(32, 32), in_channels=1, classes=10)
+    images = tensor_images(digits / "digits.safetensors", img_size=(32, 32), in_channels=1, classes=10)
     return SupernetEvaluator(supernet_file.load(digits / "supernet.safetensors"), images)
 
 
@@ -321,26 +320,15 @@ def test_images_that_do_not_fit(changes, message, tmp_path):
     tensors = {name: t for name, t in random_images(7, **changes).items() if t is not None}
     save_file(tensors, tmp_path / "images.safetensors")
     with pytest.raises(InputError, match=message):
-        held_out_images(tmp_path / "images.safetensors", img_size=(32, 32), in_channels=1, classes=10)
+        tensor_images(tmp_path / "images.safetensors", img_size=(32, 32), in_channels=1, classes=10)
 
 
 def test_images_of_another_size(tmp_path):
     save_file(random_images(), tmp_path / "images.safetensors")
     with pytest.raises(InputError, match=r"has images \(1, 32, 32\) .* takes images \(3, 32, 32\)"):
-        held_out_images(tmp_path / "images.safetensors", img_size=(32, 32), in_channels=3, classes=10)
+        tensor_images(tmp_path / "images.safetensors", img_size=(32, 32), in_channels=3, classes=10)
     with pytest.raises(CheckpointError, match="is not a file"):
-        held_out_images(tmp_path / "none.safetensors", img_size=(32, 32), in_channels=3, classes=10)
-
-
-def test_folders_are_for_training_to_read(tmp_path, monkeypatch):
-    """Where training is there, its reader is asked; where it is not, a user hears what to do."""
-
-    def absent(name):
-        raise ImportError(name)
-
-    monkeypatch.setattr("effv2_kernels.search.images.import_module", absent)
-    with pytest.raises(UnavailableError, match=r"needs effv2_kernels\.train.*give a \.safetensors file"):
-        held_out_images(tmp_path, img_size=(32, 32), in_channels=1, classes=10)
+        tensor_images(tmp_path / "none.safetensors", img_size=(32, 32), in_channels=3, classes=10)
 
 
 def test_what_was_found_of_a_supernet_without_layer_scales(tmp_path):
@@ -358,23 +346,20 @@ def test_what_was_found_of_a_supernet_without_layer_scales(tmp_path):
         num_classes=3,
         img_size=32,
         in_channels=1,
-        distillation=False,
     )
+    # Its second classifier, for distillation, begins as the first one.
+    assert torch.equal(made.head_dist.weight, made.head.weight)
     x = torch.randn(2, 1, 32, 32)
     torch.testing.assert_close(made(x), model(x))
     with pytest.raises(SearchError, match="cannot be written"):
         files.write(tmp_path / "none", model, found, "found")
 
 
-def candidate(latency, accuracy):
-    return Candidate(DIGITS.largest(), accuracy, {"latency": latency}, 1.0)
-
-
 def test_the_front():
-    front = [candidate(1, 0.2), candidate(2, 0.5), candidate(5, 0.9)]
-    beaten = [candidate(1, 0.1), candidate(2, 0.4), candidate(3, 0.5), candidate(4, 0.3), candidate(9, 0.9)]
-    assert pictures.pareto([*beaten, *reversed(front)], "latency") == front
-    assert pictures.pareto([], "latency") == []
+    front = [(1, 0.2), (2, 0.5), (5, 0.9)]
+    beaten = [(1, 0.1), (2, 0.4), (3, 0.5), (4, 0.3), (9, 0.9)]
+    assert pictures.pareto([*beaten, *reversed(front)]) == front
+    assert pictures.pareto([]) == []
 
 
 @pytest.mark.parametrize("ending", ["png", "svg"])

@@ -12,6 +12,7 @@ from searches import SPACE, TABLES, Formula, every, problem
 from effv2_kernels.errors import SearchError, UnknownNameError
 from effv2_kernels.search.budgets import Budgets
 from effv2_kernels.search.evolution import Evolution, crossed
+from effv2_kernels.search.filling import Filling
 from effv2_kernels.search.mes import MES
 from effv2_kernels.search.random_search import RandomSearch
 from effv2_kernels.search.search import run_in
@@ -23,6 +24,7 @@ SEARCHES = {
     "exceeding": Slimming("exceeding"),
     "evolution": Evolution(40, 3, population=8),
     "random": RandomSearch(25, 3),
+    "filling": Filling(Slimming()),
 }
 TWO = {"parameters": 0.9, "latency on here": 0.85, "latency on phone": 0.9}
 
@@ -46,6 +48,28 @@ def test_budgets_hold_and_the_best_is_found(name, limits):
         assert all(given.fits(one.architecture) for one in met)
         assert found.best.accuracy == max(one.accuracy for one in met)
         assert len(given.evaluator.asked) == len(met)
+
+
+@pytest.mark.parametrize("name", ["slimming", "evolution", "random"])
+@pytest.mark.parametrize("limits", [TWO, {"parameters": 0.5}], ids=str)
+def test_filling_goes_up_until_nothing_fits(name, limits):
+    """Every step again: each is the most accurate of those that are larger and fit."""
+    given = problem(limits, TABLES if limits is TWO else None)
+    begun, found = SEARCHES[name].run(given), Filling(SEARCHES[name]).run(given)
+    more = found.steps[len(begun.steps) :]
+    assert limits is TWO or "larger subnets that every budget has room for" in explain(more[-1])
+    assert found.steps[: len(begun.steps)] == begun.steps
+    now = begun.best.architecture
+    for step in more:
+        fitting = [a for a in SPACE.growth(now) if given.fits(a.architecture)]
+        assert [option.text for option in step.options] == [action.text for action in fitting]
+        assert all(now in {a.architecture for a in SPACE.neighbours(o.architecture)} for o in fitting)
+        best = max(Formula().accuracy(action.architecture) for action in fitting)
+        assert step.chosen.accuracy == best == step.options[step.taken].candidate.accuracy
+        now = step.chosen.architecture
+    assert not any(given.fits(a.architecture) for a in SPACE.growth(now))
+    assert found.best.architecture == now
+    assert given.fits(now)
 
 
 @pytest.mark.parametrize("limits", [None, TWO], ids=["one", "two"])

@@ -50,14 +50,15 @@ def arguments(digits, space, folder, *more):
     given = [word for setting in settings for word in ("--set", setting)]
     return [
         *("supernet", "--data", digits, "--space", space, "--output", folder, "--workers", 0, "--batch", 16),
-        *("--epochs", 3, "--random-subnets", 1, "--layer-scale", 0.1, "--device", "cpu", *given, *more),
+        *("--epochs", 3, "--random-subnets", 1, "--layer-scale", 0.1, "--device", "cpu", *given),
+        *("--hold-out", 0.25, *more),
     ]
 
 
 def test_a_supernet_is_trained_and_kept(capsys, tmp_path, digits, space):
     code, out, err = run(capsys, *arguments(digits, space, tmp_path / "run"))
     assert code == 0, err
-    assert "32 images of 10 classes, 16 to evaluate on; beginning, 3 epochs in all" in out
+    assert "24 images of 10 classes, 8 to evaluate on; beginning, 3 epochs in all" in out
     assert re.search(
         r"^epoch 3: lr .*loss .*smallest_loss .*random_loss .*top1 .*smallest_top1", out, re.MULTILINE
     )

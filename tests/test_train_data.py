@@ -261,3 +261,43 @@ def test_datasets_that_are_not_there(tmp_path):
         open_data(tmp_path, dataset="torch/fashion_mnist")
     with pytest.raises(InputError, match=r"cannot read torch/no_such for train in .*: Unknown torchvision"):
         open_data(tmp_path, dataset="torch/no_such")
+
+
+def pictures(part):
+    """Their names, which tell images apart."""
+    return [part.name(number) for number in range(len(part))]
+
+
+def test_what_is_held_out_is_not_trained_on(digits):
+    whole, data = open_data(digits), open_data(digits, hold_out=0.25)
+    assert (len(data.train), len(data.held_out)) == (48, 16)
+    held_out = pictures(data.held_out)
+    assert not set(held_out) & set(pictures(data.train))
+    assert set(held_out) | set(pictures(data.train)) == set(pictures(whole.train))
+    assert pictures(data.validation) == pictures(whole.validation) == pictures(whole.held_out)
+    assert pictures(open_data(digits, hold_out=0.25).held_out) == held_out
+    # Of many classes: folders are read class by class, and a part of them is of all.
+    assert len({data.held_out[number][1] for number in range(16)}) > 5
+    # Each image has its own class, whatever part it is in.
+    for part in (data.train, data.held_out):
+        for number in range(0, len(part), 5):
+            assert Path(part.name(number).strip("'")).parent.name == str(part[number][1])
+
+
+@pytest.mark.parametrize("share", [1.0, 1.5, -0.1, 0.001])
+def test_shares_that_leave_nothing(digits, share):
+    with pytest.raises(InputError, match=rf"a share of {share} of 64 training images is .* such as 0\.05"):
+        open_data(digits, hold_out=share)
+
+
+def test_images_that_are_read_in_order_have_no_part(digits, monkeypatch):
+    from timm.data import IterableImageDataset
+
+    class InOrder(IterableImageDataset):
+        def __init__(self):
+            pass
+
+    monkeypatch.setattr("effv2_kernels.train.data._opened", lambda *args, **options: InOrder())
+    assert open_data(digits, dataset="hfds/some", classes=3).held_out is not None
+    with pytest.raises(InputError, match="read in order no part can be held out"):
+        open_data(digits, dataset="hfds/some", classes=3, hold_out=0.1)

@@ -52,7 +52,7 @@ def interrupt_after(trainer, epochs):
     [
         ({}, 2),
         ({"accumulation": 2, "amp": "bf16", "optimizer": "sgd", "epochs": 2}, 0),
-        ({"repeats": 2, "mixup": 0.0, "cutmix": 0.0, "epochs": 2}, 0),
+        ({"repeats": 2, "mixup": 0.0, "cutmix": 0.0, "epochs": 2, "channels_last": True}, 0),
     ],
 )
 def test_a_run_that_was_interrupted_ends_with_the_same_bits(tmp_path, digits, group, changes, workers):

@@ -83,7 +83,7 @@ def announce(what: str, kept: Run, data: Data, epochs: int) -> None:
     """Say what begins, or goes on."""
     begun = f"going on behind epoch {kept.epoch}" if kept.epoch else "beginning"
     print(
-        f"{what}, {len(data.train)} images of {data.classes} classes, {len(data.validation)} to "
+        f"{what}, {len(data.train)} images of {data.classes} classes, {len(data.held_out)} to "
         f"evaluate on; {begun}, {epochs} epochs in all"
     )
     if kept.changed:

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from effv2_kernels.cli import datasets
 from effv2_kernels.errors import InputError, UnavailableError
 from effv2_kernels.progress import progress_bar
 
@@ -14,6 +15,7 @@ if TYPE_CHECKING:
     from effv2_kernels.search.budgets import Budgets
     from effv2_kernels.search.cost import Costs
     from effv2_kernels.search.evaluation import SupernetEvaluator
+    from effv2_kernels.search.images import Images
     from effv2_kernels.search.latency import Device, LatencyTable
     from effv2_kernels.search.mes import MES
     from effv2_kernels.search.search import Found, Problem, Search
@@ -51,20 +53,25 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--supernet", required=True, metavar="FILE", help="trained weights of all subnets, with their space"
     )
-    parser.add_argument(
-        "--data",
-        required=True,
-        metavar="DATA",
-        help="images: what `train` reads, whose training images make BatchNorm statistics, whose held-out "
-        "ones say how accurate a subnet is; or a .safetensors file of tensors training (N, C, H, W), "
-        "images (M, C, H, W) and classes (M,) int64",
+    datasets.add_places(
+        parser,
+        more="; or a .safetensors file of tensors training (N, C, H, W), images (M, C, H, W) and classes "
+        "(M,) int64. Training images make BatchNorm statistics; those that `supernet` held out say how "
+        "accurate a subnet is",
     )
     parser.add_argument("--output", required=True, metavar="OUTPUT", help="the folder for all that is found")
     parser.add_argument("--resume", action="store_true", help="go on with the search that OUTPUT has")
     _add_budgets(parser)
     _add_method(parser)
     parser.add_argument(
-        "--images", type=int, metavar="N", help="compare on the first N held-out images; default: all"
+        "--images", type=int, metavar="N", help="compare on so many held-out images; default: all"
+    )
+    parser.add_argument(
+        "--calibration",
+        type=int,
+        default=1000,
+        metavar="N",
+        help="training images for the BatchNorm statistics of each subnet; default: 1000",
     )
     parser.add_argument("--batch", type=int, default=250, metavar="N", help="images at once; default: 250")
     parser.add_argument(
@@ -134,6 +141,11 @@ def _add_method(parser: argparse.ArgumentParser) -> None:
         "whose budgets do not hold yet",
     )
     group.add_argument(
+        "--fill",
+        action="store_true",
+        help="at the end go up again, by the most accurate steps, as far as every budget has room",
+    )
+    group.add_argument(
         "--evaluations",
         type=int,
         default=200,
@@ -145,24 +157,56 @@ def _add_method(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     from effv2_kernels.search import supernet_file
-    from effv2_kernels.search.cost import Costs
-    from effv2_kernels.search.evaluation import SupernetEvaluator
-    from effv2_kernels.search.images import held_out_images
-    from effv2_kernels.search.search import Problem, run_in
-    from effv2_kernels.search.step import explain
 
     _check_counts(args)
     supernet = supernet_file.load(args.supernet)
-    images = held_out_images(
+    if Path(args.data).suffix == ".safetensors":
+        _run(args, supernet.to(_device(args.device)), _tensor_images(args, supernet))
+        return 0
+    from effv2_kernels.train import packages
+
+    packages.require()
+    from effv2_kernels.search.dataset_images import DatasetImages
+    from effv2_kernels.train import processes
+
+    with processes(args.device) as group:
+        images = DatasetImages.of_supernet(
+            args.supernet,
+            supernet,
+            args.data,
+            group,
+            dataset=args.dataset,
+            batch=args.batch,
+            calibration=args.calibration,
+            most=args.images,
+            workers=args.workers,
+        )
+        _run(args, supernet.to(group.device), images)
+    return 0
+
+
+def _tensor_images(args: argparse.Namespace, supernet: Supernet) -> Images:
+    from effv2_kernels.search.images import tensor_images
+
+    return tensor_images(
         args.data,
         img_size=supernet.space.img_size,
         in_channels=supernet.space.in_channels,
         classes=supernet.num_classes,
         batch=args.batch,
+        calibration=args.calibration,
         most=args.images,
     )
+
+
+def _run(args: argparse.Namespace, supernet: Supernet, images: Images) -> None:
+    from effv2_kernels.search.cost import Costs
+    from effv2_kernels.search.evaluation import SupernetEvaluator
+    from effv2_kernels.search.search import Problem, run_in
+    from effv2_kernels.search.step import explain
+
+    evaluator = SupernetEvaluator(supernet, images)
     tables = _tables(args, supernet)
-    evaluator = SupernetEvaluator(supernet.to(_device(args.device)), images)
     costs = Costs(
         supernet.space, classes=supernet.num_classes, distillation=supernet.distillation, tables=tables
     )
@@ -184,11 +228,10 @@ def run(args: argparse.Namespace) -> int:
             progress=progress,
         )
     _write(output, evaluator, problem, found, args.method)
-    return 0
 
 
 def _check_counts(args: argparse.Namespace) -> None:
-    for name in ("images", "batch", "table_batch", "threads"):
+    for name in ("images", "calibration", "batch", "table_batch", "threads"):
         value = getattr(args, name)
         if value is not None and value < 1:
             raise InputError(f"--{name.replace('_', '-')} must be at least 1, but got {value}.")
@@ -267,14 +310,16 @@ def _mes(args: argparse.Namespace, costs: Costs) -> MES:
 
 def _search(args: argparse.Namespace) -> Search:
     from effv2_kernels.search.evolution import Evolution
+    from effv2_kernels.search.filling import Filling
     from effv2_kernels.search.random_search import RandomSearch
     from effv2_kernels.search.slimming import Slimming
 
+    search: Search
     if args.method == "slimming":
-        return Slimming(args.gain)
-    chosen = {"evolution": Evolution, "random": RandomSearch}[args.method]
-    made: Search = chosen(args.evaluations, args.seed)
-    return made
+        search = Slimming(args.gain)
+    else:
+        search = {"evolution": Evolution, "random": RandomSearch}[args.method](args.evaluations, args.seed)
+    return Filling(search) if args.fill else search
 
 
 def _write(output: Path, evaluator: SupernetEvaluator, problem: Problem, found: Found, method: str) -> None:

@@ -34,6 +34,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="efficientformerv2 (default), fashion, or a file",
     )
     parser.add_argument(
+        "--hold-out",
+        type=float,
+        default=0.05,
+        metavar="SHARE",
+        help="of the training images, which are not trained on: `search` compares subnets on them, so that "
+        "those to evaluate on stay unseen; default: 0.05; 0: compare on those to evaluate on",
+    )
+    parser.add_argument(
         "--random-subnets",
         type=int,
         default=2,
@@ -86,11 +94,15 @@ def _train(args: argparse.Namespace, space: SearchSpace, recipe: Recipe, group: 
     from effv2_kernels.train.run import Run
 
     data = images.open_data(
-        args.data, dataset=args.dataset, channels=args.in_channels, classes=args.num_classes
+        args.data,
+        dataset=args.dataset,
+        channels=args.in_channels,
+        classes=args.num_classes,
+        hold_out=args.hold_out,
     )
     options = {"workers": args.workers, "channels": args.in_channels}
     loader = images.train_loader(data, recipe, group, **options)
-    validation = images.validation_loader(data, recipe, group, **options)
+    held_out = images.evaluation_loader(data.held_out, recipe, group, **options)
     about = {
         "space": space.to_json(),
         "random_subnets": args.random_subnets,
@@ -98,6 +110,7 @@ def _train(args: argparse.Namespace, space: SearchSpace, recipe: Recipe, group: 
         "classes": data.classes,
         "dataset": args.dataset or "folders",
         "images": len(data.train),
+        "hold_out": args.hold_out,
         "teacher_checkpoint": args.teacher_checkpoint,
     }
     conditions = {"processes": group.count, "workers": args.workers, "device": group.device.type}
@@ -106,9 +119,9 @@ def _train(args: argparse.Namespace, space: SearchSpace, recipe: Recipe, group: 
         """Of the largest network, whose weights all others share, and of the smallest."""
         assert isinstance(model, Supernet)
         with model.selecting(space.largest()):
-            found = accuracy(model, validation, data.classes, group)
+            found = accuracy(model, held_out, data.classes, group)
         with model.selecting(space.smallest()):
-            smallest = accuracy(model, validation, data.classes, group)
+            smallest = accuracy(model, held_out, data.classes, group)
         return {**found, **{f"smallest_{name}": value for name, value in smallest.items()}}
 
     with ExitStack() as stack:
@@ -140,12 +153,13 @@ def _train(args: argparse.Namespace, space: SearchSpace, recipe: Recipe, group: 
         if not group.writes:
             trainer.fit()
             return
-        recipes.announce(f"supernet of {space.log10_subnets():.1f} decades", kept, data, trainer.epochs)
+        recipes.announce(f"supernet of 10^{space.log10_subnets():.1f} networks", kept, data, trainer.epochs)
         trainer.fit(stack.enter_context(progress_bar()), recipes.report)
     best = _supernet(args, space, recipe, data.classes)
     best.load_state_dict(_weights(kept.best))
     path = Path(args.output) / FILE
-    supernet_file.save(best, path)
+    told = {"hold_out": args.hold_out, "crop": recipe.crop, "interpolation": recipe.interpolation}
+    supernet_file.save(best, path, images=told)
     print(f"best top-1 of the largest network {kept.best_value:.2%}; wrote {path}")
 
 

@@ -7,15 +7,14 @@ import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
-from importlib import import_module
 from pathlib import Path
-from typing import Protocol, cast
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from effv2_kernels.checkpoint import files
-from effv2_kernels.errors import InputError, UnavailableError
+from effv2_kernels.errors import InputError
 
 
 class Images(Protocol):
@@ -81,52 +80,40 @@ class TensorImages:
         yield from zip(self.images.split(self.batch), self.classes.split(self.batch), strict=True)
 
 
-def held_out_images(
+def tensor_images(
     path: str | os.PathLike[str],
     *,
     img_size: tuple[int, int],
     in_channels: int,
     classes: int,
     batch: int = 250,
+    calibration: int | None = None,
     most: int | None = None,
-) -> Images:
-    """Images of a file or a folder, for a supernet of this img_size, so many channels and classes.
+) -> TensorImages:
+    """Images of a .safetensors file, for a supernet of this img_size, so many channels and classes.
 
-    path: a .safetensors file of the tensors ``training``, ``images`` and ``classes`` (see ``TensorImages``),
-    or what ``effv2_kernels.train`` reads, such as a folder of images. most: use the first so many held-out
-    images.
+    The file has the tensors ``training``, ``images`` and ``classes``, see ``TensorImages``. calibration,
+    most: use the first so many training images, and held-out ones.
 
-    Raises InputError where they do not fit the supernet, CheckpointError where the file cannot be read, and
-    UnavailableError where nothing is installed that reads it.
+    Raises InputError where they do not fit the supernet, CheckpointError where the file cannot be read.
     """
-    if Path(path).suffix == ".safetensors":
-        found = _of_file(path, batch, most)
-        size = (in_channels, *img_size)
-        if (
-            tuple(found.images.shape[1:]) != size
-            or not 0 <= int(found.classes.min()) <= int(found.classes.max()) < classes
-        ):
-            raise InputError(
-                f"'{os.fspath(path)}' has images {tuple(found.images.shape[1:])} of the classes "
-                f"{int(found.classes.min())} to {int(found.classes.max())}, and the supernet takes images "
-                f"{size} of {classes} classes: give the images that it was trained for."
-            )
-        return found
-    try:
-        data = import_module("effv2_kernels.train.data")
-        read = data.held_out_images
-    except (ImportError, AttributeError) as error:
-        raise UnavailableError(
-            f"reading '{os.fspath(path)}' needs effv2_kernels.train, which is not there ({error}): give a "
-            f".safetensors file with the tensors training, images and classes."
-        ) from error
-    return cast(
-        Images,
-        read(path, img_size=img_size, in_channels=in_channels, classes=classes, batch=batch, most=most),
-    )
+    found = _of_file(path, batch, calibration, most)
+    size = (in_channels, *img_size)
+    if (
+        tuple(found.images.shape[1:]) != size
+        or not 0 <= int(found.classes.min()) <= int(found.classes.max()) < classes
+    ):
+        raise InputError(
+            f"'{os.fspath(path)}' has images {tuple(found.images.shape[1:])} of the classes "
+            f"{int(found.classes.min())} to {int(found.classes.max())}, and the supernet takes images "
+            f"{size} of {classes} classes: give the images that it was trained for."
+        )
+    return found
 
 
-def _of_file(path: str | os.PathLike[str], batch: int, most: int | None) -> TensorImages:
+def _of_file(
+    path: str | os.PathLike[str], batch: int, calibration: int | None, most: int | None
+) -> TensorImages:
     tensors = files.read(Path(path))
     names = ("training", "images", "classes")
     missing = [name for name in names if name not in tensors]
@@ -136,4 +123,4 @@ def _of_file(path: str | os.PathLike[str], batch: int, most: int | None) -> Tens
             f"of images has {', '.join(names)}."
         )
     training, images, classes = (tensors[name] for name in names)
-    return TensorImages(training, images[:most], classes[:most], batch)
+    return TensorImages(training[:calibration], images[:most], classes[:most], batch)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +17,20 @@ from effv2_kernels.search.step import Candidate
 _COLOURS = {"ffn": "#9ecae1", "attention": "#fdae6b", "other": "#d9d9d9"}
 
 
-def pareto(candidates: Sequence[Candidate], metric: str) -> list[Candidate]:
+@dataclass(frozen=True)
+class Points:
+    """What a search met, and what it found: pairs of a metric and an accuracy from 0 to 1."""
+
+    met: Sequence[tuple[float, float]]
+    best: tuple[float, float]
+
+
+def pareto(points: Iterable[tuple[float, float]]) -> list[tuple[float, float]]:
     """Those that nothing beats: none is at least as accurate at no more of the metric. By the metric."""
-    front: list[Candidate] = []
-    for one in sorted(candidates, key=lambda c: (c.metrics[metric], -c.accuracy)):
-        if not front or one.accuracy > front[-1].accuracy:
-            front.append(one)
+    front: list[tuple[float, float]] = []
+    for value, accuracy in sorted(points, key=lambda point: (point[0], -point[1])):
+        if not front or accuracy > front[-1][1]:
+            front.append((value, accuracy))
     return front
 
 
@@ -30,23 +39,22 @@ def draw_front(searches: Mapping[str, Found], metric: str, path: Path, *, unit: 
 
     Raises UnavailableError without matplotlib, SearchError where the file cannot be written.
     """
+    points = {
+        name: Points([_point(one, metric) for one in found.candidates()], _point(found.best, metric))
+        for name, found in searches.items()
+    }
+    draw_points(points, metric, path, unit=unit)
+
+
+def draw_points(searches: Mapping[str, Points], metric: str, path: Path, *, unit: str = "") -> None:
+    """The same of points that are known already. Raises as ``draw_front``."""
     with _figure(path, 6.4, 4.2) as axes:
-        every: list[Candidate] = []
-        for number, (name, found) in enumerate(searches.items()):
-            met, colour = found.candidates(), f"C{number}"
-            every += met
-            label = f"{name}: {len(met)}"
-            axes.scatter(*_points(met, metric), s=12, alpha=0.5, linewidths=0, color=colour, label=label)
-            axes.scatter(
-                *_points([found.best], metric), s=90, marker="*", color=colour, edgecolors="black", zorder=3
-            )
-        axes.plot(
-            *_points(pareto(every, metric), metric),
-            color="black",
-            linewidth=1,
-            drawstyle="steps-post",
-            label="front",
-        )
+        for number, (name, points) in enumerate(searches.items()):
+            colour, label = f"C{number}", f"{name}: {len(points.met)}"
+            axes.scatter(*_axes(points.met), s=12, alpha=0.5, linewidths=0, color=colour, label=label)
+            axes.scatter(*_axes([points.best]), s=90, marker="*", color=colour, edgecolors="black", zorder=3)
+        front = pareto(point for points in searches.values() for point in points.met)
+        axes.plot(*_axes(front), color="black", linewidth=1, drawstyle="steps-post", label="front")
         axes.set_xlabel(_label(metric, unit))
         axes.set_ylabel("top-1 on held-out images, %")
         axes.legend(frameon=False, fontsize=8, loc="lower right")
@@ -56,14 +64,20 @@ def draw_path(found: Found, metric: str, path: Path, *, unit: str = "") -> None:
     """The way of a search: what it considered at each step, and where it stood. Raises as ``draw_front``."""
     with _figure(path, 6.4, 4.2) as axes:
         axes.scatter(
-            *_points([o.candidate for s in found.steps for o in s.options], metric),
+            *_axes([_point(o.candidate, metric) for s in found.steps for o in s.options]),
             s=8,
             color="#bbbbbb",
             linewidths=0,
             label="considered",
         )
         stood = [step.chosen for step in found.steps]
-        axes.plot(*_points(stood, metric), marker="o", markersize=3, linewidth=1, label="taken")
+        axes.plot(
+            *_axes([_point(one, metric) for one in stood]),
+            marker="o",
+            markersize=3,
+            linewidth=1,
+            label="taken",
+        )
         for end, text in ((stood[0], "begin"), (stood[-1], "found")):
             axes.annotate(text, (end.metrics[metric], 100 * end.accuracy), fontsize=8)
         axes.set_xlabel(_label(metric, unit))
@@ -92,8 +106,13 @@ def draw_network(architecture: Architecture, path: Path) -> None:
         axes.text(-2.1, -3.7, "x4: an FFN of 4 times the width; A: attention before it", fontsize=7)
 
 
-def _points(candidates: Sequence[Candidate], metric: str) -> tuple[list[float], list[float]]:
-    return [c.metrics[metric] for c in candidates], [100 * c.accuracy for c in candidates]
+def _point(candidate: Candidate, metric: str) -> tuple[float, float]:
+    return candidate.metrics[metric], candidate.accuracy
+
+
+def _axes(points: Sequence[tuple[float, float]]) -> tuple[list[float], list[float]]:
+    """Metrics, and accuracies in percent."""
+    return [value for value, _ in points], [100 * accuracy for _, accuracy in points]
 
 
 def _label(metric: str, unit: str) -> str:

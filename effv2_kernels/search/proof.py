@@ -13,6 +13,7 @@ from effv2_kernels.families.efficientformer_v2.architecture import Architecture
 from effv2_kernels.search.latency import LatencyError, LatencyTable
 from effv2_kernels.search.measuring import Clock
 from effv2_kernels.search.space import SearchSpace
+from effv2_kernels.search.whole import whole_ratios
 
 # Around the median of the measured times: among networks of one latency, a search needs their order.
 _AROUND = 0.15
@@ -103,20 +104,7 @@ def prove(
             "this latency table was not measured beside a reference network, as a proof needs it."
         )
     beside, nominal = table.reference
-    reference = clock.runner(beside)
-    runners = [clock.runner(architecture) for architecture in drawn]
-    ratios: list[list[float]] = [[] for _ in drawn]
-    for done in range(rounds):
-        order = list(range(networks))
-        random.Random(f"{seed} {done}").shuffle(order)
-        before = reference.whole()
-        for place, number in enumerate(order):
-            progress(f"round {done + 1} of {rounds}", (done + place / networks) / rounds)
-            time = runners[number].whole()
-            after = reference.whole()
-            ratios[number].append(2 * time / (before + after))
-            before = after
-    progress("done", 1.0)
+    ratios = whole_ratios(clock, drawn, beside, rounds=rounds, seed=seed, progress=progress)
     rows = [
         Row(architecture, time, nominal * median(found))
         for architecture, time, found in zip(drawn, predicted, ratios, strict=True)

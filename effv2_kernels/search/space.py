@@ -139,13 +139,16 @@ class SearchSpace:
         """
         return moves.smaller(self.stages, self.check(architecture))
 
+    def growth(self, architecture: Architecture) -> list[Action]:
+        """Every way to make a subnet one step larger: ``frontier`` backwards. Raises ModelError for none."""
+        return moves.larger(self.stages, self.check(architecture))
+
     def neighbours(self, architecture: Architecture) -> list[Action]:
         """Every subnet that is one step away, smaller or larger: the mutations of an evolution.
 
         Raises ModelError for no subnet.
         """
-        given = self.check(architecture)
-        return moves.smaller(self.stages, given) + moves.larger(self.stages, given)
+        return self.frontier(architecture) + self.growth(architecture)
 
     def subnets(self) -> int:
         """How many there are, exactly."""

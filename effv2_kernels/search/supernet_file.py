@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +19,12 @@ FORMAT, VERSION = "effv2_kernels.supernet", "1"
 _OPTIONS = ("num_classes", "distillation", "layer_scale_init", "drop_path_rate")
 
 
-def save(supernet: Supernet, path: str | os.PathLike[str]) -> None:
+def save(
+    supernet: Supernet, path: str | os.PathLike[str], *, images: Mapping[str, Any] | None = None
+) -> None:
     """Write a supernet so that ``load`` makes it again; the file is the old one or the new one at any time.
+
+    images: JSON values by name, of the images that it was trained on, for ``images_of`` to say.
 
     Raises CheckpointError where it cannot be written.
     """
@@ -31,6 +36,7 @@ def save(supernet: Supernet, path: str | os.PathLike[str]) -> None:
         "version": VERSION,
         "space": supernet.space.to_json(),
         "options": json.dumps({name: getattr(supernet, name) for name in _OPTIONS}),
+        "images": json.dumps(dict(images or {})),
     }
     tensors = {name: t.detach().cpu().contiguous() for name, t in supernet.state_dict().items()}
     try:
@@ -49,14 +55,7 @@ def load(path: str | os.PathLike[str], space: SearchSpace | None = None) -> Supe
     """
     origin = f"supernet '{os.fspath(path)}'"
     tensors = files.read(Path(path))
-    try:
-        metadata = container.read(os.fspath(path)).metadata
-    except (OSError, ValueError):  # a checkpoint of another kind, such as torch.save's
-        metadata = {}
-    if (metadata.get("format"), metadata.get("version")) != (FORMAT, VERSION):
-        raise CheckpointError(
-            f"{origin} is no supernet of version {VERSION}: give one that training a supernet wrote."
-        )
+    metadata = _metadata(path, origin)
     found, options = _described(metadata, origin)
     if space is not None and space != found:
         raise CheckpointError(
@@ -67,6 +66,31 @@ def load(path: str | os.PathLike[str], space: SearchSpace | None = None) -> Supe
     supernet.to(next(t.dtype for t in tensors.values() if t.is_floating_point()))
     checkpoint.load_into(supernet, tensors, origin, lambda missing, misshapen: "The file is damaged.")
     return supernet.eval()
+
+
+def _metadata(path: str | os.PathLike[str], origin: str) -> dict[str, str]:
+    try:
+        metadata = container.read(os.fspath(path)).metadata
+    except (OSError, ValueError):  # a checkpoint of another kind, such as torch.save's
+        metadata = {}
+    if (metadata.get("format"), metadata.get("version")) != (FORMAT, VERSION):
+        raise CheckpointError(
+            f"{origin} is no supernet of version {VERSION}: give one that training a supernet wrote."
+        )
+    return metadata
+
+
+def images_of(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """What a file says of the images that its supernet was trained on; nothing where it says nothing.
+
+    ``supernet`` writes "hold_out", the share of the training images that it was not trained on, and how it
+    cut them: "crop", "interpolation". Raises CheckpointError as ``load`` does.
+    """
+    metadata = _metadata(path, f"supernet '{os.fspath(path)}'")
+    try:
+        return fields.parse(metadata.get("images", "{}"), "its images")
+    except ModelError as error:
+        raise CheckpointError(f"supernet '{os.fspath(path)}' is damaged: {error}") from error
 
 
 def _described(metadata: dict[str, str], origin: str) -> tuple[SearchSpace, dict[str, Any]]:

@@ -6,7 +6,7 @@ timm skips an image that cannot be read; here it is an error that names the file
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -27,44 +27,59 @@ _FOLDERS = {
     "validation": ("validation", "val", "valid", "eval", "evaluation"),
 }
 _MODES = {1: "L", 3: "RGB"}  # what Pillow calls pictures of so many channels
+# Of the order that parts of a dataset are taken in: whoever asks for the same share has the same images.
+_ORDER_SEED = 0
 _CAUGHT = "Caught InputError in DataLoader worker process"
 
 
 class Pictures(Dataset[tuple[Any, int]]):
     """A dataset of timm or torchvision whose pictures are brought to the channels of the model.
 
-    ``transform`` is set by timm's loader. Raises InputError, with the name of the file, for what is no
-    picture.
+    indices: which pictures, in which order; None for all. ``transform`` is set by timm's loader. Raises
+    InputError, with the name of the file, for what is no picture.
     """
 
-    def __init__(self, base: Any, channels: int, classes: int) -> None:
+    def __init__(self, base: Any, channels: int, classes: int, indices: Sequence[int] | None = None) -> None:
         self.base = base
+        self.channels = channels
         self.mode = _MODES[channels]
         self.classes = classes
+        self.indices = range(len(base)) if indices is None else indices
         self.transform: Any = None
 
     def __len__(self) -> int:
-        return len(self.base)
+        return len(self.indices)
 
-    def name(self, index: int) -> str:
+    def part(self, numbers: Sequence[int]) -> Pictures:
+        """Some of these, by their numbers among these, with a transform of their own."""
+        indices = [self.indices[number] for number in numbers]
+        return Pictures(self.base, self.channels, self.classes, indices)
+
+    def shuffled(self) -> list[int]:
+        """The numbers of all of these in a random order that is the same every time."""
+        generator = torch.Generator().manual_seed(_ORDER_SEED)
+        return cast(list[int], torch.randperm(len(self), generator=generator).tolist())
+
+    def name(self, number: int) -> str:
         """What messages call an image: its file, or its number in a dataset without files."""
+        index = self.indices[number]
         if hasattr(self.base, "filename"):
             return f"'{self.base.filename(index, absolute=True)}'"
         return f"image {index} of {type(self.base).__name__}"
 
-    def __getitem__(self, index: int) -> tuple[Any, int]:
+    def __getitem__(self, number: int) -> tuple[Any, int]:
         try:
-            image, target = self._read(index)
+            image, target = self._read(self.indices[number])
         except InputError as error:
-            raise InputError(f"{self.name(index)}: {error}") from error
+            raise InputError(f"{self.name(number)}: {error}") from error
         except Exception as error:  # a damaged file makes Pillow raise nearly anything
             reason = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
             raise InputError(
-                f"{self.name(index)} is no picture that can be read ({reason}): mend it, or take it away."
+                f"{self.name(number)} is no picture that can be read ({reason}): mend it, or take it away."
             ) from error
         if not 0 <= target < self.classes:
             raise InputError(
-                f"{self.name(index)} is of class {target}, and there are {self.classes} of them."
+                f"{self.name(number)} is of class {target}, and there are {self.classes} of them."
             )
         return (image if self.transform is None else self.transform(image)), target
 
@@ -79,13 +94,17 @@ class Pictures(Dataset[tuple[Any, int]]):
 
 @dataclass(frozen=True)
 class Data:
-    """The images to train on and those to evaluate on, of the same classes, by their names where they have "
-    "any."""
+    """Images of the same classes. names: of the classes, where they have any.
+
+    train: to train on. validation: to evaluate on. held_out: to choose by, which are not trained on: a part
+    that was taken away from the training images, else those to evaluate on.
+    """
 
     train: Any
     validation: Any
     classes: int
-    names: tuple[str, ...] | None = None
+    names: tuple[str, ...] | None
+    held_out: Any
 
 
 def open_data(
@@ -95,15 +114,17 @@ def open_data(
     channels: int = 3,
     classes: int | None = None,
     splits: tuple[str, str] = ("train", "validation"),
+    hold_out: float = 0.0,
 ) -> Data:
     """A folder with one folder of images for each class in each split, or another dataset of timm.
 
     dataset: "" for folders; else as timm names it, "torch/fashion_mnist", "hfds/...", "tfds/..." (the latter,
     read in order, are shuffled by timm). channels: 3 or 1; pictures are converted. classes: how many there
-    are, of datasets that do not say. splits: for training and for evaluation.
+    are, of datasets that do not say. splits: for training and for evaluation. hold_out: the share of the
+    training images that are not trained on but chosen by, drawn at random, the same whenever it is asked for.
 
-    Raises InputError where there is no such folder, no image in it, one class alone, or another class in the
-    second split than in the first.
+    Raises InputError where there is no such folder, no image in it, one class alone, another class in the
+    second split than in the first, or no part that can be held out.
     """
     if channels not in (1, 3):
         raise InputError(f"pictures have 1 or 3 channels, but the model takes {channels}.")
@@ -135,11 +156,27 @@ def open_data(
         # timm numbers the classes of a split by themselves, which a class without images there would shift.
         class_map = {name: i for i, name in enumerate(names or ())}
     validation = _opened(given, dataset, splits[1], mode, class_map=class_map)
-    wrapped = [
+    train, validation = (
         part if isinstance(part, IterableImageDataset) else Pictures(part, channels, count)
         for part in (train, validation)
-    ]
-    return Data(wrapped[0], wrapped[1], count, names)
+    )
+    held_out = validation
+    if hold_out:
+        train, held_out = _held_out(train, hold_out)
+    return Data(train, validation, count, names, held_out)
+
+
+def _held_out(train: Any, share: float) -> tuple[Pictures, Pictures]:
+    if not isinstance(train, Pictures):
+        raise InputError("of images that are read in order no part can be held out: give a share of 0.")
+    count = round(share * len(train))
+    if not 0 < count < len(train):
+        raise InputError(
+            f"a share of {share} of {len(train)} training images is {count}, which leaves none to choose by, "
+            f"or none to train on: give one between 0 and 1, such as 0.05."
+        )
+    order = train.shuffled()
+    return train.part(sorted(order[count:])), train.part(order[:count])
 
 
 def _check_folders(root: str, splits: tuple[str, str]) -> None:
@@ -195,12 +232,7 @@ def train_loader(
         auto_augment=(recipe.auto_augment or None) if channels == 3 else None,
         num_aug_repeats=recipe.repeats,
         interpolation=recipe.interpolation,
-        num_workers=workers,
-        distributed=True,
-        device=processes.device,
-        pin_memory=processes.device.type == "cuda",
-        # Workers that live on keep their random numbers from epoch to epoch, which no resumed run could have.
-        persistent_workers=False,
+        **_loading(processes, workers),
     )
     if len(loader) < recipe.accumulation:
         raise InputError(
@@ -213,28 +245,47 @@ def train_loader(
 def validation_loader(
     data: Data, recipe: Recipe, processes: Processes, *, workers: int = 4, channels: int = 3, batch: int = 0
 ) -> Any:
-    """Batches of the middle of each picture, in order; with several processes each has its share.
+    """Batches of the middle of each picture to evaluate on, in order; every process has its share.
 
     batch: images at once; 0 is the recipe's on one process.
     """
+    return evaluation_loader(
+        data.validation, recipe, processes, workers=workers, channels=channels, batch=batch
+    )
+
+
+def evaluation_loader(
+    dataset: Any, recipe: Recipe, processes: Processes, *, workers: int, channels: int, batch: int = 0
+) -> Any:
+    """The same of any part of the images."""
     return create_loader(
-        data.validation,
+        dataset,
         input_size=(channels, recipe.img_size, recipe.img_size),
         batch_size=batch or recipe.micro_batch(processes.count),
         is_training=False,
         interpolation=recipe.interpolation,
         crop_pct=recipe.crop,
-        num_workers=workers,
-        distributed=True,
-        device=processes.device,
-        pin_memory=processes.device.type == "cuda",
-        persistent_workers=False,
+        **_loading(processes, workers),
     )
 
 
+def _loading(processes: Processes, workers: int) -> dict[str, Any]:
+    """How any batches are made."""
+    return {
+        "num_workers": workers,
+        "distributed": True,
+        "device": processes.device,
+        "pin_memory": processes.device.type == "cuda",
+        # Workers that live on keep their random numbers from epoch to epoch, which no resumed run could have.
+        "persistent_workers": False,
+    }
+
+
 def mixup(recipe: Recipe, classes: int) -> Any:
-    """timm's Mixup for this recipe, which makes (images, classes) of a batch to (images, soft targets), or "
-    "None."""
+    """timm's Mixup for this recipe, which makes (images, classes) of a batch to (images, soft targets).
+
+    None where the recipe mixes none.
+    """
     if not recipe.mixes:
         return None
     return Mixup(

@@ -17,8 +17,7 @@ METRICS = ("top1", "top5")
 
 
 class Accuracy:
-    """Counts of one evaluation over all processes: top-1, and top-5 (of all classes where there are "
-    "fewer)."""
+    """Counts of one evaluation over all processes: top-1, and top-5 (of all, where classes are fewer)."""
 
     def __init__(self, classes: int, device: torch.device) -> None:
         self._metrics = {

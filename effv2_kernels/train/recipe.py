@@ -84,6 +84,7 @@ class Recipe:
     sync_norms: bool = _value(True, "code: BatchNorm over all GPUs; not on CPUs, where PyTorch has none")
     amp: str = _value("bf16", "here; the code trains in fp32")
     compile: bool = _value(False, "here: torch.compile")
+    channels_last: bool = _value(False, "here: faster, most of all on CPUs, and other bits")
     seed: int = _value(0, "code")
 
     def __post_init__(self) -> None:

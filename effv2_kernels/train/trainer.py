@@ -36,8 +36,7 @@ _AMP = {"none": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def epoch_seed(seed: int, epoch: int) -> int:
-    """What everything random in an epoch follows from; below 2^31, as far apart for neighbours as for "
-    "others."""
+    """What everything random in an epoch follows from, below 2^31; neighbours are as far apart as others."""
     return int(np.random.SeedSequence([seed, epoch]).generate_state(1)[0]) >> 1
 
 
@@ -72,7 +71,10 @@ class Trainer:
     ) -> None:
         self.recipe, self.objective, self.loader, self.mix = recipe, objective, loader, mix
         self.evaluate, self.run, self.processes = evaluate, run, processes
+        self._layout = torch.channels_last if recipe.channels_last else torch.contiguous_format
         self.model = model.to(processes.device)
+        if recipe.channels_last:
+            self.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.ema = (
             ModelEmaV3(self.model, decay=recipe.ema_decay, use_warmup=recipe.ema_warmup)
             if recipe.ema_decay
@@ -155,6 +157,7 @@ class Trainer:
             whole = (number + 1) % parts == 0
             if self.mix is not None:
                 images, targets = self.mix(images, targets)
+            images = images.contiguous(memory_format=self._layout)
             with self._synchronised(whole):
                 found = self.objective.backward(self.wrapped, images, targets, self._autocast, self._scale)
             step = number // parts

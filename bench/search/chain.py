@@ -1,0 +1,145 @@
+"""The chain of a study for one seed: supernet, searches, fine-tuning."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from bench.search.commands import Command, data_of, recipe_of, run, run_together
+from bench.search.scaled import scaled_s0
+from bench.search.settings import Setting
+from effv2_kernels.families.efficientformer_v2 import Architecture
+from effv2_kernels.search import found, supernet_file
+from effv2_kernels.search.cost import Costs
+from effv2_kernels.search.dataset_images import DatasetImages
+from effv2_kernels.search.evaluation import SupernetEvaluator
+from effv2_kernels.search.latency import LatencyTable
+from effv2_kernels.search.space import SearchSpace
+from effv2_kernels.train import processes
+
+# By the names of their folders, in the order of tables.
+JOINT, SPEED, RANDOM, SCALED = "joint", "speed", "random", "scaled"
+METHODS = (JOINT, SPEED, RANDOM, SCALED)
+_TEACHER = "largest"
+
+
+@dataclass
+class Chain:
+    """What one seed makes, in ``folder``; a chain that was ended goes on where it was."""
+
+    setting: Setting
+    seed: int
+    folder: Path
+    table: Path
+
+    def run(self) -> Iterator[tuple[str, float]]:
+        """The parts with the seconds that they took, 0 where they were there already."""
+        yield "supernet", run(self._supernet())
+        self._cut()
+        yield from self._together({f"search, {name}": self._search(name) for name in (JOINT, SPEED)})
+        random = self._search(RANDOM, evaluations=self.evaluations(JOINT))
+        yield from self._together({f"search, {RANDOM}": random, **self._fine_tunings(SCALED)})
+        yield from self._together(self._fine_tunings(JOINT, SPEED))
+        yield from self._together(self._fine_tunings(RANDOM))
+
+    def _together(self, commands: dict[str, Command]) -> Iterator[tuple[str, float]]:
+        yield from zip(commands, run_together(list(commands.values())), strict=True)
+
+    def _fine_tunings(self, *methods: str) -> dict[str, Command]:
+        return {f"fine-tuning, {name}": self._fine_tune(name) for name in methods}
+
+    @property
+    def supernet(self) -> Path:
+        return self.folder / "supernet" / "supernet.safetensors"
+
+    def evaluations(self, method: str) -> int:
+        """How many subnets a search evaluated."""
+        lines = (self.folder / method / "evaluations.jsonl").read_text(encoding="utf-8").splitlines()
+        return len(lines) - 1
+
+    def architecture(self, method: str) -> Path:
+        return self.folder / method / "architecture.json"
+
+    def weights(self, method: str) -> Path:
+        """Those of the last epoch: the best epoch would be chosen by the images that are tested on."""
+        return self.folder / method / "fine-tuned" / "last.pt"
+
+    def _supernet(self) -> Command:
+        setting, folder = self.setting, self.supernet.parent
+        words = ["supernet", *data_of(setting), "--in-channels", str(setting.in_channels), "--workers", "1"]
+        words += ["--space", setting.space, "--output", str(folder), "--resume", "--device", "cpu"]
+        words += ["--hold-out", str(setting.hold_out), "--layer-scale", str(setting.layer_scale)]
+        words += ["--seed", str(self.seed), *recipe_of(setting.supernet)]
+        return Command(words, self.supernet, processes=setting.processes)
+
+    def _cut(self) -> None:
+        """The teacher and the scaled S0, with the supernet's weights, as searches write what they find."""
+        space = SearchSpace.read(self.setting.space)
+        wanted = {_TEACHER: space.largest(), SCALED: scaled_s0(self.setting.width, self.setting.depth)}
+        if all(self.architecture(name).exists() for name in wanted):
+            return
+        supernet = supernet_file.load(self.supernet)
+        with processes("cpu") as group:
+            images = DatasetImages.of_supernet(
+                self.supernet,
+                supernet,
+                self.setting.data,
+                group,
+                dataset=self.setting.dataset,
+                calibration=self.setting.calibration,
+                most=self.setting.held_out,
+                workers=1,
+            )
+            evaluator = SupernetEvaluator(supernet, images)
+            for name, architecture in wanted.items():
+                self.architecture(name).parent.mkdir(exist_ok=True)
+                found.write_network(self.folder / name, evaluator.calibrated(architecture))
+                accuracy = {"accuracy": evaluator.accuracy(architecture)}
+                (self.folder / name / "accuracy.json").write_text(json.dumps(accuracy), encoding="utf-8")
+
+    def _search(self, method: str, evaluations: int | None = None) -> Command:
+        """Within what the scaled S0 has: its time, and but for speed alone its parameters as well."""
+        setting, limits = self.setting, self.budgets()
+        words = ["search", "--supernet", str(self.supernet), *data_of(setting), "--workers", "1"]
+        words += ["--latency", str(self.table), "--table-batch", str(setting.batch), "--threads", "1"]
+        words += ["--max-latency", str(limits["latency"]), "--fill", "--device", "cpu", "--resume"]
+        words += ["--images", str(setting.held_out), "--calibration", str(setting.calibration)]
+        words += ["--output", str(self.folder / method)]
+        if method == SPEED:
+            words += ["--alpha", "parameters=0"]
+        else:
+            words += ["--max-parameters", str(limits["parameters"])]
+        if method == RANDOM:
+            words += ["--method", "random", "--evaluations", str(evaluations), "--seed", str(self.seed)]
+        return Command(words, self.architecture(method))
+
+    def budgets(self) -> dict[str, float]:
+        """What the scaled S0 has; searches are to be no slower and no larger."""
+        table = LatencyTable.read(self.table)
+        space = SearchSpace.read(self.setting.space)
+        costs = Costs(space, classes=self.setting.classes, distillation=False, tables={"here": table})
+        return costs(scaled_s0(self.setting.width, self.setting.depth))
+
+    def _fine_tune(self, method: str) -> Command:
+        setting, teacher = self.setting, self.folder / _TEACHER
+        words = ["train", *data_of(setting), "--in-channels", str(setting.in_channels), "--workers", "1"]
+        words += ["--architecture", str(self.architecture(method))]
+        words += ["--checkpoint", str(self.folder / method / "weights.safetensors")]
+        words += ["--teacher", str(self.architecture(_TEACHER))]
+        words += ["--teacher-checkpoint", str(teacher / "weights.safetensors")]
+        words += ["--img-size", str(SearchSpace.read(setting.space).img_size[0]), "--device", "cpu"]
+        words += ["--recipe", "finetune", "--seed", str(self.seed), *recipe_of(setting.fine_tuning)]
+        folder = self.folder / method / "fine-tuned"
+        return Command([*words, "--output", str(folder), "--resume"], folder / "plot.png")
+
+    def networks(self) -> dict[str, Architecture]:
+        """What is compared, by the names of methods."""
+        return {name: Architecture.read(self.architecture(name)) for name in METHODS}
+
+
+def latency_table(setting: Setting, table: Path) -> Command:
+    words = ["latency", "--space", setting.space, "--batch", str(setting.batch), "--threads", "1"]
+    words += ["--classes", str(setting.classes), "--rounds", str(setting.rounds), "--out", str(table)]
+    return Command(words, table)

@@ -1,0 +1,46 @@
+"""The whole chain for one seed: a supernet, a latency table, searches, fine-tuning, and the comparison.
+
+    python bench/search/study.py --seed 0          # at most 90 minutes on two cores
+    python bench/search/table.py build/study/fashion/seed-*.json
+
+A command that was ended goes on where it was. BUILD/fashion/latency.json is measured once for all seeds.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+from bench.search.chain import Chain, latency_table
+from bench.search.commands import run
+from bench.search.comparison import compare
+from bench.search.settings import ROOT, SETTINGS
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--setting", choices=sorted(SETTINGS), default="fashion", help="default: fashion")
+    parser.add_argument("--seed", type=int, default=0, help="default: 0")
+    parser.add_argument("--build", type=Path, default=ROOT / "build" / "study", help="default: build/study")
+    args = parser.parse_args()
+    setting = SETTINGS[args.setting]
+    folder = args.build.resolve() / setting.name
+    chain = Chain(setting, args.seed, folder / f"seed-{args.seed}", folder / "latency.json")
+    kept = chain.folder / "seconds.json"
+    seconds = json.loads(kept.read_text(encoding="utf-8")) if kept.exists() else {}
+    run(latency_table(setting, chain.table))
+    for name, took in chain.run():
+        if took:
+            seconds[name] = seconds.get(name, 0.0) + took
+            kept.write_text(json.dumps(seconds, indent=1), encoding="utf-8")
+    path = folder / f"seed-{args.seed}.json"
+    compare(chain, seconds, path)
+    print(f"wrote {path}")
+
+
+if __name__ == "__main__":
+    main()

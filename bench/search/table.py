@@ -1,0 +1,133 @@
+"""The table and the picture of a study, from what its seeds have written.
+
+    python bench/search/table.py build/study/fashion/seed-*.json   # keeps them as bench/results/search.json
+    python bench/search/table.py                                   # from what is kept
+
+The table goes between its marks in docs/search.md, the picture of the front to docs/search.svg.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import mean, stdev
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+from bench import readme
+from bench.search.chain import JOINT, METHODS, RANDOM, SCALED, SPEED
+from bench.search.comparison import unpacked
+from bench.search.settings import ROOT
+from effv2_kernels.search import pictures
+
+KEPT = ROOT / "bench" / "results" / "search.json"
+MARKS = ("<!-- study:begin -->", "<!-- study:end -->")
+NAMES = {
+    JOINT: "joint search",
+    SPEED: "by speed alone",
+    RANDOM: "random search",
+    SCALED: "uniformly scaled S0",
+}
+
+
+@dataclass(frozen=True)
+class Difference:
+    """How much more often the joint search's network is right than another, as shares of all images.
+
+    of_images: half the 95 % interval from which images were tested, the networks being what they are; of
+    seeds: half that from what else the seeds might have given, Student's t; infinite of one seed.
+    """
+
+    mean: float
+    of_images: float
+    of_seeds: float
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("json", nargs="*", type=Path, help="files of study.py; default: those that are kept")
+    parser.add_argument("--kept", type=Path, default=KEPT, help="default: bench/results/search.json")
+    parser.add_argument(
+        "--page", type=Path, default=ROOT / "docs" / "search.md", help="default: docs/search.md"
+    )
+    parser.add_argument(
+        "--svg", type=Path, default=ROOT / "docs" / "search.svg", help="default: docs/search.svg"
+    )
+    args = parser.parse_args()
+    if args.json:
+        seeds = [json.loads(path.read_text(encoding="utf-8")) for path in args.json]
+        args.kept.write_text(json.dumps(seeds, indent=1) + "\n", encoding="utf-8")
+    seeds = sorted(json.loads(args.kept.read_text(encoding="utf-8")), key=lambda seed: int(seed["seed"]))
+    readme.put_between(args.page, MARKS, table(seeds))
+    draw(seeds[0], args.svg)
+    print(table(seeds))
+
+
+def table(seeds: Sequence[dict[str, Any]]) -> str:
+    """A row for each way to a network, means over the seeds."""
+    numbers = ", ".join(str(seed["seed"]) for seed in seeds)
+    lines = [
+        f"| network | top-1, % (seeds {numbers}) | joint search is better by, % | time | parameters, M | "
+        "multiply-adds, M | MES | evaluated |",
+        "| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
+    ]
+    for name in METHODS:
+        rows = [seed["networks"][name] for seed in seeds]
+        each = ", ".join(f"{100 * row['top1']:.2f}" for row in rows)
+        cells = [
+            NAMES[name],
+            f"{100 * mean(row['top1'] for row in rows):.2f} ({each})",
+            "" if name == JOINT else _told(difference(seeds, name)),
+            f"{mean(row['relative_times']['median'] for row in rows):.3f}",
+            f"{mean(row['metrics']['parameters'] for row in rows):.3f}",
+            f"{mean(row['metrics']['macs'] for row in rows):.2f}",
+            f"{mean(row['mes'] for row in rows):.1f}",
+            f"{mean(row['evaluations'] for row in rows):.0f}" if "evaluations" in rows[0] else "",
+        ]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def _told(found: Difference) -> str:
+    seeds = "" if math.isinf(found.of_seeds) else f", ± {100 * found.of_seeds:.2f} of seeds"
+    return f"{100 * found.mean:+.2f} ± {100 * found.of_images:.2f} of images{seeds}"
+
+
+def difference(seeds: Sequence[dict[str, Any]], other: str) -> Difference:
+    """Of the joint search's networks and those of another way, paired by image and seed."""
+    from scipy.stats import t
+
+    pairs = []
+    for seed in seeds:
+        one, two = (seed["networks"][name] for name in (JOINT, other))
+        hits = (unpacked(row["correct"], row["images"]) for row in (one, two))
+        pairs.append([int(a) - int(b) for a, b in zip(*hits, strict=True)])
+    images = [mean(of_image) for of_image in zip(*pairs, strict=True)]
+    of_images = 1.96 * stdev(images) / math.sqrt(len(images))
+    means = [mean(of_seed) for of_seed in pairs]
+    count = len(means)
+    of_seeds = math.inf if count < 2 else float(t.ppf(0.975, count - 1)) * stdev(means) / math.sqrt(count)
+    return Difference(mean(images), of_images, of_seeds)
+
+
+def draw(seed: dict[str, Any], path: Path) -> None:
+    """Every subnet that the searches of a seed evaluated, the front, and what they found."""
+    networks = seed["networks"]
+    points = {
+        NAMES[name]: pictures.Points(
+            [tuple(point) for point in networks[name]["candidates"]],
+            (networks[name]["metrics"]["latency"], networks[name]["supernet_accuracy"]),
+        )
+        for name in (JOINT, SPEED, RANDOM)
+    }
+    pictures.draw_points(points, "latency", path, unit=seed["device"]["unit"])
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,127 @@
+"""Images of a folder or dataset that training reads, as searches ask for them."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Iterable, Iterator
+from functools import cached_property
+from typing import Any
+
+from torch import Tensor
+
+from effv2_kernels.errors import InputError
+from effv2_kernels.search import supernet_file
+from effv2_kernels.search.supernet import Supernet
+from effv2_kernels.train.data import Data, Pictures, batches, evaluation_loader, open_data
+from effv2_kernels.train.distributed import Processes
+from effv2_kernels.train.recipe import Recipe
+
+# What is kept in memory of each of both; more is read again for every subnet.
+_KEPT_BYTES = 2 << 30
+
+
+class DatasetImages:
+    """Images of ``train.open_data``, cut and normalised as for an evaluation.
+
+    recipe: says their size and how they are cut; its batch is that of images at once. calibration: how many
+    training images make statistics, most: how many held-out ones are compared on, drawn at random, the same
+    every time; None takes all. workers: processes that read them.
+
+    Raises InputError for images that have no numbers, and where there are none.
+    """
+
+    def __init__(
+        self,
+        data: Data,
+        recipe: Recipe,
+        processes: Processes,
+        *,
+        channels: int,
+        calibration: int | None = 1000,
+        most: int | None = None,
+        workers: int = 4,
+    ) -> None:
+        training, held_out = (
+            _some(part, n) for part, n in ((data.train, calibration), (data.held_out, most))
+        )
+        # Other pictures, or others made of them, are other images.
+        told = [f"{recipe.img_size} {recipe.crop} {recipe.interpolation} {recipe.batch} {channels}"]
+        told += [part.name(number) for part in (training, held_out) for number in range(len(part))]
+        self.identity = hashlib.sha256("\n".join(told).encode()).hexdigest()[:16]
+        self._parts = [
+            _Kept(evaluation_loader(part, recipe, processes, workers=workers, channels=channels))
+            for part in (training, held_out)
+        ]
+
+    @classmethod
+    def of_supernet(
+        cls,
+        path: str | os.PathLike[str],
+        supernet: Supernet,
+        root: str | os.PathLike[str],
+        processes: Processes,
+        *,
+        dataset: str = "",
+        batch: int = 250,
+        calibration: int | None = 1000,
+        most: int | None = None,
+        workers: int = 4,
+    ) -> DatasetImages:
+        """Those that the supernet of a file was, and was not, trained on, cut as they were there.
+
+        root, dataset: where they are, as ``train.open_data`` takes it. Raises as the class and as that.
+        """
+        told, space = supernet_file.images_of(path), supernet.space
+        hold_out = told.pop("hold_out", 0.0)
+        data = open_data(
+            root,
+            dataset=dataset,
+            channels=space.in_channels,
+            classes=supernet.num_classes,
+            hold_out=hold_out,
+        )
+        recipe = Recipe(img_size=space.img_size[0], batch=batch, mixup=0, cutmix=0, **told)
+        return cls(
+            data,
+            recipe,
+            processes,
+            channels=space.in_channels,
+            calibration=calibration,
+            most=most,
+            workers=workers,
+        )
+
+    def calibration(self) -> Iterator[Tensor]:
+        yield from (images for images, _ in self._parts[0])
+
+    def held_out(self) -> Iterable[tuple[Tensor, Tensor]]:
+        return self._parts[1]
+
+
+class _Kept:
+    """The batches of a loader, which are read once where they fit into memory."""
+
+    def __init__(self, loader: Any) -> None:
+        self._loader = loader
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        return iter(self._whole if self._fits else batches(self._loader))
+
+    @cached_property
+    def _fits(self) -> bool:
+        images, _ = next(batches(self._loader))
+        return images[0].nbytes * len(self._loader.dataset) <= _KEPT_BYTES
+
+    @cached_property
+    def _whole(self) -> list[tuple[Tensor, Tensor]]:
+        return list(batches(self._loader))
+
+
+def _some(pictures: Any, most: int | None) -> Pictures:
+    if not isinstance(pictures, Pictures):
+        raise InputError(
+            "a search compares subnets on the same images, and this dataset is read in order: give one whose "
+            "images have numbers, such as a folder."
+        )
+    return pictures.part(pictures.shuffled()[:most])

@@ -1,0 +1,102 @@
+"""Images of a folder, as searches ask for them: the same whenever they do, and those not trained on."""
+
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+
+pytest.importorskip("timm")
+
+from training import PLAIN, write_digits
+
+from effv2_kernels.errors import InputError
+from effv2_kernels.search import dataset_images, supernet_file
+from effv2_kernels.search.dataset_images import DatasetImages
+from effv2_kernels.search.space import SearchSpace
+from effv2_kernels.search.supernet import Supernet
+from effv2_kernels.train import open_data, processes
+
+RECIPE = replace(PLAIN, batch=10)
+
+
+@pytest.fixture(scope="module")
+def group():
+    with processes("cpu") as found:
+        yield found
+
+
+@pytest.fixture(scope="module")
+def digits(tmp_path_factory):
+    return write_digits(tmp_path_factory.mktemp("digits"))
+
+
+def images_of(digits, group, recipe=RECIPE, hold_out=0.5, **options):
+    data = open_data(digits, hold_out=hold_out)
+    return DatasetImages(data, recipe, group, channels=3, workers=0, **options)
+
+
+def test_the_same_images_every_time(digits, group):
+    one = images_of(digits, group, calibration=12, most=25)
+    assert [len(x) for x in one.calibration()] == [10, 2]
+    assert [len(x) for x, _ in one.held_out()] == [10, 10, 5]
+    again = images_of(digits, group, calibration=12, most=25)
+    assert again.identity == one.identity
+    for a, b in zip([*one.held_out(), *one.held_out()], [*again.held_out(), *again.held_out()], strict=True):
+        assert torch.equal(a[0], b[0])
+        assert torch.equal(a[1], b[1])
+    # Of all classes, though folders are read class by class.
+    assert len({int(y) for _, classes in one.held_out() for y in classes}) > 6
+    whole = images_of(digits, group, calibration=None)
+    assert sum(map(len, whole.calibration())) == sum(len(x) for x, _ in whole.held_out()) == 32
+
+
+def test_other_images_have_another_identity(digits, group, tmp_path):
+    made = [
+        images_of(digits, group),
+        images_of(digits, group, calibration=3),
+        images_of(digits, group, most=3),
+        images_of(digits, group, hold_out=0.25),
+        images_of(digits, group, hold_out=0.0),
+        images_of(digits, group, replace(RECIPE, crop=0.5)),
+        images_of(digits, group, replace(RECIPE, batch=20)),
+        images_of(write_digits(tmp_path), group),
+    ]
+    assert len({one.identity for one in made}) == len(made)
+
+
+def test_images_that_memory_does_not_hold_are_read_again(digits, group, monkeypatch):
+    kept = list(images_of(digits, group).held_out())
+    monkeypatch.setattr(dataset_images, "_KEPT_BYTES", 0)
+    images = images_of(digits, group)
+    held_out = images.held_out()
+    for _ in range(2):
+        assert all(torch.equal(a[0], b[0]) for a, b in zip(kept, held_out, strict=True))
+    assert not any("_whole" in part.__dict__ for part in images._parts)
+
+
+def test_a_supernet_says_what_it_was_trained_on(digits, group, tmp_path):
+    stage = {"widths": [8], "depths": [1], "ratios": [1]}
+    space = SearchSpace.from_json(json.dumps({"img_size": [32, 32], "in_channels": 3, "stages": [stage] * 4}))
+    supernet = Supernet(space, num_classes=10)
+    told = {"hold_out": 0.25, "crop": 0.9, "interpolation": "bilinear"}
+    supernet_file.save(supernet, tmp_path / "told.safetensors", images=told)
+    supernet_file.save(supernet, tmp_path / "untold.safetensors")
+
+    def of(name, root=digits):
+        return DatasetImages.of_supernet(tmp_path / name, supernet, root, group, batch=10, workers=0)
+
+    recipe = replace(RECIPE, crop=0.9, interpolation="bilinear")
+    assert of("told.safetensors").identity == images_of(digits, group, recipe, hold_out=0.25).identity
+    # One that says nothing, of elsewhere, is searched on the images to evaluate on.
+    validation = [x for x, _ in of("untold.safetensors").held_out()]
+    assert sum(map(len, validation)) == 20
+    few = write_digits(tmp_path / "few", classes=3)
+    with pytest.raises(InputError, match="has 3 classes, but 10 were asked for"):
+        of("told.safetensors", few)
+
+
+def test_images_without_numbers(digits, group, monkeypatch):
+    data = replace(open_data(digits), train=object())
+    with pytest.raises(InputError, match="is read in order: give one whose images have numbers"):
+        DatasetImages(data, RECIPE, group, channels=3)
