@@ -47,6 +47,8 @@ help:
 	@echo "make rivals   compare with eager, torch.compile, ONNX Runtime and OpenVINO (15 minutes)"
 	@echo "make targets  measure every speed target and say which are met (about 12 minutes)"
 	@echo "make roofline draw every block below the roofs of this machine (about 1 minute)"
+	@echo "make study    search for networks on Fashion-MNIST, and compare what is found (SEEDS=0: of one seed,"
+	@echo "              90 minutes each); make study-table: the table and the picture in docs/search.md"
 	@echo "make docs     make the pages of docs/ that are made from tests and docstrings"
 	@echo "make lint     ruff, mypy and clang-format"
 	@echo "make sanitize native tests under the address, undefined-behaviour and thread sanitizers"
@@ -217,6 +219,7 @@ $(STAMPS)/bench: requirements/bench.txt $(STAMPS)/test
 include scripts/wheels.mk
 include scripts/aarch64.mk
 include scripts/cuda.mk
+include scripts/search.mk
 
 clean:
 	rm -rf build dist *.egg-info effv2_kernels/_*.so .benchmarks

@@ -50,6 +50,10 @@ class SearchError(Effv2Error):
     """A search cannot begin, or go on: its budgets, its tables, its files or its options do not fit."""
 
 
+class LatencyError(Effv2Error):
+    """A latency table cannot be read or written, lacks blocks of a network, or is of another device."""
+
+
 class ExportError(UnavailableError):
     """An optimised model was given to an exporter or a compiler that cannot take it."""
 

@@ -9,12 +9,11 @@ from checks import one_torch_thread
 
 from effv2_kernels import extras
 from effv2_kernels.__main__ import main
-from effv2_kernels.errors import Effv2Error
+from effv2_kernels.errors import Effv2Error, LatencyError
 from effv2_kernels.families.efficientformer_v2.architecture import VARIANTS
 from effv2_kernels.search import measuring, operators, proof, reports
 from effv2_kernels.search.latency import (
     Device,
-    LatencyError,
     LatencyTable,
     Reading,
     block_names,
@@ -124,13 +123,15 @@ def test_times_beside_a_slow_reference_count_less():
 
 
 def test_who_is_interrupted_goes_on(tmp_path):
+    uninterrupted = Machine()
+    whole = measure(SPACE, uninterrupted, tmp_path / "whole.json", rounds=8)
+
     class Interrupted(Machine):
         def off(self):
-            if self.reads == 2000:
+            if self.reads == uninterrupted.reads // 2:
                 raise KeyboardInterrupt
             return super().off()
 
-    whole = measure(SPACE, Machine(), tmp_path / "whole.json", rounds=8)
     with pytest.raises(KeyboardInterrupt):
         measure(SPACE, Interrupted(), tmp_path / "t.json", rounds=8)
     kept = (tmp_path / "t.json.readings").read_text()
@@ -188,12 +189,12 @@ def test_files_that_are_no_table(text, message, tmp_path):
 
 def test_a_table_of_another_device_says_what_differs(tmp_path):
     table = measure(SPACE, Machine(), tmp_path / "t.json")
-    table.require(DEVICE)
-    with pytest.raises(
-        LatencyError,
-        match=r"another device \(name: a machine here, a phone there; dtype: fp32 here, fp16 there",
-    ):
-        table.require(replace(DEVICE, name="a phone", dtype="fp16"))
+    assert table.require(DEVICE) == []
+    here = replace(DEVICE, name="a phone", dtype="fp16", versions={"effv2_kernels": "1"})
+    differences = r"name: a phone here, a machine there; dtype: fp16 here, fp32 there; versions: "
+    with pytest.raises(LatencyError, match=rf"table 't' is of another device \({differences}.*--force"):
+        table.require(here, what="the latency table 't'")
+    assert len(table.require(here, force=True)) == 3
 
 
 # --- The engine ---------------------------------------------------------------------------------------------
@@ -233,7 +234,8 @@ def test_the_commands(tmp_path, capsys):
     changed["device"]["name"] = "another machine"
     table.write_text(json.dumps(changed))
     assert main(["latency", *options, "--prove", str(table)]) == 2
-    assert "is of another device (name: another machine here" in capsys.readouterr().err
+    assert "(name: " in (said := capsys.readouterr().err)
+    assert "here, another machine there" in said
 
 
 def test_operators(tmp_path):

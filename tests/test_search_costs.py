@@ -5,13 +5,12 @@ from dataclasses import replace
 
 import pytest
 import torch
-from searches import CLASSES, HERE, SPACE, TABLES, every, problem
+from searches import CLASSES, SPACE, TABLES, every, problem
 
-from effv2_kernels.errors import SearchError
+from effv2_kernels.errors import LatencyError, SearchError
 from effv2_kernels.families.efficientformer_v2 import VARIANTS, EfficientFormerV2
 from effv2_kernels.search.budgets import Budgets
-from effv2_kernels.search.cost import Costs, check_device
-from effv2_kernels.search.latency import LatencyError
+from effv2_kernels.search.cost import Costs
 from effv2_kernels.search.mes import MES, over_devices
 from effv2_kernels.search.space import SearchSpace
 
@@ -136,18 +135,6 @@ def test_tables_that_do_not_fit():
     lacking = replace(TABLES["here"], blocks={})
     with pytest.raises(LatencyError, match="has no time for"):
         Costs(SPACE, classes=CLASSES, tables={"here": lacking})(SPACE.largest())
-
-
-def test_tables_of_another_device():
-    assert check_device(TABLES["here"], HERE, "'t.json'") == []
-    elsewhere = replace(HERE, dtype="bf16", versions={"effv2_kernels": "1"})
-    with pytest.raises(
-        SearchError, match=r"table 't.json' is of another device \(dtype: bf16 here, fp32"
-    ) as e:
-        check_device(TABLES["here"], elsewhere, "'t.json'")
-    assert "versions: " in str(e.value)
-    assert "--force" in str(e.value)
-    assert len(check_device(TABLES["here"], elsewhere, "'t.json'", force=True)) == 2
 
 
 def test_a_budget_below_the_smallest():

@@ -247,7 +247,6 @@ def _device(name: str) -> str:
 
 def _tables(args: argparse.Namespace, supernet: Supernet) -> dict[str, LatencyTable]:
     """By the names of their files."""
-    from effv2_kernels.search.cost import check_device
     from effv2_kernels.search.latency import LatencyTable
 
     tables = {path: LatencyTable.read(path) for path in args.latency}
@@ -257,7 +256,7 @@ def _tables(args: argparse.Namespace, supernet: Supernet) -> dict[str, LatencyTa
         return {}
     expected = _timed_here(args, supernet)
     for path, table in tables.items():
-        for difference in check_device(table, expected, f"'{path}'", force=args.force):
+        for difference in table.require(expected, what=f"the latency table '{path}'", force=args.force):
             print(f"{path} is taken nevertheless: {difference}", file=sys.stderr)
     stems = {Path(path).stem for path in tables}
     return {Path(path).stem if len(stems) == len(tables) else path: t for path, t in tables.items()}

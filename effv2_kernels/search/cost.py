@@ -19,7 +19,7 @@ from effv2_kernels.families.efficientformer_v2.layers import (
     StemLayer,
 )
 from effv2_kernels.families.efficientformer_v2.shapes import network_shapes
-from effv2_kernels.search.latency import Device, LatencyTable
+from effv2_kernels.search.latency import LatencyTable
 from effv2_kernels.search.mes import LATENCY, PARAMETERS
 from effv2_kernels.search.space import SearchSpace
 from effv2_kernels.shapes import BlockShape
@@ -136,17 +136,3 @@ def _layer(shape: BlockShape) -> nn.Module:
         case _:
             assert shape.kind == "head"
             return nn.Linear(sizes["in"], sizes["out"])
-
-
-def check_device(table: LatencyTable, expected: Device, what: str, *, force: bool = False) -> list[str]:
-    """What of a table's device is not as expected, in words; nothing where it is the same.
-
-    Raises SearchError where anything is, unless ``force`` takes the table nevertheless.
-    """
-    differences = expected.differences(table.device)
-    if differences and not force:
-        raise SearchError(
-            f"the latency table {what} is of another device ({'; '.join(differences)}): measure one here, or "
-            f"give --force to search for that device."
-        )
-    return differences

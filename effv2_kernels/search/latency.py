@@ -21,16 +21,12 @@ from typing import Any
 
 import numpy as np
 
-from effv2_kernels.errors import Effv2Error
+from effv2_kernels.errors import LatencyError
 from effv2_kernels.families.efficientformer_v2.architecture import Architecture
 from effv2_kernels.families.efficientformer_v2.shapes import network_shapes
 from effv2_kernels.replacing import replacing
 
 _FORMAT = 1
-
-
-class LatencyError(Effv2Error):
-    """A latency table cannot be read, lacks blocks of a network, or is of another device."""
 
 
 @dataclass(frozen=True)
@@ -108,14 +104,19 @@ class LatencyTable:
             )
         return self.call + sum(self.blocks[name].time + self.step for name in names)
 
-    def require(self, device: Device) -> None:
-        """Raise LatencyError, saying what differs, where the table is not of this device."""
-        differ = self.device.differences(device)
-        if differ:
+    def require(self, here: Device, *, what: str = "the latency table", force: bool = False) -> list[str]:
+        """What of the table's device is not as it is here, in words; nothing where it is the same.
+
+        what: what messages call the table. Raises LatencyError where anything is not, unless ``force`` takes
+        the table nevertheless.
+        """
+        differences = here.differences(self.device)
+        if differences and not force:
             raise LatencyError(
-                f"the latency table is of another device ({'; '.join(differ)}): measure one here, or use it "
-                f"there."
+                f"{what} is of another device ({'; '.join(differences)}): measure one here, or "
+                f"give --force to search for that device."
             )
+        return differences
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """As JSON; a file that was there is replaced at once."""

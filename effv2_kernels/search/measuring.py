@@ -15,8 +15,9 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from effv2_kernels.engine import Progress
+from effv2_kernels.errors import LatencyError
 from effv2_kernels.families.efficientformer_v2.architecture import Architecture
-from effv2_kernels.search.latency import Device, LatencyError, LatencyTable, Reading, block_names, table_of
+from effv2_kernels.search.latency import Device, LatencyTable, Reading, block_names, table_of
 from effv2_kernels.search.space import SearchSpace
 
 # Rounds of all networks.

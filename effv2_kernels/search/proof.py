@@ -9,8 +9,9 @@ from pathlib import Path
 from statistics import median
 
 from effv2_kernels.engine import Progress
+from effv2_kernels.errors import LatencyError
 from effv2_kernels.families.efficientformer_v2.architecture import Architecture
-from effv2_kernels.search.latency import LatencyError, LatencyTable
+from effv2_kernels.search.latency import LatencyTable
 from effv2_kernels.search.measuring import Clock
 from effv2_kernels.search.space import SearchSpace
 from effv2_kernels.search.whole import whole_ratios

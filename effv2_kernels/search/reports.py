@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import effv2_kernels
+from effv2_kernels.errors import LatencyError
 from effv2_kernels.families.efficientformer_v2.architecture import Architecture
 from effv2_kernels.families.efficientformer_v2.model import EfficientFormerV2
-from effv2_kernels.search.latency import Device, LatencyError, LatencyTable, Reading, table_of
+from effv2_kernels.search.latency import Device, LatencyTable, Reading, table_of
 from effv2_kernels.search.space import SearchSpace
 
 _LIST = "networks.json"

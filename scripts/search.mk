@@ -1,0 +1,24 @@
+# The study of docs/search.md: what the searches find on 70,000 real images, within 90 minutes a seed.
+.PHONY: study study-table fashion-mnist
+
+FASHION := build/fashion-mnist
+SEEDS ?= 0 1 2
+# torchvision's wheels are made for a Torch with CUDA; see there.
+STUDY := PYTHONPATH="$(CURDIR)/tests/site" $(PY)
+
+study: build fashion-mnist
+	@for seed in $(SEEDS); do $(STUDY) bench/search/study.py --seed $$seed || exit 1; done
+	@echo "make study-table puts what was found into docs/search.md"
+
+study-table: $(STAMPS)/test
+	@$(STUDY) bench/search/table.py $(wildcard build/study/fashion/seed-?.json)
+
+fashion-mnist: $(FASHION).done
+
+# As torchvision reads it.
+$(FASHION).done: scripts/debian.py
+	@$(PYTHON) $< $(FASHION) dataset-fashion-mnist
+	@mkdir -p $(FASHION)/FashionMNIST/raw
+	@for file in $(FASHION)/usr/share/datasets/fashion-mnist/*.gz; do \
+	    gzip --decompress --stdout $$file > $(FASHION)/FashionMNIST/raw/$$(basename $$file .gz) || exit 1; done
+	@touch $@
