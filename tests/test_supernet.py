@@ -15,7 +15,6 @@ from effv2_kernels.errors import CheckpointError, InputError, ModelError, Resolu
 from effv2_kernels.families.efficientformer_v2 import Architecture, EfficientFormerV2
 from effv2_kernels.search import supernet_file
 from effv2_kernels.search.choices import StageChoices
-from effv2_kernels.search.elastic import stochastic_depth
 from effv2_kernels.search.space import SearchSpace
 from effv2_kernels.search.supernet import Supernet, kept_blocks
 
@@ -203,17 +202,6 @@ def test_the_engine_takes_subnets_alone():
         optimize(random_supernet(seeded(12), dtype=torch.float32))
 
 
-def test_stochastic_depth():
-    x, branch = torch.zeros(4000, 1, 1, 1), torch.ones(4000, 1, 1, 1)
-    assert torch.equal(stochastic_depth(x, branch, 0.5, False), branch)
-    assert torch.equal(stochastic_depth(x, branch, 0.0, True), branch)
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        y = stochastic_depth(x, branch, 0.25, True)
-    assert torch.equal(y.unique(), torch.tensor([0, 1 / 0.75]))
-    assert float(y.mean()) == pytest.approx(1, abs=0.05)
-
-
 def test_drop_path_is_for_training_alone_and_rises():
     supernet = random_supernet(seeded(13), drop_path_rate=0.9)
     x = images_for(SPACE, seeded(14))
@@ -221,18 +209,19 @@ def test_drop_path_is_for_training_alone_and_rises():
         assert relative_error(supernet.subnet()(x), supernet(x)) <= 1e-12
     rates = []
 
-    def watched(x, branch, rate, training):
-        rates.append((rate, training))
-        return x + branch
+    def watched(branch, rate):
+        rates.append(rate)
+        return branch
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("effv2_kernels.search.supernet.stochastic_depth", watched)
+        patch.setattr("effv2_kernels.search.supernet.dropped", watched)
         supernet.train()(x)
-    assert [training for _, training in rates] == [True] * 15  # 10 blocks, 5 with attention
-    by_block = [rate for rate, _ in rates]
-    assert by_block == sorted(by_block)
-    assert by_block[0] == 0
-    assert by_block[-1] == pytest.approx(0.9)
+        assert len(rates) == 14  # 10 blocks, 5 with attention, and the first has a rate of 0
+        supernet.eval()(x)
+    assert len(rates) == 14
+    assert rates == sorted(rates)
+    assert rates[0] > 0
+    assert rates[-1] == pytest.approx(0.9)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])

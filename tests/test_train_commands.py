@@ -6,7 +6,7 @@ import os
 import re
 import subprocess
 import sys
-from dataclasses import fields
+from dataclasses import fields, replace
 
 import pytest
 import torch
@@ -15,7 +15,7 @@ from checks import one_torch_thread
 pytest.importorskip("timm")
 
 from test_train_killed import arguments
-from training import write_digits
+from training import ARCHITECTURE, write_digits
 
 import effv2_kernels
 from effv2_kernels import create_model
@@ -77,6 +77,48 @@ def test_train_with_a_teacher_then_evaluate(capsys, tmp_path, digits, weights):
     best = state.load(folder / "last.pt")["best"]
     assert float(plain[1]) == pytest.approx(100 * best, abs=0.005)
     assert "the same class for each of 16 images" in out
+
+
+def test_a_network_of_other_sizes_with_a_teacher_of_others(capsys, tmp_path, digits):
+    """What a search ends with: trained, gone on with, evaluated and saved by what its files say."""
+    architecture, file = tmp_path / "architecture.json", tmp_path / "s.effv2"
+    ARCHITECTURE.save(architecture)
+    larger = replace(ARCHITECTURE, widths=(8, 8, 24, 24))
+    larger.save(tmp_path / "larger.json")
+    torch.manual_seed(5)
+    teacher = create_model(architecture=larger, num_classes=10, img_size=32, in_channels=1)
+    models.randomise(teacher)
+    torch.save(teacher.state_dict(), tmp_path / "teacher.pth")
+    more = ("--architecture", architecture, "--in-channels", 1, "--epochs", 2, "--workers", 0)
+    more += ("--teacher", tmp_path / "larger.json", "--teacher-checkpoint", tmp_path / "teacher.pth")
+    command = arguments(digits, tmp_path / "run", *more)
+    code, out, err = run(capsys, *command)
+    assert code == 0, err
+    assert f"{architecture}, 32 images of 10 classes" in out
+    assert "teacher_loss" in out
+    told = json.loads((tmp_path / "run" / "recipe.json").read_text())
+    assert told["architecture"] == json.loads(ARCHITECTURE.canonical().to_json())
+    assert "model" not in told
+    printed = next(line for line in out.splitlines() if "effv2_kernels evaluate" in line)
+    words = printed.split("-m effv2_kernels ")[1].split()
+    assert {"--architecture", "--in-channels"} <= set(words)
+    code, out, _ = run(capsys, *words, "--workers", 0)
+    assert code == 0
+    assert "the same class for each of 16 images" in out
+    options = ("--architecture", architecture, "--num-classes", 10, "--img-size", 32, "--in-channels", 1)
+    best = tmp_path / "run" / "best.safetensors"
+    assert run(capsys, "convert", best, file, *options)[0] == 0
+    assert effv2_kernels.load(file)(torch.zeros(1, 1, 32, 32)).shape == (1, 10)
+    for name in ("verify", "explain"):
+        assert run(capsys, name, "--checkpoint", best, *options)[0] == 0
+    # The same file of other sizes is another run.
+    larger.save(architecture)
+    code, _, err = run(capsys, *command, "--resume")
+    assert code == 2
+    assert "of another run: architecture {" in err
+    with pytest.raises(SystemExit):
+        run(capsys, *command, "--model", "efficientformerv2_s1")
+    assert "not allowed with argument" in capsys.readouterr().err
 
 
 def test_evaluate_fails_where_an_image_is_classed_otherwise(capsys, digits, weights, monkeypatch):

@@ -131,6 +131,37 @@ def test_a_teacher_sees_images_as_it_was_trained():
     torch.testing.assert_close(seen[-1], (pixels - 0.5) / 0.25, rtol=1e-4, atol=1e-5)
 
 
+def test_a_teacher_of_grey_images_sees_them_as_it_was_trained():
+    """By means over the colours, as timm's loader normalises them."""
+
+    class Seen(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.pretrained_cfg = {"mean": (0.5, 0.4, 0.6), "std": (0.2, 0.3, 0.1)}
+
+        def forward(self, x):
+            self.x = x
+            return x.flatten(1)[:, :4]
+
+    teacher = Teacher(Seen(), name="seen", classes=4, img_size=SIZE, channels=1)
+    pixels = torch.rand(2, 1, SIZE, SIZE)
+    teacher.labels((pixels - 0.449) / 0.226)
+    torch.testing.assert_close(teacher.model.x, (pixels - 0.5) / 0.2, rtol=1e-3, atol=2e-3)
+    with pytest.raises(InputError, match="for images of 3 channels, and these have 1: give --teacher-check"):
+        Teacher.named("regnety_160", classes=4, img_size=SIZE, channels=1)
+
+
+def test_a_teacher_of_timm_for_grey_images(tmp_path):
+    torch.manual_seed(0)
+    made = timm.create_model("mobilenetv3_small_050", num_classes=4, in_chans=1)
+    torch.save(made.state_dict(), tmp_path / "t.pth")
+    found = Teacher.named(
+        "mobilenetv3_small_050", checkpoint=str(tmp_path / "t.pth"), classes=4, img_size=SIZE, channels=1
+    )
+    assert same(found.model.state_dict(), made.state_dict())
+    assert found.labels(torch.zeros(2, 1, SIZE, SIZE)).shape == (2,)
+
+
 @pytest.mark.parametrize("nested", [None, "model", "state_dict_ema"])
 @pytest.mark.parametrize("ours", [True, False])
 def test_a_teacher_of_a_file(tmp_path, nested, ours):

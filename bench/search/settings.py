@@ -49,7 +49,7 @@ class Setting:
     fine_tuning: Mapping[str, Any]
     batch: int = 32
     held_out: int = 3000
-    calibration: int = 1000
+    calibration: int = 500
     hold_out: float = 0.1
     processes: int = 2
     rounds: int = 40

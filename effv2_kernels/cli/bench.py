@@ -48,7 +48,7 @@ def run(args: argparse.Namespace) -> int:
             threads=args.threads,
             isa=args.isa,
             seconds=args.seconds,
-            name=args.model,
+            name=models.called(args),
             progress=progress,
         )
     print(report.one(found))

@@ -93,7 +93,7 @@ def read_photograph(console: Console, args: argparse.Namespace) -> None:
         expected = copy.deepcopy(model).double()(image.double())
         seconds = medians({"eager": lambda: model(image), "optimised": lambda: fast(image)}, args.seconds)
     console.rule("[bold]2. A photograph")
-    console.print(f"{args.model} on {name}, {args.img_size[0]}x{args.img_size[1]}.")
+    console.print(f"{models.called(args)} on {name}, {args.img_size[0]}x{args.img_size[1]}.")
     if models.is_random(args):
         console.print(
             "[yellow]The weights are random, so the classes mean nothing[/] and only error and time count. "

@@ -19,19 +19,8 @@ _SHOWN = 5  # images that a message names
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     datasets.add_arguments(parser)
-    parser.add_argument(
-        "--model", default="efficientformerv2_s0", metavar="NAME", help="default: efficientformerv2_s0"
-    )
-    parser.add_argument("--checkpoint", metavar="FILE", help="its weights, such as RUN/best.safetensors")
-    parser.add_argument(
-        "--pretrained", action="store_true", help="fetch timm's published weights; needs the network"
-    )
-    parser.add_argument(
-        "--weights",
-        choices=("auto", "average", "raw"),
-        default="auto",
-        help="which of a checkpoint's weights; default: the average where there is one",
-    )
+    models.add_network_arguments(parser)
+    models.add_weight_arguments(parser)
     parser.add_argument("--img-size", type=int, default=224, metavar="N", help="default: 224")
     parser.add_argument("--crop", type=float, default=0.95, metavar="SHARE", help="default: 0.95, timm's")
     parser.add_argument("--batch", type=int, default=64, metavar="N", help="images at once; default: 64")
@@ -50,7 +39,7 @@ def run(args: argparse.Namespace) -> int:
         raise CheckpointError("there are no weights to evaluate: give --checkpoint FILE or --pretrained.")
     data = open_data(args.data, dataset=args.dataset, channels=args.in_channels, classes=args.num_classes)
     model = create_model(
-        args.model,
+        **models.network(args),
         checkpoint=args.checkpoint,
         pretrained=args.pretrained,
         weights=args.weights,
@@ -64,7 +53,8 @@ def run(args: argparse.Namespace) -> int:
     with processes("cpu") as group:
         loader = validation_loader(data, recipe, group, workers=args.workers, channels=args.in_channels)
         found = compare(model, fast, loader, data, group)
-    print(f"{args.model}, {found.images} images of {data.classes} classes, {args.img_size}x{args.img_size}")
+    size = f"{args.img_size}x{args.img_size}"
+    print(f"{models.called(args)}, {found.images} images of {data.classes} classes, {size}")
     print(f"{'':10} {'top-1':>8} {'top-5':>8}")
     for name, values in (("plain", found.plain), ("optimised", found.optimised)):
         print(f"{name:10} {values['top1']:8.2%} {values['top5']:8.2%}")

@@ -20,16 +20,52 @@ SAVED = ".effv2"
 
 
 def add_arguments(parser: argparse.ArgumentParser, *, saved: bool = False) -> None:
-    """--model, --checkpoint, --pretrained, --weights, --num-classes, --img-size and --seed.
+    """What describes a model, its weights and its images.
 
     saved: the command can run an optimised network that `convert` wrote, given as the checkpoint.
     """
+    add_network_arguments(parser)
+    add_weight_arguments(parser, saved=saved)
+    parser.add_argument("--num-classes", type=int, default=1000, metavar="N", help="default: 1000")
+    parser.add_argument("--in-channels", type=int, default=3, metavar="N", help="of images; default: 3")
     parser.add_argument(
+        "--img-size",
+        type=image_size,
+        default=(224, 224),
+        metavar="SIZE",
+        help="224 (default) or ROWSxCOLUMNS",
+    )
+    parser.add_argument("--seed", type=int, default=0, help="of random weights and images; default: 0")
+
+
+def add_network_arguments(parser: argparse.ArgumentParser) -> None:
+    """--model or --architecture."""
+    network = parser.add_mutually_exclusive_group()
+    network.add_argument(
         "--model",
         default="efficientformerv2_s0",
         metavar="NAME",
         help="efficientformerv2_s0 (default), _s1, _s2 or _l, mobilenetv2_100, _140, ...",
     )
+    network.add_argument(
+        "--architecture", metavar="FILE", help="instead: an architecture.json, such as `search` writes"
+    )
+
+
+def network(args: argparse.Namespace) -> dict[str, Any]:
+    """Which network the options name, as ``create_model`` takes it."""
+    if args.architecture is not None:
+        return {"architecture": args.architecture}
+    return {"name": args.model}
+
+
+def called(args: argparse.Namespace) -> str:
+    """What the network is called where a command speaks of it."""
+    return str(args.architecture or args.model)
+
+
+def add_weight_arguments(parser: argparse.ArgumentParser, *, saved: bool = False) -> None:
+    """--checkpoint or --pretrained, and --weights; saved: see ``add_arguments``."""
     weights = parser.add_mutually_exclusive_group()
     weights.add_argument(
         "--checkpoint",
@@ -47,15 +83,6 @@ def add_arguments(parser: argparse.ArgumentParser, *, saved: bool = False) -> No
         help="which of a checkpoint's weights: auto (default) is the average of them (EMA, SWA) where there "
         "is one, and says so",
     )
-    parser.add_argument("--num-classes", type=int, default=1000, metavar="N", help="default: 1000")
-    parser.add_argument(
-        "--img-size",
-        type=image_size,
-        default=(224, 224),
-        metavar="SIZE",
-        help="224 (default) or ROWSxCOLUMNS",
-    )
-    parser.add_argument("--seed", type=int, default=0, help="of random weights and images; default: 0")
 
 
 def add_run_arguments(parser: argparse.ArgumentParser) -> None:
@@ -131,11 +158,12 @@ def build(args: argparse.Namespace) -> nn.Module:
     torch.manual_seed(args.seed)
     with _log_on_stderr():
         model = create_model(
-            args.model,
+            **network(args),
             checkpoint=args.checkpoint,
             pretrained=args.pretrained,
             num_classes=args.num_classes,
             img_size=args.img_size,
+            in_channels=args.in_channels,
             weights=args.weights,
         )
     if is_random(args):
@@ -199,10 +227,10 @@ def randomise(model: nn.Module) -> None:
 
 
 def random_images(args: argparse.Namespace, count: int) -> Tensor:
-    """(count, 3, rows, columns) float32, standard normal, the same for the same --seed."""
+    """(count, channels, rows, columns) float32, standard normal, the same for the same --seed."""
     import torch
 
     if count < 1:
         raise InputError(f"at least one image is needed, but {count} were asked for.")
     generator = torch.Generator().manual_seed(args.seed)
-    return torch.randn(count, 3, *args.img_size, generator=generator)
+    return torch.randn(count, args.in_channels, *args.img_size, generator=generator)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import json
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from effv2_kernels.cli import datasets, recipes
+from effv2_kernels.cli import datasets, models, recipes
 from effv2_kernels.errors import CheckpointError, ModelError
 from effv2_kernels.progress import progress_bar
 from effv2_kernels.train import packages
@@ -24,9 +25,7 @@ if TYPE_CHECKING:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     datasets.add_arguments(parser)
     recipes.add_arguments(parser, several="train")
-    parser.add_argument(
-        "--model", default="efficientformerv2_s0", metavar="NAME", help="default: efficientformerv2_s0"
-    )
+    models.add_network_arguments(parser)
     parser.add_argument("--checkpoint", metavar="FILE", help="weights to begin with; default: random ones")
     parser.add_argument(
         "--checkpoint-classes",
@@ -48,7 +47,8 @@ def run(args: argparse.Namespace) -> int:
 
 def _recipe(args: argparse.Namespace) -> Recipe:
     recipe = recipes.recipe_of(args)
-    return replace(recipe, drop_path=recipe.drop_path_of(args.model))
+    # A network that has no name has no published rate.
+    return replace(recipe, drop_path=recipe.drop_path_of("" if args.architecture else args.model))
 
 
 def _train(args: argparse.Namespace, recipe: Recipe, group: Processes) -> None:
@@ -63,7 +63,7 @@ def _train(args: argparse.Namespace, recipe: Recipe, group: Processes) -> None:
     loader = images.train_loader(data, recipe, group, **options)
     validation = images.validation_loader(data, recipe, group, **options)
     about = {
-        "model": args.model,
+        **_network(args),
         "classes": data.classes,
         "channels": args.in_channels,
         "dataset": args.dataset or "folders",
@@ -92,14 +92,25 @@ def _train(args: argparse.Namespace, recipe: Recipe, group: Processes) -> None:
         if not group.writes:
             trainer.fit()
             return
-        recipes.announce(args.model, kept, data, trainer.epochs)
+        recipes.announce(models.called(args), kept, data, trainer.epochs)
         trainer.fit(stack.enter_context(progress_bar()), recipes.report)
     best = f"--checkpoint {kept.best}" if kept.best.exists() else f"--checkpoint {kept.checkpoint}"
+    network = f"--architecture {args.architecture}" if args.architecture else f"--model {args.model}"
+    where = f"--data {args.data}{f' --dataset {args.dataset}' if args.dataset else ''}"
+    where += f" --in-channels {args.in_channels}" if args.in_channels != 3 else ""
     print(
         f"best top-1 {kept.best_value:.2%}. To see it through the optimised model as well:\n"
-        f"  python -m effv2_kernels evaluate --data {args.data} --model {args.model} "
-        f"--img-size {recipe.img_size} {best}"
+        f"  python -m effv2_kernels evaluate {where} {network} --img-size {recipe.img_size} {best}"
     )
+
+
+def _network(args: argparse.Namespace) -> dict[str, Any]:
+    """What a resumed run must share: of a file its contents, whatever it is called."""
+    if not args.architecture:
+        return {"model": args.model}
+    from effv2_kernels.families.efficientformer_v2 import Architecture
+
+    return {"architecture": json.loads(Architecture.read(args.architecture).canonical().to_json())}
 
 
 def _model(args: argparse.Namespace, recipe: Recipe, classes: int, teacher: Teacher | None) -> nn.Module:
@@ -110,7 +121,7 @@ def _model(args: argparse.Namespace, recipe: Recipe, classes: int, teacher: Teac
     torch.manual_seed(recipe.seed)
     try:
         model = create_model(
-            args.model,
+            **models.network(args),
             checkpoint=args.checkpoint,
             num_classes=args.checkpoint_classes or classes,
             img_size=recipe.img_size,
@@ -128,7 +139,9 @@ def _model(args: argparse.Namespace, recipe: Recipe, classes: int, teacher: Teac
     if args.checkpoint_classes and args.checkpoint_classes != classes:
         reset = getattr(model, "reset_classifier", None)
         if reset is None:
-            raise ModelError(f"{args.model} cannot get new classifiers: leave out --checkpoint-classes.")
+            raise ModelError(
+                f"{models.called(args)} cannot get new classifiers: leave out --checkpoint-classes."
+            )
         reset(classes)
     distil: Callable[[], None] | None = getattr(model, "set_distilled_training", None)
     if teacher is not None and distil is not None:

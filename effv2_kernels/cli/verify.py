@@ -76,7 +76,8 @@ def run(args: argparse.Namespace) -> int:
     with torch.inference_mode():
         expected = copy.deepcopy(model).double()(inputs.double())
         eager = Difference.of(model(inputs), expected)
-        print(f"{args.model}, {len(inputs)} x {args.img_size[0]}x{args.img_size[1]}, fp32 against float64")
+        size = "x".join(map(str, args.img_size))
+        print(f"{models.called(args)}, {len(inputs)} x {size}, fp32 against float64")
         print(f"{'':10} relative L2   worst element   same top-1")
         _print("eager", eager)
         failed = False

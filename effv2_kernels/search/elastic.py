@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import cast
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -98,15 +97,3 @@ class ElasticLinear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return F.linear(x, self.weight[:, : x.shape[1]], self.bias)
-
-
-def stochastic_depth(x: Tensor, branch: Tensor, rate: float, training: bool) -> Tensor:
-    """x + branch, in training without the branch for each image at this rate, and more of it for the others.
-
-    x, branch: (N, C, H, W). Huang et al., "Deep Networks with Stochastic Depth", arXiv 1603.09382; scaled by
-    1 / (1 - rate), so that the mean is that of x + branch.
-    """
-    if not training or rate == 0:
-        return x + branch
-    kept = torch.rand(x.shape[0], 1, 1, 1, device=x.device) >= rate
-    return x + branch * (kept.to(branch) / (1 - rate))

@@ -9,7 +9,9 @@ from pathlib import Path
 from typing import Protocol
 
 import torch
+from torch import nn
 
+import effv2_kernels
 from effv2_kernels.errors import SearchError
 from effv2_kernels.families.efficientformer_v2.architecture import Architecture
 from effv2_kernels.families.efficientformer_v2.model import EfficientFormerV2
@@ -34,7 +36,8 @@ class SupernetEvaluator:
     """Accuracies of the subnets of a supernet, top-1 on held-out images.
 
     Of each subnet the BatchNorm statistics are made again, from the same training images; the supernet stays
-    as it is. The networks run where the supernet's weights are, and in their dtype.
+    as it is. The networks run where the supernet's weights are, and in their dtype: in fp32 on a CPU through
+    ``optimize``, which is several times as fast and takes the same classes.
     """
 
     def __init__(self, supernet: Supernet, images: Images) -> None:
@@ -43,8 +46,10 @@ class SupernetEvaluator:
 
     def accuracy(self, architecture: Architecture) -> float:
         """Raises InputError without training images, SearchError without held-out ones."""
-        model = self.calibrated(architecture)
+        model: nn.Module = self.calibrated(architecture)
         like = next(model.parameters())
+        if like.device.type == "cpu" and like.dtype == torch.float32:
+            model = effv2_kernels.optimize(model)
         right, count = 0, 0
         with torch.inference_mode():
             for images, classes in self.images.held_out():
@@ -58,8 +63,10 @@ class SupernetEvaluator:
     def calibrated(self, architecture: Architecture) -> EfficientFormerV2:
         """A subnet as a model of its own, with BatchNorm statistics of its own, in eval mode."""
         model = self.supernet.subnet(architecture)
+        model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # faster on CPUs
         like = next(model.parameters())
-        recalibrate(model, (images.to(like) for images in self.images.calibration()))
+        images = (each.to(like, memory_format=torch.channels_last) for each in self.images.calibration())
+        recalibrate(model, images)
         return model
 
 

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from effv2_kernels.errors import InputError, ModelError
 from effv2_kernels.families.efficientformer_v2.architecture import Architecture
+from effv2_kernels.families.efficientformer_v2.layers import dropped
 from effv2_kernels.families.efficientformer_v2.model import (
     BlockLayer,
     EfficientFormerV2,
@@ -22,7 +23,7 @@ from effv2_kernels.families.efficientformer_v2.model import (
     classify,
 )
 from effv2_kernels.search import stretch
-from effv2_kernels.search.elastic import ElasticLinear, ElasticNorm, stochastic_depth
+from effv2_kernels.search.elastic import ElasticLinear, ElasticNorm
 from effv2_kernels.search.space import SearchSpace
 
 _BLOCK = re.compile(r"stages\.(\d+)\.blocks\.(\d+)")
@@ -139,13 +140,16 @@ class Supernet(nn.Module):
                 if index in attending:
                     assert block.token_mixer is not None
                     assert block.ls1 is not None
-                    x = stochastic_depth(x, block.ls1(block.token_mixer(x)), rate, self.training)
-                x = stochastic_depth(x, block.ls2(block.mlp(x)), rate, self.training)
+                    x = x + self._dropped(block.ls1(block.token_mixer(x)), rate)
+                x = x + self._dropped(block.ls2(block.mlp(x)), rate)
             before += choices.depths[-1]
         if self.training and self.distilled_training:
             pooled = self.norm(x).mean(dim=(2, 3))
             return self.head(pooled), self.head_dist(pooled)
         return classify(x, self.norm, [self.head, self.head_dist] if self.distillation else [self.head])
+
+    def _dropped(self, branch: Tensor, rate: float) -> Tensor:
+        return dropped(branch, rate) if self.training and rate else branch
 
     def _block(self, stage: int, index: int) -> BlockLayer:
         return cast(BlockLayer, cast(StageLayer, self.stages[stage]).blocks[index])

@@ -12,7 +12,14 @@ from typing import Any, cast
 
 import torch
 from PIL import Image
-from timm.data import IterableImageDataset, Mixup, create_dataset, create_loader
+from timm.data import (
+    IMAGENET_DEFAULT_MEAN,
+    IMAGENET_DEFAULT_STD,
+    IterableImageDataset,
+    Mixup,
+    create_dataset,
+    create_loader,
+)
 from torch import Tensor
 from torch.utils.data import Dataset
 
@@ -232,7 +239,7 @@ def train_loader(
         auto_augment=(recipe.auto_augment or None) if channels == 3 else None,
         num_aug_repeats=recipe.repeats,
         interpolation=recipe.interpolation,
-        **_loading(processes, workers),
+        **_loading(processes, workers, channels),
     )
     if len(loader) < recipe.accumulation:
         raise InputError(
@@ -265,13 +272,20 @@ def evaluation_loader(
         is_training=False,
         interpolation=recipe.interpolation,
         crop_pct=recipe.crop,
-        **_loading(processes, workers),
+        **_loading(processes, workers, channels),
     )
 
 
-def _loading(processes: Processes, workers: int) -> dict[str, Any]:
+def of_channels(values: tuple[float, ...], channels: int) -> tuple[float, ...]:
+    """A value for each channel: of grey images the mean of those of colours, as timm has it."""
+    return values if len(values) == channels else (sum(values) / len(values),) * channels
+
+
+def _loading(processes: Processes, workers: int, channels: int) -> dict[str, Any]:
     """How any batches are made."""
     return {
+        "mean": of_channels(IMAGENET_DEFAULT_MEAN, channels),
+        "std": of_channels(IMAGENET_DEFAULT_STD, channels),
         "num_workers": workers,
         "distributed": True,
         "device": processes.device,

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from effv2_kernels.checkpoint import files
 from effv2_kernels.errors import CheckpointError, Effv2Error, InputError, UnknownNameError
 from effv2_kernels.families import create_model, variants
+from effv2_kernels.train.data import of_channels
 
 # Where files of training keep a model's weights, its average first, as timm looks for them.
 _NESTED = ("state_dict_ema", "model_ema", "state_dict", "model")
@@ -34,8 +35,11 @@ class Teacher:
         self.model = model.eval().requires_grad_(False)
         self.name = name
         cfg = getattr(model, "pretrained_cfg", {})
-        self._mean = tuple(cfg.get("mean") or IMAGENET_DEFAULT_MEAN)
-        self._std = tuple(cfg.get("std") or IMAGENET_DEFAULT_STD)
+        self._ours = tuple(of_channels(v, channels) for v in (IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD))
+        self._own = tuple(
+            of_channels(cfg.get(name) or default, channels)
+            for name, default in (("mean", IMAGENET_DEFAULT_MEAN), ("std", IMAGENET_DEFAULT_STD))
+        )
         try:
             with torch.no_grad():
                 logits = self.model(torch.zeros(1, channels, img_size, img_size))
@@ -60,15 +64,22 @@ class Teacher:
     def named(
         cls, name: str, *, checkpoint: str | None = None, classes: int, img_size: int, channels: int = 3
     ) -> Teacher:
-        """A model of timm or of this package by its name.
+        """A model of timm or of this package by its name, or a file of another size of this package's.
 
-        checkpoint: a weight file; None fetches the published weights. Raises UnknownNameError for another
+        name: or the path of an architecture.json, such as a search writes. checkpoint: a weight file; None
+        fetches the published weights, which need images of 3 channels. Raises UnknownNameError for another
         name, CheckpointError for weights that cannot be had or do not fit, and as the class does.
         """
+        if checkpoint is None and channels != 3:
+            raise InputError(
+                f"the published weights of the teacher {name} are for images of 3 channels, and these have "
+                f"{channels}: give --teacher-checkpoint, or leave out the teacher."
+            )
+        made = name in variants() or Path(name).suffix == ".json"
         model = (
-            _ours(name, checkpoint, classes, img_size)
-            if name in variants()
-            else _timms(name, checkpoint, classes)
+            _ours(name, checkpoint, classes, img_size, channels)
+            if made
+            else _timms(name, checkpoint, classes, channels)
         )
         return cls(model, name=name, classes=classes, img_size=img_size, channels=channels)
 
@@ -80,30 +91,30 @@ class Teacher:
     @torch.no_grad()
     def labels(self, images: Tensor) -> Tensor:
         """(N,) int64: its decisions on images of the student."""
-        if (self._mean, self._std) != (IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD):
-            ours = [
-                images.new_tensor(v).view(-1, 1, 1) for v in (IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD)
-            ]
-            theirs = [images.new_tensor(v).view(-1, 1, 1) for v in (self._mean, self._std)]
-            images = (images * ours[1] + ours[0] - theirs[0]) / theirs[1]
+        if self._own != self._ours:
+            ours, own = ([images.new_tensor(v).view(-1, 1, 1) for v in of] for of in (self._ours, self._own))
+            images = (images * ours[1] + ours[0] - own[0]) / own[1]
         logits: Tensor = self.model(images)
         return logits.argmax(1)
 
 
-def _ours(name: str, checkpoint: str | None, classes: int, img_size: int) -> nn.Module:
+def _ours(name: str, checkpoint: str | None, classes: int, img_size: int, channels: int) -> nn.Module:
     try:
+        named = name in variants()
         return create_model(
-            name,
+            name if named else None,
+            architecture=None if named else name,
             checkpoint=checkpoint,
             pretrained=checkpoint is None,
             num_classes=classes if checkpoint else 1000,
             img_size=img_size,
+            in_channels=channels,
         )
     except Effv2Error as error:
         raise CheckpointError(f"the teacher {name}: {error}") from error
 
 
-def _timms(name: str, file: str | None, classes: int) -> nn.Module:
+def _timms(name: str, file: str | None, classes: int, channels: int) -> nn.Module:
     if not timm.is_model(name):
         near = difflib.get_close_matches(name, [*timm.list_models(), *variants()], n=3)
         hint = f" Did you mean {' or '.join(near)}?" if near else ""
@@ -122,7 +133,7 @@ def _timms(name: str, file: str | None, classes: int) -> nn.Module:
         return fetched
     content = files.read(Path(file))
     weights = next((content[key] for key in _NESTED if isinstance(content.get(key), Mapping)), content)
-    model: nn.Module = timm.create_model(name, num_classes=classes)
+    model: nn.Module = timm.create_model(name, num_classes=classes, in_chans=channels)
     try:
         model.load_state_dict(clean_state_dict(dict(weights)))
     except Exception as error:  # RuntimeError for other keys and shapes, others for what is no tensor

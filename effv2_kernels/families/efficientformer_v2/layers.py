@@ -59,13 +59,16 @@ class DropPath(nn.Module):
         self.drop_prob = rate  # the name by which readers know it, timm's
 
     def forward(self, x: Tensor) -> Tensor:
-        if not self.training:
-            return x
-        kept = 1 - self.drop_prob
-        return x * (x.new_empty(len(x), 1, 1, 1).bernoulli_(kept) / kept)
+        return dropped(x, self.drop_prob) if self.training else x
 
     def extra_repr(self) -> str:
         return f"{self.drop_prob:.3f}"
+
+
+def dropped(x: Tensor, rate: float) -> Tensor:
+    """x: (N, channels, H, W), of which each image is 0 at this rate, and else divided by 1 - rate."""
+    kept = 1 - rate
+    return x * (x.new_empty(len(x), 1, 1, 1).bernoulli_(kept) / kept)
 
 
 def drop_path(rate: float) -> nn.Module:
