@@ -28,6 +28,7 @@ from effv2_kernels.search.choices import StageChoices
 from effv2_kernels.search.evaluation import SupernetEvaluator
 from effv2_kernels.search.evolution import Evolution
 from effv2_kernels.search.images import TensorImages, tensor_images
+from effv2_kernels.search.latency import LatencyTable
 from effv2_kernels.search.sandwich import Sandwich
 from effv2_kernels.search.slimming import Slimming
 from effv2_kernels.search.space import SearchSpace
@@ -217,6 +218,9 @@ def test_speed_alone_and_size_alone(digits, asked, tmp_path):
         (["--max-parameters", 2, "--alpha", "parameters"], "--alpha takes METRIC=NUMBER"),
         (["--max-parameters", 2, "--alpha", "energy=1"], "the score counts energy"),
         (["--max-parameters", 2, "--alpha", "parameters=-1"], "exponent of parameters"),
+        (["--max-parameters", 2, "--metric", "energy"], "--metric takes NAME=TABLE"),
+        (["--max-parameters", 2, "--max", "energy"], "--max takes METRIC=NUMBER"),
+        (["--max", "energy=2"], "there is a budget of energy, but what is known"),
         (["--max-parameters", 2, "--images", 0], "--images must be at least 1"),
         (["--max-parameters", 2, "--device", "cuda"], "needs a GPU"),
         (["--max-parameters", 2, "--method", "random", "--evaluations", 0], "at least 1 evaluation"),
@@ -229,6 +233,31 @@ def test_options_that_are_refused(options, message, digits, asked, tmp_path):
     code, _, err = asked(tmp_path / "out", *given)
     assert code == 2
     assert message in err
+
+
+def test_energy_beside_the_others(digits, asked, tmp_path):
+    """A metric that adds up over blocks, from a table that need not be of this machine."""
+    energy = replace(LatencyTable.read(digits / "phone.json"), device=replace(HERE, name="", unit="mJ"))
+    energy.save(tmp_path / "energy.json")
+    options = [
+        "--metric",
+        f"energy={tmp_path / 'energy.json'}",
+        "--max",
+        "energy=5.5",
+        "--alpha",
+        "energy=0.5",
+    ]
+    code, out, err = asked(tmp_path / "out", *options, "--images", 20)
+    assert (code, err) == (0, "")
+    assert "mJ" in out
+    first, *_, last = map(json.loads, (tmp_path / "out" / "steps.jsonl").read_text().splitlines())
+    assert first["exponents"] == {"parameters": 0.5, "energy": 0.5}
+    metrics = last["chosen"]["metrics"]
+    assert metrics["energy"] <= 5.5
+    subnet = Architecture.read(tmp_path / "out" / "architecture.json")
+    assert metrics["energy"] == energy.predict(subnet)
+    score = 100 * (metrics["parameters"] / 3) ** -0.5 * metrics["energy"] ** -0.5
+    assert last["chosen"]["mes"] == pytest.approx(score)
 
 
 def test_a_table_of_another_device_by_force(digits, asked, tmp_path):

@@ -38,6 +38,12 @@ from effv2_kernels.search.step import Step  # noqa: E402
 SPACE = SearchSpace.read(SETTINGS["digits"].space)
 
 
+@pytest.fixture(autouse=True)
+def one_thread():
+    with one_torch_thread():
+        yield
+
+
 @pytest.fixture(scope="module")
 def study(tmp_path_factory):
     """A chain that has run, and what its comparison wrote."""
@@ -126,7 +132,7 @@ def test_a_search_again_and_one_that_goes_on_end_alike(study, tmp_path, monkeypa
     for name in files[:2]:
         cut = whole[name][: len(whole[name]) * 2 // 3]
         (tmp_path / "again" / name).write_bytes(cut)
-    run(Command(words, tmp_path / "again" / "architecture.json"))
+    run(Command(words, tmp_path / "again.done"))
     for name in files:
         assert (tmp_path / "again" / name).read_bytes() == whole[name], name
 
@@ -224,7 +230,9 @@ def test_the_study_is_small():
 
 def test_a_command_that_fails_says_why(tmp_path):
     with pytest.raises(SystemExit, match=r"this command failed \(2\)[\s\S]*python -m effv2_kernels search"):
-        run(Command(["search", "--no-such-option"], tmp_path / "made"))
+        run(Command(["search", "--no-such-option"], tmp_path / "failed.done"))
+    assert not (tmp_path / "failed.done").exists()
+    assert "unrecognized arguments" in (tmp_path / "failed.log").read_text()
 
 
 def test_hours_on_imagenet():

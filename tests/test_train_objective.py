@@ -14,7 +14,8 @@ timm = pytest.importorskip("timm")
 from training import PLAIN, RECIPE, SIZE, same, tiny_model  # noqa: E402
 
 from effv2_kernels import create_model  # noqa: E402
-from effv2_kernels.errors import CheckpointError, InputError, UnknownNameError  # noqa: E402
+from effv2_kernels.cli.models import randomise  # noqa: E402
+from effv2_kernels.errors import CheckpointError, InputError, UnavailableError, UnknownNameError  # noqa: E402
 from effv2_kernels.train import Classification, Teacher  # noqa: E402
 from effv2_kernels.train.data import mixup  # noqa: E402
 
@@ -149,6 +150,25 @@ def test_a_teacher_of_grey_images_sees_them_as_it_was_trained():
     torch.testing.assert_close(teacher.model.x, (pixels - 0.5) / 0.2, rtol=1e-3, atol=2e-3)
     with pytest.raises(InputError, match="for images of 3 channels, and these have 1: give --teacher-check"):
         Teacher.named("regnety_160", classes=4, img_size=SIZE, channels=1)
+
+
+def test_a_teacher_on_a_cpu_is_optimised():
+    """And takes the same classes; one that cannot be optimised runs as it is."""
+    from effv2_kernels.model import OptimizedModel
+
+    torch.manual_seed(3)
+    model = tiny_model(seed=9)
+    randomise(model)
+    teacher = Teacher(model, name="tiny", classes=10, img_size=SIZE)
+    x = torch.randn(16, 3, SIZE, SIZE)
+    plain = teacher.labels(x)
+    teacher.to(torch.device("cpu"))
+    assert isinstance(teacher._run, OptimizedModel)
+    assert torch.equal(teacher.labels(x), plain)
+    assert len(plain.unique()) > 1
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("effv2_kernels.optimize", lambda model: (_ for _ in ()).throw(UnavailableError("no")))
+        assert teacher.to(torch.device("cpu"))._run is model
 
 
 def test_a_teacher_of_timm_for_grey_images(tmp_path):

@@ -72,7 +72,7 @@ class Chain:
         words += ["--space", setting.space, "--output", str(folder), "--resume", "--device", "cpu"]
         words += ["--hold-out", str(setting.hold_out), "--layer-scale", str(setting.layer_scale)]
         words += ["--seed", str(self.seed), *recipe_of(setting.supernet)]
-        return Command(words, self.supernet, processes=setting.processes)
+        return Command(words, self.folder / "supernet.done", processes=setting.processes)
 
     def _cut(self) -> None:
         """The teacher and the scaled S0, with the supernet's weights, as searches write what they find."""
@@ -113,7 +113,7 @@ class Chain:
             words += ["--max-parameters", str(limits["parameters"])]
         if method == RANDOM:
             words += ["--method", "random", "--evaluations", str(evaluations), "--seed", str(self.seed)]
-        return Command(words, self.architecture(method))
+        return Command(words, self.folder / f"{method}.done")
 
     def budgets(self) -> dict[str, float]:
         """What the scaled S0 has; searches are to be no slower and no larger."""
@@ -132,7 +132,8 @@ class Chain:
         words += ["--img-size", str(SearchSpace.read(setting.space).img_size[0]), "--device", "cpu"]
         words += ["--recipe", "finetune", "--seed", str(self.seed), *recipe_of(setting.fine_tuning)]
         folder = self.folder / method / "fine-tuned"
-        return Command([*words, "--output", str(folder), "--resume"], folder / "plot.png")
+        stamp = self.folder / f"{method}-fine-tuned.done"
+        return Command([*words, "--output", str(folder), "--resume"], stamp)
 
     def networks(self) -> dict[str, Architecture]:
         """What is compared, by the names of methods."""
@@ -142,4 +143,4 @@ class Chain:
 def latency_table(setting: Setting, table: Path) -> Command:
     words = ["latency", "--space", setting.space, "--batch", str(setting.batch), "--threads", "1"]
     words += ["--classes", str(setting.classes), "--rounds", str(setting.rounds), "--out", str(table)]
-    return Command(words, table)
+    return Command(words, table.with_suffix(".done"))

@@ -18,13 +18,13 @@ from bench.search.settings import ROOT, Setting
 
 @dataclass(frozen=True)
 class Command:
-    """words: behind ``python -m effv2_kernels``. made: the file that is there once it is done.
+    """words: behind ``python -m effv2_kernels``. stamp: a file that is there once it is done.
 
     processes: started by torchrun; threads: of each.
     """
 
     words: Sequence[str]
-    made: Path
+    stamp: Path
     processes: int = 1
     threads: int = 1
 
@@ -38,15 +38,15 @@ class Command:
 
 
 def run(command: Command) -> float:
-    """Run it, beside ``made`` a log of what it says; the seconds that it took, 0 where it was done before.
+    """Run it, beside the stamp a log of what it says; the seconds that it took, 0 where it was done before.
 
     Exits with the last lines of the log where it fails.
     """
-    if command.made.exists():
+    if command.stamp.exists():
         return 0.0
-    command.made.parent.mkdir(parents=True, exist_ok=True)
+    command.stamp.parent.mkdir(parents=True, exist_ok=True)
     print(f"$ {command.text}", flush=True)
-    log = command.made.with_name(f"{command.made.name}.log")
+    log = command.stamp.with_suffix(".log")
     begun = time.monotonic()
     with log.open("a", encoding="utf-8") as file:
         done = subprocess.run(
@@ -57,9 +57,10 @@ def run(command: Command) -> float:
             stderr=subprocess.STDOUT,
             check=False,
         )
-    if done.returncode or not command.made.exists():
+    if done.returncode:
         tail = "\n".join(log.read_text(encoding="utf-8").splitlines()[-15:])
         raise SystemExit(f"this command failed ({done.returncode}), see {log}:\n{command.text}\n{tail}")
+    command.stamp.touch()
     return time.monotonic() - begun
 
 

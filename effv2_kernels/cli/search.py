@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -42,6 +43,8 @@ examples:
   # by speed alone, whatever the size; by size alone
   ... --latency here.json --max-latency 3.5 --alpha parameters=0
   ... --max-parameters 3.6 --alpha latency=0
+  # energy as well, from a table of the same format that someone measured for each block
+  ... --metric energy=energy.json --max energy=2.5 --alpha energy=0.5
   # the same number of evaluations at random, as a check
   ... --method random --evaluations 400
 """
@@ -108,6 +111,16 @@ def _add_budgets(parser: argparse.ArgumentParser) -> None:
         help="what `latency` measured; several times for several devices",
     )
     group.add_argument(
+        "--metric",
+        action="append",
+        default=[],
+        metavar="NAME=TABLE",
+        help="another metric that adds up over blocks, such as energy, from a table as `latency` writes it",
+    )
+    group.add_argument(
+        "--max", action="append", default=[], metavar="NAME=VALUE", help="the budget of such a metric"
+    )
+    group.add_argument(
         "--force",
         action="store_true",
         help="take tables of another machine, number format, batch or version than this one's",
@@ -130,8 +143,8 @@ def _add_method(parser: argparse.ArgumentParser) -> None:
         action="append",
         default=[],
         metavar="METRIC=VALUE",
-        help="exponent of parameters, latency or macs in MES, how much it counts; default: parameters=0.5 "
-        "and latency=1",
+        help="exponent of parameters, latency, macs or another metric in MES, how much it counts; default: "
+        "parameters=0.5 and latency=1",
     )
     group.add_argument(
         "--gain",
@@ -208,7 +221,11 @@ def _run(args: argparse.Namespace, supernet: Supernet, images: Images) -> None:
     evaluator = SupernetEvaluator(supernet, images)
     tables = _tables(args, supernet)
     costs = Costs(
-        supernet.space, classes=supernet.num_classes, distillation=supernet.distillation, tables=tables
+        supernet.space,
+        classes=supernet.num_classes,
+        distillation=supernet.distillation,
+        tables=tables,
+        others=_others(args),
     )
     problem = Problem(costs, _budgets(args, costs), _mes(args, costs), evaluator)
     output, cache = Path(args.output), args.evaluations_file
@@ -262,6 +279,19 @@ def _tables(args: argparse.Namespace, supernet: Supernet) -> dict[str, LatencyTa
     return {Path(path).stem if len(stems) == len(tables) else path: t for path, t in tables.items()}
 
 
+def _others(args: argparse.Namespace) -> dict[str, LatencyTable]:
+    """By the names of their metrics; they need not be of this machine."""
+    from effv2_kernels.search.latency import LatencyTable
+
+    found = {}
+    for text in args.metric:
+        name, equals, path = text.partition("=")
+        if not equals:
+            raise InputError(f"--metric takes NAME=TABLE, such as energy=energy.json, but got {text!r}.")
+        found[name.strip()] = LatencyTable.read(path)
+    return found
+
+
 def _timed_here(args: argparse.Namespace, supernet: Supernet) -> Device:
     from effv2_kernels.search.timer import Timer
 
@@ -288,6 +318,7 @@ def _budgets(args: argparse.Namespace, costs: Costs) -> Budgets:
         )
     given = {PARAMETERS: args.max_parameters, MACS: args.max_macs}
     limits = {name: limit for name, limit in given.items() if limit is not None}
+    limits |= dict(_numbers("--max", args.max))
     return Budgets(limits | dict(zip(costs.tables, args.max_latency, strict=False)))
 
 
@@ -296,15 +327,21 @@ def _mes(args: argparse.Namespace, costs: Costs) -> MES:
     from effv2_kernels.search.mes import EXPONENTS, LATENCY, MES
 
     exponents = {name: value for name, value in EXPONENTS.items() if costs.tables or name != LATENCY}
-    for text in args.alpha:
+    exponents |= dict(_numbers("--alpha", args.alpha))
+    return MES({name: value for name, value in exponents.items() if value != 0})
+
+
+def _numbers(option: str, texts: list[str]) -> Iterator[tuple[str, float]]:
+    """Of METRIC=NUMBER each."""
+    for text in texts:
         name, equals, value = text.rpartition("=")
         try:
-            exponents[name.strip()] = float(value)
+            number = float(value)
         except ValueError:
             equals = ""
         if not equals:
-            raise InputError(f"--alpha takes METRIC=NUMBER, such as parameters=0.5, but got {text!r}.")
-    return MES({name: value for name, value in exponents.items() if value != 0})
+            raise InputError(f"{option} takes METRIC=NUMBER, such as parameters=0.5, but got {text!r}.")
+        yield name.strip(), number
 
 
 def _search(args: argparse.Namespace) -> Search:

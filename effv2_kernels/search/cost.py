@@ -33,9 +33,11 @@ class Costs:
 
     parameters: millions, of the model that ``create_model`` makes. macs: millions of multiply-adds of one
     image. latency: what the table predicts, in its unit; of several tables "latency on NAME", by their names.
+    Any other that adds up over blocks, such as energy, has a table of its own in the same format.
 
     classes, distillation: of the networks' classifiers; a second one for distillation has parameters, but
-    both count as one in multiply-adds, as they are folded into one. tables: by a name for people.
+    both count as one in multiply-adds, as they are folded into one. tables: of latencies, by names of devices
+    for people. others: by the names of their metrics.
 
     Raises SearchError where a table is of other images or classes.
     """
@@ -47,20 +49,28 @@ class Costs:
         classes: int = 1000,
         distillation: bool = True,
         tables: Mapping[str, LatencyTable] | None = None,
+        others: Mapping[str, LatencyTable] | None = None,
     ) -> None:
         self.space, self.classes, self.distillation = space, classes, distillation
-        given = tables or {}
-        for name, table in given.items():
+        given, self.others = tables or {}, dict(others or {})
+        for name, table in (*given.items(), *self.others.items()):
             if (table.img_size, table.classes) != (space.img_size, classes):
                 raise SearchError(
-                    f"the latency table of {name} is of {table.img_size[0]}x{table.img_size[1]} images and "
+                    f"the table of {name} is of {table.img_size[0]}x{table.img_size[1]} images and "
                     f"{table.classes} classes, and the supernet is of {space.img_size[0]}x"
                     f"{space.img_size[1]} and {classes}: measure a table of this space."
                 )
         alone = len(given) == 1
         self.tables = {LATENCY if alone else f"{LATENCY} on {name}": t for name, t in given.items()}
-        self.units = UNITS | {name: table.device.unit for name, table in self.tables.items()}
+        taken = [name for name in self.others if name in (*UNITS, LATENCY, *self.tables)]
+        if taken:
+            raise SearchError(f"{', '.join(taken)} is a metric already: give another name to what is added.")
+        self.units = UNITS | {name: table.device.unit for name, table in self._every.items()}
         self._known: dict[Architecture, dict[str, float]] = {}
+
+    @property
+    def _every(self) -> dict[str, LatencyTable]:
+        return {**self.tables, **self.others}
 
     def __call__(self, architecture: Architecture) -> dict[str, float]:
         """All metrics of a subnet. Raises LatencyError where a table lacks a block of it."""
@@ -68,7 +78,7 @@ class Costs:
         if known not in self._known:
             parameters, macs = self.count(known)
             self._known[known] = {PARAMETERS: parameters / 1e6, MACS: macs / 1e6} | {
-                name: table.predict(known) for name, table in self.tables.items()
+                name: table.predict(known) for name, table in self._every.items()
             }
         return dict(self._known[known])
 
@@ -86,7 +96,7 @@ class Costs:
     @property
     def identity(self) -> dict[str, str]:
         """Another one where the same subnet has other metrics, by what they come from."""
-        tables = {name: f"{t} {sorted(t.blocks.items())}" for name, t in self.tables.items()}
+        tables = {name: f"{t} {sorted(t.blocks.items())}" for name, t in self._every.items()}
         sources = {"space": self.space.to_json(), "classes": f"{self.classes} {self.distillation}"} | tables
         return {name: hashlib.sha256(text.encode()).hexdigest()[:16] for name, text in sources.items()}
 

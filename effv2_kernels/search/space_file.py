@@ -15,10 +15,8 @@ A range ends with "to" where its steps meet it; its step is 1 where none is give
 Two come with the package. "efficientformerv2" holds the published S0, S1, S2 and L, and the steps between
 them; what the paper's own space was is not public. "fashion" is for grey images of 28x28 or 32x32, padded
 to 36x36, the least size at which the attention of stages 3 and 4 still sees 2x2 tokens. Its largest network
-has 8.1 M multiply-adds and 1.2 M parameters, its smallest 0.6 M and 0.08 M, of 10^8.5. A step of the
-sandwich rule on 128 images takes 0.93 s of one busy server core (fp32, channels_last; measured), so that
-ten epochs of 60,000 images take 73 minutes of one core: an estimated 40 minutes of two, with one process of
-one thread on each.
+has 8.1 M multiply-adds and 1.2 M parameters, its smallest 0.8 M and 0.1 M, of 10^10.1. A step of the
+sandwich rule on 128 images takes about a second of a server's core (fp32, channels_last; measured).
 """
 
 from __future__ import annotations

@@ -1,8 +1,9 @@
 """Training: recipes, data, distillation, and a loop whose runs survive being killed.
 
-The model is plain PyTorch, and no part of the engine is involved. Augmentation, mixing, optimisers,
-schedules, averages and losses are timm's, metrics torchmetrics'. These packages are an extra, ``pip install
-'effv2_kernels[search]'``; without them the names below raise UnavailableError. Recipes need none.
+The model that is trained is plain PyTorch, and no part of the engine is involved. Augmentation, mixing,
+optimisers, schedules, averages and losses are timm's, metrics torchmetrics'. These packages are an extra,
+``pip install 'effv2_kernels[search]'``; without them the names below raise UnavailableError. Recipes need
+none.
 """
 
 from __future__ import annotations

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 
 import timm
@@ -12,9 +13,11 @@ from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from timm.models import clean_state_dict
 from torch import Tensor, nn
 
+import effv2_kernels
 from effv2_kernels.checkpoint import files
-from effv2_kernels.errors import CheckpointError, Effv2Error, InputError, UnknownNameError
+from effv2_kernels.errors import CheckpointError, Effv2Error, InputError, UnavailableError, UnknownNameError
 from effv2_kernels.families import create_model, variants
+from effv2_kernels.families.efficientformer_v2 import EfficientFormerV2
 from effv2_kernels.train.data import of_channels
 
 # Where files of training keep a model's weights, its average first, as timm looks for them.
@@ -24,7 +27,8 @@ _NESTED = ("state_dict_ema", "model_ema", "state_dict", "model")
 class Teacher:
     """A model in eval mode whose decisions are labels.
 
-    model: (N, C, H, W) -> logits (N, classes). Its images are those of the student, normalised as it expects:
+    model: (N, C, H, W) -> logits (N, classes); on a CPU one of this package runs through ``optimize`` where
+    that can be had. Its images are those of the student, normalised as it expects:
     ``pretrained_cfg`` says that of timm's models. Raises InputError where it does not take images of this
     size and channels, or has another number of classes.
     """
@@ -32,7 +36,7 @@ class Teacher:
     def __init__(
         self, model: nn.Module, *, name: str, classes: int, img_size: int, channels: int = 3
     ) -> None:
-        self.model = model.eval().requires_grad_(False)
+        self.model = self._run = model.eval().requires_grad_(False)
         self.name = name
         cfg = getattr(model, "pretrained_cfg", {})
         self._ours = tuple(of_channels(v, channels) for v in (IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD))
@@ -86,6 +90,10 @@ class Teacher:
     def to(self, device: torch.device) -> Teacher:
         """Move the model there."""
         self.model.to(device)
+        self._run = self.model
+        if device.type == "cpu" and isinstance(self.model, EfficientFormerV2):
+            with suppress(UnavailableError):  # without the compiled module
+                self._run = effv2_kernels.optimize(self.model)
         return self
 
     @torch.no_grad()
@@ -94,7 +102,7 @@ class Teacher:
         if self._own != self._ours:
             ours, own = ([images.new_tensor(v).view(-1, 1, 1) for v in of] for of in (self._ours, self._own))
             images = (images * ours[1] + ours[0] - own[0]) / own[1]
-        logits: Tensor = self.model(images)
+        logits: Tensor = self._run(images)
         return logits.argmax(1)
 
 
