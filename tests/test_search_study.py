@@ -232,7 +232,7 @@ def test_a_command_that_fails_says_why(tmp_path):
     with pytest.raises(SystemExit, match=r"this command failed \(2\)[\s\S]*python -m effv2_kernels search"):
         run(Command(["search", "--no-such-option"], tmp_path / "failed.done"))
     assert not (tmp_path / "failed.done").exists()
-    assert "unrecognized arguments" in (tmp_path / "failed.log").read_text()
+    assert "arguments are required: --supernet" in (tmp_path / "failed.log").read_text()
 
 
 def test_hours_on_imagenet():
