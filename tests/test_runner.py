@@ -18,7 +18,9 @@ from runner import outputs, run, write
 import effv2_kernels
 from effv2_kernels import blocks, cpu, load, optimize, save
 from effv2_kernels.backends import Settings
+from effv2_kernels.cli.models import randomise
 from effv2_kernels.declaration import Layer
+from effv2_kernels.families.efficientformer_v2 import Architecture
 from effv2_kernels.model import OptimizedModel
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="effv2-run is built for Linux")
@@ -69,6 +71,23 @@ def test_the_bits_of_python(spec, target, tmp_path):
     one = x[0].half()
     (found,) = outputs(tmp_path, tmp_path / "a.effv2", "--input", write(tmp_path / "x.npy", one), *how)
     assert torch.equal(found, fast(one.to(DTYPES[dtype])[None]).float())
+
+
+def test_a_network_of_any_sizes(tmp_path):
+    """As a search finds them: ratios of their own in every block, a stage without attention, grey images."""
+    g = seeded(204)
+    ratios = ((4,), (1, 3), (1, 3, 2.5, 4), (4, 1))
+    found = Architecture((8, 24, 40, 48), (1, 2, 4, 2), ratios, (2, 0))
+    (tmp_path / "architecture.json").write_text(found.to_json())
+    sizes = {"num_classes": 7, "img_size": 36, "in_channels": 1}
+    model = effv2_kernels.create_model(architecture=tmp_path / "architecture.json", **sizes)
+    randomise(model)
+    fast = optimize(model)
+    save(fast, tmp_path / "a.effv2")
+    x = torch.randn(3, 1, 36, 36, generator=g)
+    (logits,) = outputs(tmp_path, tmp_path / "a.effv2", "--input", write(tmp_path / "x.npy", x))
+    assert torch.equal(logits, fast(x))
+    torch.testing.assert_close(logits, model(x), rtol=1e-4, atol=1e-5)
 
 
 def test_a_backbone(tmp_path):

@@ -113,8 +113,8 @@ class LatencyTable:
         differences = here.differences(self.device)
         if differences and not force:
             raise LatencyError(
-                f"{what} is of another device ({'; '.join(differences)}): measure one here, or "
-                f"give --force to search for that device."
+                f"{what} is of another device ({'; '.join(differences)}): say by --threads and the like what "
+                f"it is for, measure one here, or give --force to search for that device."
             )
         return differences
 
