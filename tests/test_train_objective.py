@@ -182,6 +182,13 @@ def test_a_teacher_of_timm_for_grey_images(tmp_path):
     assert found.labels(torch.zeros(2, 1, SIZE, SIZE)).shape == (2,)
 
 
+@pytest.mark.parametrize("channels", [1, 3])
+def test_a_teacher_of_other_sizes_needs_weights(channels):
+    """No weights of it are published, whatever its images."""
+    with pytest.raises(CheckpointError, match=r"t\.json is a network of a file, .* --teacher-check"):
+        Teacher.named("t.json", classes=4, img_size=SIZE, channels=channels)
+
+
 @pytest.mark.parametrize("nested", [None, "model", "state_dict_ema"])
 @pytest.mark.parametrize("ours", [True, False])
 def test_a_teacher_of_a_file(tmp_path, nested, ours):

@@ -74,15 +74,20 @@ class Teacher:
         fetches the published weights, which need images of 3 channels. Raises UnknownNameError for another
         name, CheckpointError for weights that cannot be had or do not fit, and as the class does.
         """
+        sized = Path(name).suffix == ".json"
+        if checkpoint is None and sized:
+            raise CheckpointError(
+                f"the teacher {name} is a network of a file, of which no weights are published: give them "
+                f"by --teacher-checkpoint."
+            )
         if checkpoint is None and channels != 3:
             raise InputError(
                 f"the published weights of the teacher {name} are for images of 3 channels, and these have "
                 f"{channels}: give --teacher-checkpoint, or leave out the teacher."
             )
-        made = name in variants() or Path(name).suffix == ".json"
         model = (
             _ours(name, checkpoint, classes, img_size, channels)
-            if made
+            if sized or name in variants()
             else _timms(name, checkpoint, classes, channels)
         )
         return cls(model, name=name, classes=classes, img_size=img_size, channels=channels)
