@@ -4,9 +4,11 @@ import argparse
 import json
 import os
 import re
+import shlex
 import subprocess
 import sys
 from dataclasses import fields, replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -22,6 +24,7 @@ from effv2_kernels import create_model
 from effv2_kernels.__main__ import main
 from effv2_kernels.cli import evaluate, models, train
 from effv2_kernels.errors import UnavailableError
+from effv2_kernels.search import found
 from effv2_kernels.train import PRESETS, Recipe, packages, state
 
 S0 = "efficientformerv2_s0"
@@ -119,6 +122,39 @@ def test_a_network_of_other_sizes_with_a_teacher_of_others(capsys, tmp_path, dig
     with pytest.raises(SystemExit):
         run(capsys, *command, "--model", "efficientformerv2_s1")
     assert "not allowed with argument" in capsys.readouterr().err
+
+
+def test_the_command_that_a_search_ends_with(capsys, tmp_path, digits):
+    """As it is printed, of images that no published teacher takes, in a folder with spaces."""
+    folder = tmp_path / "what was found"
+    folder.mkdir()
+    torch.manual_seed(6)
+    model = create_model(architecture=ARCHITECTURE, num_classes=10, img_size=32, in_channels=1)
+    found.write_network(folder, model)
+    words = command_of(found._how_to_go_on(folder, model))
+    assert words[2] == "DATA"
+    words[2] = str(digits)
+    more = ("--epochs", 1, "--batch", 16, "--workers", 0, "--device", "cpu", "--set", "amp=none")
+    code, out, err = run(capsys, *words, *more)
+    assert code == 0, err
+    assert (folder / "fine-tuned" / "best.safetensors").exists()
+    code, out, err = run(capsys, *command_of(out), "--workers", 0)
+    assert code == 0, err
+    assert "the same class for each of 16 images" in out
+
+
+@pytest.mark.parametrize(
+    ("channels", "classes", "published"), [(3, 1000, True), (1, 1000, False), (3, 10, False)]
+)
+def test_a_published_teacher_is_named_where_it_fits(channels, classes, published):
+    model = create_model(architecture=ARCHITECTURE, num_classes=classes, img_size=32, in_channels=channels)
+    words = command_of(found._how_to_go_on(Path("f"), model))
+    assert ("--teacher" in words) == published
+
+
+def command_of(text):
+    """The words of the first command that a text gives, behind the name of the package."""
+    return shlex.split(text.replace("\\\n", "").split("-m effv2_kernels ")[1].partition("\n")[0])
 
 
 def test_evaluate_fails_where_an_image_is_classed_otherwise(capsys, digits, weights, monkeypatch):

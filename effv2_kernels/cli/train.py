@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import shlex
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import replace
@@ -94,13 +95,19 @@ def _train(args: argparse.Namespace, recipe: Recipe, group: Processes) -> None:
             return
         recipes.announce(models.called(args), kept, data, trainer.epochs)
         trainer.fit(stack.enter_context(progress_bar()), recipes.report)
-    best = f"--checkpoint {kept.best}" if kept.best.exists() else f"--checkpoint {kept.checkpoint}"
-    network = f"--architecture {args.architecture}" if args.architecture else f"--model {args.model}"
-    where = f"--data {args.data}{f' --dataset {args.dataset}' if args.dataset else ''}"
-    where += f" --in-channels {args.in_channels}" if args.in_channels != 3 else ""
+    given = {
+        "--data": args.data,
+        "--dataset": args.dataset,
+        "--num-classes": args.num_classes,
+        "--in-channels": args.in_channels,
+        "--architecture" if args.architecture else "--model": models.called(args),
+        "--img-size": recipe.img_size,
+        "--checkpoint": kept.best if kept.best.exists() else kept.checkpoint,
+    }
+    words = [word for option, value in given.items() if value for word in (option, str(value))]
     print(
         f"best top-1 {kept.best_value:.2%}. To see it through the optimised model as well:\n"
-        f"  python -m effv2_kernels evaluate {where} {network} --img-size {recipe.img_size} {best}"
+        f"  python -m effv2_kernels evaluate {shlex.join(words)}"
     )
 
 

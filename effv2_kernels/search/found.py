@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -85,14 +86,22 @@ def _weights(model: EfficientFormerV2) -> dict[str, Tensor]:
 
 
 def _how_to_go_on(folder: Path, model: EfficientFormerV2) -> str:
-    files = f'architecture="{folder / ARCHITECTURE}", checkpoint="{folder / WEIGHTS}"'
+    files = f"architecture={str(folder / ARCHITECTURE)!r}, checkpoint={str(folder / WEIGHTS)!r}"
     sizes = f"num_classes={model.num_classes}, img_size={model.img_size}, in_channels={model.in_channels}"
+    architecture, weights, output = (
+        shlex.quote(str(folder / name)) for name in (ARCHITECTURE, WEIGHTS, "fine-tuned")
+    )
+    # Published teachers are for ImageNet's classes and colours: training refuses them for anything else.
+    published = (model.in_channels, model.num_classes) == (3, 1000)
+    teacher = "--teacher regnety_160.deit_in1k " if published else ""
     return f"""\
-Fine-tune it, with distillation from a teacher (any model of timm) where there is one:
+Fine-tune it. A teacher is any model of timm, or an architecture.json, that tells the same
+{model.num_classes} classes apart on images of {model.in_channels} channels: --teacher NAME
+--teacher-checkpoint FILE.
 
-  python -m effv2_kernels train --data DATA --architecture {folder / ARCHITECTURE} \\
-    --checkpoint {folder / WEIGHTS} --recipe finetune --img-size {model.img_size[0]} \\
-    --in-channels {model.in_channels} --teacher regnety_160 --output {folder / "fine-tuned"}
+  python -m effv2_kernels train --data DATA --architecture {architecture} \\
+    --checkpoint {weights} --recipe finetune --img-size {model.img_size[0]} \\
+    --in-channels {model.in_channels} {teacher}--output {output}
 
 Use it as it is, or with the weights that fine-tuning ends with:
 
