@@ -102,6 +102,7 @@ def _train(args: argparse.Namespace, recipe: Recipe, group: Processes) -> None:
         "--in-channels": args.in_channels,
         "--architecture" if args.architecture else "--model": models.called(args),
         "--img-size": recipe.img_size,
+        "--crop": recipe.crop,
         "--checkpoint": kept.best if kept.best.exists() else kept.checkpoint,
     }
     words = [word for option, value in given.items() if value for word in (option, str(value))]

@@ -15,9 +15,8 @@ from torch import Tensor, nn
 
 import effv2_kernels
 from effv2_kernels.checkpoint import files
-from effv2_kernels.errors import CheckpointError, Effv2Error, InputError, UnavailableError, UnknownNameError
+from effv2_kernels.errors import CheckpointError, Effv2Error, InputError, UnknownNameError
 from effv2_kernels.families import create_model, variants
-from effv2_kernels.families.efficientformer_v2 import EfficientFormerV2
 from effv2_kernels.train.data import of_channels
 
 # Where files of training keep a model's weights, its average first, as timm looks for them.
@@ -27,8 +26,8 @@ _NESTED = ("state_dict_ema", "model_ema", "state_dict", "model")
 class Teacher:
     """A model in eval mode whose decisions are labels.
 
-    model: (N, C, H, W) -> logits (N, classes); on a CPU one of this package runs through ``optimize`` where
-    that can be had. Its images are those of the student, normalised as it expects:
+    model: (N, C, H, W) -> logits (N, classes); on a CPU it runs through ``optimize`` where that takes
+    it. Its images are those of the student, normalised as it expects:
     ``pretrained_cfg`` says that of timm's models. Raises InputError where it does not take images of this
     size and channels, or has another number of classes.
     """
@@ -96,8 +95,8 @@ class Teacher:
         """Move the model there."""
         self.model.to(device)
         self._run = self.model
-        if device.type == "cpu" and isinstance(self.model, EfficientFormerV2):
-            with suppress(UnavailableError):  # without the compiled module
+        if device.type == "cpu":
+            with suppress(Effv2Error):  # a model that it does not know, or without the compiled module
                 self._run = effv2_kernels.optimize(self.model)
         return self
 
