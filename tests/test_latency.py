@@ -9,9 +9,10 @@ from checks import one_torch_thread
 
 from effv2_kernels import extras
 from effv2_kernels.__main__ import main
-from effv2_kernels.errors import Effv2Error, LatencyError
+from effv2_kernels.errors import Effv2Error, LatencyError, SearchError
 from effv2_kernels.families.efficientformer_v2.architecture import VARIANTS
 from effv2_kernels.search import measuring, operators, proof, reports
+from effv2_kernels.search.choices import StageChoices
 from effv2_kernels.search.latency import (
     Device,
     LatencyTable,
@@ -149,12 +150,12 @@ def test_readings_of_something_else_are_refused(tmp_path):
     measure(SPACE, Machine(), out)
     other = Machine()
     other.device = replace(DEVICE, threads=2)
-    with pytest.raises(LatencyError, match="has readings of another device: go on with the same, remove"):
+    with pytest.raises(LatencyError, match=r'with device .*"threads": 1, .* and now .* 2, .* another --out'):
         measure(SPACE, other, out)
-    with pytest.raises(LatencyError, match="has readings of another seed"):
+    with pytest.raises(LatencyError, match="was written with seed 0, and now 3"):
         measure(SPACE, Machine(), out, seed=3)
     (tmp_path / "t.json.readings").write_text("what is this")
-    with pytest.raises(LatencyError, match="holds no readings: remove it"):
+    with pytest.raises(LatencyError, match="is no record of such a run: remove it, or choose another --out"):
         measure(SPACE, Machine(), out)
 
 
@@ -301,6 +302,9 @@ def test_reports_that_cannot_be_used(folder):
     (path / "network-000.json").write_text('{"version": 1}')
     with pytest.raises(LatencyError, match=r"no report of effv2-run with --profile and --json \(KeyError"):
         reports.table_of_reports(path, "a phone")
+    (path / "network-000.json").write_text(json.dumps(report(SPACE.smallest())))
+    with pytest.raises(LatencyError, match=r"has the times of \d+ blocks, and its network has \d+"):
+        reports.table_of_reports(path, "a phone")
     for found in path.glob("network-*.json"):
         found.unlink()
     with pytest.raises(LatencyError, match="there is no report in"):
@@ -310,9 +314,45 @@ def test_reports_that_cannot_be_used(folder):
         reports.table_of_reports(path, "a phone")
 
 
-@pytest.mark.parametrize("options", [["--rounds", "0"], ["--tolerance", "0"], ["--device", "tpu"]])
-def test_options_that_make_no_sense(options, tmp_path):
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--rounds", "0"], "--rounds, --networks and --tolerance must be positive"),
+        (["--tolerance", "0"], "--tolerance must be positive"),
+        (["--threads", "0"], "threads"),
+        (["--device", "tpu"], "a device is cpu, cuda or cuda:1, but got 'tpu'"),
+        (["--device", "meta"], "timed on cpu and cuda, but not on 'meta'"),
+        (["--device", "cuda:97"], "there is no GPU cuda:97"),
+        (["--space", "no-such"], "search space 'no-such' is no file"),
+    ],
+)
+def test_options_that_make_no_sense(options, message, tmp_path, capsys):
     assert main(["latency", "--space", "fashion", "--out", str(tmp_path / "t.json"), *options]) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_networks_for_elsewhere(tmp_path, capsys):
+    """What cannot be written, and a number format that files do not have."""
+    (tmp_path / "file").touch()
+    options = ["latency", "--space", "fashion", "--export"]
+    assert main([*options, str(tmp_path / "file")]) == 2
+    assert "cannot be made: File exists" in capsys.readouterr().err
+    assert main([*options, str(tmp_path / "out"), "--dtype", "bf16"]) == 2
+    assert "saved networks hold fp32 or fp16, but --dtype is bf16" in capsys.readouterr().err
+
+
+def test_a_proof_of_a_small_space_or_another(tmp_path):
+    """It ends where there are fewer networks than were asked for."""
+    stage = StageChoices((8, 16), (1,), (2,))
+    small = SearchSpace((stage, *[StageChoices((16,), (1,), (2,))] * 3), SPACE.img_size, 1)
+    table = measure(small, Machine(), tmp_path / "t.json", rounds=2)
+    found = proof.prove(table, small, Machine(), networks=50, seed=1)
+    assert len(found.rows) == small.subnets() == 2
+    with pytest.raises(LatencyError, match="is of 36x36 images and 10 classes, and what is asked for"):
+        proof.prove(table, replace(small, img_size=(48, 36)), Machine(), seed=1)
+    for path in (tmp_path / "none" / "p.svg", tmp_path / "p.unknown"):
+        with pytest.raises(SearchError, match="cannot be written"):
+            proof.draw(found, path)
 
 
 def test_a_package_that_is_missing_is_named(monkeypatch, tmp_path, capsys):

@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -33,7 +34,9 @@ from effv2_kernels.search.sandwich import Sandwich
 from effv2_kernels.search.slimming import Slimming
 from effv2_kernels.search.space import SearchSpace
 from effv2_kernels.search.supernet import Supernet
+from effv2_kernels.train.distributed import Processes
 
+CPU = torch.device("cpu")
 DIGITS = SearchSpace(
     (
         StageChoices((8, 16), (1,), (1, 2)),
@@ -258,6 +261,38 @@ def test_energy_beside_the_others(digits, asked, tmp_path):
     assert metrics["energy"] == energy.predict(subnet)
     score = 100 * (metrics["parameters"] / 3) ** -0.5 * metrics["energy"] ** -0.5
     assert last["chosen"]["mes"] == pytest.approx(score)
+
+
+def test_a_mistake_claims_no_folder(digits, asked, tmp_path):
+    """A search that could not begin can be begun when its options are right."""
+    options = ["--max-parameters", 1.3, "--images", 20]
+    (tmp_path / "wrong.jsonl").write_text('{"of": "something else"}\n')
+    code, _, err = asked(tmp_path / "out", *options, "--evaluations-file", tmp_path / "wrong.jsonl")
+    assert code == 2
+    assert "was written with" in err
+    assert asked(tmp_path / "out", *options)[0] == 0
+    # Other images are told apart in words.
+    code, _, err = asked(tmp_path / "out", *options[:-1], 21, "--resume")
+    assert code == 2
+    assert re.search("on 20 held-out images, 256 for statistics.* on 21 held-out images, 256 for", err)
+
+
+def test_several_processes_are_refused(digits, monkeypatch, capsys, tmp_path):
+    """Each would take its share of the images for all of them."""
+    monkeypatch.setattr(
+        "effv2_kernels.train.processes", lambda device: contextlib.nullcontext(Processes(0, 2, CPU))
+    )
+    words = [
+        "search",
+        "--supernet",
+        digits / "supernet.safetensors",
+        "--data",
+        tmp_path,
+        "--output",
+        tmp_path,
+    ]
+    assert main([*map(str, words), "--max-parameters", "2"]) == 2
+    assert "a search is one process, but torchrun has started 2" in capsys.readouterr().err
 
 
 def test_a_table_of_another_device_by_force(digits, asked, tmp_path):

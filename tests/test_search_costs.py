@@ -128,10 +128,13 @@ def test_latency_is_the_tables():
 
 
 def test_tables_that_do_not_fit():
-    with pytest.raises(
-        SearchError, match="is of 32x48 images and 7 classes, and the supernet is of 32x48 and"
-    ):
+    asked = "is of 32x48 images and 7 classes, and what is asked for of 32x48 and 8: .* --classes 8"
+    with pytest.raises(LatencyError, match=asked):
         Costs(SPACE, classes=8, tables=TABLES)
+    with pytest.raises(LatencyError, match=f"the table of energy {asked}"):
+        Costs(SPACE, classes=8, others={"energy": TABLES["here"]})
+    with pytest.raises(SearchError, match="macs is a metric already"):
+        Costs(SPACE, classes=CLASSES, others={"macs": TABLES["here"]})
     lacking = replace(TABLES["here"], blocks={})
     with pytest.raises(LatencyError, match="has no time for"):
         Costs(SPACE, classes=CLASSES, tables={"here": lacking})(SPACE.largest())

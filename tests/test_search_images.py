@@ -1,6 +1,7 @@
 """Images of a folder, as searches ask for them: the same whenever they do, and those not trained on."""
 
 import json
+import shutil
 from dataclasses import replace
 
 import pytest
@@ -51,7 +52,7 @@ def test_the_same_images_every_time(digits, group):
     assert sum(map(len, whole.calibration())) == sum(len(x) for x, _ in whole.held_out()) == 32
 
 
-def test_other_images_have_another_identity(digits, group, tmp_path):
+def test_other_images_have_another_identity(digits, group):
     made = [
         images_of(digits, group),
         images_of(digits, group, calibration=3),
@@ -60,7 +61,6 @@ def test_other_images_have_another_identity(digits, group, tmp_path):
         images_of(digits, group, hold_out=0.0),
         images_of(digits, group, replace(RECIPE, crop=0.5)),
         images_of(digits, group, replace(RECIPE, batch=20)),
-        images_of(write_digits(tmp_path), group),
     ]
     assert len({one.identity for one in made}) == len(made)
 
@@ -80,6 +80,7 @@ def test_a_supernet_says_what_it_was_trained_on(digits, group, tmp_path):
     space = SearchSpace.from_json(json.dumps({"img_size": [32, 32], "in_channels": 3, "stages": [stage] * 4}))
     supernet = Supernet(space, num_classes=10)
     told = {"hold_out": 0.25, "crop": 0.9, "interpolation": "bilinear"}
+    told["trained_on"] = open_data(digits, hold_out=0.25).train.digest()
     supernet_file.save(supernet, tmp_path / "told.safetensors", images=told)
     supernet_file.save(supernet, tmp_path / "untold.safetensors")
 
@@ -94,6 +95,35 @@ def test_a_supernet_says_what_it_was_trained_on(digits, group, tmp_path):
     few = write_digits(tmp_path / "few", classes=3)
     with pytest.raises(InputError, match="has 3 classes, but 10 were asked for"):
         of("told.safetensors", few)
+
+
+def test_the_same_images_elsewhere(digits, group, tmp_path, monkeypatch):
+    """Where they lie, and how the way there is typed, is no difference; another image is."""
+    shutil.copytree(digits, tmp_path / "copy")
+    identity = images_of(digits, group).identity
+    monkeypatch.chdir(tmp_path)
+    assert images_of("./copy", group).identity == images_of("copy", group).identity == identity
+    (file,) = list((tmp_path / "copy" / "train" / "3").iterdir())[:1]
+    file.rename(file.with_name("another.png"))
+    assert images_of("copy", group).identity != identity
+
+
+def test_images_that_a_supernet_may_have_seen(digits, group, tmp_path):
+    """What is held out follows from which images there are: one more, and others are."""
+    more = tmp_path / "more"
+    shutil.copytree(digits, more)
+    shutil.copy(next((more / "train" / "3").iterdir()), more / "train" / "3" / "one_more.png")
+    stage = {"widths": [8], "depths": [1], "ratios": [1]}
+    text = json.dumps({"img_size": [32, 32], "in_channels": 3, "stages": [stage] * 4})
+    supernet = Supernet(SearchSpace.from_json(text), num_classes=10)
+    file = tmp_path / "supernet.safetensors"
+    told = {"hold_out": 0.25, "trained_on": open_data(digits, hold_out=0.25).train.digest()}
+    supernet_file.save(supernet, file, images=told)
+    DatasetImages.of_supernet(file, supernet, digits, group, workers=0)
+    with pytest.raises(
+        InputError, match="has other training images than those that the supernet was trained"
+    ):
+        DatasetImages.of_supernet(file, supernet, more, group, workers=0)
 
 
 def test_images_without_numbers(digits, group, monkeypatch):

@@ -12,7 +12,6 @@ from searches import SPACE, TABLES, Formula, every, problem
 from effv2_kernels.errors import SearchError, UnknownNameError
 from effv2_kernels.search.budgets import Budgets
 from effv2_kernels.search.evolution import Evolution, crossed
-from effv2_kernels.search.filling import Filling
 from effv2_kernels.search.mes import MES
 from effv2_kernels.search.random_search import RandomSearch
 from effv2_kernels.search.search import run_in
@@ -24,7 +23,9 @@ SEARCHES = {
     "exceeding": Slimming("exceeding"),
     "evolution": Evolution(40, 3, population=8),
     "random": RandomSearch(25, 3),
-    "filling": Filling(Slimming()),
+    "slimming, filled": Slimming(fill=True),
+    "evolution, filled": Evolution(40, 3, population=8, fill=True),
+    "random, filled": RandomSearch(25, 3, fill=True),
 }
 TWO = {"parameters": 0.9, "latency on here": 0.85, "latency on phone": 0.9}
 
@@ -44,32 +45,43 @@ def test_budgets_hold_and_the_best_is_found(name, limits):
     assert found.steps[-1].chosen == found.best
     met = found.candidates()
     assert len({one.architecture for one in met}) == len(met) == len(set(given.evaluator.asked))
-    if name in ("evolution", "random"):
+    if not name.startswith("slimming") and name != "exceeding":
         assert all(given.fits(one.architecture) for one in met)
         assert found.best.accuracy == max(one.accuracy for one in met)
         assert len(given.evaluator.asked) == len(met)
 
 
-@pytest.mark.parametrize("name", ["slimming", "evolution", "random"])
+def is_full(given, architecture):
+    return not any(given.fits(action.architecture) for action in SPACE.growth(architecture))
+
+
 @pytest.mark.parametrize("limits", [TWO, {"parameters": 0.5}], ids=str)
-def test_filling_goes_up_until_nothing_fits(name, limits):
+def test_slimming_goes_up_until_nothing_fits(limits):
     """Every step again: each is the most accurate of those that are larger and fit."""
     given = problem(limits, TABLES if limits is TWO else None)
-    begun, found = SEARCHES[name].run(given), Filling(SEARCHES[name]).run(given)
+    begun, found = Slimming().run(given), Slimming(fill=True).run(given)
     more = found.steps[len(begun.steps) :]
-    assert limits is TWO or "larger subnets that every budget has room for" in explain(more[-1])
     assert found.steps[: len(begun.steps)] == begun.steps
+    assert limits is TWO or "larger subnets that every budget has room for" in explain(more[-1])
     now = begun.best.architecture
     for step in more:
         fitting = [a for a in SPACE.growth(now) if given.fits(a.architecture)]
         assert [option.text for option in step.options] == [action.text for action in fitting]
-        assert all(now in {a.architecture for a in SPACE.neighbours(o.architecture)} for o in fitting)
         best = max(Formula().accuracy(action.architecture) for action in fitting)
         assert step.chosen.accuracy == best == step.options[step.taken].candidate.accuracy
         now = step.chosen.architecture
-    assert not any(given.fits(a.architecture) for a in SPACE.growth(now))
     assert found.best.architecture == now
-    assert given.fits(now)
+    assert is_full(given, now)
+
+
+@pytest.mark.parametrize("name", ["evolution", "random"])
+@pytest.mark.parametrize("limits", [TWO, {"parameters": 0.5}], ids=str)
+def test_every_subnet_is_filled_before_it_is_evaluated(name, limits):
+    given = problem(limits, TABLES if limits is TWO else None)
+    for how in (name, f"{name}, filled"):
+        met = SEARCHES[how].run(given).candidates()
+        assert all(is_full(given, one.architecture) for one in met) == ("filled" in how)
+    assert len(met) <= SEARCHES[name].evaluations
 
 
 @pytest.mark.parametrize("limits", [None, TWO], ids=["one", "two"])
@@ -304,7 +316,7 @@ class Another(Formula):
 @pytest.mark.parametrize(
     ("search", "changes", "message"),
     [
-        (RandomSearch(25, 4), {}, 'search .*"seed": 3}, and now .*"seed": 4}'),
+        (RandomSearch(25, 4), {}, 'search .*"seed": 3, .*, and now .*"seed": 4, '),
         (Slimming(), {}, '"method": "random"'),
         (RandomSearch(25, 3), {"limits": {"parameters": 0.7}}, "budgets"),
         (RandomSearch(25, 3), {"mes": MES({"latency": 1.0})}, "exponents"),
@@ -322,7 +334,7 @@ def test_another_search_is_not_gone_on_with(search, changes, message, tmp_path):
 
 def test_files_that_are_none(tmp_path):
     steps = tmp_path / "steps.jsonl"
-    for content, message in (("no json\n", "is damaged"), ("1\n", "is no record of a search")):
+    for content, message in (("no json\n", "is damaged"), ("1\n", "is no record"), ("notes", "is no record")):
         steps.write_text(content)
         with pytest.raises(SearchError, match=message):
             run_in(tmp_path, SEARCHES["random"], problem(), resume=True)

@@ -4,7 +4,7 @@ import itertools
 import json
 import math
 import sys
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
@@ -32,6 +32,7 @@ from bench.search.settings import SETTINGS  # noqa: E402
 from effv2_kernels.families.efficientformer_v2 import VARIANTS, Architecture  # noqa: E402
 from effv2_kernels.search import supernet_file  # noqa: E402
 from effv2_kernels.search.calibration import recalibrate  # noqa: E402
+from effv2_kernels.search.cost import Costs  # noqa: E402
 from effv2_kernels.search.space import SearchSpace  # noqa: E402
 from effv2_kernels.search.step import Step  # noqa: E402
 
@@ -52,9 +53,8 @@ def study(tmp_path_factory):
     chain = Chain(setting, 3, folder / "seed-3", folder / "latency.json")
     with one_torch_thread(), pytest.MonkeyPatch.context() as patch:
         patch.setenv("PYTHONPATH", str(ROOT / "tests" / "site"))
-        run(latency_table(setting, chain.table))
-        seconds = dict(chain.run())
-        compare(chain, seconds, folder / "seed-3.json", rounds=3)
+        done = {"latency table": run(latency_table(setting, chain.table)), **chain.run()}
+        compare(chain, done, folder / "seed-3.json", rounds=3)
     return chain, json.loads((folder / "seed-3.json").read_text())
 
 
@@ -76,7 +76,8 @@ def test_every_budget_holds(study):
         assert set(first["exponents"]) == set(first["budgets"])
         assert written["networks"][method]["metrics"] == metrics
         assert Architecture.read(chain.architecture(method)) == steps[-1].chosen.architecture
-    assert chain.evaluations(RANDOM) >= chain.evaluations(JOINT) > 10
+    # The space has fewer networks than that within the budgets, and each that random search made is full.
+    assert 10 < chain.evaluations(RANDOM) <= chain.evaluations(JOINT)
 
 
 def test_greedy_steps_are_monotone(study):
@@ -149,7 +150,18 @@ def test_the_comparison_is_of_the_networks(study):
         told = dict(zip(last[0].split(","), last[-1].split(","), strict=True))
         assert float(told["top1"]) == pytest.approx(row["top1"], abs=1e-6)
     assert written["networks"][JOINT]["top1"] > 0.2, "nothing has learnt anything"
-    assert set(written["seconds"]) >= {"supernet", "search, joint", f"fine-tuning, {RANDOM}"}
+    assert set(written["commands"]) >= {
+        "latency table",
+        "supernet",
+        f"search, {JOINT}",
+        f"fine-tuning, {RANDOM}",
+    }
+    assert all(one["starts"] == 1 and one["seconds"] > 0 for one in written["commands"].values())
+    # Once more, nothing is run; and with another setting nothing is mistaken for what was asked.
+    assert {name: asdict(one) for name, one in chain.run().items()}.items() <= written["commands"].items()
+    other = replace(chain.setting, supernet={**chain.setting.supernet, "epochs": 3})
+    with pytest.raises(SystemExit, match="is of another command: move the folder away"):
+        replace(chain, setting=other).run()
 
 
 def test_the_table_and_the_picture(study, tmp_path, monkeypatch):
@@ -199,6 +211,16 @@ def test_differences_are_paired():
     assert tables.difference(seeds[:1], SPEED).of_seeds == math.inf
 
 
+def test_what_counts_as_equally_fast(study):
+    assert tables.equal([1.0, 0.971, 1.029])
+    assert not tables.equal([1.0, 1.0, 0.969])
+    assert not tables.equal([1.031])
+    _, written = study
+    written["networks"][JOINT]["relative_times"]["median"] = 1.2
+    (row,) = [line for line in tables.table([written]).splitlines() if line.startswith("| joint search")]
+    assert "| 1.200, not equal |" in row
+
+
 @pytest.mark.parametrize("count", [1, 4, 7, 10])
 def test_answers_are_packed_and_unpacked(count):
     hits = [bool((i * i + count) % 3) for i in range(count)]
@@ -208,6 +230,7 @@ def test_answers_are_packed_and_unpacked(count):
 
 def test_s0_is_scaled():
     assert scaled_s0(1, 1) == VARIANTS["efficientformerv2_s0"].canonical()
+    assert scaled_s0(0.375, 0.5).widths == (16, 24, 40, 64)  # 18 to 24: 16 would be less than nine tenths
     half = scaled_s0(0.5, 0.5)
     assert half.widths == (16, 24, 48, 88)
     assert half.depths == (1, 1, 3, 2)
@@ -220,8 +243,6 @@ def test_s0_is_scaled():
 
 def test_the_study_is_small():
     """At most an eighth of S0's multiply-adds."""
-    from effv2_kernels.search.cost import Costs
-
     s0 = Costs(SearchSpace.read())(VARIANTS["efficientformerv2_s0"])["macs"]
     for setting in SETTINGS.values():
         space = SearchSpace.read(setting.space)
@@ -243,3 +264,9 @@ def test_hours_on_imagenet():
     image = 3 / 30_219
     teacher = found["`paper-300`, a network of the size of S0"].hours * 3600 / (310 * 1_281_167) - image
     assert teacher == pytest.approx(1 / 2_180, rel=0.1)
+    # The largest, the smallest and two random ones of the default space.
+    seconds = imagenet._seconds(Costs(SearchSpace.read()))
+    networks = 3 * (seconds(2714) + seconds(81) + 2 * seconds(772)) + teacher
+    assert found["supernet"].hours == pytest.approx(110 * 0.95 * 1_281_167 * networks / 3600, rel=0.01)
+    page = (ROOT / "docs" / "search.md").read_text()
+    assert imagenet.table(list(found.values())) in page, "make it anew: python bench/search/imagenet.py"

@@ -6,12 +6,14 @@ import re
 import pytest
 import torch
 from checks import one_torch_thread
-from training import write_digits
+from training import ARCHITECTURE, write_digits
 
+from effv2_kernels import create_model
 from effv2_kernels.__main__ import main
 from effv2_kernels.search import supernet_file
 from effv2_kernels.search.space import SearchSpace
 from effv2_kernels.search.supernet import Supernet
+from effv2_kernels.train import open_data
 
 STAGE = {"widths": [8, 16], "depths": [1, 2], "ratios": [1, 2]}
 LATE = STAGE | {"attention_blocks": [0, 1]}
@@ -112,3 +114,46 @@ def test_spaces_that_the_images_do_not_fit(capsys, tmp_path, digits, space, size
     code, _, err = run(capsys, *arguments(digits, path, tmp_path / "run"))
     assert code == 2
     assert message in err
+
+
+def test_the_largest_learns_from_a_teacher(capsys, tmp_path, digits, space):
+    torch.manual_seed(0)
+    ARCHITECTURE.save(tmp_path / "architecture.json")
+    teacher = create_model(architecture=ARCHITECTURE, num_classes=10, img_size=32)
+    torch.save(teacher.state_dict(), tmp_path / "teacher.pth")
+    more = ("--teacher", tmp_path / "architecture.json", "--teacher-checkpoint", tmp_path / "teacher.pth")
+    words = arguments(digits, space, tmp_path / "run", *more)
+    words[words.index("--epochs") + 1] = 2
+    code, out, err = run(capsys, *words)
+    assert code == 0, err
+    assert re.search(r"^epoch 2: .*target_loss .*teacher_loss .*smallest_loss", out, re.MULTILINE)
+    found = supernet_file.load(tmp_path / "run" / "supernet.safetensors")
+    assert found.distillation
+    assert not torch.equal(found.head.weight, found.head_dist.weight)
+    told = supernet_file.images_of(tmp_path / "run" / "supernet.safetensors")
+    assert told["hold_out"] == 0.25
+    assert told["trained_on"] == open_data(digits, hold_out=0.25).train.digest()
+    # One that tells other classes apart is no teacher.
+    other = create_model(architecture=ARCHITECTURE, num_classes=7, img_size=32)
+    torch.save(other.state_dict(), tmp_path / "teacher.pth")
+    code, _, err = run(capsys, *arguments(digits, space, tmp_path / "other", *more))
+    assert code == 2
+    assert "the teacher " in err
+    assert "7" in err
+
+
+def test_a_run_goes_on_with_what_it_was_begun_with(capsys, tmp_path, digits, space):
+    words = arguments(digits, space, tmp_path / "run")
+    words[words.index("--epochs") + 1] = 2
+    assert run(capsys, *words)[0] == 0
+    other = tmp_path / "other.json"
+    other.write_text(space.read_text().replace("[8, 16]", "[8, 24]", 1))
+    for options, message in (
+        (("--space", other), "space "),
+        (("--hold-out", 0.5), "hold_out 0.25"),
+        (("--random-subnets", 2), "random_subnets 1"),
+        (("--layer-scale", 0.2), "layer_scale 0.1"),
+    ):
+        code, _, err = run(capsys, *words, "--resume", *options)
+        assert code == 2
+        assert f"is of another run: {message}" in err.replace("images 24 instead of 16; ", ""), err

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from bench.search.commands import Command, data_of, recipe_of, run, run_together
+from bench.search.commands import Command, Done, data_of, recipe_of, run, run_together
 from bench.search.scaled import scaled_s0
 from bench.search.settings import Setting
 from effv2_kernels.families.efficientformer_v2 import Architecture
@@ -34,18 +33,15 @@ class Chain:
     folder: Path
     table: Path
 
-    def run(self) -> Iterator[tuple[str, float]]:
-        """The parts with the seconds that they took, 0 where they were there already."""
-        yield "supernet", run(self._supernet())
+    def run(self) -> dict[str, Done]:
+        """All commands, in this order; what was done already is not done again."""
+        done = {"supernet": run(self._supernet())}
         self._cut()
-        yield from self._together({f"search, {name}": self._search(name) for name in (JOINT, SPEED)})
+        done |= run_together({f"search, {name}": self._search(name) for name in (JOINT, SPEED)})
         random = self._search(RANDOM, evaluations=self.evaluations(JOINT))
-        yield from self._together({f"search, {RANDOM}": random, **self._fine_tunings(SCALED)})
-        yield from self._together(self._fine_tunings(JOINT, SPEED))
-        yield from self._together(self._fine_tunings(RANDOM))
-
-    def _together(self, commands: dict[str, Command]) -> Iterator[tuple[str, float]]:
-        yield from zip(commands, run_together(list(commands.values())), strict=True)
+        done |= run_together({f"search, {RANDOM}": random, **self._fine_tunings(SCALED)})
+        done |= run_together(self._fine_tunings(JOINT, SPEED))
+        return done | run_together(self._fine_tunings(RANDOM))
 
     def _fine_tunings(self, *methods: str) -> dict[str, Command]:
         return {f"fine-tuning, {name}": self._fine_tune(name) for name in methods}
@@ -78,7 +74,7 @@ class Chain:
         """The teacher and the scaled S0, with the supernet's weights, as searches write what they find."""
         space = SearchSpace.read(self.setting.space)
         wanted = {_TEACHER: space.largest(), SCALED: scaled_s0(self.setting.width, self.setting.depth)}
-        if all(self.architecture(name).exists() for name in wanted):
+        if all((self.folder / name / "accuracy.json").exists() for name in wanted):
             return
         supernet = supernet_file.load(self.supernet)
         with processes("cpu") as group:
@@ -119,7 +115,7 @@ class Chain:
         """What the scaled S0 has; searches are to be no slower and no larger."""
         table = LatencyTable.read(self.table)
         space = SearchSpace.read(self.setting.space)
-        costs = Costs(space, classes=self.setting.classes, distillation=False, tables={"here": table})
+        costs = Costs(space, classes=self.setting.classes, tables={"here": table})
         return costs(scaled_s0(self.setting.width, self.setting.depth))
 
     def _fine_tune(self, method: str) -> Command:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shlex
 import subprocess
@@ -9,11 +10,12 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from bench.search.settings import ROOT, Setting
+from effv2_kernels.replacing import replacing
 
 
 @dataclass(frozen=True)
@@ -37,19 +39,37 @@ class Command:
         return [*(start if self.processes > 1 else []), "-m", "effv2_kernels", *self.words]
 
 
-def run(command: Command) -> float:
-    """Run it, beside the stamp a log of what it says; the seconds that it took, 0 where it was done before.
+@dataclass(frozen=True)
+class Done:
+    """seconds: of the last start. starts: more than one where it was ended and gone on with."""
 
-    Exits with the last lines of the log where it fails.
+    command: str
+    seconds: float
+    starts: int
+
+
+def run(command: Command) -> Done:
+    """Run it, and write what was done into the stamp; beside it a log of what it says.
+
+    Exits with the last lines of the log where it fails, and where the stamp is of another command.
     """
     if command.stamp.exists():
-        return 0.0
+        done = Done(**json.loads(command.stamp.read_text(encoding="utf-8")))
+        if done.command != command.text:
+            raise SystemExit(
+                f"{command.stamp} is of another command: move the folder away to begin anew.\n"
+                f"{done.command}\n{command.text}"
+            )
+        return done
     command.stamp.parent.mkdir(parents=True, exist_ok=True)
-    print(f"$ {command.text}", flush=True)
+    start = f"$ {command.text}"
+    print(start, flush=True)
     log = command.stamp.with_suffix(".log")
     begun = time.monotonic()
     with log.open("a", encoding="utf-8") as file:
-        done = subprocess.run(
+        file.write(f"{start}\n")
+        file.flush()
+        ended = subprocess.run(
             [sys.executable, *command._options()],
             cwd=ROOT,
             env=os.environ | {"OMP_NUM_THREADS": str(command.threads)},
@@ -57,17 +77,20 @@ def run(command: Command) -> float:
             stderr=subprocess.STDOUT,
             check=False,
         )
-    if done.returncode:
-        tail = "\n".join(log.read_text(encoding="utf-8").splitlines()[-15:])
-        raise SystemExit(f"this command failed ({done.returncode}), see {log}:\n{command.text}\n{tail}")
-    command.stamp.touch()
-    return time.monotonic() - begun
+    lines = log.read_text(encoding="utf-8").splitlines()
+    if ended.returncode:
+        tail = "\n".join(lines[-15:])
+        raise SystemExit(f"this command failed ({ended.returncode}), see {log}:\n{command.text}\n{tail}")
+    done = Done(command.text, round(time.monotonic() - begun, 1), lines.count(start))
+    with replacing(command.stamp) as part:
+        part.write_text(json.dumps(asdict(done), indent=1), encoding="utf-8")
+    return done
 
 
-def run_together(commands: Sequence[Command]) -> list[float]:
+def run_together(commands: Mapping[str, Command]) -> dict[str, Done]:
     """As many at a time as there are cores, one thread for each: faster than one after the other."""
     with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
-        return list(pool.map(run, commands))
+        return dict(zip(commands, pool.map(run, commands.values()), strict=True))
 
 
 def data_of(setting: Setting) -> list[str]:

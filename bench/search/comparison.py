@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from statistics import median, quantiles
@@ -12,6 +13,7 @@ import torch
 
 import effv2_kernels
 from bench.search.chain import SCALED, Chain
+from bench.search.commands import Done
 from effv2_kernels.families.efficientformer_v2 import Architecture
 from effv2_kernels.progress import progress_bar
 from effv2_kernels.replacing import replacing
@@ -25,12 +27,12 @@ from effv2_kernels.train import Recipe, open_data, processes, validation_loader
 from effv2_kernels.train.data import batches
 
 
-def compare(chain: Chain, seconds: dict[str, float], path: Path, *, rounds: int = 60) -> None:
-    """Write all that the table of one seed needs; ``seconds`` are kept as they are."""
+def compare(chain: Chain, done: Mapping[str, Done], path: Path, *, rounds: int = 60) -> None:
+    """Write all that the table of one seed needs, and what was done for it."""
     networks = chain.networks()
     table = LatencyTable.read(chain.table)
     space = SearchSpace.read(chain.setting.space)
-    costs = Costs(space, classes=chain.setting.classes, distillation=False, tables={"here": table})
+    costs = Costs(space, classes=chain.setting.classes, tables={"here": table})
     times = _times(chain, networks, space, rounds)
     mes = MES()
     found: dict[str, Any] = {}
@@ -54,7 +56,7 @@ def compare(chain: Chain, seconds: dict[str, float], path: Path, *, rounds: int 
         "seed": chain.seed,
         "device": asdict(table.device),
         "budgets": chain.budgets(),
-        "seconds": {name: round(value) for name, value in seconds.items()},
+        "commands": {name: asdict(one) for name, one in done.items()},
         "networks": found,
     }
     with replacing(path) as part:

@@ -8,7 +8,7 @@ from effv2_kernels.families.efficientformer_v2 import VARIANTS, Architecture
 
 
 def scaled_s0(width: float, depth: float) -> Architecture:
-    """S0 with widths that are the nearest multiples of 8, as everybody scales MobileNets.
+    """S0 with widths in multiples of 8 as ``make_divisible`` rounds them, never by more than a tenth down.
 
     width, depth: the factors. Of blocks and of those with attention there is at least one; a stage has the
     first ratios of its first half and the last of its last, so that 3 stays in the middle.

@@ -9,7 +9,6 @@ A command that was ended goes on where it was. BUILD/fashion/latency.json is mea
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from pathlib import Path
 
@@ -30,15 +29,9 @@ def main() -> None:
     setting = SETTINGS[args.setting]
     folder = args.build.resolve() / setting.name
     chain = Chain(setting, args.seed, folder / f"seed-{args.seed}", folder / "latency.json")
-    kept = chain.folder / "seconds.json"
-    seconds = json.loads(kept.read_text(encoding="utf-8")) if kept.exists() else {}
-    run(latency_table(setting, chain.table))
-    for name, took in chain.run():
-        if took:
-            seconds[name] = seconds.get(name, 0.0) + took
-            kept.write_text(json.dumps(seconds, indent=1), encoding="utf-8")
+    done = {"latency table": run(latency_table(setting, chain.table)), **chain.run()}
     path = folder / f"seed-{args.seed}.json"
-    compare(chain, seconds, path)
+    compare(chain, done, path)
     print(f"wrote {path}")
 
 

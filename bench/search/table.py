@@ -28,6 +28,7 @@ from effv2_kernels.search import pictures
 
 KEPT = ROOT / "bench" / "results" / "search.json"
 MARKS = ("<!-- study:begin -->", "<!-- study:end -->")
+EQUAL = 0.03
 NAMES = {
     JOINT: "joint search",
     SPEED: "by speed alone",
@@ -84,7 +85,7 @@ def table(seeds: Sequence[dict[str, Any]]) -> str:
             NAMES[name],
             f"{100 * mean(row['top1'] for row in rows):.2f} ({each})",
             "" if name == JOINT else _told(difference(seeds, name)),
-            f"{mean(row['relative_times']['median'] for row in rows):.3f}",
+            _times([row["relative_times"]["median"] for row in rows]),
             f"{mean(row['metrics']['parameters'] for row in rows):.3f}",
             f"{mean(row['metrics']['macs'] for row in rows):.2f}",
             f"{mean(row['mes'] for row in rows):.1f}",
@@ -92,6 +93,17 @@ def table(seeds: Sequence[dict[str, Any]]) -> str:
         ]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
+
+
+def _times(times: Sequence[float]) -> str:
+    """Of all seeds, and whether they are equal to the scaled S0's."""
+    beyond = "" if equal(times) else ", not equal"
+    return f"{min(times):.3f} to {max(times):.3f}{beyond}" if len(times) > 1 else f"{times[0]:.3f}{beyond}"
+
+
+def equal(times: Sequence[float]) -> bool:
+    """Whether networks count as equally fast: within 3 % of the scaled S0 with every seed."""
+    return all(abs(time - 1) <= EQUAL for time in times)
 
 
 def _told(found: Difference) -> str:

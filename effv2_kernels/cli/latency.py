@@ -6,8 +6,8 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from effv2_kernels import extras
-from effv2_kernels.errors import InputError, UnavailableError
+from effv2_kernels import backends, extras
+from effv2_kernels.errors import InputError
 
 if TYPE_CHECKING:
     from effv2_kernels.search.latency import LatencyTable
@@ -71,6 +71,12 @@ def run(args: argparse.Namespace) -> int:
 
     if min(args.batch, args.classes, args.rounds, args.networks) < 1 or args.tolerance <= 0:
         raise InputError("--batch, --classes, --rounds, --networks and --tolerance must be positive.")
+    backends.check_threads(args.threads)
+    if args.export is not None and args.dtype not in ("fp32", "fp16"):
+        raise InputError(
+            f"saved networks hold fp32 or fp16, but --dtype is {args.dtype}; effv2-run computes in "
+            f"any: give it --dtype {args.dtype} there."
+        )
     needed = [*(["scipy"] if args.prove else []), *(["matplotlib"] if args.plot else [])]
     extras.require("the proof of a table, or a plot,", needed, "search")
     space = SearchSpace.read(args.space)
@@ -163,11 +169,6 @@ def _export(args: argparse.Namespace, space: SearchSpace) -> int:
 def _timer(args: argparse.Namespace, space: SearchSpace) -> Timer:
     from effv2_kernels.search.timer import Timer
 
-    if args.device.partition(":")[0] not in ("cpu", "cuda"):
-        raise UnavailableError(
-            f"--device takes cpu, cuda, cuda:1 or a folder with reports of effv2-run, but got "
-            f"{args.device!r}."
-        )
     return Timer(
         space.img_size,
         in_channels=space.in_channels,

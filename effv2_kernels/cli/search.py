@@ -26,7 +26,8 @@ if TYPE_CHECKING:
 METHODS = ("slimming", "evolution", "random")
 
 _EPILOG = """\
-The search ends with the most accurate subnet that it finds within all budgets. OUTPUT then has
+Slimming ends with the subnet that it came to within all budgets, evolution and random search with the most
+accurate one that they met. OUTPUT then has
 
   architecture.json, weights.safetensors   for create_model(architecture=..., checkpoint=...)
   NEXT.txt                                 what was found, and the commands to fine-tune it
@@ -130,7 +131,7 @@ def _add_budgets(parser: argparse.ArgumentParser) -> None:
         "--table-device", default="cpu", metavar="NAME", help="that tables are for: cpu (default) or cuda"
     )
     group.add_argument("--table-batch", type=int, default=1, metavar="N", help="of tables; default: 1")
-    group.add_argument("--threads", type=int, metavar="N", help="of tables; default: all cores")
+    group.add_argument("--threads", type=int, metavar="N", help="of tables; default: PyTorch's")
 
 
 def _add_method(parser: argparse.ArgumentParser) -> None:
@@ -156,7 +157,8 @@ def _add_method(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--fill",
         action="store_true",
-        help="at the end go up again, by the most accurate steps, as far as every budget has room",
+        help="use what budgets leave: slimming goes up again at the end, by the most accurate steps that "
+        "fit; evolution and random search make each subnet larger, by random steps, before they evaluate it",
     )
     group.add_argument(
         "--evaluations",
@@ -183,6 +185,10 @@ def run(args: argparse.Namespace) -> int:
     from effv2_kernels.train import processes
 
     with processes(args.device) as group:
+        if group.count > 1:
+            raise InputError(
+                f"a search is one process, but torchrun has started {group.count}: start it by python alone."
+            )
         images = DatasetImages.of_supernet(
             args.supernet,
             supernet,
@@ -223,7 +229,6 @@ def _run(args: argparse.Namespace, supernet: Supernet, images: Images) -> None:
     costs = Costs(
         supernet.space,
         classes=supernet.num_classes,
-        distillation=supernet.distillation,
         tables=tables,
         others=_others(args),
     )
@@ -346,16 +351,14 @@ def _numbers(option: str, texts: list[str]) -> Iterator[tuple[str, float]]:
 
 def _search(args: argparse.Namespace) -> Search:
     from effv2_kernels.search.evolution import Evolution
-    from effv2_kernels.search.filling import Filling
     from effv2_kernels.search.random_search import RandomSearch
     from effv2_kernels.search.slimming import Slimming
 
-    search: Search
     if args.method == "slimming":
-        search = Slimming(args.gain)
-    else:
-        search = {"evolution": Evolution, "random": RandomSearch}[args.method](args.evaluations, args.seed)
-    return Filling(search) if args.fill else search
+        return Slimming(args.gain, args.fill)
+    chosen = {"evolution": Evolution, "random": RandomSearch}[args.method]
+    made: Search = chosen(args.evaluations, args.seed, fill=args.fill)
+    return made
 
 
 def _write(output: Path, evaluator: SupernetEvaluator, problem: Problem, found: Found, method: str) -> None:

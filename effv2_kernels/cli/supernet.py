@@ -159,6 +159,8 @@ def _train(args: argparse.Namespace, space: SearchSpace, recipe: Recipe, group: 
     best.load_state_dict(_weights(kept.best))
     path = Path(args.output) / FILE
     told = {"hold_out": args.hold_out, "crop": recipe.crop, "interpolation": recipe.interpolation}
+    if args.hold_out:
+        told["trained_on"] = data.train.digest()
     supernet_file.save(best, path, images=told)
     print(f"best top-1 of the largest network {kept.best_value:.2%}; wrote {path}")
 

@@ -31,15 +31,16 @@ UNITS = {PARAMETERS: "M", MACS: "M"}
 class Costs:
     """The metrics of the subnets of a space, by name.
 
-    parameters: millions, of the model that ``create_model`` makes. macs: millions of multiply-adds of one
-    image. latency: what the table predicts, in its unit; of several tables "latency on NAME", by their names.
-    Any other that adds up over blocks, such as energy, has a table of its own in the same format.
+    parameters: millions, of the model that ``create_model`` makes of what a search writes. macs: millions of
+    multiply-adds of one image. latency: what the table predicts, in its unit; of several tables "latency on
+    NAME", by their names. Any other that adds up over blocks, such as energy, has a table of its own in the
+    same format.
 
     classes, distillation: of the networks' classifiers; a second one for distillation has parameters, but
     both count as one in multiply-adds, as they are folded into one. tables: of latencies, by names of devices
     for people. others: by the names of their metrics.
 
-    Raises SearchError where a table is of other images or classes.
+    Raises LatencyError where a table is of other images or classes, SearchError for a metric of two sources.
     """
 
     def __init__(
@@ -54,12 +55,7 @@ class Costs:
         self.space, self.classes, self.distillation = space, classes, distillation
         given, self.others = tables or {}, dict(others or {})
         for name, table in (*given.items(), *self.others.items()):
-            if (table.img_size, table.classes) != (space.img_size, classes):
-                raise SearchError(
-                    f"the table of {name} is of {table.img_size[0]}x{table.img_size[1]} images and "
-                    f"{table.classes} classes, and the supernet is of {space.img_size[0]}x"
-                    f"{space.img_size[1]} and {classes}: measure a table of this space."
-                )
+            table.require_images(space.img_size, classes, what=f"the table of {name}")
         alone = len(given) == 1
         self.tables = {LATENCY if alone else f"{LATENCY} on {name}": t for name, t in given.items()}
         taken = [name for name in self.others if name in (*UNITS, LATENCY, *self.tables)]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 from collections.abc import Iterable, Iterator
 from functools import cached_property
@@ -46,9 +45,11 @@ class DatasetImages:
             _some(part, n) for part, n in ((data.train, calibration), (data.held_out, most))
         )
         # Other pictures, or others made of them, are other images.
-        told = [f"{recipe.img_size} {recipe.crop} {recipe.interpolation} {recipe.batch} {channels}"]
-        told += [part.name(number) for part in (training, held_out) for number in range(len(part))]
-        self.identity = hashlib.sha256("\n".join(told).encode()).hexdigest()[:16]
+        self.identity = (
+            f"{len(held_out)} held-out images ({held_out.digest()}), {len(training)} for statistics "
+            f"({training.digest()}), of {channels}x{recipe.img_size}x{recipe.img_size}, {recipe.batch} at "
+            f"once, crop {recipe.crop}, {recipe.interpolation}"
+        )
         self._parts = [
             _Kept(evaluation_loader(part, recipe, processes, workers=workers, channels=channels))
             for part in (training, held_out)
@@ -73,7 +74,7 @@ class DatasetImages:
         root, dataset: where they are, as ``train.open_data`` takes it. Raises as the class and as that.
         """
         told, space = supernet_file.images_of(path), supernet.space
-        hold_out = told.pop("hold_out", 0.0)
+        hold_out, trained_on = told.pop("hold_out", 0.0), told.pop("trained_on", None)
         data = open_data(
             root,
             dataset=dataset,
@@ -81,6 +82,12 @@ class DatasetImages:
             classes=supernet.num_classes,
             hold_out=hold_out,
         )
+        if hold_out and isinstance(data.train, Pictures) and data.train.digest() != trained_on:
+            raise InputError(
+                f"'{os.fspath(root)}' has other training images than those that the supernet was trained on, "
+                f"so that which of them it has not seen is not known: give the same, or train a supernet on "
+                f"these."
+            )
         recipe = Recipe(img_size=space.img_size[0], batch=batch, mixup=0, cutmix=0, **told)
         return cls(
             data,

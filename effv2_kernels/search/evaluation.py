@@ -42,7 +42,7 @@ class SupernetEvaluator:
 
     def __init__(self, supernet: Supernet, images: Images) -> None:
         self.supernet, self.images = supernet, images
-        self.identity = f"{_digest(supernet)} {images.identity}"
+        self.identity = f"supernet {_digest(supernet)} on {images.identity}"
 
     def accuracy(self, architecture: Architecture) -> float:
         """Raises InputError without training images, SearchError without held-out ones."""

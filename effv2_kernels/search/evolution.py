@@ -24,8 +24,8 @@ class Evolution:
     space away from its parent, the rest have each stage from one of two parents. A child beyond a budget is
     made smaller by random steps; none is evaluated twice. The best of old and new are the next population.
 
-    evaluations: in all. It ends earlier where nothing new is found. Raises SearchError for numbers that make
-    no sense.
+    fill: after that, each is made larger by random steps as far as the budgets hold. evaluations: in all. It
+    ends earlier where nothing new is found. Raises SearchError for numbers that make no sense.
     """
 
     evaluations: int = 200
@@ -33,6 +33,7 @@ class Evolution:
     population: int = 24
     parents: float = 0.25
     mutations: int = 4
+    fill: bool = False
 
     def __post_init__(self) -> None:
         if min(self.evaluations, self.population, self.mutations) < 1 or not 0 < self.parents <= 1:
@@ -95,13 +96,14 @@ class Evolution:
                     made = generator.choice(near).architecture if near else made
             else:
                 made = crossed(generator.choice(parents), generator.choice(parents), generator)
-            return sampling.shrunk(problem, made, generator)
+            return sampling.fitted(problem, made, generator, fill=self.fill)
 
-        text = "random" if not parents else "mutation" if place % 2 == 0 else "crossover"
+        kind = "random" if not parents else "mutation" if place % 2 == 0 else "crossover"
         found = sampling.new(draw, met)
-        if found is None and text == "crossover":  # of few parents there are few, and soon known
-            return self._child(problem, population, place + 1, met, generator)
-        return None if found is None else (f"{text} {place + 1}", found)
+        if found is None and kind == "crossover":  # of few parents there are few, and soon known
+            other = self._child(problem, population, place + 1, met, generator)
+            return None if other is None else (f"mutation {place + 1}", other[1])
+        return None if found is None else (f"{kind} {place + 1}", found)
 
 
 def crossed(one: Architecture, other: Architecture, generator: random.Random) -> Architecture:

@@ -66,11 +66,14 @@ class TensorImages:
 
     @cached_property
     def identity(self) -> str:
-        found = hashlib.sha256(str(self.batch).encode())
+        found = hashlib.sha256()
         for tensor in (self.training, self.images, self.classes):
             found.update(str((tensor.dtype, tuple(tensor.shape))).encode())
             found.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
-        return found.hexdigest()[:16]
+        return (
+            f"{len(self.images)} held-out images, {len(self.training)} for statistics, {self.batch} at once "
+            f"({found.hexdigest()[:16]})"
+        )
 
     def calibration(self) -> Iterator[Tensor]:
         # Batches of nearly one size: statistics are of each batch, and a last one of a single image has none.

@@ -9,24 +9,34 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from effv2_kernels.errors import SearchError
+from effv2_kernels.errors import Effv2Error, SearchError
 
 
 class Journal:
     """A file whose first line says what it is of, and every other holds one record.
 
     about: JSON values by name. A file that is there must be of the same; half a line at its end, of a run
-    that was killed while it wrote, is cut off. Raises SearchError where the file is of something else, with
-    what differs, or cannot be read or written.
+    that was killed while it wrote, is cut off. error: what is raised where the file is of something else,
+    with what differs, or cannot be read or written. remedy: what messages then advise.
     """
 
-    def __init__(self, path: Path, about: Mapping[str, Any]) -> None:
+    def __init__(
+        self,
+        path: Path,
+        about: Mapping[str, Any],
+        *,
+        error: type[Effv2Error] = SearchError,
+        remedy: str = "choose another folder",
+    ) -> None:
         self.path = path
         self.records: list[dict[str, Any]] = []
+        self._error, self._remedy = error, remedy
         with self._mended("read"):
             there = path.read_bytes() if path.exists() else b""
         whole = there[: there.rfind(b"\n") + 1]
         if len(whole) < len(there):
+            if not whole and not _line(about).startswith(there):
+                raise error(f"'{path}' is no record of such a run: remove it, or {remedy}.")
             with self._mended("written"):
                 os.truncate(path, len(whole))
         if not whole:
@@ -39,9 +49,8 @@ class Journal:
             changes = (
                 f"{name} {_short(first.get(name))}, and now {_short(given.get(name))}" for name in differ
             )
-            raise SearchError(
-                f"'{path}' was written with {'; '.join(changes)}: go on with the same options, or choose "
-                f"another folder."
+            raise error(
+                f"'{path}' was written with {'; '.join(changes)}: go on with the same options, or {remedy}."
             )
 
     def add(self, record: Mapping[str, Any]) -> None:
@@ -51,7 +60,7 @@ class Journal:
 
     def _write(self, record: Mapping[str, Any]) -> None:
         with self._mended("written"), self.path.open("ab") as file:
-            file.write(json.dumps(record).encode() + b"\n")
+            file.write(_line(record))
             file.flush()
             os.fsync(file.fileno())
 
@@ -59,9 +68,9 @@ class Journal:
         try:
             found = [json.loads(line) for line in whole.splitlines()]
         except ValueError as error:
-            raise SearchError(f"'{self.path}' is damaged: remove it, or choose another folder.") from error
+            raise self._error(f"'{self.path}' is damaged: remove it, or {self._remedy}.") from error
         if not all(isinstance(record, dict) for record in found):
-            raise SearchError(f"'{self.path}' is no record of a search: choose another folder.")
+            raise self._error(f"'{self.path}' is no record of such a run: remove it, or {self._remedy}.")
         return found
 
     @contextmanager
@@ -69,7 +78,11 @@ class Journal:
         try:
             yield
         except OSError as error:
-            raise SearchError(f"'{self.path}' cannot be {what}: {error.strerror or error}.") from error
+            raise self._error(f"'{self.path}' cannot be {what}: {error.strerror or error}.") from error
+
+
+def _line(record: Mapping[str, Any]) -> bytes:
+    return json.dumps(record).encode() + b"\n"
 
 
 def _short(value: Any) -> str:

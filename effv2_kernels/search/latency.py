@@ -104,6 +104,17 @@ class LatencyTable:
             )
         return self.call + sum(self.blocks[name].time + self.step for name in names)
 
+    def require_images(
+        self, img_size: tuple[int, int], classes: int, *, what: str = "the latency table"
+    ) -> None:
+        """Raise LatencyError where the table is of networks for other images or classes."""
+        if (self.img_size, self.classes) != (img_size, classes):
+            mine, others = ("x".join(map(str, size)) for size in (self.img_size, img_size))
+            raise LatencyError(
+                f"{what} is of {mine} images and {self.classes} classes, and what is asked for of {others} "
+                f"and {classes}: measure one of this space, with --classes {classes}."
+            )
+
     def require(self, here: Device, *, what: str = "the latency table", force: bool = False) -> list[str]:
         """What of the table's device is not as it is here, in words; nothing where it is the same.
 
@@ -113,8 +124,8 @@ class LatencyTable:
         differences = here.differences(self.device)
         if differences and not force:
             raise LatencyError(
-                f"{what} is of another device ({'; '.join(differences)}): say by --threads and the like what "
-                f"it is for, measure one here, or give --force to search for that device."
+                f"{what} is of another device ({'; '.join(differences)}): measure one here. A search takes "
+                f"it where --threads and the like say what it is for, or by --force."
             )
         return differences
 

@@ -9,14 +9,15 @@ from __future__ import annotations
 
 import json
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Protocol
 
 from effv2_kernels.engine import Progress
-from effv2_kernels.errors import LatencyError
+from effv2_kernels.errors import LatencyError, ModelError
 from effv2_kernels.families.efficientformer_v2.architecture import Architecture
+from effv2_kernels.search.journal import Journal
 from effv2_kernels.search.latency import Device, LatencyTable, Reading, block_names, table_of
 from effv2_kernels.search.space import SearchSpace
 
@@ -95,46 +96,23 @@ class Readings:
     """What was read so far, in a file beside the table, so that who is interrupted goes on."""
 
     def __init__(self, path: Path, device: Device, space: SearchSpace, classes: int, seed: int) -> None:
-        self._path = path
-        self._what = {"device": asdict(device), "space": json.loads(space.to_json())}
-        self._what |= {"classes": classes, "seed": seed}
-        self.rounds: list[list[Reading]] = []
-        if path.exists():
-            self._read()
+        about = {"device": asdict(device), "space": json.loads(space.to_json())}
+        about |= {"classes": classes, "seed": seed}
+        self._journal = Journal(path, about, error=LatencyError, remedy="choose another --out")
+        self.rounds = [self._round(record) for record in self._journal.records]
 
     def add(self, readings: Sequence[Reading]) -> None:
         """Those of a round, on disk before anything else happens."""
-        line = json.dumps([_as_json(reading) for reading in readings])
-        self.rounds.append([_from_json(reading) for reading in json.loads(line)])  # as who goes on has it
-        try:
-            with self._path.open("a", encoding="utf-8") as file:
-                if file.tell() == 0:
-                    file.write(json.dumps(self._what) + "\n")
-                file.write(line + "\n")
-        except OSError as error:
-            raise LatencyError(f"readings cannot be written to {self._path}: {error.strerror}.") from error
+        self._journal.add({"readings": [_as_json(reading) for reading in readings]})
+        self.rounds.append(self._round(self._journal.records[-1]))  # as who goes on has it
 
-    def _read(self) -> None:
-        first, *lines = self._path.read_text(encoding="utf-8").splitlines() or [""]
+    def _round(self, record: Mapping[str, Any]) -> list[Reading]:
         try:
-            what = json.loads(first)
-        except ValueError as error:
+            return [_from_json(reading) for reading in record["readings"]]
+        except (KeyError, TypeError, ModelError) as error:
             raise LatencyError(
-                f"{self._path} holds no readings: remove it, or choose another --out."
+                f"'{self._journal.path}' is damaged: remove it, or choose another --out."
             ) from error
-        if what != self._what:
-            differ = [name for name in self._what if what.get(name) != self._what[name]]
-            raise LatencyError(
-                f"{self._path} has readings of another {' and '.join(differ)}: go on with the same, remove "
-                f"the file, or choose another --out."
-            )
-        for line in lines:
-            try:
-                self.rounds.append([_from_json(reading) for reading in json.loads(line)])
-            except ValueError:  # the last line of who was killed
-                break
-        kept = [first, *(json.dumps([_as_json(r) for r in of_round]) for of_round in self.rounds)]
-        self._path.write_text("\n".join(kept) + "\n", encoding="utf-8")
 
 
 def measure(

@@ -6,14 +6,11 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import median
-from typing import TYPE_CHECKING
 
 from effv2_kernels.families.efficientformer_v2.architecture import Architecture
 from effv2_kernels.families.efficientformer_v2.shapes import network_shapes
+from effv2_kernels.search import pictures
 from effv2_kernels.search.measuring import Clock
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
 
 # In the order in which they are drawn, with names that people know and colours that they can tell apart.
 KINDS = {
@@ -44,19 +41,14 @@ def times_by_kind(
 
 
 def draw_by_kind(found: Mapping[str, Mapping[str, float]], unit: str, path: Path) -> None:
-    """A bar for each network, of its blocks by kind. path: .svg or .png."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(7.0, 0.6 * len(found) + 1.4), layout="constrained")
-    axes: Axes = figure.subplots()
-    names: Sequence[str] = list(found)
-    left = [0.0] * len(names)
-    for kind, (label, colour) in KINDS.items():
-        widths = [found[name].get(kind, 0.0) for name in names]
-        axes.barh(names, widths, left=left, color=colour, label=label, height=0.7)
-        left = [a + b for a, b in zip(left, widths, strict=True)]
-    axes.invert_yaxis()
-    axes.set_xlabel(f"{unit}, one call")
-    axes.legend(fontsize="small", ncols=2, loc="upper center", bbox_to_anchor=(0.45, -0.25))
-    axes.spines[["top", "right"]].set_visible(False)
-    figure.savefig(path)
+    """A bar for each network, of its blocks by kind. path: .svg or .png. Raises as ``pictures.panel``."""
+    with pictures.panel(path, 7.0, 0.6 * len(found) + 1.4) as axes:
+        names: Sequence[str] = list(found)
+        left = [0.0] * len(names)
+        for kind, (label, colour) in KINDS.items():
+            widths = [found[name].get(kind, 0.0) for name in names]
+            axes.barh(names, widths, left=left, color=colour, label=label, height=0.7)
+            left = [a + b for a, b in zip(left, widths, strict=True)]
+        axes.invert_yaxis()
+        axes.set_xlabel(f"{unit}, one call")
+        axes.legend(fontsize="small", ncols=2, loc="upper center", bbox_to_anchor=(0.45, -0.25))

@@ -48,7 +48,7 @@ def draw_front(searches: Mapping[str, Found], metric: str, path: Path, *, unit: 
 
 def draw_points(searches: Mapping[str, Points], metric: str, path: Path, *, unit: str = "") -> None:
     """The same of points that are known already. Raises as ``draw_front``."""
-    with _figure(path, 6.4, 4.2) as axes:
+    with panel(path, 6.4, 4.2) as axes:
         for number, (name, points) in enumerate(searches.items()):
             colour, label = f"C{number}", f"{name}: {len(points.met)}"
             axes.scatter(*_axes(points.met), s=12, alpha=0.5, linewidths=0, color=colour, label=label)
@@ -62,7 +62,7 @@ def draw_points(searches: Mapping[str, Points], metric: str, path: Path, *, unit
 
 def draw_path(found: Found, metric: str, path: Path, *, unit: str = "") -> None:
     """The way of a search: what it considered at each step, and where it stood. Raises as ``draw_front``."""
-    with _figure(path, 6.4, 4.2) as axes:
+    with panel(path, 6.4, 4.2) as axes:
         axes.scatter(
             *_axes([_point(o.candidate, metric) for s in found.steps for o in s.options]),
             s=8,
@@ -90,7 +90,7 @@ def draw_network(architecture: Architecture, path: Path) -> None:
     ratios, attention = architecture.block_ratios(), (0, 0, *architecture.late_attention())
     deepest = max(1, *map(len, ratios))
     widest = max(w * r for w, stage in zip(architecture.widths, ratios, strict=True) for r in (1, *stage))
-    with _figure(path, 2.4 + 0.75 * deepest, 4.4) as axes:
+    with panel(path, 2.4 + 0.75 * deepest, 4.4) as axes:
         axes.set_axis_off()
         axes.set_xlim(-2.2, deepest)
         axes.set_ylim(-3.8, 1.1)
@@ -120,8 +120,11 @@ def _label(metric: str, unit: str) -> str:
 
 
 @contextmanager
-def _figure(path: Path, width: float, height: float) -> Iterator[Any]:
-    """One panel, written to the file at the end."""
+def panel(path: Path, width: float, height: float) -> Iterator[Any]:
+    """One panel, in inches, that is written to the file at the end.
+
+    Raises UnavailableError without matplotlib, SearchError where the file cannot be written.
+    """
     try:
         import matplotlib
         from matplotlib.figure import Figure

@@ -11,6 +11,7 @@ from statistics import median
 from effv2_kernels.engine import Progress
 from effv2_kernels.errors import LatencyError
 from effv2_kernels.families.efficientformer_v2.architecture import Architecture
+from effv2_kernels.search import pictures
 from effv2_kernels.search.latency import LatencyTable
 from effv2_kernels.search.measuring import Clock
 from effv2_kernels.search.space import SearchSpace
@@ -90,9 +91,12 @@ def prove(
 ) -> Proof:
     """Time random networks whole and in turns, each between two runs of a reference network.
 
-    The reference says how slow the machine is at the moment; its own time is the table's. Raises LatencyError
-    where the table lacks it, or blocks of the networks.
+    The reference says how slow the machine is at the moment; its own time is the table's. Of a space with
+    fewer networks all are timed. Raises LatencyError where the table is of other images, or lacks the
+    reference or blocks of the networks.
     """
+    table.require_images(space.img_size, clock.classes)
+    networks = min(networks, space.subnets())
     generator = random.Random(f"proof {seed}")
     drawn: list[Architecture] = []
     while len(drawn) < networks:
@@ -114,23 +118,21 @@ def prove(
 
 
 def draw(proof: Proof, path: Path) -> None:
-    """Predicted against measured times, with the line on which they are equal. path: .svg or .png."""
-    from matplotlib.figure import Figure
+    """Predicted against measured times, with the line on which they are equal. path: .svg or .png.
 
-    figure = Figure(figsize=(4.8, 4.4), layout="constrained")
-    axes = figure.subplots()
-    measured = [row.measured for row in proof.rows]
-    ends = min(measured), max(measured)
-    axes.plot(ends, ends, color="#999999", linewidth=1, zorder=1)
-    axes.scatter(measured, [row.predicted for row in proof.rows], s=16, color="#0072B2", zorder=2)
-    axes.set_xlabel(f"measured, {proof.unit}")
-    axes.set_ylabel(f"predicted by the sum of blocks, {proof.unit}")
-    axes.set_title(
-        f"median error {proof.median_error:.1%}, Spearman's correlation {proof.correlation:.3f}",
-        fontsize="medium",
-    )
-    axes.spines[["top", "right"]].set_visible(False)
-    figure.savefig(path)
+    Raises as ``pictures.panel``.
+    """
+    with pictures.panel(path, 4.8, 4.4) as axes:
+        measured = [row.measured for row in proof.rows]
+        ends = min(measured), max(measured)
+        axes.plot(ends, ends, color="#999999", linewidth=1, zorder=1)
+        axes.scatter(measured, [row.predicted for row in proof.rows], s=16, color="#0072B2", zorder=2)
+        axes.set_xlabel(f"measured, {proof.unit}")
+        axes.set_ylabel(f"predicted by the sum of blocks, {proof.unit}")
+        axes.set_title(
+            f"median error {proof.median_error:.1%}, Spearman's correlation {proof.correlation:.3f}",
+            fontsize="medium",
+        )
 
 
 def _spearman(rows: Sequence[Row]) -> float:

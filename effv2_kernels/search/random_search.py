@@ -18,12 +18,14 @@ from effv2_kernels.search.step import Candidate, Option, Step
 class RandomSearch:
     """The most accurate of so many random subnets within the budgets, all different.
 
-    Each is a uniform draw, made smaller by random steps until the budgets hold. It ends earlier where the
+    Each is a uniform draw, made smaller by random steps until the budgets hold; fill: and then larger, as far
+    as they do. It ends earlier where the
     budgets leave nothing new. Raises SearchError for fewer than one evaluation.
     """
 
     evaluations: int = 200
     seed: int = 0
+    fill: bool = False
 
     def __post_init__(self) -> None:
         if self.evaluations < 1:
@@ -45,7 +47,8 @@ class RandomSearch:
         steps: list[Step] = []
 
         def draw() -> Architecture:
-            return sampling.shrunk(problem, problem.space.sample(generator), generator)
+            drawn = problem.space.sample(generator)
+            return sampling.fitted(problem, drawn, generator, fill=self.fill)
 
         while len(met) < self.evaluations and (drawn := sampling.new(draw, met)) is not None:
             progress(f"draw {len(met) + 1} of {self.evaluations}", len(met) / self.evaluations)

@@ -11,7 +11,7 @@ import effv2_kernels
 from effv2_kernels.errors import LatencyError
 from effv2_kernels.families.efficientformer_v2.architecture import Architecture
 from effv2_kernels.families.efficientformer_v2.model import EfficientFormerV2
-from effv2_kernels.search.latency import Device, LatencyTable, Reading, table_of
+from effv2_kernels.search.latency import Device, LatencyTable, Reading, block_names, table_of
 from effv2_kernels.search.space import SearchSpace
 
 _LIST = "networks.json"
@@ -23,8 +23,12 @@ def export(
     """Write networks with random weights, and a list of them, into a folder.
 
     There, or where it was copied to, each is run as ``effv2-run NAME.effv2 --profile --json > NAME.json``.
+    Raises LatencyError where the folder cannot be made.
     """
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise LatencyError(f"the folder {folder} cannot be made: {error.strerror}.") from error
     named = {}
     for number, architecture in enumerate(networks):
         model = EfficientFormerV2(
@@ -64,6 +68,12 @@ def table_of_reports(folder: Path, machine: str) -> LatencyTable:
         path = folder / f"{name}.json"
         if path.exists():
             device, reading = _read(path, machine, architecture)
+            expected = len(block_names(architecture, space.img_size, int(listed["classes"])))
+            if len(reading.blocks) != expected:
+                raise LatencyError(
+                    f"{path} has the times of {len(reading.blocks)} blocks, and its network has {expected}: "
+                    f"it is the report of another network."
+                )
             devices.add((device.runs, device.dtype, device.threads, device.batch, str(device.versions)))
             readings.append(reading)
     if not readings:

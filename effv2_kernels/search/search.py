@@ -24,7 +24,7 @@ EVALUATIONS, STEPS = "evaluations.jsonl", "steps.jsonl"
 
 @dataclass(frozen=True)
 class Problem:
-    """The most accurate subnet within all budgets is sought; mes says how small and fast is good.
+    """An accurate subnet within all budgets is sought; mes says how small and fast is good.
 
     Latency in ``mes`` is that of all tables of ``costs``; see ``over_devices``. The ablations of the paper
     are other exponents and budgets: parameters alone, or latency alone.
@@ -121,8 +121,8 @@ def run_in(
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise SearchError(f"the folder '{folder}' cannot be made: {error.strerror}.") from error
-    journal = Journal(steps, _about(search, problem))
     remembered = Remembered(problem.evaluator, evaluations or folder / EVALUATIONS)
+    journal = Journal(steps, _about(search, problem))  # last: it claims the folder
     count = 0
 
     def write(step: Step) -> None:

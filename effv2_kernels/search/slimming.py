@@ -8,6 +8,7 @@ from typing import Any
 
 from effv2_kernels.engine import Progress
 from effv2_kernels.errors import UnknownNameError
+from effv2_kernels.search import filling
 from effv2_kernels.search.mes import MES
 from effv2_kernels.search.search import Found, Problem, Record
 from effv2_kernels.search.step import Candidate, Option, Step
@@ -30,10 +31,12 @@ class Slimming:
     Of equal scores the larger gain is taken, then the first in the order of the frontier. An action without a
     gain, as a measured table may have where a smaller block is no faster, is taken where there is no other.
 
-    Raises UnknownNameError for another gain.
+    fill: at the end go up again, as far as every budget has room (see ``filling``). Raises UnknownNameError
+    for another gain.
     """
 
     gain: str = "mes"
+    fill: bool = False
 
     def __post_init__(self) -> None:
         if self.gain not in GAINS:
@@ -65,8 +68,11 @@ class Slimming:
             now = options[taken].candidate
             steps.append(Step(len(steps), now, tuple(options), taken, _why(problem, options, taken, score)))
             record(steps[-1])
+        for step in filling.fill(problem, steps, progress) if self.fill else ():
+            steps.append(step)
+            record(step)
         progress("done", 1.0)
-        return Found(now, tuple(steps))
+        return Found(steps[-1].chosen, tuple(steps))
 
     def _score(self, problem: Problem, exceeded: list[str]) -> MES:
         part = problem.score.of(exceeded) if self.gain == "exceeding" else None
@@ -89,7 +95,7 @@ def _rank(option: Option, place: int) -> tuple[bool, float, float, int]:
 def _excess(problem: Problem, candidate: Candidate) -> float:
     """How far beyond its budgets a subnet is: the logarithm of the worst ratio."""
     limits = problem.budgets.limits
-    return max(math.log(candidate.metrics[name] / limit) for name, limit in limits.items())
+    return max(math.log(max(candidate.metrics[name], 1e-300) / limit) for name, limit in limits.items())
 
 
 def _why(problem: Problem, options: list[Option], taken: int, score: MES) -> str:

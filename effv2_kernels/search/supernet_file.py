@@ -83,8 +83,10 @@ def _metadata(path: str | os.PathLike[str], origin: str) -> dict[str, str]:
 def images_of(path: str | os.PathLike[str]) -> dict[str, Any]:
     """What a file says of the images that its supernet was trained on; nothing where it says nothing.
 
-    ``supernet`` writes "hold_out", the share of the training images that it was not trained on, and how it
-    cut them: "crop", "interpolation". Raises CheckpointError as ``load`` does.
+    ``supernet`` writes "hold_out", the share of the training images that it was not trained on, "trained_on",
+    the digest of those that it was, and how it cut them: "crop", "interpolation".
+
+    Raises CheckpointError as ``load`` does.
     """
     metadata = _metadata(path, f"supernet '{os.fspath(path)}'")
     try:

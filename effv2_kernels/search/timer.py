@@ -13,6 +13,7 @@ from torch import Tensor
 import effv2_kernels
 from effv2_kernels.backends import TORCH_DTYPES
 from effv2_kernels.engine import Engine
+from effv2_kernels.errors import InputError, UnavailableError
 from effv2_kernels.families.efficientformer_v2.architecture import Architecture
 from effv2_kernels.families.efficientformer_v2.model import EfficientFormerV2
 from effv2_kernels.model import OptimizedModel
@@ -49,11 +50,26 @@ class Runner:
         return 1e3 * (time.perf_counter() - begin)
 
 
+def _available(name: str) -> torch.device:
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise InputError(f"a device is cpu, cuda or cuda:1, but got {name!r}.") from error
+    if device.type not in ("cpu", "cuda"):
+        raise UnavailableError(f"networks are timed on cpu and cuda, but not on {name!r}.")
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise UnavailableError(
+            f"there is no GPU {name}: PyTorch sees {torch.cuda.device_count()} of them. Take cpu, or the "
+            f"table of another machine."
+        )
+    return device
+
+
 class Timer:
     """Networks of any sizes with random weights, for images of one size, as ``optimize`` runs them.
 
     img_size: (rows, columns). device, dtype, threads and isa are those of ``optimize``, which see for what is
-    raised.
+    raised; for a device that is none InputError, for one that is not there UnavailableError.
     """
 
     def __init__(
@@ -69,7 +85,7 @@ class Timer:
         isa: str | None = None,
     ) -> None:
         self.img_size, self.in_channels, self.classes = img_size, in_channels, classes
-        self._batch, self._where, self._dtype = batch, torch.device(device), dtype
+        self._batch, self._where, self._dtype = batch, _available(device), dtype
         self._threads, self._isa = threads, isa
         self.device = self._described()
 

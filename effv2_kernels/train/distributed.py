@@ -33,7 +33,7 @@ class Processes:
     def wrapped(self, model: nn.Module, *, unused_parameters: bool = False) -> nn.Module:
         """The model whose gradients are averaged over all processes; alone, the model itself.
 
-        unused_parameters: of an objective whose forward passes do not use all of them, such as a supernet's.
+        unused_parameters: of an objective whose forward passes do not use all of them.
         """
         if self.count == 1:
             return model

@@ -48,8 +48,7 @@ class Trainer:
     numbers by name of a model in eval mode, "top1" among them, which decides which weights are best; called
     for the model and for the average of its weights (EMA) where there is one. mix: ``data.mixup``. run: the
     folder; where it holds a checkpoint, the trainer begins behind its last epoch; an objective with a
-    state_dict() is kept there, too. unused_parameters: see
-    ``Processes.wrapped``.
+    state_dict() is kept there, too. unused_parameters: see ``Processes.wrapped``.
 
     What is between two checkpoints is lost with a crash, and nothing else. Raises TrainingError where a loss
     is not finite or a checkpoint does not fit or cannot be written, InputError for an image that cannot be
