@@ -156,4 +156,5 @@ def test_a_run_goes_on_with_what_it_was_begun_with(capsys, tmp_path, digits, spa
     ):
         code, _, err = run(capsys, *words, "--resume", *options)
         assert code == 2
-        assert f"is of another run: {message}" in err.replace("images 24 instead of 16; ", ""), err
+        assert "is of another run: " in err
+        assert message in err
