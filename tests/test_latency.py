@@ -239,6 +239,24 @@ def test_the_commands(tmp_path, capsys):
     assert "here, another machine there" in said
 
 
+def test_the_command_for_operators(tmp_path, capsys, monkeypatch):
+    """Of one network, and of few rounds: the others are no different."""
+    name = "efficientformerv2_s0"
+    home = "effv2_kernels.families.efficientformer_v2.architecture"
+    monkeypatch.setattr(f"{home}.VARIANTS", {name: VARIANTS[name]})
+    monkeypatch.setattr(operators.times_by_kind, "__defaults__", (1,))
+    plot = tmp_path / "o.svg"
+    with one_torch_thread():
+        assert main(["latency", "--operators", "--threads", "1", "--plot", str(plot)]) == 0
+    said = capsys.readouterr().out
+    assert "ms by kind of block" in said
+    row = next(line.split() for line in said.splitlines() if line.startswith("S0"))
+    times = [float(cell) for cell in row[1:]]
+    assert sum(times[:-1]) == pytest.approx(times[-1], abs=0.01)
+    assert min(times) > 0
+    assert "talking-head attention" in plot.read_text()
+
+
 def test_operators(tmp_path):
     space = SearchSpace.read("fashion")
 

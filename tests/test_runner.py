@@ -5,6 +5,7 @@ import random
 import re
 import subprocess
 import sys
+from dataclasses import replace
 
 import c_library
 import pytest
@@ -20,8 +21,12 @@ from effv2_kernels import blocks, cpu, load, optimize, save
 from effv2_kernels.backends import Settings
 from effv2_kernels.cli.models import randomise
 from effv2_kernels.declaration import Layer
+from effv2_kernels.errors import LatencyError
 from effv2_kernels.families.efficientformer_v2 import Architecture
 from effv2_kernels.model import OptimizedModel
+from effv2_kernels.search import reports
+from effv2_kernels.search.choices import StageChoices
+from effv2_kernels.search.space import SearchSpace
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="effv2-run is built for Linux")
 
@@ -88,6 +93,27 @@ def test_a_network_of_any_sizes(tmp_path):
     (logits,) = outputs(tmp_path, tmp_path / "a.effv2", "--input", write(tmp_path / "x.npy", x))
     assert torch.equal(logits, fast(x))
     torch.testing.assert_close(logits, model(x), rtol=1e-4, atol=1e-5)
+
+
+def test_its_reports_make_a_latency_table(tmp_path):
+    """As a phone's do: networks are written, run where they are for, and their reports come back."""
+    stage = StageChoices((8, 16), (1,), (2,))
+    space = SearchSpace((stage, stage, *[StageChoices((16,), (1,), (2,), (0, 1))] * 2), (32, 32), 1)
+    networks = [space.largest(), space.smallest()]
+    reports.export(networks, space, 7, tmp_path)
+    told = reports.command(space)
+    assert told.startswith("effv2-run NAME.effv2 ")
+    words = told.split(" > ")[0].split()[2:]  # as a user is told to
+    for path in sorted(tmp_path.glob("*.effv2")):
+        done = run(path, *words, "--threads", 1, "--repeat", 5)
+        assert done.json["profile"]
+        path.with_suffix(".json").write_text(done.out)
+    table = reports.table_of_reports(tmp_path, "a phone")
+    assert (table.device.name, table.device.threads, table.device.batch) == ("a phone", 1, 1)
+    assert table.device.versions == {"effv2_kernels": effv2_kernels.__version__}
+    assert all(table.predict(network) > 0 for network in networks)
+    with pytest.raises(LatencyError, match="has no time for"):
+        table.predict(replace(space.largest(), widths=(8, 16, 16, 24)))
 
 
 def test_a_backbone(tmp_path):

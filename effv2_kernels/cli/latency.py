@@ -21,7 +21,7 @@ python -m effv2_kernels latency --operators --plot operators.svg       where the
 
 another machine, such as a phone:
 python -m effv2_kernels latency --export DIR                           there, for each network of the folder:
-    effv2-run NAME.effv2 --profile --json > NAME.json
+    effv2-run NAME.effv2 --img-size 224x224 --profile --json > NAME.json
 python -m effv2_kernels latency --device DIR --name "Pixel 6" --out table.json
 """
 
@@ -158,11 +158,12 @@ def _export(args: argparse.Namespace, space: SearchSpace) -> int:
     import random
 
     from effv2_kernels.search.measuring import carriers
-    from effv2_kernels.search.reports import export
+    from effv2_kernels.search.reports import command, export
 
     networks = carriers(space, args.classes, random.Random(args.seed))
     export(networks, space, args.classes, args.export, args.dtype)
-    print(f"wrote {len(networks)} networks to {args.export}")
+    print(f"wrote {len(networks)} networks to {args.export}. There, or where you copy it, for each of them:")
+    print(f"  {command(space)}")
     return 0
 
 

@@ -22,8 +22,8 @@ def export(
 ) -> None:
     """Write networks with random weights, and a list of them, into a folder.
 
-    There, or where it was copied to, each is run as ``effv2-run NAME.effv2 --profile --json > NAME.json``.
-    Raises LatencyError where the folder cannot be made.
+    There, or where it was copied to, each is run by ``command(space)``. Raises LatencyError where the folder
+    cannot be made.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -44,6 +44,12 @@ def export(
         named[name] = json.loads(architecture.to_json())
     listed = {"space": json.loads(space.to_json()), "classes": classes, "networks": named}
     (folder / _LIST).write_text(json.dumps(listed, indent=1) + "\n", encoding="utf-8")
+
+
+def command(space: SearchSpace) -> str:
+    """What runs a network on another machine, so that its report lies beside it."""
+    rows, columns = space.img_size
+    return f"effv2-run NAME.effv2 --img-size {rows}x{columns} --profile --json > NAME.json"
 
 
 def table_of_reports(folder: Path, machine: str) -> LatencyTable:
@@ -78,8 +84,8 @@ def table_of_reports(folder: Path, machine: str) -> LatencyTable:
             readings.append(reading)
     if not readings:
         raise LatencyError(
-            f"there is no report in {folder}: run 'effv2-run NAME.effv2 --profile --json > NAME.json' for "
-            f"each network there, on the machine that is meant."
+            f"there is no report in {folder}: run '{command(space)}' for each network there, on the machine "
+            f"that is meant."
         )
     if len(devices) > 1:
         raise LatencyError(
