@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 from bench.search.commands import Command, Done, data_of, recipe_of, run, run_together
@@ -46,6 +47,23 @@ class Chain:
     def _fine_tunings(self, *methods: str) -> dict[str, Command]:
         return {f"fine-tuning, {name}": self._fine_tune(name) for name in methods}
 
+    @cached_property
+    def space(self) -> SearchSpace:
+        return SearchSpace.read(self.setting.space)
+
+    @cached_property
+    def costs(self) -> Costs:
+        """By the latency table, which must have been measured."""
+        table = LatencyTable.read(self.table)
+        return Costs(self.space, classes=self.setting.classes, tables={"here": table})
+
+    def budgets(self) -> dict[str, float]:
+        """What the scaled S0 has; searches are to be no slower and no larger."""
+        return self.costs(self._scaled())
+
+    def _scaled(self) -> Architecture:
+        return scaled_s0(self.setting.width, self.setting.depth)
+
     @property
     def supernet(self) -> Path:
         return self.folder / "supernet" / "supernet.safetensors"
@@ -72,8 +90,7 @@ class Chain:
 
     def _cut(self) -> None:
         """The teacher and the scaled S0, with the supernet's weights, as searches write what they find."""
-        space = SearchSpace.read(self.setting.space)
-        wanted = {_TEACHER: space.largest(), SCALED: scaled_s0(self.setting.width, self.setting.depth)}
+        wanted = {_TEACHER: self.space.largest(), SCALED: self._scaled()}
         if all((self.folder / name / "accuracy.json").exists() for name in wanted):
             return
         supernet = supernet_file.load(self.supernet)
@@ -111,13 +128,6 @@ class Chain:
             words += ["--method", "random", "--evaluations", str(evaluations), "--seed", str(self.seed)]
         return Command(words, self.folder / f"{method}.done")
 
-    def budgets(self) -> dict[str, float]:
-        """What the scaled S0 has; searches are to be no slower and no larger."""
-        table = LatencyTable.read(self.table)
-        space = SearchSpace.read(self.setting.space)
-        costs = Costs(space, classes=self.setting.classes, tables={"here": table})
-        return costs(scaled_s0(self.setting.width, self.setting.depth))
-
     def _fine_tune(self, method: str) -> Command:
         setting, teacher = self.setting, self.folder / _TEACHER
         words = ["train", *data_of(setting), "--in-channels", str(setting.in_channels), "--workers", "1"]
@@ -125,7 +135,7 @@ class Chain:
         words += ["--checkpoint", str(self.folder / method / "weights.safetensors")]
         words += ["--teacher", str(self.architecture(_TEACHER))]
         words += ["--teacher-checkpoint", str(teacher / "weights.safetensors")]
-        words += ["--img-size", str(SearchSpace.read(setting.space).img_size[0]), "--device", "cpu"]
+        words += ["--img-size", str(self.space.img_size[0]), "--device", "cpu"]
         words += ["--recipe", "finetune", "--seed", str(self.seed), *recipe_of(setting.fine_tuning)]
         folder = self.folder / method / "fine-tuned"
         stamp = self.folder / f"{method}-fine-tuned.done"

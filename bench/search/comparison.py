@@ -17,10 +17,7 @@ from bench.search.commands import Done
 from effv2_kernels.families.efficientformer_v2 import Architecture
 from effv2_kernels.progress import progress_bar
 from effv2_kernels.replacing import replacing
-from effv2_kernels.search.cost import Costs
-from effv2_kernels.search.latency import LatencyTable
 from effv2_kernels.search.mes import MES
-from effv2_kernels.search.space import SearchSpace
 from effv2_kernels.search.timer import Timer
 from effv2_kernels.search.whole import whole_ratios
 from effv2_kernels.train import Recipe, open_data, processes, validation_loader
@@ -30,15 +27,13 @@ from effv2_kernels.train.data import batches
 def compare(chain: Chain, done: Mapping[str, Done], path: Path, *, rounds: int = 60) -> None:
     """Write all that the table of one seed needs, and what was done for it."""
     networks = chain.networks()
-    table = LatencyTable.read(chain.table)
-    space = SearchSpace.read(chain.setting.space)
-    costs = Costs(space, classes=chain.setting.classes, tables={"here": table})
-    times = _times(chain, networks, space, rounds)
+    (table,) = chain.costs.tables.values()
+    times = _times(chain, networks, rounds)
     mes = MES()
     found: dict[str, Any] = {}
     for name, architecture in networks.items():
-        metrics = costs(architecture)
-        correct = _correct(chain, name, space)
+        metrics = chain.costs(architecture)
+        correct = _correct(chain, name)
         found[name] = {
             "architecture": json.loads(architecture.to_json()),
             "metrics": metrics,
@@ -63,11 +58,9 @@ def compare(chain: Chain, done: Mapping[str, Done], path: Path, *, rounds: int =
         part.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
 
 
-def _times(
-    chain: Chain, networks: dict[str, Architecture], space: SearchSpace, rounds: int
-) -> dict[str, dict[str, float]]:
+def _times(chain: Chain, networks: dict[str, Architecture], rounds: int) -> dict[str, dict[str, float]]:
     """How many times as long as the scaled S0 each takes, timed whole and in turns: median and quartiles."""
-    setting = chain.setting
+    setting, space = chain.setting, chain.space
     timer = Timer(
         space.img_size,
         in_channels=space.in_channels,
@@ -90,9 +83,9 @@ def _times(
     }
 
 
-def _correct(chain: Chain, name: str, space: SearchSpace) -> list[bool]:
+def _correct(chain: Chain, name: str) -> list[bool]:
     """Whether the optimised network is right, for every test image in order."""
-    setting = chain.setting
+    setting, space = chain.setting, chain.space
     model = effv2_kernels.create_model(
         architecture=chain.architecture(name),
         checkpoint=chain.weights(name),

@@ -65,9 +65,10 @@ def main() -> None:
         seeds = [json.loads(path.read_text(encoding="utf-8")) for path in args.json]
         args.kept.write_text(json.dumps(seeds, indent=1) + "\n", encoding="utf-8")
     seeds = sorted(json.loads(args.kept.read_text(encoding="utf-8")), key=lambda seed: int(seed["seed"]))
-    readme.put_between(args.page, MARKS, table(seeds))
+    text = table(seeds)
+    readme.put_between(args.page, MARKS, text)
     draw(seeds[0], args.svg)
-    print(table(seeds))
+    print(text)
 
 
 def table(seeds: Sequence[dict[str, Any]]) -> str:

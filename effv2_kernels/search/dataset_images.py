@@ -50,8 +50,12 @@ class DatasetImages:
             f"({training.digest()}), of {channels}x{recipe.img_size}x{recipe.img_size}, {recipe.batch} at "
             f"once, crop {recipe.crop}, {recipe.interpolation}"
         )
+        image = 4 * channels * recipe.img_size**2  # bytes
         self._parts = [
-            _Kept(evaluation_loader(part, recipe, processes, workers=workers, channels=channels))
+            _Kept(
+                evaluation_loader(part, recipe, processes, workers=workers, channels=channels),
+                fits=len(part) * image <= _KEPT_BYTES,
+            )
             for part in (training, held_out)
         ]
 
@@ -109,16 +113,11 @@ class DatasetImages:
 class _Kept:
     """The batches of a loader, which are read once where they fit into memory."""
 
-    def __init__(self, loader: Any) -> None:
-        self._loader = loader
+    def __init__(self, loader: Any, *, fits: bool) -> None:
+        self._loader, self._fits = loader, fits
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         return iter(self._whole if self._fits else batches(self._loader))
-
-    @cached_property
-    def _fits(self) -> bool:
-        images, _ = next(batches(self._loader))
-        return images[0].nbytes * len(self._loader.dataset) <= _KEPT_BYTES
 
     @cached_property
     def _whole(self) -> list[tuple[Tensor, Tensor]]:
