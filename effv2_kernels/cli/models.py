@@ -192,15 +192,9 @@ def build_optimised(args: argparse.Namespace) -> nn.Module:
 
 def _device(args: argparse.Namespace, options: dict[str, Any]) -> torch.device:
     """That of --device, which is asked whether it can run the options before anything is moved there."""
-    import torch
+    from effv2_kernels import backends, devices
 
-    from effv2_kernels import backends
-
-    name = getattr(args, "device", "cpu")
-    try:
-        device = torch.device(name)
-    except RuntimeError as error:
-        raise InputError(f"--device takes cpu, cuda or cuda:1, but got {name!r}.") from error
+    device = devices.named(getattr(args, "device", "cpu"), "--device takes cpu, cuda or cuda:1")
     if device.type != "cpu":
         backends.choose(device=device, **options)
     return device

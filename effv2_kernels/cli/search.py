@@ -13,6 +13,8 @@ from effv2_kernels.errors import InputError, UnavailableError
 from effv2_kernels.progress import progress_bar
 
 if TYPE_CHECKING:
+    import torch
+
     from effv2_kernels.search.budgets import Budgets
     from effv2_kernels.search.cost import Costs
     from effv2_kernels.search.evaluation import SupernetEvaluator
@@ -259,12 +261,12 @@ def _check_counts(args: argparse.Namespace) -> None:
             raise InputError(f"--{name.replace('_', '-')} must be at least 1, but got {value}.")
 
 
-def _device(name: str) -> str:
-    import torch
+def _device(name: str) -> torch.device:
+    from effv2_kernels import devices
 
-    if name != "cpu" and not torch.cuda.is_available():
-        raise InputError(f"--device {name} needs a GPU that PyTorch can use, and there is none: take cpu.")
-    return name
+    device = devices.named(name, "--device takes cpu, cuda or cuda:1")
+    devices.require(device, "subnets are evaluated", f"--device {name} needs a GPU: take cpu.")
+    return device
 
 
 def _tables(args: argparse.Namespace, supernet: Supernet) -> dict[str, LatencyTable]:

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 import effv2_kernels
+from effv2_kernels import devices
 from effv2_kernels.backends import TORCH_DTYPES
 from effv2_kernels.engine import Engine
-from effv2_kernels.errors import InputError, UnavailableError
 from effv2_kernels.families.efficientformer_v2.architecture import Architecture
 from effv2_kernels.families.efficientformer_v2.model import EfficientFormerV2
 from effv2_kernels.model import OptimizedModel
@@ -51,17 +51,8 @@ class Runner:
 
 
 def _available(name: str) -> torch.device:
-    try:
-        device = torch.device(name)
-    except RuntimeError as error:
-        raise InputError(f"a device is cpu, cuda or cuda:1, but got {name!r}.") from error
-    if device.type not in ("cpu", "cuda"):
-        raise UnavailableError(f"networks are timed on cpu and cuda, but not on {name!r}.")
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise UnavailableError(
-            f"there is no GPU {name}: PyTorch sees {torch.cuda.device_count()} of them. Take cpu, or the "
-            f"table of another machine."
-        )
+    device = devices.named(name, "a device is cpu, cuda or cuda:1")
+    devices.require(device, "networks are timed", "Take cpu, or the table of another machine.")
     return device
 
 

@@ -14,7 +14,7 @@ import torch
 from torch import distributed, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from effv2_kernels.errors import InputError, UnavailableError
+from effv2_kernels import devices
 
 
 @dataclass(frozen=True)
@@ -78,18 +78,10 @@ def processes(device: str = "auto") -> Iterator[Processes]:
 def _device(name: str, local_rank: int, count: int) -> torch.device:
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        device = torch.device(name)
-    except RuntimeError as error:
-        raise InputError(f"--device takes auto, cpu, cuda or cuda:1, but got {name!r}.") from error
-    if device.type not in ("cpu", "cuda"):
-        raise UnavailableError(f"training runs on cpu and cuda, but not on {name!r}.")
-    if device.type == "cuda":
-        if count > 1 or device.index is None:
-            device = torch.device("cuda", local_rank)
-        if not torch.cuda.is_available() or device.index >= torch.cuda.device_count():
-            raise UnavailableError(
-                f"there is no GPU {device}: PyTorch sees {torch.cuda.device_count()} of them. Give --device "
-                f"cpu, or torchrun as many processes as there are GPUs."
-            )
+    device = devices.named(name, "--device takes auto, cpu, cuda or cuda:1")
+    if device.type == "cuda" and (count > 1 or device.index is None):
+        device = torch.device("cuda", local_rank)
+    devices.require(
+        device, "training runs", "Give --device cpu, or torchrun as many processes as there are GPUs."
+    )
     return device
