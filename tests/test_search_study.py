@@ -157,6 +157,7 @@ def test_the_comparison_is_of_the_networks(study):
         f"fine-tuning, {RANDOM}",
     }
     assert all(one["starts"] == 1 and one["seconds"] > 0 for one in written["commands"].values())
+    assert not any(str(ROOT) in one["command"] for one in written["commands"].values())
     # Once more, nothing is run; and with another setting nothing is mistaken for what was asked.
     assert {name: asdict(one) for name, one in chain.run().items()}.items() <= written["commands"].items()
     other = replace(chain.setting, supernet={**chain.setting.supernet, "epochs": 3})

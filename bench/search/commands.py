@@ -32,7 +32,8 @@ class Command:
 
     @property
     def text(self) -> str:
-        return shlex.join(["python", *self._options()])
+        """As it is typed in the project's folder; it is kept with results, which are of any machine."""
+        return shlex.join(["python", *(word.removeprefix(f"{ROOT}{os.sep}") for word in self._options())])
 
     def _options(self) -> list[str]:
         start = ["-m", "torch.distributed.run", "--nproc_per_node", str(self.processes)]
