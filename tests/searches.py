@@ -5,12 +5,11 @@ import random
 from functools import cache
 
 from effv2_kernels.search.budgets import Budgets
-from effv2_kernels.search.choices import StageChoices
 from effv2_kernels.search.cost import Costs
 from effv2_kernels.search.latency import BlockTime, Device, LatencyTable, block_names
 from effv2_kernels.search.mes import MES
 from effv2_kernels.search.search import Problem
-from effv2_kernels.search.space import SearchSpace
+from effv2_kernels.search.space import SearchSpace, StageChoices
 
 CLASSES = 7
 SPACE = SearchSpace(

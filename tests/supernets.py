@@ -3,8 +3,7 @@
 import torch
 from models import randomise
 
-from effv2_kernels.search.choices import StageChoices
-from effv2_kernels.search.space import SearchSpace
+from effv2_kernels.search.space import SearchSpace, StageChoices
 from effv2_kernels.search.supernet import Supernet
 
 # Attention that is dropped and kept, a stage that may be empty, ratios that leave a fraction of a channel.

@@ -10,7 +10,7 @@ from supernets import SPACE, images_for, random_supernet
 from torch import nn
 
 from effv2_kernels.errors import InputError
-from effv2_kernels.search.calibration import recalibrate
+from effv2_kernels.search.supernet.calibration import recalibrate
 
 
 @pytest.fixture(autouse=True)

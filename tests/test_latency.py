@@ -11,18 +11,20 @@ from effv2_kernels import extras
 from effv2_kernels.__main__ import main
 from effv2_kernels.errors import Effv2Error, LatencyError, SearchError
 from effv2_kernels.families.efficientformer_v2.architecture import VARIANTS
-from effv2_kernels.search import measuring, operators, proof, reports
-from effv2_kernels.search.choices import StageChoices
 from effv2_kernels.search.latency import (
     Device,
     LatencyTable,
     Reading,
     block_names,
+    measuring,
+    operators,
+    proof,
+    reports,
     table_of,
 )
-from effv2_kernels.search.measuring import carriers, measure
-from effv2_kernels.search.space import SearchSpace
-from effv2_kernels.search.timer import Timer
+from effv2_kernels.search.latency.measuring import carriers, measure
+from effv2_kernels.search.latency.timer import Timer
+from effv2_kernels.search.space import SearchSpace, StageChoices
 
 SPACE = SearchSpace.read("fashion")
 CLASSES = 10

@@ -176,7 +176,7 @@ def test_wheel_holds_what_is_needed_and_nothing_else(wheel):
     modules = [name for name in packaged if re.fullmatch(r"effv2_kernels/_native\.[\w-]+\.(so|pyd)", name)]
     assert len(modules) == 1, modules
     expected = {p.relative_to(ROOT).as_posix() for p in (ROOT / "effv2_kernels").rglob("*.py")}
-    data = ("*.safetensors", "triton/tuned/*.json", "search/spaces/*.json")
+    data = ("*.safetensors", "triton/tuned/*.json", "search/space/shipped/*.json")
     expected |= {
         p.relative_to(ROOT).as_posix() for kind in data for p in (ROOT / "effv2_kernels").rglob(kind)
     }

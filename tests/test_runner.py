@@ -24,9 +24,8 @@ from effv2_kernels.declaration import Layer
 from effv2_kernels.errors import LatencyError
 from effv2_kernels.families.efficientformer_v2 import Architecture
 from effv2_kernels.model import OptimizedModel
-from effv2_kernels.search import reports
-from effv2_kernels.search.choices import StageChoices
-from effv2_kernels.search.space import SearchSpace
+from effv2_kernels.search.latency import reports
+from effv2_kernels.search.space import SearchSpace, StageChoices
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="effv2-run is built for Linux")
 

@@ -14,10 +14,9 @@ from checks import one_torch_thread, seeded
 from supernets import SPACE, images_for, random_supernet
 
 from effv2_kernels.errors import ModelError
-from effv2_kernels.search.choices import StageChoices
-from effv2_kernels.search.sandwich import Sandwich
-from effv2_kernels.search.space import SearchSpace
+from effv2_kernels.search.space import SearchSpace, StageChoices
 from effv2_kernels.search.supernet import Supernet
+from effv2_kernels.search.supernet.sandwich import Sandwich
 
 TARGETS = torch.tensor([0, 3, 1])
 
@@ -200,7 +199,7 @@ from torch import distributed
 from torch.nn.parallel import DistributedDataParallel
 sys.path.insert(0, {tests!r})
 from supernets import SPACE, images_for, random_supernet
-from effv2_kernels.search.sandwich import Sandwich
+from effv2_kernels.search.supernet.sandwich import Sandwich
 
 torch.set_num_threads(1)
 rank, folder = int(sys.argv[1]), {folder!r}

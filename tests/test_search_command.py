@@ -24,16 +24,15 @@ from effv2_kernels.cli import search as command
 from effv2_kernels.errors import CheckpointError, InputError, SearchError
 from effv2_kernels.families.efficientformer_v2 import Architecture
 from effv2_kernels.search import found as files
-from effv2_kernels.search import pictures, supernet_file
-from effv2_kernels.search.choices import StageChoices
+from effv2_kernels.search import pictures
 from effv2_kernels.search.evaluation import SupernetEvaluator
-from effv2_kernels.search.evolution import Evolution
 from effv2_kernels.search.images import TensorImages, tensor_images
 from effv2_kernels.search.latency import LatencyTable
-from effv2_kernels.search.sandwich import Sandwich
-from effv2_kernels.search.slimming import Slimming
-from effv2_kernels.search.space import SearchSpace
-from effv2_kernels.search.supernet import Supernet
+from effv2_kernels.search.methods.evolution import Evolution
+from effv2_kernels.search.methods.slimming import Slimming
+from effv2_kernels.search.space import SearchSpace, StageChoices
+from effv2_kernels.search.supernet import Supernet, supernet_file
+from effv2_kernels.search.supernet.sandwich import Sandwich
 from effv2_kernels.train.distributed import Processes
 
 CPU = torch.device("cpu")

@@ -12,10 +12,10 @@ pytest.importorskip("timm")
 from training import PLAIN, write_digits
 
 from effv2_kernels.errors import InputError
-from effv2_kernels.search import dataset_images, supernet_file
+from effv2_kernels.search import dataset_images
 from effv2_kernels.search.dataset_images import DatasetImages
 from effv2_kernels.search.space import SearchSpace
-from effv2_kernels.search.supernet import Supernet
+from effv2_kernels.search.supernet import Supernet, supernet_file
 from effv2_kernels.train import open_data, processes
 
 RECIPE = replace(PLAIN, batch=10)

@@ -11,11 +11,11 @@ from searches import SPACE, TABLES, Formula, every, problem
 
 from effv2_kernels.errors import SearchError, UnknownNameError
 from effv2_kernels.search.budgets import Budgets
-from effv2_kernels.search.evolution import Evolution, crossed
 from effv2_kernels.search.mes import MES
-from effv2_kernels.search.random_search import RandomSearch
+from effv2_kernels.search.methods.evolution import Evolution, crossed
+from effv2_kernels.search.methods.random_search import RandomSearch
+from effv2_kernels.search.methods.slimming import Slimming
 from effv2_kernels.search.search import run_in
-from effv2_kernels.search.slimming import Slimming
 from effv2_kernels.search.step import Step, explain
 
 SEARCHES = {

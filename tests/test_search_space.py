@@ -9,9 +9,7 @@ import torch
 
 from effv2_kernels.errors import ModelError
 from effv2_kernels.families.efficientformer_v2 import VARIANTS, Architecture, EfficientFormerV2
-from effv2_kernels.search import space_file
-from effv2_kernels.search.choices import StageChoices
-from effv2_kernels.search.space import SearchSpace
+from effv2_kernels.search.space import SearchSpace, StageChoices, space_file
 
 TINY = SearchSpace(
     (

@@ -30,11 +30,11 @@ from bench.search.comparison import compare, packed, unpacked  # noqa: E402
 from bench.search.scaled import scaled_s0  # noqa: E402
 from bench.search.settings import SETTINGS  # noqa: E402
 from effv2_kernels.families.efficientformer_v2 import VARIANTS, Architecture  # noqa: E402
-from effv2_kernels.search import supernet_file  # noqa: E402
-from effv2_kernels.search.calibration import recalibrate  # noqa: E402
 from effv2_kernels.search.cost import Costs  # noqa: E402
 from effv2_kernels.search.space import SearchSpace  # noqa: E402
 from effv2_kernels.search.step import Step  # noqa: E402
+from effv2_kernels.search.supernet import supernet_file  # noqa: E402
+from effv2_kernels.search.supernet.calibration import recalibrate  # noqa: E402
 
 SPACE = SearchSpace.read(SETTINGS["digits"].space)
 

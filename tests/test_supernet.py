@@ -13,10 +13,8 @@ from effv2_kernels import optimize
 from effv2_kernels.bounds import NETWORK
 from effv2_kernels.errors import CheckpointError, InputError, ModelError, ResolutionError
 from effv2_kernels.families.efficientformer_v2 import Architecture, EfficientFormerV2
-from effv2_kernels.search import supernet_file
-from effv2_kernels.search.choices import StageChoices
-from effv2_kernels.search.space import SearchSpace
-from effv2_kernels.search.supernet import Supernet, kept_blocks
+from effv2_kernels.search.space import SearchSpace, StageChoices
+from effv2_kernels.search.supernet import Supernet, kept_blocks, supernet_file
 
 
 @pytest.fixture(autouse=True)
@@ -214,7 +212,7 @@ def test_drop_path_is_for_training_alone_and_rises():
         return branch
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("effv2_kernels.search.supernet.dropped", watched)
+        patch.setattr("effv2_kernels.search.supernet.supernet.dropped", watched)
         supernet.train()(x)
         assert len(rates) == 14  # 10 blocks, 5 with attention, and the first has a rate of 0
         supernet.eval()(x)

@@ -10,9 +10,8 @@ from training import ARCHITECTURE, write_digits
 
 from effv2_kernels import create_model
 from effv2_kernels.__main__ import main
-from effv2_kernels.search import supernet_file
 from effv2_kernels.search.space import SearchSpace
-from effv2_kernels.search.supernet import Supernet
+from effv2_kernels.search.supernet import Supernet, supernet_file
 from effv2_kernels.train import open_data
 
 STAGE = {"widths": [8, 16], "depths": [1, 2], "ratios": [1, 2]}

@@ -11,12 +11,13 @@ from bench.search.commands import Command, Done, data_of, recipe_of, run, run_to
 from bench.search.scaled import scaled_s0
 from bench.search.settings import Setting
 from effv2_kernels.families.efficientformer_v2 import Architecture
-from effv2_kernels.search import found, supernet_file
+from effv2_kernels.search import found
 from effv2_kernels.search.cost import Costs
 from effv2_kernels.search.dataset_images import DatasetImages
 from effv2_kernels.search.evaluation import SupernetEvaluator
 from effv2_kernels.search.latency import LatencyTable
 from effv2_kernels.search.space import SearchSpace
+from effv2_kernels.search.supernet import supernet_file
 from effv2_kernels.train import processes
 
 # By the names of their folders, in the order of tables.

@@ -17,9 +17,9 @@ from bench.search.commands import Done
 from effv2_kernels.families.efficientformer_v2 import Architecture
 from effv2_kernels.progress import progress_bar
 from effv2_kernels.replacing import replacing
+from effv2_kernels.search.latency.timer import Timer
+from effv2_kernels.search.latency.whole import whole_ratios
 from effv2_kernels.search.mes import MES
-from effv2_kernels.search.timer import Timer
-from effv2_kernels.search.whole import whole_ratios
 from effv2_kernels.train import Recipe, open_data, processes, validation_loader
 from effv2_kernels.train.data import batches
 

@@ -11,8 +11,8 @@ from effv2_kernels.errors import InputError
 
 if TYPE_CHECKING:
     from effv2_kernels.search.latency import LatencyTable
+    from effv2_kernels.search.latency.timer import Timer
     from effv2_kernels.search.space import SearchSpace
-    from effv2_kernels.search.timer import Timer
 
 EPILOG = """\
 python -m effv2_kernels latency --out table.json                       measure; again: go on where it ended
@@ -91,8 +91,8 @@ def run(args: argparse.Namespace) -> int:
 
 def _measure(args: argparse.Namespace, space: SearchSpace) -> int:
     from effv2_kernels.progress import progress_bar
-    from effv2_kernels.search.measuring import measure
-    from effv2_kernels.search.reports import table_of_reports
+    from effv2_kernels.search.latency.measuring import measure
+    from effv2_kernels.search.latency.reports import table_of_reports
 
     if Path(args.device).is_dir():
         if args.name is None:
@@ -118,7 +118,7 @@ def _measure(args: argparse.Namespace, space: SearchSpace) -> int:
 def _prove(args: argparse.Namespace, space: SearchSpace) -> int:
     from effv2_kernels.progress import progress_bar
     from effv2_kernels.search.latency import LatencyTable
-    from effv2_kernels.search.proof import draw, prove
+    from effv2_kernels.search.latency.proof import draw, prove
 
     table = LatencyTable.read(args.prove)
     device = table.device
@@ -137,7 +137,7 @@ def _prove(args: argparse.Namespace, space: SearchSpace) -> int:
 
 def _operators(args: argparse.Namespace, space: SearchSpace) -> int:
     from effv2_kernels.families.efficientformer_v2.architecture import VARIANTS
-    from effv2_kernels.search.operators import KINDS, draw_by_kind, times_by_kind
+    from effv2_kernels.search.latency.operators import KINDS, draw_by_kind, times_by_kind
     from effv2_kernels.tables import text_table
 
     timer = _timer(args, space)
@@ -157,8 +157,8 @@ def _operators(args: argparse.Namespace, space: SearchSpace) -> int:
 def _export(args: argparse.Namespace, space: SearchSpace) -> int:
     import random
 
-    from effv2_kernels.search.measuring import carriers
-    from effv2_kernels.search.reports import command, export
+    from effv2_kernels.search.latency.measuring import carriers
+    from effv2_kernels.search.latency.reports import command, export
 
     networks = carriers(space, args.classes, random.Random(args.seed))
     export(networks, space, args.classes, args.export, args.dtype)
@@ -168,7 +168,7 @@ def _export(args: argparse.Namespace, space: SearchSpace) -> int:
 
 
 def _timer(args: argparse.Namespace, space: SearchSpace) -> Timer:
-    from effv2_kernels.search.timer import Timer
+    from effv2_kernels.search.latency.timer import Timer
 
     return Timer(
         space.img_size,

@@ -173,7 +173,7 @@ def _add_method(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from effv2_kernels.search import supernet_file
+    from effv2_kernels.search.supernet import supernet_file
 
     _check_counts(args)
     supernet = supernet_file.load(args.supernet)
@@ -300,7 +300,7 @@ def _others(args: argparse.Namespace) -> dict[str, LatencyTable]:
 
 
 def _timed_here(args: argparse.Namespace, supernet: Supernet) -> Device:
-    from effv2_kernels.search.timer import Timer
+    from effv2_kernels.search.latency.timer import Timer
 
     return Timer(
         supernet.space.img_size,
@@ -352,9 +352,9 @@ def _numbers(option: str, texts: list[str]) -> Iterator[tuple[str, float]]:
 
 
 def _search(args: argparse.Namespace) -> Search:
-    from effv2_kernels.search.evolution import Evolution
-    from effv2_kernels.search.random_search import RandomSearch
-    from effv2_kernels.search.slimming import Slimming
+    from effv2_kernels.search.methods.evolution import Evolution
+    from effv2_kernels.search.methods.random_search import RandomSearch
+    from effv2_kernels.search.methods.slimming import Slimming
 
     if args.method == "slimming":
         return Slimming(args.gain, args.fill)

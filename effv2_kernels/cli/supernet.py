@@ -86,9 +86,8 @@ def _recipe(args: argparse.Namespace, space: SearchSpace) -> Recipe:
 def _train(args: argparse.Namespace, space: SearchSpace, recipe: Recipe, group: Processes) -> None:
     import torch
 
-    from effv2_kernels.search import supernet_file
-    from effv2_kernels.search.sandwich import Sandwich
-    from effv2_kernels.search.supernet import Supernet
+    from effv2_kernels.search.supernet import Supernet, supernet_file
+    from effv2_kernels.search.supernet.sandwich import Sandwich
     from effv2_kernels.train import Classification, Trainer, accuracy
     from effv2_kernels.train import data as images
     from effv2_kernels.train.run import Run

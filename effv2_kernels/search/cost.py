@@ -19,9 +19,9 @@ from effv2_kernels.families.efficientformer_v2.layers import (
     StemLayer,
 )
 from effv2_kernels.families.efficientformer_v2.shapes import network_shapes
-from effv2_kernels.search.latency import LatencyTable
+from effv2_kernels.search.latency.table import LatencyTable
 from effv2_kernels.search.mes import LATENCY, PARAMETERS
-from effv2_kernels.search.space import SearchSpace
+from effv2_kernels.search.space.space import SearchSpace
 from effv2_kernels.shapes import BlockShape
 
 MACS = "macs"

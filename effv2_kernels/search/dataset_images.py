@@ -10,8 +10,8 @@ from typing import Any
 from torch import Tensor
 
 from effv2_kernels.errors import InputError
-from effv2_kernels.search import supernet_file
-from effv2_kernels.search.supernet import Supernet
+from effv2_kernels.search.supernet import supernet_file
+from effv2_kernels.search.supernet.supernet import Supernet
 from effv2_kernels.train.data import Data, Pictures, batches, evaluation_loader, open_data
 from effv2_kernels.train.distributed import Processes
 from effv2_kernels.train.recipe import Recipe

@@ -15,10 +15,10 @@ import effv2_kernels
 from effv2_kernels.errors import SearchError
 from effv2_kernels.families.efficientformer_v2.architecture import Architecture
 from effv2_kernels.families.efficientformer_v2.model import EfficientFormerV2
-from effv2_kernels.search.calibration import recalibrate
 from effv2_kernels.search.images import Images
 from effv2_kernels.search.journal import Journal
-from effv2_kernels.search.supernet import Supernet
+from effv2_kernels.search.supernet.calibration import recalibrate
+from effv2_kernels.search.supernet.supernet import Supernet
 
 
 class Evaluator(Protocol):

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from effv2_kernels import fields
-from effv2_kernels.errors import SearchError, UnavailableError
 from effv2_kernels.families.efficientformer_v2.architecture import Architecture
+from effv2_kernels.search.panel import panel
 from effv2_kernels.search.search import Found
 from effv2_kernels.search.step import Candidate
 
@@ -117,30 +115,3 @@ def _axes(points: Sequence[tuple[float, float]]) -> tuple[list[float], list[floa
 
 def _label(metric: str, unit: str) -> str:
     return f"{metric}, {unit}" if unit else metric
-
-
-@contextmanager
-def panel(path: Path, width: float, height: float) -> Iterator[Any]:
-    """One panel, in inches, that is written to the file at the end.
-
-    Raises UnavailableError without matplotlib, SearchError where the file cannot be written.
-    """
-    try:
-        import matplotlib
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise UnavailableError(
-            f"pictures need {error.name}: pip install 'effv2_kernels[search]', or do without them."
-        ) from error
-    # The same figures give the same file, and text stays text.
-    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "effv2"}):
-        figure = Figure(figsize=(width, height), layout="constrained")
-        axes = figure.subplots()
-        axes.spines[["top", "right"]].set_visible(False)
-        yield axes
-        try:
-            figure.savefig(
-                path, dpi=150, facecolor="white", metadata={"Date": None} if path.suffix == ".svg" else None
-            )
-        except (OSError, ValueError) as error:
-            raise SearchError(f"the picture '{path}' cannot be written: {error}.") from error

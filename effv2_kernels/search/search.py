@@ -15,7 +15,7 @@ from effv2_kernels.search.cost import Costs
 from effv2_kernels.search.evaluation import Evaluator, Remembered
 from effv2_kernels.search.journal import Journal
 from effv2_kernels.search.mes import MES, over_devices
-from effv2_kernels.search.space import SearchSpace
+from effv2_kernels.search.space.space import SearchSpace
 from effv2_kernels.search.step import Candidate, Step
 
 Record = Callable[[Step], None]

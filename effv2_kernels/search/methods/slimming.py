@@ -8,8 +8,8 @@ from typing import Any
 
 from effv2_kernels.engine import Progress
 from effv2_kernels.errors import UnknownNameError
-from effv2_kernels.search import filling
 from effv2_kernels.search.mes import MES
+from effv2_kernels.search.methods import filling
 from effv2_kernels.search.search import Found, Problem, Record
 from effv2_kernels.search.step import Candidate, Option, Step
 

@@ -13,9 +13,9 @@ import torch
 
 from effv2_kernels.errors import ModelError
 from effv2_kernels.families.efficientformer_v2.architecture import Architecture
-from effv2_kernels.search import moves, space_file
-from effv2_kernels.search.choices import StageChoices
-from effv2_kernels.search.moves import Action
+from effv2_kernels.search.space import moves, space_file
+from effv2_kernels.search.space.choices import StageChoices
+from effv2_kernels.search.space.moves import Action
 
 __all__ = ["Action", "SearchSpace", "StageChoices"]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from effv2_kernels.engine import Progress
-from effv2_kernels.search import sampling
+from effv2_kernels.search.methods import sampling
 from effv2_kernels.search.search import Problem
 from effv2_kernels.search.step import Option, Step
 

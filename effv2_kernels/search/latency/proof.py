@@ -11,11 +11,11 @@ from statistics import median
 from effv2_kernels.engine import Progress
 from effv2_kernels.errors import LatencyError
 from effv2_kernels.families.efficientformer_v2.architecture import Architecture
-from effv2_kernels.search import pictures
-from effv2_kernels.search.latency import LatencyTable
-from effv2_kernels.search.measuring import Clock
-from effv2_kernels.search.space import SearchSpace
-from effv2_kernels.search.whole import whole_ratios
+from effv2_kernels.search.latency.measuring import Clock
+from effv2_kernels.search.latency.table import LatencyTable
+from effv2_kernels.search.latency.whole import whole_ratios
+from effv2_kernels.search.panel import panel
+from effv2_kernels.search.space.space import SearchSpace
 
 # Around the median of the measured times: among networks of one latency, a search needs their order.
 _AROUND = 0.15
@@ -120,9 +120,9 @@ def prove(
 def draw(proof: Proof, path: Path) -> None:
     """Predicted against measured times, with the line on which they are equal. path: .svg or .png.
 
-    Raises as ``pictures.panel``.
+    Raises as ``panel``.
     """
-    with pictures.panel(path, 4.8, 4.4) as axes:
+    with panel(path, 4.8, 4.4) as axes:
         measured = [row.measured for row in proof.rows]
         ends = min(measured), max(measured)
         axes.plot(ends, ends, color="#999999", linewidth=1, zorder=1)

@@ -19,8 +19,8 @@ from torch.nn.parallel import DistributedDataParallel
 
 from effv2_kernels.errors import ModelError
 from effv2_kernels.families.efficientformer_v2.architecture import Architecture
-from effv2_kernels.search.space import SearchSpace
-from effv2_kernels.search.supernet import Supernet
+from effv2_kernels.search.space.space import SearchSpace
+from effv2_kernels.search.supernet.supernet import Supernet
 
 Criterion = Callable[[Tensor, Tensor], Tensor]
 

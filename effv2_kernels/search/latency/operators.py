@@ -9,8 +9,8 @@ from statistics import median
 
 from effv2_kernels.families.efficientformer_v2.architecture import Architecture
 from effv2_kernels.families.efficientformer_v2.shapes import network_shapes
-from effv2_kernels.search import pictures
-from effv2_kernels.search.measuring import Clock
+from effv2_kernels.search.latency.measuring import Clock
+from effv2_kernels.search.panel import panel
 
 # In the order in which they are drawn, with names that people know and colours that they can tell apart.
 KINDS = {
@@ -41,8 +41,8 @@ def times_by_kind(
 
 
 def draw_by_kind(found: Mapping[str, Mapping[str, float]], unit: str, path: Path) -> None:
-    """A bar for each network, of its blocks by kind. path: .svg or .png. Raises as ``pictures.panel``."""
-    with pictures.panel(path, 7.0, 0.6 * len(found) + 1.4) as axes:
+    """A bar for each network, of its blocks by kind. path: .svg or .png. Raises as ``panel``."""
+    with panel(path, 7.0, 0.6 * len(found) + 1.4) as axes:
         names: Sequence[str] = list(found)
         left = [0.0] * len(names)
         for kind, (label, colour) in KINDS.items():

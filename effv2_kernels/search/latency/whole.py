@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from effv2_kernels.engine import Progress
 from effv2_kernels.families.efficientformer_v2.architecture import Architecture
-from effv2_kernels.search.measuring import Clock
+from effv2_kernels.search.latency.measuring import Clock
 
 
 def whole_ratios(

@@ -7,7 +7,7 @@ from collections.abc import Callable, Container
 
 from effv2_kernels.families.efficientformer_v2.architecture import Architecture
 from effv2_kernels.search.search import Problem
-from effv2_kernels.search.space import Action
+from effv2_kernels.search.space.space import Action
 from effv2_kernels.search.step import Candidate
 
 # Draws until something new: where none is, the space within the budgets is as good as exhausted.

@@ -12,8 +12,8 @@ from effv2_kernels import checkpoint, container, fields, memory
 from effv2_kernels.checkpoint import files
 from effv2_kernels.errors import CheckpointError, ModelError
 from effv2_kernels.replacing import replacing
-from effv2_kernels.search.space import SearchSpace
-from effv2_kernels.search.supernet import Supernet
+from effv2_kernels.search.space.space import SearchSpace
+from effv2_kernels.search.supernet.supernet import Supernet
 
 FORMAT, VERSION = "effv2_kernels.supernet", "1"
 _OPTIONS = ("num_classes", "distillation", "layer_scale_init", "drop_path_rate")

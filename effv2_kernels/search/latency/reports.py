@@ -11,8 +11,8 @@ import effv2_kernels
 from effv2_kernels.errors import LatencyError
 from effv2_kernels.families.efficientformer_v2.architecture import Architecture
 from effv2_kernels.families.efficientformer_v2.model import EfficientFormerV2
-from effv2_kernels.search.latency import Device, LatencyTable, Reading, block_names, table_of
-from effv2_kernels.search.space import SearchSpace
+from effv2_kernels.search.latency.table import Device, LatencyTable, Reading, block_names, table_of
+from effv2_kernels.search.space.space import SearchSpace
 
 _LIST = "networks.json"
 

@@ -10,7 +10,7 @@ from typing import Any
 from effv2_kernels.engine import Progress
 from effv2_kernels.errors import SearchError
 from effv2_kernels.families.efficientformer_v2.architecture import Architecture
-from effv2_kernels.search import sampling
+from effv2_kernels.search.methods import sampling
 from effv2_kernels.search.search import Found, Problem, Record
 from effv2_kernels.search.step import Candidate, Option, Step
 

@@ -21,8 +21,8 @@ from effv2_kernels.families.efficientformer_v2.layers import (
     StemLayer,
 )
 from effv2_kernels.families.efficientformer_v2.model import BlockLayer, StageLayer
-from effv2_kernels.search.choices import StageChoices
-from effv2_kernels.search.elastic import ElasticConv, ElasticConvNorm, ElasticNorm, ElasticScale
+from effv2_kernels.search.space.choices import StageChoices
+from effv2_kernels.search.supernet.elastic import ElasticConv, ElasticConvNorm, ElasticNorm, ElasticScale
 
 
 def width_key(width: int) -> str:

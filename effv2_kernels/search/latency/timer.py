@@ -17,7 +17,7 @@ from effv2_kernels.engine import Engine
 from effv2_kernels.families.efficientformer_v2.architecture import Architecture
 from effv2_kernels.families.efficientformer_v2.model import EfficientFormerV2
 from effv2_kernels.model import OptimizedModel
-from effv2_kernels.search.latency import Device
+from effv2_kernels.search.latency.table import Device
 
 # Milliseconds of calls for one reading: less is lost in the clock, more lets the machine drift meanwhile.
 _TURN = 8.0

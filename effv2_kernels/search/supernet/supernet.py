@@ -22,9 +22,9 @@ from effv2_kernels.families.efficientformer_v2.model import (
     StageLayer,
     classify,
 )
-from effv2_kernels.search import stretch
-from effv2_kernels.search.elastic import ElasticLinear, ElasticNorm
-from effv2_kernels.search.space import SearchSpace
+from effv2_kernels.search.space.space import SearchSpace
+from effv2_kernels.search.supernet import stretch
+from effv2_kernels.search.supernet.elastic import ElasticLinear, ElasticNorm
 
 _BLOCK = re.compile(r"stages\.(\d+)\.blocks\.(\d+)")
 

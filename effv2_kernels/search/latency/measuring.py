@@ -18,8 +18,8 @@ from effv2_kernels.engine import Progress
 from effv2_kernels.errors import LatencyError, ModelError
 from effv2_kernels.families.efficientformer_v2.architecture import Architecture
 from effv2_kernels.search.journal import Journal
-from effv2_kernels.search.latency import Device, LatencyTable, Reading, block_names, table_of
-from effv2_kernels.search.space import SearchSpace
+from effv2_kernels.search.latency.table import Device, LatencyTable, Reading, block_names, table_of
+from effv2_kernels.search.space.space import SearchSpace
 
 # Rounds of all networks.
 FEWEST_ROUNDS, MOST_ROUNDS = 6, 40

@@ -12,7 +12,7 @@ from typing import TypeVar
 
 from effv2_kernels import fields
 from effv2_kernels.families.efficientformer_v2.architecture import Architecture
-from effv2_kernels.search.choices import StageChoices
+from effv2_kernels.search.space.choices import StageChoices
 
 Number = TypeVar("Number", int, float)
 

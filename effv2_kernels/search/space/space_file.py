@@ -29,9 +29,9 @@ from typing import Any
 
 from effv2_kernels import fields
 from effv2_kernels.errors import ModelError
-from effv2_kernels.search.choices import StageChoices
+from effv2_kernels.search.space.choices import StageChoices
 
-_FOLDER = Path(__file__).with_name("spaces")
+_FOLDER = Path(__file__).with_name("shipped")
 _INTEGERS = ("widths", "depths", "attention_blocks")
 
 
