@@ -1,7 +1,6 @@
 """The command line, run in this process: what it prints, its exit codes, and its errors."""
 
 import argparse
-import io
 import json
 import os
 import pickle
@@ -13,8 +12,9 @@ import pytest
 import torch
 
 import effv2_kernels
+from effv2_kernels import photo
 from effv2_kernels.__main__ import main
-from effv2_kernels.cli import labels, models, photo, verify
+from effv2_kernels.cli import labels, models, verify
 from effv2_kernels.errors import InputError
 
 Image = pytest.importorskip("PIL.Image")
@@ -129,6 +129,31 @@ def test_classify_says_that_the_weights_are_random(capsys, picture):
     assert "random" in first
     assert name == str(picture)
     assert len(classes) == 3
+
+
+@pytest.mark.parametrize("saved", [False, True], ids=["checkpoint", "saved"])
+def test_grey_pictures_of_a_network_for_grey_images(capsys, picture, tmp_path, saved):
+    torch.manual_seed(5)
+    model = effv2_kernels.create_model("efficientformerv2_s0", img_size=64, num_classes=12, in_channels=1)
+    models.randomise(model)
+    path = tmp_path / ("grey.effv2" if saved else "grey.pth")
+    if saved:
+        effv2_kernels.save(effv2_kernels.optimize(model), path)
+    else:
+        torch.save(model.state_dict(), path)
+    # A saved network knows its channels.
+    given = [] if saved else ["--num-classes", 12, "--in-channels", 1]
+    code, out, err = run(capsys, "classify", picture, "--top", 1, "--checkpoint", path, *given, *SMALL)
+    assert code == 0, err
+    with torch.inference_mode():
+        expected = model(photo.read(picture, (64, 64), 1))[0].softmax(0)
+    assert out.splitlines()[1].split()[1] == str(int(expected.argmax()))
+
+
+def test_pictures_have_one_or_three_channels(capsys, picture):
+    code, _, err = run(capsys, "classify", picture, "--in-channels", 4, *SMALL)
+    assert code == 2
+    assert "1 or 3 channels, and the model takes images of 4" in err
 
 
 def test_classify_prints_the_classes_of_the_checkpoint(capsys, picture, checkpoint, tmp_path):
@@ -382,36 +407,6 @@ def test_random_weights_hide_no_block():
                 block.gamma.mul_(1.01)
                 assert float((model(images) - before).norm() / before.norm()) > 1e-5, name
                 block.gamma.copy_(gamma)
-
-
-@pytest.mark.parametrize("shape", [(300, 300), (300, 451), (451, 300), (50, 61), (224, 700)])
-def test_photographs_are_prepared_as_timm_does(shape, generator):
-    timm = pytest.importorskip("timm.data", exc_type=ImportError)
-    pixels = torch.randint(256, (*shape, 3), dtype=torch.uint8, generator=generator).numpy()
-    image = Image.fromarray(pixels)
-    transform = timm.create_transform((3, 224, 224), interpolation="bicubic", crop_pct=photo.CROP)
-    actual = photo.prepare(image, (224, 224))
-    assert actual.shape == (1, 3, 224, 224)
-    # Both divide and subtract in float32: two roundings of values up to 2.7.
-    torch.testing.assert_close(actual[0], transform(image), rtol=0, atol=2 * 2.7 * 2**-23)
-
-
-def test_photographs_are_turned_upright(generator):
-    pixels = torch.randint(256, (40, 60, 3), dtype=torch.uint8, generator=generator).numpy()
-    image = Image.fromarray(pixels)
-    turned = image.transpose(Image.Transpose.ROTATE_90)
-    exif = Image.Exif()
-    exif[0x0112] = 6  # orientation: rotate by 90 degrees clockwise to view
-    stored = io.BytesIO()
-    turned.save(stored, format="png", exif=exif)
-    upright = photo.prepare(Image.open(stored), (32, 32))
-    assert torch.equal(upright, photo.prepare(image, (32, 32)))
-
-
-@pytest.mark.parametrize("mode", ["L", "RGBA", "P", "CMYK", "1", "I;16"])
-def test_photographs_of_any_mode(mode):
-    image = Image.new(mode, (40, 50))
-    assert photo.prepare(image, (32, 48)).shape == (1, 3, 32, 48)
 
 
 def test_imagenet_names():

@@ -12,7 +12,7 @@ import runner
 import torch
 from runner import outputs, run, write
 
-from effv2_kernels.cli import photo
+from effv2_kernels import photo
 
 images = pytest.importorskip("PIL.Image")
 

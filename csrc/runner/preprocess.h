@@ -1,4 +1,4 @@
-// Photographs as networks trained on ImageNet expect them, as effv2_kernels.cli.photo prepares them.
+// Photographs as networks trained on ImageNet expect them, as effv2_kernels.photo prepares them.
 #pragma once
 
 #include <cstdint>

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import argparse
 
-from effv2_kernels.cli import labels, models, photo
+from effv2_kernels import photo
+from effv2_kernels.cli import labels, models
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -27,8 +28,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     import torch
 
-    inputs = [photo.read(path, args.img_size) for path in args.images]
+    from effv2_kernels.model.optimized import OptimizedModel
+
     fast = models.build_optimised(args)
+    # A saved network knows for itself what it takes.
+    channels = fast.engine.in_channels if isinstance(fast, OptimizedModel) else args.in_channels
+    inputs = [photo.read(path, args.img_size, channels) for path in args.images]
     if models.is_random(args):
         print("The weights are random, so the classes mean nothing: give --checkpoint or --pretrained.")
     own = vars(fast).get("labels") if models.is_saved(args) else None

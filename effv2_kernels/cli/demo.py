@@ -7,7 +7,8 @@ import statistics
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from effv2_kernels.cli import labels, models, photo
+from effv2_kernels import photo
+from effv2_kernels.cli import labels, models
 from effv2_kernels.cli.verify import Difference
 from effv2_kernels.errors import UnavailableError
 
@@ -149,11 +150,12 @@ def draw(images: Tensor, classes: list[int]) -> str:
 
 def _photograph(args: argparse.Namespace) -> tuple[Tensor, str]:
     if args.image is not None:
-        return photo.read(args.image, args.img_size), args.image
+        return photo.read(args.image, args.img_size, args.in_channels), args.image
     from PIL import Image
     from sklearn.datasets import load_sample_image
 
-    return photo.prepare(Image.fromarray(load_sample_image(PHOTOGRAPH)), args.img_size), PHOTOGRAPH
+    image = Image.fromarray(load_sample_image(PHOTOGRAPH))
+    return photo.prepare(image, args.img_size, args.in_channels), PHOTOGRAPH
 
 
 def _top_classes(outputs: dict[str, Tensor]) -> Any:

@@ -6,7 +6,8 @@ import argparse
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from effv2_kernels.cli import models, photo
+from effv2_kernels import photo
+from effv2_kernels.cli import models
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -70,7 +71,7 @@ def run(args: argparse.Namespace) -> int:
 
     model = models.build(args)
     if args.images:
-        inputs = torch.cat([photo.read(path, args.img_size) for path in args.images])
+        inputs = torch.cat([photo.read(path, args.img_size, args.in_channels) for path in args.images])
     else:
         inputs = models.random_images(args, args.count)
     with torch.inference_mode():

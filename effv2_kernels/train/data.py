@@ -24,7 +24,7 @@ from timm.data import (
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from effv2_kernels.cli import photo
+from effv2_kernels import photo
 from effv2_kernels.errors import Effv2Error, InputError
 from effv2_kernels.train.distributed import Processes
 from effv2_kernels.train.recipe import Recipe
@@ -290,16 +290,11 @@ def evaluation_loader(
     )
 
 
-def of_channels(values: tuple[float, ...], channels: int) -> tuple[float, ...]:
-    """A value for each channel: of grey images the mean of those of colours, as timm has it."""
-    return values if len(values) == channels else (sum(values) / len(values),) * channels
-
-
 def _loading(processes: Processes, workers: int, channels: int) -> dict[str, Any]:
     """How any batches are made."""
     return {
-        "mean": of_channels(IMAGENET_DEFAULT_MEAN, channels),
-        "std": of_channels(IMAGENET_DEFAULT_STD, channels),
+        "mean": photo.of_channels(IMAGENET_DEFAULT_MEAN, channels),
+        "std": photo.of_channels(IMAGENET_DEFAULT_STD, channels),
         "num_workers": workers,
         "distributed": True,
         "device": processes.device,

@@ -17,7 +17,7 @@ import effv2_kernels
 from effv2_kernels.checkpoint import files
 from effv2_kernels.errors import CheckpointError, Effv2Error, InputError, UnknownNameError
 from effv2_kernels.families import create_model, variants
-from effv2_kernels.train.data import of_channels
+from effv2_kernels.photo import of_channels
 
 # Where files of training keep a model's weights, its average first, as timm looks for them.
 _NESTED = ("state_dict_ema", "model_ema", "state_dict", "model")

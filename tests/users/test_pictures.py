@@ -14,8 +14,8 @@ import pytest
 import torch
 from models import TINY, randomise
 
+from effv2_kernels import photo
 from effv2_kernels.__main__ import main
-from effv2_kernels.cli import photo
 from effv2_kernels.errors import InputError
 from effv2_kernels.reference import VARIANTS, create_model
 

@@ -1,8 +1,9 @@
-"""Photographs as the published models expect them.
+"""Pictures as models expect them: photographs as the published ones do, or grey ones.
 
 A picture is read as timm and torchvision read it, ``convert("RGB")``: colour profiles are ignored, of an
 animation the first frame counts, and transparency is dropped, so that what is stored beneath counts. Grey of
-16 bits, which Pillow would clip to white, is brought to 8 by its upper byte, as Pillow does for colours.
+16 bits, which Pillow would clip to white, is brought to 8 by its upper byte, as Pillow does for colours. For
+a model of one channel colours become grey, ``convert("L")``.
 """
 
 from __future__ import annotations
@@ -28,8 +29,8 @@ MOST_PIXELS = 178_956_970  # half a gigabyte of RGB; where Pillow itself stops
 _HEIF = (b"ftypheic", b"ftypheix", b"ftyphevc", b"ftypmif1", b"ftypmsf1")
 
 
-def read(path: str | os.PathLike[str], size: tuple[int, int]) -> Tensor:
-    """The photograph of a file, prepared. Raises InputError where it is missing or no picture."""
+def read(path: str | os.PathLike[str], size: tuple[int, int], channels: int = 3) -> Tensor:
+    """The picture of a file, prepared. Raises InputError where it is missing or no picture."""
     try:
         import PIL  # noqa: F401
     except ImportError as error:
@@ -44,23 +45,28 @@ def read(path: str | os.PathLike[str], size: tuple[int, int]) -> Tensor:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of Pillow, about metadata that is not used
         with _opened(path, name) as image:
-            return _decoded(image, name, size)
+            return _decoded(image, name, size, channels)
 
 
-def prepare(image: Image, size: tuple[int, int]) -> Tensor:
-    """(1, 3, rows, columns) float32: turned upright, resized, cropped to the middle, normalised.
+def prepare(image: Image, size: tuple[int, int], channels: int = 3) -> Tensor:
+    """(1, channels, rows, columns) float32: turned upright, resized, cropped to the middle, normalised.
 
     The bicubic resize leaves CROP of the picture in the crop; MEAN and STD are ImageNet's: the settings
-    that timm publishes with its weights of this family. Raises InputError for a picture that is no 8-bit
-    picture by convention (floats, 32-bit integers) or too thin to be resized.
+    that timm publishes with its weights of this family. channels: 3, or 1 for grey. Raises InputError for
+    other channels, and for a picture that is no 8-bit picture by convention (floats, 32-bit integers) or too
+    thin to be resized.
     """
     import numpy as np
     import torch
     from PIL import Image as images
     from PIL import ImageOps
 
+    if channels not in (1, 3):
+        raise InputError(f"pictures have 1 or 3 channels, and the model takes images of {channels}.")
     rows, columns = size
     upright = rgb(ImageOps.exif_transpose(image) or image, image.format)
+    if channels == 1:
+        upright = upright.convert("L")
     height, width = resized_size(upright.size, size)
     if height * width > MOST_PIXELS:
         raise InputError(
@@ -71,9 +77,14 @@ def prepare(image: Image, size: tuple[int, int]) -> Tensor:
     resized = upright.resize((width, height), images.Resampling.BICUBIC)
     top, left = round((height - rows) / 2), round((width - columns) / 2)
     cropped = resized.crop((left, top, left + columns, top + rows))
-    pixels = torch.from_numpy(np.array(cropped, dtype=np.float32) / 255)
-    normalised = (pixels - torch.tensor(MEAN)) / torch.tensor(STD)
-    return normalised.permute(2, 0, 1)[None].contiguous()
+    pixels = torch.from_numpy(np.array(cropped, dtype=np.float32).reshape(rows, columns, channels) / 255)
+    mean, std = (torch.tensor(of_channels(values, channels)) for values in (MEAN, STD))
+    return ((pixels - mean) / std).permute(2, 0, 1)[None].contiguous()
+
+
+def of_channels(values: tuple[float, ...], channels: int) -> tuple[float, ...]:
+    """A value for each channel: of grey images the mean of those of colours, as timm has it."""
+    return values if len(values) == channels else (sum(values) / len(values),) * channels
 
 
 def rgb(image: Image, stored_as: str | None) -> Image:
@@ -120,7 +131,7 @@ def _opened(path: str | os.PathLike[str], name: str) -> Image:
         Image.MAX_IMAGE_PIXELS = most
 
 
-def _decoded(image: Image, name: str, size: tuple[int, int]) -> Tensor:
+def _decoded(image: Image, name: str, size: tuple[int, int], channels: int) -> Tensor:
     stored = image.size
     if math.prod(stored) > MOST_PIXELS:
         # A JPEG can be decoded at a half, quarter or eighth: the smallest that is large enough is taken.
@@ -135,7 +146,7 @@ def _decoded(image: Image, name: str, size: tuple[int, int]) -> Tensor:
         image.load()
         if _has_transparency(image):
             print(f"{name}: transparent parts count as the colours stored beneath.", file=sys.stderr)
-        return prepare(image, size)
+        return prepare(image, size, channels)
     except InputError as error:
         raise InputError(f"{name}: {error}") from error
     except Exception as error:  # a damaged file makes Pillow raise nearly anything
