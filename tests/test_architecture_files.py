@@ -8,7 +8,7 @@ from checks import one_torch_thread, seeded
 
 import effv2_kernels
 from effv2_kernels.errors import ModelError
-from effv2_kernels.families import mobilenet_v2
+from effv2_kernels.families import mobilenet_v2, sizes
 from effv2_kernels.families.efficientformer_v2 import VARIANTS, Architecture, EfficientFormerV2
 
 
@@ -30,6 +30,18 @@ WRITTEN = """{
 
 def test_text():
     assert SMALL.to_json() == WRITTEN
+
+
+def test_sizes_are_equal_where_networks_are(tmp_path):
+    """However they are given: the architecture, its canonical form, or a file of either."""
+    SMALL.save(tmp_path / "architecture.json")
+    for given in (SMALL, SMALL.canonical(), tmp_path / "architecture.json"):
+        assert sizes(given) == json.loads(WRITTEN)
+    other = mobilenet_v2.VARIANTS["mobilenetv2_100"]
+    assert sizes(other)["stem"] == 32
+    assert sizes(other) != sizes(mobilenet_v2.VARIANTS["mobilenetv2_140"])
+    with pytest.raises(ModelError, match="architecture must be"):
+        sizes(3)
 
 
 @pytest.mark.parametrize("architecture", [SMALL, *VARIANTS.values()], ids=["small", *VARIANTS])

@@ -114,9 +114,20 @@ def test_a_network_of_other_sizes_with_a_teacher_of_others(capsys, tmp_path, dig
     assert effv2_kernels.load(file)(torch.zeros(1, 1, 32, 32)).shape == (1, 10)
     for name in ("verify", "explain"):
         assert run(capsys, name, "--checkpoint", best, *options)[0] == 0
+    # Of its teacher a run knows the weights, whatever their file is called.
+    (tmp_path / "teacher.pth").rename(tmp_path / "renamed.pth")
+    renamed = ("--resume", "--teacher-checkpoint", tmp_path / "renamed.pth")
+    code, out, err = run(capsys, *command, *renamed)
+    assert code == 0, err
+    assert "going on behind epoch 2" in out
+    models.randomise(teacher)
+    torch.save(teacher.state_dict(), tmp_path / "renamed.pth")
+    code, _, err = run(capsys, *command, *renamed)
+    assert code == 2
+    assert "of another run: teacher_weights '" in err
     # The same file of other sizes is another run.
     larger.save(architecture)
-    code, _, err = run(capsys, *command, "--resume")
+    code, _, err = run(capsys, *command, *renamed)
     assert code == 2
     assert "of another run: architecture {" in err
     with pytest.raises(SystemExit):
@@ -251,6 +262,10 @@ def test_help_suffices(capsys):
         (["--teacher-checkpoint", "x.pth"], "--teacher-checkpoint is of a --teacher"),
         (["--teacher", "regnety_16"], "unknown teacher 'regnety_16'"),
         (["--checkpoint", "no-such.pth"], "no-such.pth' is not a file"),
+        (["--set", "interpolation=cubic"], "interpolation is one of bicubic, bilinear, box"),
+        (["--set", "erasing_mode=grey"], "erasing_mode is one of pixel, const, rand"),
+        (["--set", "auto_augment=rand-q9"], "auto_augment 'rand-q9' is no policy of timm"),
+        (["--set", "auto_augment=best"], "auto_augment 'best' is no policy of timm"),
         (["--num-classes", "12"], "has 10 classes, but 12 were asked for"),
         (["--in-channels", "2"], "pictures have 1 or 3 channels"),
         (["--batch", "48"], "32 images for training do not fill one batch of 48"),

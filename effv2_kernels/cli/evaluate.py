@@ -23,6 +23,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     models.add_weight_arguments(parser)
     parser.add_argument("--img-size", type=int, default=224, metavar="N", help="default: 224")
     parser.add_argument("--crop", type=float, default=0.95, metavar="SHARE", help="default: 0.95, timm's")
+    parser.add_argument(
+        "--interpolation",
+        default="bicubic",
+        metavar="NAME",
+        help="of pictures made smaller; default: bicubic",
+    )
     parser.add_argument("--batch", type=int, default=64, metavar="N", help="images at once; default: 64")
     models.add_run_arguments(parser)
 
@@ -49,7 +55,14 @@ def run(args: argparse.Namespace) -> int:
     )
     options = {name: getattr(args, name) for name in ("isa", "threads") if getattr(args, name) is not None}
     fast = effv2_kernels.optimize(model, **options)
-    recipe = Recipe(img_size=args.img_size, crop=args.crop, batch=args.batch, mixup=0, cutmix=0)
+    recipe = Recipe(
+        img_size=args.img_size,
+        crop=args.crop,
+        interpolation=args.interpolation,
+        batch=args.batch,
+        mixup=0,
+        cutmix=0,
+    )
     with processes("cpu") as group:
         loader = validation_loader(data, recipe, group, workers=args.workers, channels=args.in_channels)
         found = compare(model, fast, loader, data, group)

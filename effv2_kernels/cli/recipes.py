@@ -79,6 +79,11 @@ def teacher_of(args: argparse.Namespace, recipe: Recipe, classes: int, group: Pr
     ).to(group.device)
 
 
+def taught_by(teacher: Teacher | None) -> dict[str, str]:
+    """What a resumed run must share of its teacher: its weights, whatever their file is called."""
+    return {} if teacher is None else {"teacher_weights": teacher.identity()}
+
+
 def announce(what: str, kept: Run, data: Data, epochs: int) -> None:
     """Say what begins, or goes on."""
     begun = f"going on behind epoch {kept.epoch}" if kept.epoch else "beginning"

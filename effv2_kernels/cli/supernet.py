@@ -102,6 +102,7 @@ def _train(args: argparse.Namespace, space: SearchSpace, recipe: Recipe, group: 
     options = {"workers": args.workers, "channels": args.in_channels}
     loader = images.train_loader(data, recipe, group, **options)
     held_out = images.evaluation_loader(data.held_out, recipe, group, **options)
+    teacher = recipes.teacher_of(args, recipe, data.classes, group)
     about = {
         "space": space.to_json(),
         "random_subnets": args.random_subnets,
@@ -110,7 +111,7 @@ def _train(args: argparse.Namespace, space: SearchSpace, recipe: Recipe, group: 
         "dataset": args.dataset or "folders",
         "images": len(data.train),
         "hold_out": args.hold_out,
-        "teacher_checkpoint": args.teacher_checkpoint,
+        **recipes.taught_by(teacher),
     }
     conditions = {"processes": group.count, "workers": args.workers, "device": group.device.type}
 
@@ -128,7 +129,6 @@ def _train(args: argparse.Namespace, space: SearchSpace, recipe: Recipe, group: 
             Path(args.output), recipe, about, conditions=conditions, resume=args.resume, writes=group.writes
         )
         stack.callback(kept.close)
-        teacher = recipes.teacher_of(args, recipe, data.classes, group)
         torch.manual_seed(recipe.seed)
         supernet = _supernet(args, space, recipe, data.classes)
         if teacher is not None:

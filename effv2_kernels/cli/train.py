@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import shlex
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -63,6 +62,7 @@ def _train(args: argparse.Namespace, recipe: Recipe, group: Processes) -> None:
     options = {"workers": args.workers, "channels": args.in_channels}
     loader = images.train_loader(data, recipe, group, **options)
     validation = images.validation_loader(data, recipe, group, **options)
+    teacher = recipes.teacher_of(args, recipe, data.classes, group)
     about = {
         **_network(args),
         "classes": data.classes,
@@ -70,7 +70,7 @@ def _train(args: argparse.Namespace, recipe: Recipe, group: Processes) -> None:
         "dataset": args.dataset or "folders",
         "images": len(data.train),
         "checkpoint": args.checkpoint,
-        "teacher_checkpoint": args.teacher_checkpoint,
+        **recipes.taught_by(teacher),
     }
     conditions = {"processes": group.count, "workers": args.workers, "device": group.device.type}
     with ExitStack() as stack:
@@ -78,7 +78,6 @@ def _train(args: argparse.Namespace, recipe: Recipe, group: Processes) -> None:
             Path(args.output), recipe, about, conditions=conditions, resume=args.resume, writes=group.writes
         )
         stack.callback(kept.close)
-        teacher = recipes.teacher_of(args, recipe, data.classes, group)
         model = _model(args, recipe, data.classes, teacher)
         trainer = Trainer(
             model,
@@ -103,6 +102,7 @@ def _train(args: argparse.Namespace, recipe: Recipe, group: Processes) -> None:
         "--architecture" if args.architecture else "--model": models.called(args),
         "--img-size": recipe.img_size,
         "--crop": recipe.crop,
+        "--interpolation": recipe.interpolation,
         "--checkpoint": kept.best if kept.best.exists() else kept.checkpoint,
     }
     words = [word for option, value in given.items() if value for word in (option, str(value))]
@@ -116,9 +116,9 @@ def _network(args: argparse.Namespace) -> dict[str, Any]:
     """What a resumed run must share: of a file its contents, whatever it is called."""
     if not args.architecture:
         return {"model": args.model}
-    from effv2_kernels.families.efficientformer_v2 import Architecture
+    from effv2_kernels.families import sizes
 
-    return {"architecture": json.loads(Architecture.read(args.architecture).canonical().to_json())}
+    return {"architecture": sizes(args.architecture)}
 
 
 def _model(args: argparse.Namespace, recipe: Recipe, classes: int, teacher: Teacher | None) -> nn.Module:

@@ -76,6 +76,9 @@ class Family(Protocol):
         ModelError for a file that holds none.
         """
 
+    def sizes(self, architecture: Any) -> dict[str, Any]:
+        """Its fields as plain values, in the one form in which equal networks are equal."""
+
     def create(self, architecture: Any, options: ModelOptions, name: str | None = None) -> nn.Module:
         """A model of any architecture, ``name`` that of a variant.
 
@@ -206,6 +209,15 @@ def create_model(
         drop_path_rate=drop_path_rate,
     )
     return family.create(made, options, name).eval()
+
+
+def sizes(architecture: Any) -> dict[str, Any]:
+    """Those of an architecture, or of its file, as plain values: equal where networks are, however written.
+
+    Raises ModelError where it is none of any family.
+    """
+    family, made = _asked_for(None, architecture)
+    return family.sizes(made)
 
 
 def _asked_for(name: str | None, architecture: Any) -> tuple[Family, Any]:

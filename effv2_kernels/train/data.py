@@ -237,24 +237,33 @@ def train_loader(
 ) -> Any:
     """Augmented batches: images (N, C, H, W) float32, normalised, and classes (N,) int64.
 
-    Raises InputError where the images do not fill one batch.
+    Raises InputError where the images do not fill one batch, and for an auto_augment that timm does not know.
     """
-    loader = create_loader(
-        data.train,
-        input_size=(channels, recipe.img_size, recipe.img_size),
-        batch_size=recipe.micro_batch(processes.count),
-        is_training=True,
-        re_prob=recipe.erasing,
-        re_mode=recipe.erasing_mode,
-        scale=(recipe.crop_scale, 1.0),
-        hflip=recipe.flip,
-        color_jitter=recipe.color_jitter,
-        # Its policies are of coloured pictures.
-        auto_augment=(recipe.auto_augment or None) if channels == 3 else None,
-        num_aug_repeats=recipe.repeats,
-        interpolation=recipe.interpolation,
-        **_loading(processes, workers, channels),
-    )
+    # Its policies are of coloured pictures.
+    policy = (recipe.auto_augment or None) if channels == 3 else None
+    try:
+        loader = create_loader(
+            data.train,
+            input_size=(channels, recipe.img_size, recipe.img_size),
+            batch_size=recipe.micro_batch(processes.count),
+            is_training=True,
+            re_prob=recipe.erasing,
+            re_mode=recipe.erasing_mode,
+            scale=(recipe.crop_scale, 1.0),
+            hflip=recipe.flip,
+            color_jitter=recipe.color_jitter,
+            auto_augment=policy,
+            num_aug_repeats=recipe.repeats,
+            interpolation=recipe.interpolation,
+            **_loading(processes, workers, channels),
+        )
+    except (AssertionError, ValueError) as error:  # how timm refuses a policy
+        if policy is None:
+            raise
+        raise InputError(
+            f"auto_augment {policy!r} is no policy of timm ({error}): give one such as "
+            f"'rand-m9-mstd0.5-inc1', 'augmix-m3' or 'original', or none: --set auto_augment=."
+        ) from error
     if len(loader) < recipe.accumulation:
         raise InputError(
             f"{len(data.train)} images for training do not fill one batch of {recipe.batch}"

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 import effv2_kernels
 from effv2_kernels.checkpoint import files
+from effv2_kernels.checkpoint.identity import digest
 from effv2_kernels.errors import CheckpointError, Effv2Error, InputError, UnknownNameError
 from effv2_kernels.families import create_model, variants
 from effv2_kernels.photo import of_channels
@@ -99,6 +100,10 @@ class Teacher:
             with suppress(Effv2Error):  # a model that it does not know, or without the compiled module
                 self._run = effv2_kernels.optimize(self.model)
         return self
+
+    def identity(self) -> str:
+        """Digits that tell its weights from others."""
+        return digest(self.model)
 
     @torch.no_grad()
     def labels(self, images: Tensor) -> Tensor:

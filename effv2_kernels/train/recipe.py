@@ -25,6 +25,8 @@ DROP_PATH = {
 AMP = ("none", "bf16", "fp16")
 SCHEDULES = ("cosine", "poly", "tanh", "step")  # those of timm that need no more than this
 CLIPPING = ("agc", "norm", "value")
+INTERPOLATIONS = ("bicubic", "bilinear", "box", "hamming", "lanczos", "nearest")  # Pillow's
+ERASING = ("pixel", "const", "rand")
 
 
 def _value(default: Any, source: str) -> Any:
@@ -113,7 +115,13 @@ class Recipe:
             self.warmup_epochs < self.epochs,
             f"{self.warmup_epochs} warm-up epochs of {self.epochs} epochs leave none to train in",
         )
-        for name, known in (("schedule", SCHEDULES), ("amp", AMP), ("clip_mode", CLIPPING)):
+        for name, known in (
+            ("schedule", SCHEDULES),
+            ("amp", AMP),
+            ("clip_mode", CLIPPING),
+            ("interpolation", INTERPOLATIONS),
+            ("erasing_mode", ERASING),
+        ):
             value = getattr(self, name)
             must(value in known, f"{name} is one of {', '.join(known)}, but is {value!r}")
 

@@ -5,6 +5,7 @@ Li et al., "Rethinking Vision Transformers for MobileNet Size and Speed", arXiv 
 
 from __future__ import annotations
 
+import json
 import os
 from typing import Any
 
@@ -36,6 +37,12 @@ def architecture_of(given: Any) -> Architecture | None:
     if isinstance(given, (str, os.PathLike)):
         return Architecture.read(given)
     return given if isinstance(given, Architecture) else None
+
+
+def sizes(architecture: Architecture) -> dict[str, Any]:
+    """As in its architecture.json."""
+    found: dict[str, Any] = json.loads(architecture.canonical().to_json())
+    return found
 
 
 def create(architecture: Architecture, options: ModelOptions, name: str | None = None) -> EfficientFormerV2:

@@ -30,6 +30,11 @@ def architecture_of(given: Any) -> Architecture | None:
     return given if isinstance(given, Architecture) else None
 
 
+def sizes(architecture: Architecture) -> dict[str, Any]:
+    """Its fields; a stage is its expansion, channels, repeats and stride."""
+    return {"stem": architecture.stem, "stages": architecture.stages, "features": architecture.features}
+
+
 def create(architecture: Architecture, options: ModelOptions, name: str | None = None) -> MobileNetV2:
     """A model of any architecture; ``name`` is the variant's, where it is one.
 
