@@ -10,6 +10,7 @@ import os
 import stat
 from dataclasses import dataclass
 from math import prod
+from pathlib import Path
 from typing import Any, NoReturn
 
 _LENGTH_BYTES = 8
@@ -69,6 +70,21 @@ def read(path: str) -> Container:
     if end != size - _LENGTH_BYTES - length:
         raise ValueError(f"its tensors end at byte {end} of {size - _LENGTH_BYTES - length}")
     return Container(metadata, tensors)
+
+
+def sort_metadata(path: Path) -> None:
+    """Sort the metadata of a file by name, so that what is the same has the same bytes.
+
+    safetensors writes it in another order each time.
+    """
+    with path.open("r+b") as file:
+        length = int.from_bytes(file.read(_LENGTH_BYTES), "little")
+        header = json.loads(file.read(length))
+        header[_METADATA] = dict(sorted(header.get(_METADATA, {}).items()))
+        text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+        assert len(text) <= length  # the same characters, in another order
+        file.seek(_LENGTH_BYTES)
+        file.write(text.ljust(length))
 
 
 def check_values(container: Container) -> None:

@@ -6,6 +6,7 @@ import os
 import stat
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -20,6 +21,7 @@ from effv2_kernels.declaration import arguments
 from effv2_kernels.errors import CheckpointError, InputError, ModelError, UnavailableError, UnknownNameError
 from effv2_kernels.model import OptimizedModel
 from effv2_kernels.outline import Outline
+from effv2_kernels.replacing import replacing
 
 # By the dtype of the right operands of products; everything else is in float32.
 _VERSIONS = {"fp32": "1", "fp16": "2"}
@@ -72,17 +74,18 @@ def save(
         stored = _dtypes(structure.parse(metadata["structure"]), dtype)
         tensors = {name: _rounded(name, t, stored[name]) for name, t in tensors.items()}
     try:
-        with _in_place_of(path):
-            safetensors.torch.save_file(tensors, path, metadata=metadata)
+        with _in_place_of(path), replacing(Path(path)) as part:
+            safetensors.torch.save_file(tensors, part, metadata=metadata)
+            container.sort_metadata(part)
     except (OSError, safetensors.SafetensorError) as error:
         raise CheckpointError(f"cannot write {os.fspath(path)}: {error}") from error
 
 
 @contextmanager
 def _in_place_of(path: str | os.PathLike[str]) -> Iterator[None]:
-    """Who may read a file that is written within: who may read the one there, or a new one of this system.
+    """Who may read a file that is replaced within: who may read the one there, or a new one of this system.
 
-    safetensors writes another file, for its owner alone, and renames it.
+    safetensors writes for the owner alone.
     """
     is_new = not os.path.exists(path)
     with open(path, "ab") as file:

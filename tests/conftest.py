@@ -124,6 +124,23 @@ def generator(request):
     return torch.Generator().manual_seed(SEED ^ zlib.crc32(request.node.nodeid.encode()))
 
 
+@pytest.fixture(scope="module")
+def digits(tmp_path_factory):
+    """A folder of 64 pictures to train on and 20 to evaluate on; see training.py."""
+    training = pytest.importorskip("training")
+    return training.write_digits(tmp_path_factory.mktemp("digits"))
+
+
+@pytest.fixture(scope="module")
+def group():
+    """One process that trains on the CPU, on one thread."""
+    from checks import one_torch_thread
+
+    train = pytest.importorskip("effv2_kernels.train")
+    with one_torch_thread(), train.processes("cpu") as found:
+        yield found
+
+
 @pytest.fixture
 def many_processors():
     """Teams as on a large machine; here their members wait for each other."""

@@ -16,20 +16,9 @@ from effv2_kernels.search import dataset_images
 from effv2_kernels.search.dataset_images import DatasetImages
 from effv2_kernels.search.space import SearchSpace
 from effv2_kernels.search.supernet import Supernet, supernet_file
-from effv2_kernels.train import open_data, processes
+from effv2_kernels.train import open_data
 
 RECIPE = replace(PLAIN, batch=10)
-
-
-@pytest.fixture(scope="module")
-def group():
-    with processes("cpu") as found:
-        yield found
-
-
-@pytest.fixture(scope="module")
-def digits(tmp_path_factory):
-    return write_digits(tmp_path_factory.mktemp("digits"))
 
 
 def images_of(digits, group, recipe=RECIPE, hold_out=0.5, **options):

@@ -58,6 +58,18 @@ def test_loads_the_same_network(spec, tmp_path):
     assert loaded.state_dict().keys() == fast.state_dict().keys()
 
 
+def test_the_same_network_gives_the_same_bytes(tmp_path):
+    """Also one that was loaded from them; safetensors alone orders metadata at random."""
+    fast = optimize(SPEC.build(seeded(71)))
+    names = [f"Klasse {i}, größer" for i in range(fast(SPEC.images(seeded(0), 1)).shape[1])]
+    written = []
+    for i in range(6):
+        save(fast, tmp_path / f"{i}.effv2", labels=names)
+        written.append((tmp_path / f"{i}.effv2").read_bytes())
+        fast = load(tmp_path / f"{i}.effv2")
+    assert set(written) == {written[0]}
+
+
 @pytest.mark.parametrize(
     ("spec", "options"),
     [

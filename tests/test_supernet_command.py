@@ -6,16 +6,13 @@ import re
 import pytest
 import torch
 from checks import one_torch_thread
-from training import ARCHITECTURE, write_digits
+from training import ARCHITECTURE, write_digits, write_space
 
 from effv2_kernels import create_model
 from effv2_kernels.__main__ import main
 from effv2_kernels.search.space import SearchSpace
 from effv2_kernels.search.supernet import Supernet, supernet_file
 from effv2_kernels.train import open_data
-
-STAGE = {"widths": [8, 16], "depths": [1, 2], "ratios": [1, 2]}
-LATE = STAGE | {"attention_blocks": [0, 1]}
 
 
 @pytest.fixture(scope="module")
@@ -25,11 +22,7 @@ def digits(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def space(tmp_path_factory):
-    path = tmp_path_factory.mktemp("space") / "space.json"
-    path.write_text(
-        json.dumps({"img_size": [32, 32], "in_channels": 3, "stages": [STAGE, STAGE, LATE, LATE]})
-    )
-    return path
+    return write_space(tmp_path_factory.mktemp("space") / "space.json")
 
 
 def run(capsys, *words):

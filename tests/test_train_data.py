@@ -15,21 +15,10 @@ Image = pytest.importorskip("PIL.Image")
 from training import PLAIN, RECIPE, SIZE, write_digits  # noqa: E402
 
 from effv2_kernels.errors import InputError  # noqa: E402
-from effv2_kernels.train import open_data, processes, train_loader, validation_loader  # noqa: E402
+from effv2_kernels.train import open_data, train_loader, validation_loader  # noqa: E402
 from effv2_kernels.train.data import batches, set_epoch  # noqa: E402
 from effv2_kernels.train.evaluation import own_share  # noqa: E402
 from effv2_kernels.train.trainer import epoch_seed  # noqa: E402
-
-
-@pytest.fixture(scope="module")
-def group():
-    with processes("cpu") as found:
-        yield found
-
-
-@pytest.fixture(scope="module")
-def digits(tmp_path_factory):
-    return write_digits(tmp_path_factory.mktemp("digits"))
 
 
 def epoch(loader, number, seed=0):

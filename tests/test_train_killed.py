@@ -1,4 +1,4 @@
-"""The command in processes of their own that are killed, once in the middle of writing a checkpoint."""
+"""Training in processes of their own that are killed, once in the middle of writing a checkpoint."""
 
 import os
 import signal
@@ -12,7 +12,7 @@ from checks import one_torch_thread
 
 pytest.importorskip("timm")
 
-from training import same, write_digits
+from training import same, write_digits, write_space
 
 from effv2_kernels.__main__ import main
 from effv2_kernels.errors import TrainingError
@@ -46,7 +46,7 @@ ENVIRONMENT = {
 }
 
 
-def arguments(data, run, *more):
+def arguments(command, data, run, *more):
     options = {
         "--data": data,
         "--output": run,
@@ -59,14 +59,18 @@ def arguments(data, run, *more):
     }
     changes = ("warmup_epochs=1", "cooldown_epochs=0", "repeats=0", "amp=none", "ema_decay=0.9")
     sets = [word for change in (*changes, "drop_path=0.2") for word in ("--set", change)]
-    return ["train", *(str(word) for pair in options.items() for word in pair), *sets, *more]
+    if command == "supernet":
+        options |= {"--space": data.with_name("space.json"), "--hold-out": 0.25, "--random-subnets": 1}
+    return [command, *(str(word) for pair in options.items() for word in pair), *sets, *more]
 
 
-def test_a_run_that_was_killed_twice_ends_with_the_bits_of_one_that_was_not(tmp_path, capfd):
+@pytest.mark.parametrize("command", ["train", pytest.param("supernet", marks=pytest.mark.thorough)])
+def test_a_run_that_was_killed_twice_ends_with_the_bits_of_one_that_was_not(tmp_path, capfd, command):
     data = write_digits(tmp_path / "data", 32, 16)
+    write_space(tmp_path / "space.json")
     run = tmp_path / "killed"
     first = subprocess.run(
-        [sys.executable, "-c", KILL_ITSELF, *arguments(data, run)],
+        [sys.executable, "-c", KILL_ITSELF, *arguments(command, data, run)],
         env=ENVIRONMENT,
         capture_output=True,
         text=True,
@@ -79,7 +83,7 @@ def test_a_run_that_was_killed_twice_ends_with_the_bits_of_one_that_was_not(tmp_
         state.load(run / ".last.pt.part")
 
     second = subprocess.Popen(
-        [sys.executable, "-m", "effv2_kernels", *arguments(data, run, "--resume")],
+        [sys.executable, "-m", "effv2_kernels", *arguments(command, data, run, "--resume")],
         env=ENVIRONMENT,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
@@ -96,13 +100,13 @@ def test_a_run_that_was_killed_twice_ends_with_the_bits_of_one_that_was_not(tmp_
     assert 2 <= state.load(run / "last.pt")["epoch"] < 4
 
     with one_torch_thread():
-        assert main(arguments(data, run, "--resume")) == 0
-        assert main(arguments(data, tmp_path / "whole")) == 0
+        assert main(arguments(command, data, run, "--resume")) == 0
+        assert main(arguments(command, data, tmp_path / "whole")) == 0
     ends = [state.load(folder / "last.pt") for folder in (run, tmp_path / "whole")]
     assert [end["epoch"] for end in ends] == [4, 4]
     assert same(ends[0]["state_dict"], ends[1]["state_dict"])
     assert same(ends[0]["state_dict_ema"], ends[1]["state_dict_ema"])
-    best = [(folder / "best.safetensors").read_bytes() for folder in (run, tmp_path / "whole")]
-    assert best[0] == best[1]
+    for name in ("best.safetensors", *(["supernet.safetensors"] if command == "supernet" else [])):
+        assert (run / name).read_bytes() == (tmp_path / "whole" / name).read_bytes(), name
     assert not list(run.glob(".*.part"))
     assert "going on behind epoch" in capfd.readouterr().out

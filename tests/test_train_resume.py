@@ -5,25 +5,13 @@ from dataclasses import replace
 
 import pytest
 import torch
-from checks import one_torch_thread
 
 pytest.importorskip("timm")
 
 from training import RECIPE, make_trainer, same, tiny_model, write_digits
 
 from effv2_kernels.errors import InputError, TrainingError
-from effv2_kernels.train import Classification, processes, state
-
-
-@pytest.fixture(scope="module")
-def group():
-    with one_torch_thread(), processes("cpu") as found:
-        yield found
-
-
-@pytest.fixture(scope="module")
-def digits(tmp_path_factory):
-    return write_digits(tmp_path_factory.mktemp("digits"))
+from effv2_kernels.train import Classification, state
 
 
 class Interrupted(Exception):

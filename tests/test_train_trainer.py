@@ -5,27 +5,15 @@ from dataclasses import replace
 
 import pytest
 import torch
-from checks import one_torch_thread
 from torch import nn
 
 pytest.importorskip("timm")
 
-from training import PLAIN, RECIPE, Plain, make_trainer, same, tiny_model, write_digits
+from training import PLAIN, RECIPE, Plain, make_trainer, same, tiny_model
 
 from effv2_kernels.errors import UnknownNameError
 from effv2_kernels.families.efficientformer_v2 import EfficientFormerV2
-from effv2_kernels.train import Classification, Recipe, processes
-
-
-@pytest.fixture(scope="module")
-def group():
-    with one_torch_thread(), processes("cpu") as found:
-        yield found
-
-
-@pytest.fixture(scope="module")
-def digits(tmp_path_factory):
-    return write_digits(tmp_path_factory.mktemp("digits"))
+from effv2_kernels.train import Classification, Recipe
 
 
 def test_another_seed_gives_another_run(tmp_path, digits, group):

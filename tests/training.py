@@ -1,5 +1,6 @@
 """What tests of training train on: scikit-learn's digits as folders of pictures, and a tiny model."""
 
+import json
 from dataclasses import replace
 
 import pytest
@@ -58,6 +59,15 @@ def write_digits(folder, train=64, validation=20, classes=10):
         file.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray((digits.images[i] * 15.9).astype("uint8")).resize((SIZE, SIZE)).save(file)
     return folder
+
+
+def write_space(path):
+    """A search space of 24 networks a stage and more, for these pictures; returns the path."""
+    stage = {"widths": [8, 16], "depths": [1, 2], "ratios": [1, 2]}
+    late = stage | {"attention_blocks": [0, 1]}
+    space = {"img_size": [SIZE, SIZE], "in_channels": 3, "stages": [stage, stage, late, late]}
+    path.write_text(json.dumps(space), encoding="utf-8")
+    return path
 
 
 def tiny_model(seed=0, classes=10, drop_path=RECIPE.drop_path):

@@ -42,6 +42,7 @@ def save(
     try:
         with replacing(Path(path)) as part:
             save_file(tensors, part, metadata=metadata)
+            container.sort_metadata(part)
     except (OSError, SafetensorError) as error:
         raise CheckpointError(f"cannot write supernet '{os.fspath(path)}': {error}.") from error
 
