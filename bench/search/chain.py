@@ -28,12 +28,16 @@ _TEACHER = "largest"
 
 @dataclass
 class Chain:
-    """What one seed makes, in ``folder``; a chain that was ended goes on where it was."""
+    """What one seed makes, in ``folder``; a chain that was ended goes on where it was.
+
+    trained: the folder with the supernet, where that is of another chain of the same seed.
+    """
 
     setting: Setting
     seed: int
     folder: Path
     table: Path
+    trained: Path | None = None
 
     def run(self) -> dict[str, Done]:
         """All commands, in this order; what was done already is not done again."""
@@ -59,15 +63,16 @@ class Chain:
         return Costs(self.space, classes=self.setting.classes, tables={"here": table})
 
     def budgets(self) -> dict[str, float]:
-        """What the scaled S0 has; searches are to be no slower and no larger."""
-        return self.costs(self._scaled())
+        """What the scaled S0 has, or the setting's share of its parameters: the most of each."""
+        metrics = self.costs(self._scaled())
+        return metrics | {"parameters": metrics["parameters"] * self.setting.size}
 
     def _scaled(self) -> Architecture:
         return scaled_s0(self.setting.width, self.setting.depth)
 
     @property
     def supernet(self) -> Path:
-        return self.folder / "supernet" / "supernet.safetensors"
+        return (self.trained or self.folder) / "supernet" / "supernet.safetensors"
 
     def evaluations(self, method: str) -> int:
         """How many subnets a search evaluated."""
@@ -87,7 +92,7 @@ class Chain:
         words += ["--space", setting.space, "--output", str(folder), "--resume", "--device", "cpu"]
         words += ["--hold-out", str(setting.hold_out), "--layer-scale", str(setting.layer_scale)]
         words += ["--seed", str(self.seed), *recipe_of(setting.supernet)]
-        return Command(words, self.folder / "supernet.done", processes=setting.processes)
+        return Command(words, folder.with_suffix(".done"), processes=setting.processes)
 
     def _cut(self) -> None:
         """The teacher and the scaled S0, with the supernet's weights, as searches write what they find."""
@@ -108,13 +113,13 @@ class Chain:
             )
             evaluator = SupernetEvaluator(supernet, images)
             for name, architecture in wanted.items():
-                self.architecture(name).parent.mkdir(exist_ok=True)
+                self.architecture(name).parent.mkdir(parents=True, exist_ok=True)
                 found.write_network(self.folder / name, evaluator.calibrated(architecture))
                 accuracy = {"accuracy": evaluator.accuracy(architecture)}
                 (self.folder / name / "accuracy.json").write_text(json.dumps(accuracy), encoding="utf-8")
 
     def _search(self, method: str, evaluations: int | None = None) -> Command:
-        """Within what the scaled S0 has: its time, and but for speed alone its parameters as well."""
+        """Within the budgets: the scaled S0's time, and but for speed alone the parameters as well."""
         setting, limits = self.setting, self.budgets()
         words = ["search", "--supernet", str(self.supernet), *data_of(setting), "--workers", "1"]
         words += ["--latency", str(self.table), "--table-batch", str(setting.batch), "--threads", "1"]

@@ -2,6 +2,7 @@
 
     python bench/search/study.py --seed 0          # at most 90 minutes on two cores
     python bench/search/table.py build/study/fashion/seed-*.json
+    python bench/search/study.py --setting fashion-fast    # other budgets, on that supernet; half an hour
 
 A command that was ended goes on where it was. BUILD/fashion/latency.json is measured once for all seeds.
 """
@@ -27,10 +28,11 @@ def main() -> None:
     parser.add_argument("--build", type=Path, default=ROOT / "build" / "study", help="default: build/study")
     args = parser.parse_args()
     setting = SETTINGS[args.setting]
-    folder = args.build.resolve() / setting.name
-    chain = Chain(setting, args.seed, folder / f"seed-{args.seed}", folder / "latency.json")
+    seed = f"seed-{args.seed}"
+    folder, shared = (args.build.resolve() / name for name in (setting.name, setting.of or setting.name))
+    chain = Chain(setting, args.seed, folder / seed, shared / "latency.json", shared / seed)
     done = {"latency table": run(latency_table(setting, chain.table)), **chain.run()}
-    path = folder / f"seed-{args.seed}.json"
+    path = folder / f"{seed}.json"
     compare(chain, done, path)
     print(f"wrote {path}")
 
