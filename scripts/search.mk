@@ -1,5 +1,5 @@
 # The study of docs/search.md: what the searches find on 70,000 real images, within 90 minutes a seed.
-.PHONY: study study-table fashion-mnist
+.PHONY: study study-why study-table fashion-mnist
 
 FASHION := build/fashion-mnist
 SEEDS ?= 0 1 2
@@ -10,8 +10,13 @@ study: build fashion-mnist
 	@for seed in $(SEEDS); do $(STUDY) bench/search/study.py --seed $$seed || exit 1; done
 	@echo "make study-table puts what was found into docs/search.md"
 
+# With less time, less size and more images, on the supernet of the first seed; half an hour each.
+study-why: study
+	@for setting in fashion-fast fashion-small fashion-images; do \
+	    $(STUDY) bench/search/study.py --setting $$setting --seed $(firstword $(SEEDS)) || exit 1; done
+
 study-table: $(STAMPS)/test
-	@$(STUDY) bench/search/table.py $(wildcard build/study/fashion/seed-?.json)
+	@$(STUDY) bench/search/table.py $(wildcard build/study/fashion*/seed-?.json)
 
 fashion-mnist: $(FASHION).done
 

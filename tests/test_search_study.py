@@ -181,6 +181,7 @@ def test_the_table_and_the_picture(study, tmp_path, monkeypatch):
     assert text.endswith("after\n")
     for name in tables.NAMES.values():
         assert f"| {name} |" in text
+    assert len(json.loads((tmp_path / "kept.json").read_text())) == 2
     assert "seeds 3, 4" in text
     assert b"joint search: " in (tmp_path / "a.svg").read_bytes()
     # From what was kept, the same.
@@ -188,6 +189,24 @@ def test_the_table_and_the_picture(study, tmp_path, monkeypatch):
     page.write_text("before\n<!-- study:begin -->\n<!-- study:end -->\nafter\n")
     tables.main()
     assert page.read_text() == text
+
+
+def test_other_budgets_have_a_table_of_their_own(study, tmp_path, monkeypatch):
+    """Beside what was kept, in whose place comes what is given of the same setting and seed."""
+    _, written = study
+    page, kept, given = (tmp_path / name for name in ("page.md", "kept.json", "given.json"))
+    marks = ("study:begin", "study:end", "other-budgets:begin", "other-budgets:end")
+    page.write_text("".join(f"<!-- {mark} -->\n" for mark in marks))
+    kept.write_text(json.dumps([written, written | {"setting": "fashion-fast", "seed": 0}]))
+    given.write_text(json.dumps(written | {"setting": "fashion-fast", "seed": 0, "again": True}))
+    options = ["--kept", kept, "--page", page, "--svg", tmp_path / "a.svg"]
+    monkeypatch.setattr(sys, "argv", ["table.py", str(given), *map(str, options)])
+    tables.main()
+    assert [seed.get("again", False) for seed in json.loads(kept.read_text())] == [False, True]
+    rows = [line for line in page.read_text().splitlines() if line.startswith("| `fashion-fast` | 0 | ")]
+    accuracy = 100 * written["networks"][JOINT]["top1"]
+    assert len(rows) == 1
+    assert f"| {accuracy:.2f} | " in rows[0]
 
 
 def seed_of(number, **hits):
@@ -240,6 +259,22 @@ def test_s0_is_scaled():
     for setting in SETTINGS.values():
         space = SearchSpace.read(setting.space)
         assert scaled_s0(setting.width, setting.depth) in space
+
+
+def test_other_budgets_are_of_the_same_supernet(study):
+    """Whose command they repeat word for word, so that it counts as done; and their own are tighter."""
+    chain, _ = study
+    own = replace(chain, folder=chain.folder.with_name("other"), trained=chain.folder)
+    assert own._supernet() == chain._supernet()
+    assert own.budgets() == chain.budgets()
+    half = replace(own, setting=replace(chain.setting, size=0.5))
+    assert half.budgets() == chain.budgets() | {"parameters": chain.budgets()["parameters"] / 2}
+    for name, setting in SETTINGS.items():
+        if setting.of:
+            base = SETTINGS[setting.of]
+            assert name.startswith(f"{setting.of}-")
+            shared = ("data", "dataset", "space", "classes", "supernet", "batch", "hold_out", "layer_scale")
+            assert all(getattr(setting, field) == getattr(base, field) for field in shared)
 
 
 def test_the_study_is_small():

@@ -1,9 +1,11 @@
-"""The table and the picture of a study, from what its seeds have written.
+"""The tables and the picture of a study, from what its seeds have written.
 
-    python bench/search/table.py build/study/fashion/seed-*.json   # keeps them as bench/results/search.json
-    python bench/search/table.py                                   # from what is kept
+    python bench/search/table.py build/study/*/seed-*.json   # keeps them in bench/results/search.json
+    python bench/search/table.py                             # from what is kept
 
-The table goes between its marks in docs/search.md, the picture of the front to docs/search.svg.
+What is given takes the place of what was kept of the same setting and seed. The table of the study goes
+between its marks in docs/search.md, that of its other budgets behind it; the picture of the front to
+docs/search.svg.
 """
 
 from __future__ import annotations
@@ -12,8 +14,9 @@ import argparse
 import json
 import math
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
@@ -23,11 +26,12 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from bench import readme
 from bench.search.chain import JOINT, METHODS, RANDOM, SCALED, SPEED
 from bench.search.comparison import unpacked
-from bench.search.settings import ROOT
+from bench.search.settings import ROOT, SETTINGS
 from effv2_kernels.search import pictures
 
 KEPT = ROOT / "bench" / "results" / "search.json"
 MARKS = ("<!-- study:begin -->", "<!-- study:end -->")
+OTHER_MARKS = ("<!-- other-budgets:begin -->", "<!-- other-budgets:end -->")
 EQUAL = 0.03
 NAMES = {
     JOINT: "joint search",
@@ -61,14 +65,55 @@ def main() -> None:
         "--svg", type=Path, default=ROOT / "docs" / "search.svg", help="default: docs/search.svg"
     )
     args = parser.parse_args()
+    kept = _read(args.kept) if args.kept.exists() else []
     if args.json:
-        seeds = [json.loads(path.read_text(encoding="utf-8")) for path in args.json]
-        args.kept.write_text(json.dumps(seeds, indent=1) + "\n", encoding="utf-8")
-    seeds = sorted(json.loads(args.kept.read_text(encoding="utf-8")), key=lambda seed: int(seed["seed"]))
-    text = table(seeds)
-    readme.put_between(args.page, MARKS, text)
-    draw(seeds[0], args.svg)
-    print(text)
+        kept = merged(kept, [json.loads(path.read_text(encoding="utf-8")) for path in args.json])
+        args.kept.write_text(json.dumps(kept, indent=1) + "\n", encoding="utf-8")
+    settings = {name: list(seeds) for name, seeds in groupby(kept, lambda seed: str(seed["setting"]))}
+    own = {name: seeds for name, seeds in settings.items() if not SETTINGS[name].of}
+    others = {name: seeds for name, seeds in settings.items() if SETTINGS[name].of}
+    for seeds in own.values():
+        readme.put_between(args.page, MARKS, table(seeds))
+        draw(seeds[0], args.svg)
+        print(table(seeds))
+    if others:
+        readme.put_between(args.page, OTHER_MARKS, other_budgets(others))
+        print(other_budgets(others))
+
+
+def _read(path: Path) -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = json.loads(path.read_text(encoding="utf-8"))
+    return found
+
+
+def merged(kept: list[dict[str, Any]], given: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """All, in order; those that are given instead of those kept of the same setting and seed."""
+    found = {(str(seed["setting"]), int(seed["seed"])): seed for seed in (*kept, *given)}
+    return [found[key] for key in sorted(found)]
+
+
+def other_budgets(settings: Mapping[str, Sequence[dict[str, Any]]]) -> str:
+    """A row for each setting with other budgets or images: means over its seeds."""
+    lines = [
+        "| setting | seeds | joint search, top-1 % | better than by speed alone, % | than random search, % | "
+        "parameters, M: joint, by speed alone | times, relative to the scaled S0 |",
+        "| --- | --- | ---: | ---: | ---: | ---: | ---: |",
+    ]
+    for name, seeds in settings.items():
+        networks = [seed["networks"] for seed in seeds]
+        sizes = (f"{mean(n[m]['metrics']['parameters'] for n in networks):.3f}" for m in (JOINT, SPEED))
+        times = [n[m]["relative_times"]["median"] for n in networks for m in (JOINT, SPEED, RANDOM)]
+        cells = [
+            f"`{name}`",
+            ", ".join(str(seed["seed"]) for seed in seeds),
+            f"{100 * mean(n[JOINT]['top1'] for n in networks):.2f}",
+            _told(difference(seeds, SPEED)),
+            _told(difference(seeds, RANDOM)),
+            ", ".join(sizes),
+            _times(times),
+        ]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
 
 
 def table(seeds: Sequence[dict[str, Any]]) -> str:
