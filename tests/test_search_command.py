@@ -11,74 +11,28 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
+import digit_supernet
 import pytest
 import torch
-import torch.nn.functional as F
-from checks import one_torch_thread
-from safetensors.torch import save_file
-from searches import HERE, Formula, problem, table
+from digit_supernet import DIGITS, evaluator
+from searches import HERE, Formula, problem
 
 import effv2_kernels
 from effv2_kernels.__main__ import main
 from effv2_kernels.cli import search as command
-from effv2_kernels.errors import CheckpointError, InputError, SearchError
+from effv2_kernels.errors import SearchError
 from effv2_kernels.families.efficientformer_v2 import Architecture
 from effv2_kernels.search import found as files
 from effv2_kernels.search import pictures
-from effv2_kernels.search.evaluation import SupernetEvaluator
-from effv2_kernels.search.images import TensorImages, tensor_images
 from effv2_kernels.search.latency import LatencyTable
 from effv2_kernels.search.methods.evolution import Evolution
 from effv2_kernels.search.methods.slimming import Slimming
-from effv2_kernels.search.space import SearchSpace, StageChoices
-from effv2_kernels.search.supernet import Supernet, supernet_file
-from effv2_kernels.search.supernet.sandwich import Sandwich
+from effv2_kernels.search.supernet import Supernet
 from effv2_kernels.train.distributed import Processes
 
+digits, one_thread = digit_supernet.digits, digit_supernet.one_thread  # fixtures
+
 CPU = torch.device("cpu")
-DIGITS = SearchSpace(
-    (
-        StageChoices((8, 16), (1,), (1, 2)),
-        StageChoices((8, 16), (1,), (2,)),
-        StageChoices((16, 24), (1, 2), (1, 2), (0, 1)),
-        StageChoices((16, 24), (1,), (2,), (0, 1)),
-    ),
-    img_size=(32, 32),
-    in_channels=1,
-)
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    with one_torch_thread():
-        yield
-
-
-@pytest.fixture(scope="module")
-def digits(tmp_path_factory):
-    """The folder of a supernet that was trained for a few steps, digits, and a table that is made up."""
-    split = pytest.importorskip("effv2_kernels.data").digits_split
-    pytest.importorskip("sklearn")
-    folder = tmp_path_factory.mktemp("digits")
-    with one_torch_thread():
-        (training, classes), (test, test_classes) = (
-            (F.interpolate(images, size=(32, 32), mode="area"), labels) for images, labels in split()
-        )
-        torch.manual_seed(0)
-        supernet = Supernet(DIGITS, num_classes=10, layer_scale_init=0.5).train()
-        optimiser = torch.optim.AdamW(supernet.parameters(), lr=4e-3)
-        rule = Sandwich(F.cross_entropy)
-        for begin in range(0, 768, 64):
-            optimiser.zero_grad()
-            part = slice(begin, begin + 64)
-            rule.backward(supernet, training[part], classes[part], contextlib.nullcontext, lambda loss: loss)
-            optimiser.step()
-        supernet_file.save(supernet, folder / "supernet.safetensors")
-    tensors = {"training": training[:256], "images": test[:300], "classes": test_classes[:300]}
-    save_file({name: t.contiguous() for name, t in tensors.items()}, folder / "digits.safetensors")
-    table(0, DIGITS, 10).save(folder / "here.json")
-    table(1, DIGITS, 10).save(folder / "phone.json")
-    return folder
 
 
 @pytest.fixture
@@ -93,11 +47,6 @@ def asked(digits, monkeypatch, capsys):
         return code, captured.out, captured.err
 
     return run
-
-
-def evaluator(digits):
-    images = tensor_images(digits / "digits.safetensors", img_size=(32, 32), in_channels=1, classes=10)
-    return SupernetEvaluator(supernet_file.load(digits / "supernet.safetensors"), images)
 
 
 def test_from_the_supernet_to_an_optimised_network(digits, asked, tmp_path):
@@ -299,99 +248,6 @@ def test_a_table_of_another_device_by_force(digits, asked, tmp_path):
     code, _, err = asked(tmp_path, *options, "--method", "random", "--evaluations", 1, "--images", 20)
     assert code == 0
     assert "is taken nevertheless: dtype: bf16 here, fp32 there" in err
-
-
-def test_evaluating_leaves_the_supernet_and_depends_on_no_order(digits):
-    one = evaluator(digits)
-    before = {name: t.clone() for name, t in one.supernet.state_dict().items()}
-    subnets = [DIGITS.largest(), DIGITS.smallest()]
-    found = [one.accuracy(subnet) for subnet in subnets]
-    assert [one.accuracy(subnet) for subnet in reversed(subnets)] == found[::-1]
-    assert len(set(found)) == 2
-    for name, t in one.supernet.state_dict().items():
-        assert torch.equal(t, before[name])
-    assert evaluator(digits).identity == one.identity
-    name = next(n for n, t in before.items() if t.is_floating_point())
-    one.supernet.state_dict()[name].view(-1)[0] += 1
-    assert SupernetEvaluator(one.supernet, one.images).identity != one.identity
-
-
-def test_accuracy_is_of_recalibrated_statistics(digits):
-    """Those of the supernet are of other subnets, too, and here of none."""
-    one = evaluator(digits)
-    accuracy = one.accuracy(DIGITS.largest())
-    for module in one.supernet.modules():
-        if isinstance(module, torch.nn.BatchNorm2d):
-            module.running_mean.fill_(3.0)
-    assert one.accuracy(DIGITS.largest()) == accuracy
-
-
-class NoImages:
-    """Of one kind or the other."""
-
-    identity = "none"
-
-    def __init__(self, training, held_out):
-        self.calibration, self.held_out = (lambda: iter(training)), (lambda: iter(held_out))
-
-
-def test_no_images():
-    supernet, x = Supernet(DIGITS, num_classes=3).eval(), torch.randn(4, 1, 32, 32)
-    with pytest.raises(InputError, match="there are no images to make BatchNorm statistics from"):
-        SupernetEvaluator(supernet, NoImages([], [(x, torch.zeros(4))])).accuracy(DIGITS.smallest())
-    with pytest.raises(SearchError, match="there are no held-out images"):
-        SupernetEvaluator(supernet, NoImages([x], [])).accuracy(DIGITS.smallest())
-
-
-def random_images(count=7, **changes):
-    g = torch.Generator().manual_seed(0)
-    tensors = {
-        "training": torch.randn(count, 1, 32, 32, generator=g),
-        "images": torch.randn(count, 1, 32, 32, generator=g),
-        "classes": torch.arange(count) % 3,
-    }
-    return tensors | changes
-
-
-def test_images_in_memory():
-    images = TensorImages(**random_images(7), batch=3)
-    assert [len(batch) for batch in images.calibration()] == [3, 2, 2]  # none of a single image
-    assert torch.equal(torch.cat(list(images.calibration())), images.training)
-    assert [(len(x), y.tolist()) for x, y in images.held_out()] == [(3, [0, 1, 2]), (3, [0, 1, 2]), (1, [0])]
-    assert images.identity == TensorImages(**random_images(7), batch=3).identity
-    others = [TensorImages(**random_images(7), batch=2)]
-    others += [
-        TensorImages(**random_images(7, **{name: t.flip(0)}), batch=3) for name, t in random_images(7).items()
-    ]
-    assert len({images.identity, *(other.identity for other in others)}) == 5
-
-
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"training": torch.zeros(2, 1, 31, 32)}, "must be .* of one size"),
-        ({"images": torch.zeros(7, 32, 32)}, "must be .* of one size"),
-        ({"classes": torch.zeros(6, dtype=torch.int64)}, "need as many classes"),
-        ({"classes": torch.zeros(7)}, "int64; got torch.float32"),
-        ({"training": torch.zeros(0, 1, 32, 32)}, "got 0 and 7"),
-        ({"classes": torch.full((7,), 10)}, "classes 10 to 10, and the supernet takes"),
-        ({"classes": torch.full((7,), -1)}, "classes -1 to -1"),
-        ({"classes": None}, "has no tensor classes, but images, training"),
-    ],
-)
-def test_images_that_do_not_fit(changes, message, tmp_path):
-    tensors = {name: t for name, t in random_images(7, **changes).items() if t is not None}
-    save_file(tensors, tmp_path / "images.safetensors")
-    with pytest.raises(InputError, match=message):
-        tensor_images(tmp_path / "images.safetensors", img_size=(32, 32), in_channels=1, classes=10)
-
-
-def test_images_of_another_size(tmp_path):
-    save_file(random_images(), tmp_path / "images.safetensors")
-    with pytest.raises(InputError, match=r"has images \(1, 32, 32\) .* takes images \(3, 32, 32\)"):
-        tensor_images(tmp_path / "images.safetensors", img_size=(32, 32), in_channels=3, classes=10)
-    with pytest.raises(CheckpointError, match="is not a file"):
-        tensor_images(tmp_path / "none.safetensors", img_size=(32, 32), in_channels=3, classes=10)
 
 
 def test_what_was_found_of_a_supernet_without_layer_scales(tmp_path):
