@@ -74,8 +74,8 @@ test-aarch64: native-test-aarch64
 # Some of that, in minutes: that fp16 is refused where it must be, what runs in it, and bits.
 A64_QUICK_HALVES := test_blocks or last_value or one_call or beyond or without_half
 test-aarch64-quick: native-tests-aarch64
-	@cpu=cortex-a53; echo "== $$cpu"; $(A64_NATIVE) dispatch. c_api. overflow.
-	@cpu=cortex-a76; echo "== $$cpu"; $(A64_NATIVE) dispatch. c_api. overflow. simd. network.in_halves
+	@cpu=cortex-a53; echo "== $$cpu"; $(A64_NATIVE) dispatch. c_api. c_api_refused. overflow.
+	@cpu=cortex-a76; echo "== $$cpu"; $(A64_NATIVE) dispatch. c_api. c_api_refused. overflow. simd. network.in_halves
 	$(A64_UNPACK)
 	@cpu=cortex-a76; $(A64_RUN) $(A64_PYTEST) tests/test_halves.py -k "fp16 and ($(A64_QUICK_HALVES))"
 	@cpu=cortex-a76; $(A64_RUN) $(A64_PYTEST) tests/test_digests.py -m "not thorough" \
