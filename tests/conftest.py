@@ -53,13 +53,22 @@ def pytest_report_header():
     return f"seed of random inputs: {SEED} (EFFV2_TEST_SEED={SEED} repeats it)"
 
 
-# Before any is deselected, for test_newcomer_suite.
+# For test_newcomer_suite: every test before any is deselected, and the files that skip themselves as a whole.
 EVERY_TEST = pytest.StashKey()
+SKIPPED_FILES = pytest.StashKey()
 
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(config, items):
     config.stash[EVERY_TEST] = list(items)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_make_collect_report(collector):
+    report = yield
+    if report.skipped:
+        collector.config.stash.setdefault(SKIPPED_FILES, set()).add(collector.path.name)
+    return report
 
 
 def pytest_collection_finish():
