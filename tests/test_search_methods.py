@@ -84,8 +84,9 @@ def test_every_subnet_is_filled_before_it_is_evaluated(name, limits):
     assert len(met) <= SEARCHES[name].evaluations
 
 
+@pytest.mark.parametrize("least", [0, -1, 0.01])
 @pytest.mark.parametrize("limits", [None, TWO], ids=["one", "two"])
-def test_slimming_takes_the_least_drop_per_gain(limits):
+def test_slimming_takes_the_least_drop_per_gain(limits, least):
     """Every step again, from the formulas."""
     tables = TABLES if limits is TWO else {"here": TABLES["here"]}
     given = problem(limits, tables)
@@ -96,9 +97,10 @@ def test_slimming_takes_the_least_drop_per_gain(limits):
             product *= table.predict(subnet) ** (-1 / len(tables))
         return 100 * product
 
-    accuracy, now, steps = Formula().accuracy, SPACE.largest(), Slimming().run(given).steps
+    accuracy, now, steps = Formula().accuracy, SPACE.largest(), Slimming(least_drop=least).run(given).steps
     assert steps[0].chosen.architecture == now
     assert len(steps) > 3
+    rises = []
     for step in steps[1:]:
         assert not given.fits(now)
         actions = SPACE.frontier(now)
@@ -109,11 +111,43 @@ def test_slimming_takes_the_least_drop_per_gain(limits):
             gain = mes(action.architecture) - mes(now)
             assert option.drop == pytest.approx(drop, abs=1e-12)
             assert option.gain == pytest.approx(gain)
-            ratios.append(drop / gain if gain > 0 else math.inf)
+            ratios.append(max(drop, least) / gain if gain > 0 else math.inf)
+            rises.append(drop < 0 < gain)
         assert ratios[step.taken] <= min(ratios) + 1e-12
         assert step.chosen == step.options[step.taken].candidate
         now = step.chosen.architecture
     assert given.fits(now)
+    assert any(rises)
+
+
+class Rising(Formula):
+    """Every subnet is a little more accurate than those with wider stages."""
+
+    def accuracy(self, architecture):
+        super().accuracy(architecture)
+        return 0.5 - 1e-5 * sum(architecture.widths)
+
+
+@pytest.mark.parametrize("least", [0, -1])
+def test_an_accuracy_that_rises_by_chance_is_no_drop(least):
+    """Of several the largest gain is taken; as measured, it would be the least one of rises alike."""
+    step = Slimming(least_drop=least).run(problem(evaluator=Rising())).steps[1]
+    rises = [option for option in step.options if option.drop < 0 < option.gain]
+    assert len(rises) > 2
+    taken = step.options[step.taken]
+    if least == 0:
+        assert taken.gain == max(option.gain for option in step.options if option.drop <= 0)
+        assert taken.score == 0
+        assert all(option.score == 0 for option in rises)
+    else:
+        assert taken.score == min(option.drop / option.gain for option in rises)
+        assert "counts as" not in step.why
+
+
+def test_reasons_say_what_a_drop_counts_as():
+    step = Slimming(least_drop=0.02).run(problem(evaluator=Rising())).steps[1]
+    drop = step.options[step.taken].drop
+    assert f"it drops {drop:+.2%}, which counts as +2.00%, for a gain of" in step.why
 
 
 def test_slimming_never_grows():
@@ -391,6 +425,8 @@ def test_explanations_name_every_option_and_the_reason():
     ("make", "error", "message"),
     [
         (lambda: Slimming("speed"), UnknownNameError, "unknown gain 'speed'"),
+        (lambda: Slimming(least_drop=2), SearchError, r"must be in -1 ... 1; got 2"),
+        (lambda: Slimming(least_drop=math.nan), SearchError, r"must be in -1 ... 1; got nan"),
         (lambda: RandomSearch(0), SearchError, "at least 1 evaluation; got 0"),
         (lambda: Evolution(0), SearchError, "must be at least 1"),
         (lambda: Evolution(parents=0), SearchError, "a share above 0"),

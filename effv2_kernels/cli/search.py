@@ -157,6 +157,14 @@ def _add_method(parser: argparse.ArgumentParser) -> None:
         "whose budgets do not hold yet",
     )
     group.add_argument(
+        "--least-drop",
+        type=float,
+        default=0.0,
+        metavar="SHARE",
+        help="of slimming: what smaller drops of accuracy count as; default: 0, so that an accuracy that "
+        "rises by chance counts as no drop; -1: all as measured",
+    )
+    group.add_argument(
         "--fill",
         action="store_true",
         help="use what budgets leave: slimming goes up again at the end, by the most accurate steps that "
@@ -357,7 +365,7 @@ def _search(args: argparse.Namespace) -> Search:
     from effv2_kernels.search.methods.slimming import Slimming
 
     if args.method == "slimming":
-        return Slimming(args.gain, args.fill)
+        return Slimming(args.gain, args.fill, args.least_drop)
     chosen = {"evolution": Evolution, "random": RandomSearch}[args.method]
     made: Search = chosen(args.evaluations, args.seed, fill=args.fill)
     return made

@@ -33,7 +33,8 @@ class Candidate:
 class Option:
     """What a step could do. text: for people, such as "stage 3: width 96 -> 64".
 
-    Of slimming alone: drop, of the accuracy; gain, in MES; score, drop / gain, where there is a gain.
+    Of slimming alone: drop, of the accuracy; gain, in MES; score, the drop that counts / gain, where there is
+    a gain.
     """
 
     text: str
