@@ -236,6 +236,10 @@ def test_what_counts_as_equally_fast(study):
     assert not tables.equal([1.0, 1.0, 0.969])
     assert not tables.equal([1.031])
     _, written = study
+    assert tables.score(written, "scaled") == pytest.approx(100)
+    metrics = {name: written["networks"][name]["metrics"] for name in (JOINT, "scaled")}
+    shares = [metrics[JOINT][m] / metrics["scaled"][m] for m in ("parameters", "latency")]
+    assert tables.score(written, JOINT) == pytest.approx(100 / (shares[0] ** 0.5 * shares[1]))
     written["networks"][JOINT]["relative_times"]["median"] = 1.2
     (row,) = [line for line in tables.table([written]).splitlines() if line.startswith("| joint search")]
     assert "| 1.200, not equal |" in row

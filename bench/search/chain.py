@@ -132,6 +132,8 @@ class Chain:
             words += ["--max-parameters", str(limits["parameters"])]
         if method == RANDOM:
             words += ["--method", "random", "--evaluations", str(evaluations), "--seed", str(self.seed)]
+        elif setting.least_drop:
+            words += ["--least-drop", str(setting.least_drop)]
         return Command(words, self.folder / f"{method}.done")
 
     def _fine_tune(self, method: str) -> Command:

@@ -19,7 +19,6 @@ from effv2_kernels.progress import progress_bar
 from effv2_kernels.replacing import replacing
 from effv2_kernels.search.latency.timer import Timer
 from effv2_kernels.search.latency.whole import whole_ratios
-from effv2_kernels.search.mes import MES
 from effv2_kernels.train import Recipe, open_data, processes, validation_loader
 from effv2_kernels.train.data import batches
 
@@ -29,7 +28,6 @@ def compare(chain: Chain, done: Mapping[str, Done], path: Path, *, rounds: int =
     networks = chain.networks()
     (table,) = chain.costs.tables.values()
     times = _times(chain, networks, rounds)
-    mes = MES()
     found: dict[str, Any] = {}
     for name, architecture in networks.items():
         metrics = chain.costs(architecture)
@@ -37,7 +35,6 @@ def compare(chain: Chain, done: Mapping[str, Done], path: Path, *, rounds: int =
         found[name] = {
             "architecture": json.loads(architecture.to_json()),
             "metrics": metrics,
-            "mes": mes(metrics),
             "relative_times": times[name],
             "supernet_accuracy": _supernet_accuracy(chain, name),
             "top1": sum(correct) / len(correct),
