@@ -30,10 +30,11 @@ def run(args: argparse.Namespace) -> int:
 
     from effv2_kernels.model.optimized import OptimizedModel
 
-    fast = models.build_optimised(args)
-    # A saved network knows for itself what it takes.
+    # A saved network knows for itself what it takes; a model is large for images of any size, pictures first.
+    fast = models.build_optimised(args) if models.is_saved(args) else None
     channels = fast.engine.in_channels if isinstance(fast, OptimizedModel) else args.in_channels
     inputs = [photo.read(path, args.img_size, channels) for path in args.images]
+    fast = models.build_optimised(args) if fast is None else fast
     if models.is_random(args):
         print("The weights are random, so the classes mean nothing: give --checkpoint or --pretrained.")
     own = vars(fast).get("labels") if models.is_saved(args) else None
