@@ -16,8 +16,7 @@ from checks import one_torch_thread
 
 pytest.importorskip("timm")
 
-from test_train_killed import arguments
-from training import ARCHITECTURE, write_digits
+from training import ARCHITECTURE, arguments, write_digits
 
 import effv2_kernels
 from effv2_kernels import create_model

@@ -15,8 +15,17 @@ from torch import nn
 
 pytest.importorskip("timm")
 
-from test_train_killed import ENVIRONMENT, arguments
-from training import PLAIN, RECIPE, Plain, make_trainer, same, tiny_model, write_digits
+from training import (
+    ENVIRONMENT,
+    PLAIN,
+    RECIPE,
+    Plain,
+    arguments,
+    make_trainer,
+    same,
+    tiny_model,
+    write_digits,
+)
 
 from effv2_kernels.errors import InputError, UnavailableError
 from effv2_kernels.train import accuracy, open_data, processes, state, validation_loader

@@ -1,18 +1,16 @@
 """Training in processes of their own that are killed, once in the middle of writing a checkpoint."""
 
-import os
 import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import pytest
 from checks import one_torch_thread
 
 pytest.importorskip("timm")
 
-from training import same, write_digits, write_space
+from training import ENVIRONMENT, arguments, same, write_digits, write_space
 
 from effv2_kernels.__main__ import main
 from effv2_kernels.errors import TrainingError
@@ -38,30 +36,6 @@ def fsync(handle):
 state.os.fsync = fsync
 sys.exit(main(sys.argv[1:]))
 """
-TESTS = Path(__file__).parent
-ENVIRONMENT = {
-    **os.environ,
-    "PYTHONPATH": f"{TESTS / 'site'}{os.pathsep}{TESTS.parent}",
-    "OMP_NUM_THREADS": "1",
-}
-
-
-def arguments(command, data, run, *more):
-    options = {
-        "--data": data,
-        "--output": run,
-        "--epochs": 4,
-        "--batch": 16,
-        "--img-size": 32,
-        "--lr": 0.05,
-        "--workers": 1,
-        "--device": "cpu",
-    }
-    changes = ("warmup_epochs=1", "cooldown_epochs=0", "repeats=0", "amp=none", "ema_decay=0.9")
-    sets = [word for change in (*changes, "drop_path=0.2") for word in ("--set", change)]
-    if command == "supernet":
-        options |= {"--space": data.with_name("space.json"), "--hold-out": 0.25, "--random-subnets": 1}
-    return [command, *(str(word) for pair in options.items() for word in pair), *sets, *more]
 
 
 @pytest.mark.parametrize("command", ["train", pytest.param("supernet", marks=pytest.mark.thorough)])
@@ -70,7 +44,7 @@ def test_a_run_that_was_killed_twice_ends_with_the_bits_of_one_that_was_not(tmp_
     write_space(tmp_path / "space.json")
     run = tmp_path / "killed"
     first = subprocess.run(
-        [sys.executable, "-c", KILL_ITSELF, *arguments(command, data, run)],
+        [sys.executable, "-c", KILL_ITSELF, *arguments(data, run, command=command)],
         env=ENVIRONMENT,
         capture_output=True,
         text=True,
@@ -83,7 +57,7 @@ def test_a_run_that_was_killed_twice_ends_with_the_bits_of_one_that_was_not(tmp_
         state.load(run / ".last.pt.part")
 
     second = subprocess.Popen(
-        [sys.executable, "-m", "effv2_kernels", *arguments(command, data, run, "--resume")],
+        [sys.executable, "-m", "effv2_kernels", *arguments(data, run, "--resume", command=command)],
         env=ENVIRONMENT,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
@@ -100,8 +74,8 @@ def test_a_run_that_was_killed_twice_ends_with_the_bits_of_one_that_was_not(tmp_
     assert 2 <= state.load(run / "last.pt")["epoch"] < 4
 
     with one_torch_thread():
-        assert main(arguments(command, data, run, "--resume")) == 0
-        assert main(arguments(command, data, tmp_path / "whole")) == 0
+        assert main(arguments(data, run, "--resume", command=command)) == 0
+        assert main(arguments(data, tmp_path / "whole", command=command)) == 0
     ends = [state.load(folder / "last.pt") for folder in (run, tmp_path / "whole")]
     assert [end["epoch"] for end in ends] == [4, 4]
     assert same(ends[0]["state_dict"], ends[1]["state_dict"])

@@ -1,7 +1,9 @@
 """What tests of training train on: scikit-learn's digits as folders of pictures, and a tiny model."""
 
 import json
+import os
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -27,6 +29,13 @@ from effv2_kernels.train.data import mixup
 from effv2_kernels.train.run import Run
 
 SIZE = 32
+TESTS = Path(__file__).parent
+# Of processes that tests start; see site/sitecustomize.py.
+ENVIRONMENT = {
+    **os.environ,
+    "PYTHONPATH": f"{TESTS / 'site'}{os.pathsep}{TESTS.parent}",
+    "OMP_NUM_THREADS": "1",
+}
 ARCHITECTURE = Architecture((8, 8, 16, 16), (1, 1, 2, 1), 2, (1, 1))
 # All that is random is on: order, augmentation, erasing, mixing, drop-path.
 RECIPE = Recipe(
@@ -68,6 +77,25 @@ def write_space(path):
     space = {"img_size": [SIZE, SIZE], "in_channels": 3, "stages": [stage, stage, late, late]}
     path.write_text(json.dumps(space), encoding="utf-8")
     return path
+
+
+def arguments(data, run, *more, command="train"):
+    """A command that trains for a few seconds, as a list of words; the space lies beside the data."""
+    options = {
+        "--data": data,
+        "--output": run,
+        "--epochs": 4,
+        "--batch": 16,
+        "--img-size": SIZE,
+        "--lr": 0.05,
+        "--workers": 1,
+        "--device": "cpu",
+    }
+    changes = ("warmup_epochs=1", "cooldown_epochs=0", "repeats=0", "amp=none", "ema_decay=0.9")
+    sets = [word for change in (*changes, "drop_path=0.2") for word in ("--set", change)]
+    if command == "supernet":
+        options |= {"--space": data.with_name("space.json"), "--hold-out": 0.25, "--random-subnets": 1}
+    return [command, *(str(word) for pair in options.items() for word in pair), *sets, *more]
 
 
 def tiny_model(seed=0, classes=10, drop_path=RECIPE.drop_path):
