@@ -24,3 +24,17 @@ class GpuClock:
                 return end.at - self.at
 
         monkeypatch.setattr(torch.cuda, "Event", Event)
+
+    def tick(self, monkeypatch):
+        """From now on each turn of bench/gpu takes 1 ms."""
+        from bench.gpu import timing
+
+        gpu = self
+
+        class Ticking(torch.cuda.Event):
+            def record(self):
+                gpu.now += 1.0
+                super().record()
+
+        monkeypatch.setattr(torch.cuda, "Event", Ticking)
+        monkeypatch.setattr(timing, "TURN", 1e-3)

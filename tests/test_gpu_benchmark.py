@@ -278,15 +278,7 @@ def small(monkeypatch):
     monkeypatch.setattr(torch.cuda, "synchronize", lambda device=None: None)
     monkeypatch.setattr(timing, "MIN_ROUNDS", 3)
     monkeypatch.setattr(timing, "kernels", lambda run, inputs: [("product", 2.5), ("mean", 1.0)])
-    gpu = Gpu(monkeypatch)
-
-    class Ticking(torch.cuda.Event):  # each turn takes 1 ms
-        def record(self):
-            gpu.now += 1.0
-            super().record()
-
-    monkeypatch.setattr(torch.cuda, "Event", Ticking)
-    monkeypatch.setattr(timing, "TURN", 1e-3)
+    Gpu(monkeypatch).tick(monkeypatch)
     return fast
 
 

@@ -177,15 +177,7 @@ def models(monkeypatch):
     monkeypatch.setattr(cuda_speed, "Graph", lambda plan, x: SimpleNamespace(replay=lambda x: [model(x)]))
     monkeypatch.setattr(timing, "MIN_ROUNDS", 3)
     monkeypatch.setattr(timing, "kernels", lambda run, inputs: [("product", 2.5)])
-    gpu = GpuClock(monkeypatch)
-
-    class Ticking(torch.cuda.Event):  # each turn takes 1 ms
-        def record(self):
-            gpu.now += 1.0
-            super().record()
-
-    monkeypatch.setattr(torch.cuda, "Event", Ticking)
-    monkeypatch.setattr(timing, "TURN", 1e-3)
+    GpuClock(monkeypatch).tick(monkeypatch)
     return found
 
 

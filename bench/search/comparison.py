@@ -14,7 +14,7 @@ import torch
 import effv2_kernels
 from bench.search.chain import SCALED, Chain
 from bench.search.commands import Done
-from effv2_kernels.families.efficientformer_v2 import Architecture
+from effv2_kernels.families.efficientformer_v2 import Architecture, sizes
 from effv2_kernels.progress import progress_bar
 from effv2_kernels.replacing import replacing
 from effv2_kernels.search.latency.timer import Timer
@@ -33,7 +33,7 @@ def compare(chain: Chain, done: Mapping[str, Done], path: Path, *, rounds: int =
         metrics = chain.costs(architecture)
         correct = _correct(chain, name)
         found[name] = {
-            "architecture": json.loads(architecture.to_json()),
+            "architecture": sizes(architecture),
             "metrics": metrics,
             "relative_times": times[name],
             "supernet_accuracy": _supernet_accuracy(chain, name),

@@ -66,20 +66,23 @@ def main() -> None:
         "--svg", type=Path, default=ROOT / "docs" / "search.svg", help="default: docs/search.svg"
     )
     args = parser.parse_args()
-    kept = _read(args.kept) if args.kept.exists() else []
-    if args.json:
-        kept = merged(kept, [json.loads(path.read_text(encoding="utf-8")) for path in args.json])
+    given = [json.loads(path.read_text(encoding="utf-8")) for path in args.json]
+    kept = merged(_read(args.kept) if args.kept.exists() else [], given)
+    if given:
         args.kept.write_text(json.dumps(kept, indent=1) + "\n", encoding="utf-8")
     settings = {name: list(seeds) for name, seeds in groupby(kept, lambda seed: str(seed["setting"]))}
     own = {name: seeds for name, seeds in settings.items() if not SETTINGS[name].of}
     others = {name: seeds for name, seeds in settings.items() if SETTINGS[name].of}
     for seeds in own.values():
-        readme.put_between(args.page, MARKS, table(seeds))
+        _put(args.page, MARKS, table(seeds))
         draw(seeds[0], args.svg)
-        print(table(seeds))
     if others:
-        readme.put_between(args.page, OTHER_MARKS, other_budgets(others))
-        print(other_budgets(others))
+        _put(args.page, OTHER_MARKS, other_budgets(others))
+
+
+def _put(page: Path, marks: tuple[str, str], text: str) -> None:
+    readme.put_between(page, marks, text)
+    print(text)
 
 
 def _read(path: Path) -> list[dict[str, Any]]:

@@ -27,7 +27,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--interpolation",
         default="bicubic",
         metavar="NAME",
-        help="of pictures made smaller; default: bicubic",
+        help="of resized pictures; default: bicubic",
     )
     parser.add_argument("--batch", type=int, default=64, metavar="N", help="images at once; default: 64")
     models.add_run_arguments(parser)

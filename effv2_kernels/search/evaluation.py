@@ -14,7 +14,7 @@ from torch import nn
 import effv2_kernels
 from effv2_kernels.checkpoint import identity
 from effv2_kernels.errors import SearchError
-from effv2_kernels.families.efficientformer_v2.architecture import Architecture
+from effv2_kernels.families.efficientformer_v2 import Architecture, sizes
 from effv2_kernels.families.efficientformer_v2.model import EfficientFormerV2
 from effv2_kernels.search.images import Images
 from effv2_kernels.search.journal import Journal
@@ -95,7 +95,7 @@ class Remembered:
 
     def accuracy(self, architecture: Architecture) -> float:
         """As of the other one. Raises SearchError where the file cannot be written."""
-        described = json.loads(architecture.to_json())
+        described = sizes(architecture)
         key = _key(described)
         if key not in self._known:
             accuracy = self._evaluator.accuracy(architecture)

@@ -51,7 +51,7 @@ def write_network(folder: Path, model: EfficientFormerV2) -> list[Path]:
     with _written(folder):
         with replacing(paths[1]) as part:
             save_file(_weights(model), part)
-        paths[0].write_text(model.architecture.canonical().to_json(), encoding="utf-8")
+        paths[0].write_text(model.architecture.to_json(), encoding="utf-8")
     return paths
 
 

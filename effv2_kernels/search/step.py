@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from effv2_kernels.families.efficientformer_v2.architecture import Architecture
+from effv2_kernels.families.efficientformer_v2 import Architecture, sizes
 from effv2_kernels.tables import text_table
 
 
@@ -21,7 +21,7 @@ class Candidate:
     mes: float
 
     def to_json(self) -> dict[str, Any]:
-        return asdict(self) | {"architecture": json.loads(self.architecture.to_json())}
+        return asdict(self) | {"architecture": sizes(self.architecture)}
 
     @classmethod
     def from_json(cls, found: Mapping[str, Any]) -> Candidate:

@@ -20,6 +20,7 @@ from timm.data import (
     Mixup,
     create_dataset,
     create_loader,
+    create_transform,
 )
 from torch import Tensor
 from torch.utils.data import Dataset
@@ -239,37 +240,40 @@ def train_loader(
 
     Raises InputError where the images do not fill one batch, and for an auto_augment that timm does not know.
     """
-    # Its policies are of coloured pictures.
-    policy = (recipe.auto_augment or None) if channels == 3 else None
-    try:
-        loader = create_loader(
-            data.train,
-            input_size=(channels, recipe.img_size, recipe.img_size),
-            batch_size=recipe.micro_batch(processes.count),
-            is_training=True,
-            re_prob=recipe.erasing,
-            re_mode=recipe.erasing_mode,
-            scale=(recipe.crop_scale, 1.0),
-            hflip=recipe.flip,
-            color_jitter=recipe.color_jitter,
-            auto_augment=policy,
-            num_aug_repeats=recipe.repeats,
-            interpolation=recipe.interpolation,
-            **_loading(processes, workers, channels),
-        )
-    except (AssertionError, ValueError) as error:  # how timm refuses a policy
-        if policy is None:
-            raise
-        raise InputError(
-            f"auto_augment {policy!r} is no policy of timm ({error}): give one such as "
-            f"'rand-m9-mstd0.5-inc1', 'augmix-m3' or 'original', or none: --set auto_augment=."
-        ) from error
+    loader = create_loader(
+        data.train,
+        input_size=(channels, recipe.img_size, recipe.img_size),
+        batch_size=recipe.micro_batch(processes.count),
+        is_training=True,
+        re_prob=recipe.erasing,
+        re_mode=recipe.erasing_mode,
+        scale=(recipe.crop_scale, 1.0),
+        hflip=recipe.flip,
+        color_jitter=recipe.color_jitter,
+        # timm's policies are of coloured pictures.
+        auto_augment=_policy(recipe.auto_augment) if channels == 3 else None,
+        num_aug_repeats=recipe.repeats,
+        interpolation=recipe.interpolation,
+        **_loading(processes, workers, channels),
+    )
     if len(loader) < recipe.accumulation:
         raise InputError(
             f"{len(data.train)} images for training do not fill one batch of {recipe.batch}"
             f"{f' with each image {recipe.repeats} times' if recipe.repeats else ''}: make batch smaller."
         )
     return loader
+
+
+def _policy(text: str) -> str | None:
+    """As timm takes it, which has no error of its own for what it does not know."""
+    try:
+        create_transform(32, is_training=True, auto_augment=text or None)
+    except (AssertionError, ValueError) as error:
+        raise InputError(
+            f"auto_augment {text!r} is no policy of timm ({error}): give one such as "
+            f"'rand-m9-mstd0.5-inc1', 'augmix-m3' or 'original', or none: --set auto_augment=."
+        ) from error
+    return text or None
 
 
 def validation_loader(

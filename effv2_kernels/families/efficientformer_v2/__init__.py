@@ -41,7 +41,7 @@ def architecture_of(given: Any) -> Architecture | None:
 
 def sizes(architecture: Architecture) -> dict[str, Any]:
     """As in its architecture.json."""
-    found: dict[str, Any] = json.loads(architecture.canonical().to_json())
+    found: dict[str, Any] = json.loads(architecture.to_json())
     return found
 
 

@@ -19,8 +19,8 @@ class RandomSearch:
     """The most accurate of so many random subnets within the budgets, all different.
 
     Each is a uniform draw, made smaller by random steps until the budgets hold; fill: and then larger, as far
-    as they do. It ends earlier where the
-    budgets leave nothing new. Raises SearchError for fewer than one evaluation.
+    as they do. It ends earlier where the budgets leave nothing new. Raises SearchError for fewer than one
+    evaluation.
     """
 
     evaluations: int = 200

@@ -75,7 +75,9 @@ class Slimming:
                 options.append(self._option(action.text, now, candidate, score))
             taken = min(range(len(options)), key=lambda i: _rank(options[i], i))
             now = options[taken].candidate
-            steps.append(Step(len(steps), now, tuple(options), taken, _why(problem, options, taken, score)))
+            steps.append(
+                Step(len(steps), now, tuple(options), taken, self._why(problem, options, taken, score))
+            )
             record(steps[-1])
         for step in filling.fill(problem, steps, progress) if self.fill else ():
             steps.append(step)
@@ -92,6 +94,26 @@ class Slimming:
         gain = score(after.metrics) - score(before.metrics)
         return Option(text, after, drop, gain, max(drop, self.least_drop) / gain if gain > 0 else None)
 
+    def _why(self, problem: Problem, options: list[Option], taken: int, score: MES) -> str:
+        best = options[taken]
+        assert best.drop is not None
+        least = f", which counts as {self.least_drop:+.2%}," if best.drop < self.least_drop else ""
+        of = " and ".join(name for name, exponent in score.exponents.items() if exponent)
+        if best.score is None:
+            reason = f"no action gains in the score of {of}, and this one drops the least, {best.drop:+.2%}"
+        else:
+            reason = (
+                f"it drops {best.drop:+.2%}{least} for a gain of {best.gain:+.4g} in the score of {of}: "
+                f"{best.score:.3g}, the least of {len(options)} actions"
+            )
+            others = [(_rank(option, i), option) for i, option in enumerate(options) if i != taken]
+            if others:
+                second = min(others, key=lambda other: other[0])[1]
+                if second.score is not None:
+                    tie = ", a tie" if second.score == best.score else ""
+                    reason += f" (the next is {second.text}, {second.score:.3g}{tie})"
+        return f"{best.text} is taken: {reason}. {_standing(problem, best.candidate)}."
+
 
 def _rank(option: Option, place: int) -> tuple[bool, float, float, int]:
     """The least is the best."""
@@ -104,33 +126,6 @@ def _excess(problem: Problem, candidate: Candidate) -> float:
     """How far beyond its budgets a subnet is: the logarithm of the worst ratio."""
     limits = problem.budgets.limits
     return max(math.log(max(candidate.metrics[name], 1e-300) / limit) for name, limit in limits.items())
-
-
-def _why(problem: Problem, options: list[Option], taken: int, score: MES) -> str:
-    best = options[taken]
-    of = " and ".join(name for name, exponent in score.exponents.items() if exponent)
-    if best.score is None:
-        reason = f"no action gains in the score of {of}, and this one drops the least, {best.drop:+.2%}"
-    else:
-        reason = (
-            f"it drops {best.drop:+.2%}{_counted(best)} for a gain of {best.gain:+.4g} in the score of {of}: "
-            f"{best.score:.3g}, the least of {len(options)} actions"
-        )
-        others = [(_rank(option, i), option) for i, option in enumerate(options) if i != taken]
-        if others:
-            second = min(others, key=lambda other: other[0])[1]
-            if second.score is not None:
-                tie = ", a tie" if second.score == best.score else ""
-                reason += f" (the next is {second.text}, {second.score:.3g}{tie})"
-    return f"{best.text} is taken: {reason}. {_standing(problem, best.candidate)}."
-
-
-def _counted(option: Option) -> str:
-    assert option.score is not None
-    assert option.gain is not None
-    assert option.drop is not None
-    counted = option.score * option.gain
-    return "" if math.isclose(counted, option.drop, abs_tol=1e-9) else f", which counts as {counted:+.2%},"
 
 
 def _standing(problem: Problem, now: Candidate) -> str:
