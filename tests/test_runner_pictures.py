@@ -23,16 +23,24 @@ JPEG_WORST, JPEG_MEAN = 6, 0.6
 
 
 @pytest.fixture(scope="module")
-def identity(tmp_path_factory):
-    return runner.save_identity(tmp_path_factory.mktemp("saved") / "identity.effv2")
+def identities(tmp_path_factory):
+    """Networks that return their images, by channels."""
+    folder = tmp_path_factory.mktemp("saved")
+    return {n: runner.save_identity(folder / f"identity-{n}.effv2", n) for n in (1, 3)}
+
+
+@pytest.fixture(scope="module")
+def identity(identities):
+    return identities[3]
 
 
 @pytest.fixture
-def prepared(identity, tmp_path):
+def prepared(identities, tmp_path):
     """The picture of a file as the runner prepares it."""
 
-    def prepare(path, size=(48, 64)):
-        (y,) = outputs(tmp_path, identity, "--image", path, "--img-size", f"{size[0]}x{size[1]}")
+    def prepare(path, size=(48, 64), channels=3):
+        shape = f"{size[0]}x{size[1]}"
+        (y,) = outputs(tmp_path, identities[channels], "--image", path, "--img-size", shape)
         return y
 
     return prepare
@@ -67,18 +75,18 @@ def test_the_bits_of_python(shape, size, prepared, tmp_path, generator):
     image = images.fromarray(noise(generator, *shape, 3))
     image.save(tmp_path / "a.png")
     image.save(tmp_path / "a.ppm")
-    expected = photo.prepare(image, size)
-    for name in ("a.png", "a.ppm"):
-        found = prepared(tmp_path / name, size)
+    for name, channels in itertools.product(("a.png", "a.ppm"), (1, 3)):
+        found, expected = prepared(tmp_path / name, size, channels), photo.prepare(image, size, channels)
         # A level more or less is one of 255, over a deviation of 0.225.
         difference = (found - expected).abs().max() * 0.225 * 255
-        assert torch.equal(found, expected), f"{name}: {float(difference):.2f} levels"
+        assert torch.equal(found, expected), f"{name}, {channels}: {float(difference):.2f} levels"
 
 
+@pytest.mark.parametrize("channels", [1, 3])
 @pytest.mark.parametrize(
     "mode", ["L", "LA", "RGBA", "P", "1", "I;16", "palette with transparency", "grey PGM"]
 )
-def test_modes(mode, prepared, tmp_path, generator):
+def test_modes(mode, channels, prepared, tmp_path, generator):
     path = tmp_path / ("a.pgm" if mode == "grey PGM" else "a.png")
     if mode == "I;16":
         levels = torch.randint(65536, (60, 70), generator=generator).numpy().astype(np.uint16)
@@ -89,18 +97,21 @@ def test_modes(mode, prepared, tmp_path, generator):
         kind = "L" if mode == "grey PGM" else mode
         image, options = images.fromarray(noise(generator, 60, 70, 4)).convert(kind), {}
     image.save(path, **options)
-    assert torch.equal(prepared(path), photo.read(path, (48, 64)))
+    assert torch.equal(prepared(path, channels=channels), photo.read(path, (48, 64), channels))
 
 
 @pytest.mark.parametrize("options", [{"subsampling": 0}, {"subsampling": 2}, {"progressive": True}], ids=str)
+@pytest.mark.parametrize("channels", [1, 3])
 @pytest.mark.parametrize("mode", ["RGB", "L"])
-def test_jpeg(mode, options, prepared, tmp_path, generator):
+def test_jpeg(mode, channels, options, prepared, tmp_path, generator):
     """Decoders differ in how they round, and in how they enlarge colours of half the resolution."""
     images.fromarray(smooth(generator, 300, 420)).convert(mode).save(
         tmp_path / "a.jpg", quality=90, **options
     )
-    found, expected = prepared(tmp_path / "a.jpg", (224, 224)), photo.read(tmp_path / "a.jpg", (224, 224))
-    levels = (found - expected).abs() * torch.tensor(photo.STD)[:, None, None] * 255
+    size = (224, 224)
+    found = prepared(tmp_path / "a.jpg", size, channels)
+    deviations = torch.tensor(photo.of_channels(photo.STD, channels))[:, None, None]
+    levels = (found - photo.read(tmp_path / "a.jpg", size, channels)).abs() * deviations * 255
     assert float(levels.max()) <= JPEG_WORST
     assert float(levels.mean()) <= JPEG_MEAN
 

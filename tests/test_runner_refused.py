@@ -278,6 +278,11 @@ def test_other_channels(spec, tmp_path):
     save(optimize(spec.build(seeded(206))), tmp_path / "a.effv2")
     rows, columns = spec.images(seeded(206)).shape[2:]
     assert run(tmp_path / "a.effv2", "--img-size", f"{rows}x{columns}").code == 0
-    run(tmp_path / "a.effv2", "--image", "any.png").refused(
-        runner.INPUT, "takes images of 1 channels, and a picture has 3", "--input"
+
+
+def test_pictures_of_no_colours_that_there_are(tmp_path):
+    path = runner.save_identity(tmp_path / "a.effv2", 2)
+    assert run(path).code == 0
+    run(path, "--image", "any.png").refused(
+        runner.INPUT, "takes images of 2 channels, and a picture has 3 or, in grey, 1", "--input"
     )

@@ -28,11 +28,13 @@ Array random_image(int channels, std::int64_t rows, std::int64_t columns) {
 
 Array images_of(const Options& options, int channels) {
   if (!options.image.empty()) {
-    if (channels != 3) {
-      throw Failure(kBadInput, options.network + " takes images of " + std::to_string(channels) +
-                                   " channels, and a picture has 3; give an array with --input");
+    if (channels != 3 && channels != 1) {
+      throw Failure(kBadInput,
+                    options.network + " takes images of " + std::to_string(channels) +
+                        " channels, and a picture has 3 or, in grey, 1; give an array with --input");
     }
-    return prepare(read_picture(options.image), options.rows, options.columns);
+    const Picture picture = read_picture(options.image);
+    return prepare(channels == 1 ? grey(picture) : picture, options.rows, options.columns);
   }
   if (options.input.empty()) return random_image(channels, options.rows, options.columns);
   Array images = read_npy(options.input);

@@ -94,14 +94,15 @@ Picture upright(Picture stored, int orientation) {
   // Of the stored rows and columns, which are then those of the transposed picture.
   const bool last_row = orientation == 3 || orientation == 4 || orientation == 7 || orientation == 8;
   const bool last_column = orientation == 2 || orientation == 3 || orientation == 6 || orientation == 7;
-  Picture found{rows, columns, std::vector<unsigned char>(stored.rgb.size())};
-  unsigned char* to = found.rgb.data();
+  const std::size_t channels = stored.channels;
+  Picture found{rows, columns, channels, std::vector<unsigned char>(stored.values.size())};
+  unsigned char* to = found.values.data();
   for (std::size_t row = 0; row < rows; ++row) {
-    for (std::size_t column = 0; column < columns; ++column, to += 3) {
+    for (std::size_t column = 0; column < columns; ++column, to += channels) {
       const std::size_t r = last_row ? rows - 1 - row : row;
       const std::size_t c = last_column ? columns - 1 - column : column;
       const std::size_t from = transposed ? c * stored.columns + r : r * stored.columns + c;
-      std::memcpy(to, stored.rgb.data() + 3 * from, 3);
+      std::memcpy(to, stored.values.data() + channels * from, channels);
     }
   }
   return found;

@@ -95,8 +95,10 @@ Picture decode(const std::vector<unsigned char>& bytes, const std::string& path)
                                  (source.beyond ? "it ends too early" : stbi_failure_reason()) +
                                  "; save it again as JPEG or PNG");
   }
-  return {
-      static_cast<std::size_t>(rows), static_cast<std::size_t>(columns), {rgb.get(), rgb.get() + 3 * pixels}};
+  return {static_cast<std::size_t>(rows),
+          static_cast<std::size_t>(columns),
+          3,
+          {rgb.get(), rgb.get() + 3 * pixels}};
 }
 
 }  // namespace
@@ -104,6 +106,18 @@ Picture decode(const std::vector<unsigned char>& bytes, const std::string& path)
 Picture read_picture(const std::string& path) {
   const std::vector<unsigned char> bytes = read_file(path);
   return upright(decode(bytes, path), orientation_of(bytes));
+}
+
+Picture grey(const Picture& coloured) {
+  constexpr unsigned kRed = 19595, kGreen = 38470, kBlue = 7471, kHalf = 1 << 15;  // of 2^16
+  const std::size_t pixels = coloured.rows * coloured.columns;
+  Picture found{coloured.rows, coloured.columns, 1, zeros<unsigned char>(pixels)};
+  const unsigned char* from = coloured.values.data();
+  for (unsigned char& value : found.values) {
+    value = static_cast<unsigned char>((kRed * from[0] + kGreen * from[1] + kBlue * from[2] + kHalf) >> 16);
+    from += 3;
+  }
+  return found;
 }
 
 }  // namespace effv2::runner

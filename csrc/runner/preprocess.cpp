@@ -9,7 +9,7 @@ namespace effv2::runner {
 namespace {
 
 constexpr double kCrop = 0.95;
-constexpr float kMean[] = {0.485f, 0.456f, 0.406f}, kDeviation[] = {0.229f, 0.224f, 0.225f};
+constexpr double kMean[] = {0.485, 0.456, 0.406}, kDeviation[] = {0.229, 0.224, 0.225};
 
 struct Size {
   std::int64_t rows, columns;
@@ -29,6 +29,11 @@ std::size_t middle(std::int64_t whole, std::int64_t part) {
   return static_cast<std::size_t>(std::nearbyint(static_cast<double>(whole - part) / 2));
 }
 
+float of_channel(const double (&of_colours)[3], std::size_t channel, std::size_t channels) {
+  const double grey = (of_colours[0] + of_colours[1] + of_colours[2]) / 3;
+  return static_cast<float>(channels == 1 ? grey : of_colours[channel]);
+}
+
 }  // namespace
 
 Array prepare(const Picture& picture, std::int64_t rows, std::int64_t columns) {
@@ -45,12 +50,14 @@ Array prepare(const Picture& picture, std::int64_t rows, std::int64_t columns) {
   const Picture cut =
       resize(picture, static_cast<std::size_t>(size.rows), static_cast<std::size_t>(size.columns),
              {middle(size.rows, rows), middle(size.columns, columns), height, width});
-  const std::size_t pixels = height * width;
-  Array image{{1, 3, rows, columns}, zeros<float>(3 * pixels)};
-  for (std::size_t channel = 0; channel < 3; ++channel) {
+  const std::size_t pixels = height * width, channels = cut.channels;
+  Array image{{1, static_cast<std::int64_t>(channels), rows, columns}, zeros<float>(channels * pixels)};
+  for (std::size_t channel = 0; channel < channels; ++channel) {
+    const float mean = of_channel(kMean, channel, channels),
+                deviation = of_channel(kDeviation, channel, channels);
     for (std::size_t i = 0; i < pixels; ++i) {
-      const float value = static_cast<float>(cut.rgb[3 * i + channel]) / 255;
-      image.values[channel * pixels + i] = (value - kMean[channel]) / kDeviation[channel];
+      const float value = static_cast<float>(cut.values[channels * i + channel]) / 255;
+      image.values[channel * pixels + i] = (value - mean) / deviation;
     }
   }
   return image;

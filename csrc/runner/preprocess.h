@@ -8,8 +8,9 @@
 
 namespace effv2::runner {
 
-// (1, 3, rows, columns): resized so that 95 % of the shorter side are in the crop, cropped to the middle, and
-// normalised by ImageNet's mean and standard deviation. Throws Failure where a picture is too thin for that.
+// (1, channels, rows, columns): resized so that 95 % of the shorter side are in the crop, cropped to the
+// middle, and normalised by ImageNet's mean and standard deviation, of a grey picture by their means over the
+// colours. Throws Failure where a picture is too thin for that.
 Array prepare(const Picture& picture, std::int64_t rows, std::int64_t columns);
 
 // A window of the picture that a picture becomes when it is resized to rows x columns.

@@ -61,21 +61,22 @@ unsigned char weighted(const Taps& taps, const unsigned char* input, std::size_t
 Picture resize(const Picture& picture, std::size_t rows, std::size_t columns, const Window& window) {
   const std::vector<Taps> across = taps(picture.columns, columns, window.left, window.columns);
   const std::vector<Taps> down = taps(picture.rows, rows, window.top, window.rows);
-  Picture narrow{picture.rows, window.columns, zeros<unsigned char>(picture.rows * window.columns * 3)};
+  const std::size_t channels = picture.channels, stride = window.columns * channels;
+  Picture narrow{picture.rows, window.columns, channels, zeros<unsigned char>(picture.rows * stride)};
   // The rows that the window needs, and no others.
   const std::size_t begin = down.front().first, end = down.back().first + down.back().weights.size();
   for (std::size_t row = begin; row < end; ++row) {
-    const unsigned char* from = picture.rgb.data() + row * picture.columns * 3;
-    unsigned char* to = narrow.rgb.data() + row * window.columns * 3;
+    const unsigned char* from = picture.values.data() + row * picture.columns * channels;
+    unsigned char* to = narrow.values.data() + row * stride;
     for (const Taps& taps : across) {
-      for (std::size_t channel = 0; channel < 3; ++channel) *to++ = weighted(taps, from + channel, 3);
+      for (std::size_t channel = 0; channel < channels; ++channel)
+        *to++ = weighted(taps, from + channel, channels);
     }
   }
-  const std::size_t stride = window.columns * 3;
-  Picture cut{window.rows, window.columns, zeros<unsigned char>(window.rows * stride)};
+  Picture cut{window.rows, window.columns, channels, zeros<unsigned char>(window.rows * stride)};
   for (std::size_t row = 0; row < window.rows; ++row) {
     for (std::size_t i = 0; i < stride; ++i)
-      cut.rgb[row * stride + i] = weighted(down[row], narrow.rgb.data() + i, stride);
+      cut.values[row * stride + i] = weighted(down[row], narrow.values.data() + i, stride);
   }
   return cut;
 }
