@@ -165,7 +165,12 @@ def relative_l2(actual, expected):
 
 
 def assert_close(actual, expected, bound, what="", dtype=torch.float32):
-    """Relative L2 within ``bound``; the worst element is printed otherwise."""
+    """Relative L2 within ``bound``; of few values 1 + 3 / sqrt(n) of it. Prints the worst element otherwise.
+
+    Roundings average out over many values; where there are few, one sum that all but cancels is much of the
+    norm, and some seed finds it.
+    """
+    bound *= 1 + 3 / max(expected.numel(), 1) ** 0.5
     assert actual.shape == expected.shape, f"{what}: {tuple(actual.shape)} != {tuple(expected.shape)}"
     assert actual.dtype == dtype
     assert bool(actual.isfinite().all()), f"{what}: {int((~actual.isfinite()).sum())} values are not finite"
