@@ -6,7 +6,7 @@ from functools import cache
 
 from effv2_kernels.search.budgets import Budgets
 from effv2_kernels.search.cost import Costs
-from effv2_kernels.search.latency import BlockTime, Device, LatencyTable, block_names
+from effv2_kernels.search.latency import BlockTime, Device, LatencyTable, Task, block_names
 from effv2_kernels.search.mes import MES
 from effv2_kernels.search.search import Problem
 from effv2_kernels.search.space import SearchSpace, StageChoices
@@ -39,9 +39,9 @@ def every(space=SPACE):
 
 def table(seed=0, space=SPACE, classes=CLASSES, device=HERE):
     """Times of all blocks, in which a smaller block may well be a slower one."""
-    names = {name for subnet in every(space) for name in block_names(subnet, space.img_size, classes)}
+    names = {name for subnet in every(space) for name in block_names(subnet, Task.of(space, classes))}
     times = {n: BlockTime(random.Random(f"{seed} {n}").uniform(0.1, 1), 0.01, 4) for n in sorted(names)}
-    return LatencyTable(device, space.img_size, classes, times, call=0.05, step=0.01)
+    return LatencyTable(device, Task.of(space, classes), times, call=0.05, step=0.01)
 
 
 TABLES = {"here": table(0), "phone": table(1)}

@@ -5,80 +5,27 @@ import random
 from dataclasses import replace
 
 import pytest
-from checks import one_torch_thread
+from latencies import CALL, DEVICE, SPACE, STEP, TASK, Machine, Runner, cost, measure, true_time
 
-from effv2_kernels import extras
-from effv2_kernels.__main__ import main
-from effv2_kernels.errors import Effv2Error, LatencyError, SearchError
+from effv2_kernels.errors import LatencyError
 from effv2_kernels.families.efficientformer_v2.architecture import VARIANTS
 from effv2_kernels.search.latency import (
-    Device,
     LatencyTable,
     Reading,
     block_names,
     measuring,
-    operators,
     proof,
-    reports,
     table_of,
 )
-from effv2_kernels.search.latency.measuring import carriers, measure
-from effv2_kernels.search.latency.timer import Timer
-from effv2_kernels.search.space import SearchSpace, StageChoices
-
-SPACE = SearchSpace.read("fashion")
-CLASSES = 10
-DEVICE = Device("a machine", "none", "fp32", 1, 1, {"effv2_kernels": "0"})
-CALL, STEP = 0.3, 0.01
-
-
-def cost(name):
-    """Of a block: anything that is the same for the same name."""
-    return random.Random(name).uniform(0.5, 3.0)
-
-
-def true_time(architecture):
-    names = block_names(architecture, SPACE.img_size, CLASSES)
-    return CALL + sum(cost(name) + STEP for name in names)
-
-
-class Machine:
-    """Stands for a device that drifts by a factor of two while it is asked, and adds noise of some size."""
-
-    device, img_size, classes = DEVICE, SPACE.img_size, CLASSES
-
-    def __init__(self, noise=0.0, seed=0):
-        self.random, self.noise, self.reads = random.Random(seed), noise, 0
-        self.slow = 1.0
-
-    def runner(self, architecture):
-        return Runner(self, architecture)
-
-    def off(self):
-        self.reads += 1
-        return self.slow * self.random.lognormvariate(0.0, self.noise)
-
-
-class Runner:
-    def __init__(self, machine, architecture):
-        self.machine, self.architecture = machine, architecture
-
-    def whole(self):
-        return true_time(self.architecture) * self.machine.off()
-
-    def blocks(self):
-        names = block_names(self.architecture, SPACE.img_size, CLASSES)
-        time = tuple(cost(name) * self.machine.off() for name in names)
-        self.machine.slow = self.machine.random.uniform(1.0, 2.0) if self.machine.noise else 1.0
-        return time
+from effv2_kernels.search.latency.measuring import Measured, carriers
 
 
 def test_every_block_of_a_space_is_carried():
-    networks = carriers(SPACE, CLASSES, random.Random(0))
-    carried = [name for network in networks for name in set(block_names(network, SPACE.img_size, CLASSES))]
+    networks = carriers(SPACE, TASK, random.Random(0))
+    carried = [name for network in networks for name in set(block_names(network, TASK))]
     generator = random.Random(1)
     for _ in range(200):
-        names = block_names(SPACE.sample(generator), SPACE.img_size, CLASSES)
+        names = block_names(SPACE.sample(generator), TASK)
         assert set(names) <= set(carried)
     assert min(carried.count(name) for name in set(carried)) >= measuring._SIGHTINGS
     assert len(set(networks)) == len(networks) < 200
@@ -112,15 +59,70 @@ def test_a_machine_that_drifts(tmp_path):
     assert few.blocks.keys() == table.blocks.keys()
 
 
+def test_a_machine_that_stops_the_longest_networks(tmp_path):
+    """As a busy one does: what that adds tells nothing of what calls and steps take."""
+
+    class Stopped(Runner):
+        def whole(self):
+            time = super().whole()
+            return 2.5 * time if time > 1.3 * true_time(SPACE.smallest()) and self.often() else time
+
+        def often(self):
+            return random.Random(self.architecture.to_json()).random() < 0.3
+
+    class Busy(Machine):
+        def runner(self, architecture):
+            return Stopped(self, architecture)
+
+    reference = SPACE.sample(random.Random(0))
+    assert true_time(reference) > 0
+    table = measure(SPACE, Busy(), tmp_path / "t.json")
+    for seed in range(20):
+        architecture = SPACE.sample(random.Random(seed))
+        assert table.predict(architecture) == pytest.approx(true_time(architecture), rel=0.02)
+
+
+def test_what_calls_and_steps_take_is_never_less_than_nothing(tmp_path):
+    class Small(Runner):
+        """Whose blocks add up to more than the whole: what a clock between them adds."""
+
+        def whole(self):
+            return 0.98 * true_time(self.architecture)
+
+    class Clocked(Machine):
+        def runner(self, architecture):
+            return Small(self, architecture)
+
+    table = measure(SPACE, Clocked(), tmp_path / "t.json")
+    assert table.call >= 0
+    assert table.step >= 0
+    assert table.error < 0.02
+
+
+def test_who_measured_on_a_busy_machine_is_told(tmp_path):
+    few = measuring.measure(SPACE, Machine(), tmp_path / "few.json", rounds=2)
+    assert few.doubts(0.005) == ["2 rounds are too few to say how far the table can be relied on."]
+    good = measuring.measure(SPACE, Machine(), tmp_path / "good.json")
+    assert (good.rounds, good.doubts(0.005)) == (measuring.FEWEST_ROUNDS, [])
+    assert good.disagreement < 1e-6 > good.table.error
+    noisy = measuring.measure(SPACE, Machine(noise=0.03), tmp_path / "noisy.json", rounds=6)
+    doubt = noisy.doubts(1e-4)[0]
+    assert "After 6 rounds, tables of every other one still disagree by" in doubt
+    bad = Measured(replace(good.table, error=0.12), 40, 0.001)
+    assert bad.doubts(0.005) == [
+        "The table is 12.0% off for the very networks that it was made of: something slowed them down."
+    ]
+
+
 def test_times_beside_a_slow_reference_count_less():
     a, b = (SPACE.sample(random.Random(seed)) for seed in (1, 2))
     readings = []
     for slow in (1.0, 2.0, 1.0):
         for architecture in (a, b):
-            names = block_names(architecture, SPACE.img_size, CLASSES)
+            names = block_names(architecture, TASK)
             times = tuple(slow * cost(name) for name in names)
             readings.append(Reading(architecture, times, slow * true_time(architecture), slow * 5.0))
-    table = table_of(readings, DEVICE, SPACE.img_size, CLASSES)
+    table = table_of(readings, DEVICE, TASK)
     assert table.predict(a) == pytest.approx(true_time(a))
     assert table.predict(b) == pytest.approx(true_time(b))
 
@@ -190,6 +192,20 @@ def test_files_that_are_no_table(text, message, tmp_path):
         LatencyTable.read(path)
 
 
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -1.0, "much", True, None])
+@pytest.mark.parametrize("where", ["call", "step", "error", "block", "reference"])
+def test_tables_of_what_is_no_time(value, where, tmp_path):
+    """NaN would be within any budget."""
+    path = tmp_path / "t.json"
+    measure(SPACE, Machine(), path)
+    found = json.loads(path.read_text())
+    of = {"block": next(iter(found["blocks"].values())), "reference": found["reference"]}.get(where, found)
+    of["time" if where in ("block", "reference") else where] = value
+    path.write_text(json.dumps(found))
+    with pytest.raises(LatencyError, match=r"is no latency table .*expected a"):
+        LatencyTable.read(path)
+
+
 def test_a_table_of_another_device_says_what_differs(tmp_path):
     table = measure(SPACE, Machine(), tmp_path / "t.json")
     assert table.require(DEVICE) == []
@@ -198,188 +214,3 @@ def test_a_table_of_another_device_says_what_differs(tmp_path):
     with pytest.raises(LatencyError, match=rf"table 't' is of another device \({differences}.*--force"):
         table.require(here, what="the latency table 't'")
     assert len(table.require(here, force=True)) == 3
-
-
-# --- The engine ---------------------------------------------------------------------------------------------
-
-
-def test_the_engine_is_timed_block_by_block():
-    with one_torch_thread():
-        timer = Timer(SPACE.img_size, in_channels=1, classes=CLASSES, threads=1)
-        architecture = SPACE.largest()
-        runner = timer.runner(architecture)
-        blocks, whole = runner.blocks(), runner.whole()
-    assert len(blocks) == len(block_names(architecture, SPACE.img_size, CLASSES))
-    assert min(blocks) > 0
-    assert 0.3 * whole < sum(blocks) < 3 * whole
-    assert timer.device.threads == 1
-    assert timer.device.unit == "ms"
-
-
-def test_the_commands(tmp_path, capsys):
-    """Few rounds; how near a prediction comes is nothing that a busy machine could promise."""
-    table, plot, space = tmp_path / "t.json", tmp_path / "proof.svg", tmp_path / "space.json"
-    stage = {"widths": [16, 24], "depths": [1, 2], "ratios": [2, 4]}
-    late = stage | {"attention_blocks": [0, 1]}
-    space.write_text(
-        json.dumps({"img_size": [32, 32], "in_channels": 1, "stages": [stage, stage, late, late]})
-    )
-    options = ["--space", str(space), "--classes", "10"]
-    with one_torch_thread():
-        assert main(["latency", *options, "--threads", "1", "--rounds", "2", "--out", str(table)]) == 0
-        assert "blocks on" in capsys.readouterr().out
-        assert main(["latency", *options, "--prove", str(table), "--networks", "5", "--plot", str(plot)]) == 0
-    shown = capsys.readouterr().out
-    assert "5 random networks: median error" in shown
-    assert "Spearman's correlation" in shown
-    assert "predicted by the sum of blocks" in plot.read_text()
-    changed = json.loads(table.read_text())
-    changed["device"]["name"] = "another machine"
-    table.write_text(json.dumps(changed))
-    assert main(["latency", *options, "--prove", str(table)]) == 2
-    assert "(name: " in (said := capsys.readouterr().err)
-    assert "here, another machine there" in said
-
-
-def test_the_command_for_operators(tmp_path, capsys, monkeypatch):
-    """Of one network, and of few rounds: the others are no different."""
-    name = "efficientformerv2_s0"
-    home = "effv2_kernels.families.efficientformer_v2.architecture"
-    monkeypatch.setattr(f"{home}.VARIANTS", {name: VARIANTS[name]})
-    monkeypatch.setattr(operators.times_by_kind, "__defaults__", (1,))
-    plot = tmp_path / "o.svg"
-    with one_torch_thread():
-        assert main(["latency", "--operators", "--threads", "1", "--plot", str(plot)]) == 0
-    said = capsys.readouterr().out
-    assert "ms by kind of block" in said
-    row = next(line.split() for line in said.splitlines() if line.startswith("S0"))
-    times = [float(cell) for cell in row[1:]]
-    assert sum(times[:-1]) == pytest.approx(times[-1], abs=0.01)
-    assert min(times) > 0
-    assert "talking-head attention" in plot.read_text()
-
-
-def test_operators(tmp_path):
-    space = SearchSpace.read("fashion")
-
-    class Clock(Machine):
-        pass
-
-    found = operators.times_by_kind({"largest": space.largest(), "smallest": space.smallest()}, Clock())
-    assert set(found["largest"]) == set(operators.KINDS)
-    assert "attention" not in found["smallest"]
-    assert sum(found["largest"].values()) == pytest.approx(
-        true_time(space.largest()) - CALL - STEP * len(block_names(space.largest(), SPACE.img_size, CLASSES))
-    )
-    operators.draw_by_kind(found, "ms", tmp_path / "o.svg")
-    assert "talking-head attention" in (tmp_path / "o.svg").read_text()
-
-
-# --- Other machines -----------------------------------------------------------------------------------------
-
-
-def report(architecture, threads=1):
-    names = block_names(architecture, SPACE.img_size, CLASSES)
-    return {
-        "version": "0.2.0",
-        "network": {"isa": "neon", "dtype": "fp32", "threads": threads},
-        "input": {"shape": [1, 1, *SPACE.img_size]},
-        "latency": {"milliseconds": {"p50": true_time(architecture)}},
-        "profile": {"blocks": [{"milliseconds": cost(name)} for name in names]},
-    }
-
-
-@pytest.fixture
-def folder(tmp_path):
-    """As for a phone: four networks, and the reports that came back."""
-    networks = [SPACE.sample(random.Random(seed)) for seed in range(4)]
-    reports.export(networks, SPACE, CLASSES, tmp_path)
-    assert len(list(tmp_path.glob("*.effv2"))) == 4
-    for number, architecture in enumerate(networks):
-        (tmp_path / f"network-{number:03}.json").write_text(json.dumps(report(architecture)))
-    return tmp_path, networks
-
-
-def test_reports_of_a_phone(folder, capsys):
-    path, networks = folder
-    out = path / "t.json"
-    assert main(["latency", "--device", str(path), "--name", "Pixel 6", "--out", str(out)]) == 0
-    table = LatencyTable.read(out)
-    assert table.device == Device("Pixel 6", "neon", "fp32", 1, 1, {"effv2_kernels": "0.2.0"})
-    for architecture in networks:
-        assert table.predict(architecture) == pytest.approx(true_time(architecture))
-    assert main(["latency", "--device", str(path), "--out", str(out)]) == 2
-    assert "give its --name" in capsys.readouterr().err
-    with pytest.raises(LatencyError, match="was not measured beside a reference network"):
-        proof.prove(table, SPACE, Machine(), networks=0, seed=1)
-
-
-def test_reports_that_cannot_be_used(folder):
-    path, networks = folder
-    (path / "network-000.json").write_text(json.dumps(report(networks[0], threads=2)))
-    with pytest.raises(LatencyError, match="of 2 settings"):
-        reports.table_of_reports(path, "a phone")
-    (path / "network-000.json").write_text('{"version": 1}')
-    with pytest.raises(LatencyError, match=r"no report of effv2-run with --profile and --json \(KeyError"):
-        reports.table_of_reports(path, "a phone")
-    (path / "network-000.json").write_text(json.dumps(report(SPACE.smallest())))
-    with pytest.raises(LatencyError, match=r"has the times of \d+ blocks, and its network has \d+"):
-        reports.table_of_reports(path, "a phone")
-    for found in path.glob("network-*.json"):
-        found.unlink()
-    with pytest.raises(LatencyError, match="there is no report in"):
-        reports.table_of_reports(path, "a phone")
-    (path / "networks.json").unlink()
-    with pytest.raises(LatencyError, match="is no folder that"):
-        reports.table_of_reports(path, "a phone")
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        (["--rounds", "0"], "--rounds, --networks and --tolerance must be positive"),
-        (["--tolerance", "0"], "--tolerance must be positive"),
-        (["--threads", "0"], "threads"),
-        (["--device", "tpu"], "a device is cpu, cuda or cuda:1, but got 'tpu'"),
-        (["--device", "meta"], "timed on cpu and cuda, but not on 'meta'"),
-        (["--device", "cuda:97"], "there is no GPU cuda:97"),
-        (["--space", "no-such"], "search space 'no-such' is no file"),
-    ],
-)
-def test_options_that_make_no_sense(options, message, tmp_path, capsys):
-    assert main(["latency", "--space", "fashion", "--out", str(tmp_path / "t.json"), *options]) == 2
-    assert message in capsys.readouterr().err
-
-
-def test_networks_for_elsewhere(tmp_path, capsys):
-    """What cannot be written, and a number format that files do not have."""
-    (tmp_path / "file").touch()
-    options = ["latency", "--space", "fashion", "--export"]
-    assert main([*options, str(tmp_path / "file")]) == 2
-    assert "cannot be made: File exists" in capsys.readouterr().err
-    assert main([*options, str(tmp_path / "out"), "--dtype", "bf16"]) == 2
-    assert "saved networks hold fp32 or fp16, but --dtype is bf16" in capsys.readouterr().err
-
-
-def test_a_proof_of_a_small_space_or_another(tmp_path):
-    """It ends where there are fewer networks than were asked for."""
-    stage = StageChoices((8, 16), (1,), (2,))
-    small = SearchSpace((stage, *[StageChoices((16,), (1,), (2,))] * 3), SPACE.img_size, 1)
-    table = measure(small, Machine(), tmp_path / "t.json", rounds=2)
-    found = proof.prove(table, small, Machine(), networks=50, seed=1)
-    assert len(found.rows) == small.subnets() == 2
-    with pytest.raises(LatencyError, match="is of 36x36 images and 10 classes, and what is asked for"):
-        proof.prove(table, replace(small, img_size=(48, 36)), Machine(), seed=1)
-    for path in (tmp_path / "none" / "p.svg", tmp_path / "p.unknown"):
-        with pytest.raises(SearchError, match="cannot be written"):
-            proof.draw(found, path)
-
-
-def test_a_package_that_is_missing_is_named(monkeypatch, tmp_path, capsys):
-    monkeypatch.setattr(extras, "find_spec", lambda name: None)
-    assert main(["latency", "--prove", str(tmp_path / "t.json"), "--plot", "p.svg"]) == 2
-    assert "needs scipy, matplotlib, which are not installed: pip install" in capsys.readouterr().err
-
-
-def test_errors_are_the_projects():
-    assert issubclass(LatencyError, Effv2Error)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,6 +14,8 @@ if TYPE_CHECKING:
     from effv2_kernels.search.latency import LatencyTable
     from effv2_kernels.search.latency.timer import Timer
     from effv2_kernels.search.space import SearchSpace
+
+_DEFAULTS = {"batch": 1, "classes": 1000, "dtype": "fp32"}
 
 EPILOG = """\
 python -m effv2_kernels latency --out table.json                       measure; again: go on where it ended
@@ -46,11 +49,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="cpu (default), cuda, or a folder with reports of effv2-run",
     )
     parser.add_argument("--name", metavar="TEXT", help="of the machine that reports come from")
-    parser.add_argument("--dtype", default="fp32", metavar="NAME", help="fp32 (default), fp16 or bf16")
+    parser.add_argument("--dtype", metavar="NAME", help="fp32 (default), fp16 or bf16")
     parser.add_argument("--isa", metavar="NAME", help="instruction set; default: the best of this machine")
     parser.add_argument("--threads", type=int, metavar="N", help="default: torch.get_num_threads()")
-    parser.add_argument("--batch", type=int, default=1, metavar="N", help="images in one call; default: 1")
-    parser.add_argument("--classes", type=int, default=1000, metavar="N", help="default: 1000")
+    parser.add_argument("--batch", type=int, metavar="N", help="images in one call; default: 1")
+    parser.add_argument("--classes", type=int, metavar="N", help="default: 1000")
     parser.add_argument("--seed", type=int, default=0, help="of the networks that are timed; default: 0")
     parser.add_argument(
         "--tolerance",
@@ -69,7 +72,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     from effv2_kernels.search.space import SearchSpace
 
-    if min(args.batch, args.classes, args.rounds, args.networks) < 1 or args.tolerance <= 0:
+    needed = [*(["scipy"] if args.out or args.prove else []), *(["matplotlib"] if args.plot else [])]
+    extras.require("a latency table, or a plot,", needed, "search")
+    if args.prove is not None:
+        _take_from_table(args)
+    for name, default in _DEFAULTS.items():
+        if getattr(args, name) is None:
+            setattr(args, name, default)
+    if min(args.batch, args.classes, args.rounds, args.networks) < 1 or not args.tolerance > 0:
         raise InputError("--batch, --classes, --rounds, --networks and --tolerance must be positive.")
     backends.check_threads(args.threads)
     if args.export is not None and args.dtype not in ("fp32", "fp16"):
@@ -77,8 +87,6 @@ def run(args: argparse.Namespace) -> int:
             f"saved networks hold fp32 or fp16, but --dtype is {args.dtype}; effv2-run computes in "
             f"any: give it --dtype {args.dtype} there."
         )
-    needed = [*(["scipy"] if args.prove else []), *(["matplotlib"] if args.plot else [])]
-    extras.require("the proof of a table, or a plot,", needed, "search")
     space = SearchSpace.read(args.space)
     if args.export is not None:
         return _export(args, space)
@@ -87,6 +95,28 @@ def run(args: argparse.Namespace) -> int:
     if args.operators:
         return _operators(args, space)
     return _measure(args, space)
+
+
+def _take_from_table(args: argparse.Namespace) -> None:
+    """A proof times what the table is of. Raises InputError for options that say otherwise."""
+    from effv2_kernels.search.latency import LatencyTable
+
+    table = LatencyTable.read(args.prove)
+    device = table.device
+    of_table = {
+        "batch": device.batch,
+        "classes": table.task.classes,
+        "dtype": device.dtype,
+        "threads": device.threads,
+        "isa": device.runs if args.device == "cpu" else None,
+    }
+    for name, value in of_table.items():
+        given = getattr(args, name)
+        if given not in (None, value):
+            raise InputError(
+                f"--{name} is {given}, and the table to prove, {args.prove}, is of {value}: leave it out."
+            )
+        setattr(args, name, value)
 
 
 def _measure(args: argparse.Namespace, space: SearchSpace) -> int:
@@ -99,9 +129,10 @@ def _measure(args: argparse.Namespace, space: SearchSpace) -> int:
             raise InputError("reports do not say which machine they come from: give its --name.")
         table = table_of_reports(Path(args.device), args.name)
         table.save(args.out)
+        doubts: list[str] = []
     else:
         with progress_bar() as progress:
-            table = measure(
+            measured = measure(
                 space,
                 _timer(args, space),
                 args.out,
@@ -110,8 +141,15 @@ def _measure(args: argparse.Namespace, space: SearchSpace) -> int:
                 rounds=args.rounds,
                 progress=progress,
             )
+        table, doubts = measured.table, measured.doubts(args.tolerance)
     print(_summary(table))
     print(f"wrote {args.out}")
+    if doubts:
+        print(
+            f"{' '.join(doubts)} Measure where little else runs: the same command goes on, with more "
+            f"--rounds where they are spent, and starts anew without {args.out}.readings.",
+            file=sys.stderr,
+        )
     return 0
 
 
@@ -121,9 +159,6 @@ def _prove(args: argparse.Namespace, space: SearchSpace) -> int:
     from effv2_kernels.search.latency.proof import draw, prove
 
     table = LatencyTable.read(args.prove)
-    device = table.device
-    args.batch, args.classes, args.dtype = device.batch, table.classes, device.dtype
-    args.threads, args.isa = device.threads, None if args.device != "cpu" else device.runs
     timer = _timer(args, space)
     table.require(timer.device)
     with progress_bar() as progress:
@@ -132,7 +167,13 @@ def _prove(args: argparse.Namespace, space: SearchSpace) -> int:
     if args.plot is not None:
         draw(proof, args.plot)
         print(f"wrote {args.plot}")
-    return 0
+    if doubts := proof.doubts:
+        print(
+            f"The table does not hold here: {'; '.join(doubts)}. Prove it again where little else runs; if "
+            f"that says the same, measure it again.",
+            file=sys.stderr,
+        )
+    return 1 if doubts else 0
 
 
 def _operators(args: argparse.Namespace, space: SearchSpace) -> int:
@@ -157,10 +198,11 @@ def _operators(args: argparse.Namespace, space: SearchSpace) -> int:
 def _export(args: argparse.Namespace, space: SearchSpace) -> int:
     import random
 
+    from effv2_kernels.search.latency import Task
     from effv2_kernels.search.latency.measuring import carriers
     from effv2_kernels.search.latency.reports import command, export
 
-    networks = carriers(space, args.classes, random.Random(args.seed))
+    networks = carriers(space, Task.of(space, args.classes), random.Random(args.seed))
     export(networks, space, args.classes, args.export, args.dtype)
     print(f"wrote {len(networks)} networks to {args.export}. There, or where you copy it, for each of them:")
     print(f"  {command(space)}")
@@ -194,5 +236,6 @@ def _summary(table: LatencyTable) -> str:
     return (
         f"{len(table.blocks)} blocks on {device.name} ({device.runs}, {device.dtype}, batch {device.batch}); "
         f"a call takes {table.call:.4f} {device.unit} beside its blocks, and {table.step:.5f} for each; "
-        f"relative standard error of a block: median {spread[len(spread) // 2]:.1%}, largest {spread[-1]:.1%}"
+        f"relative standard error of a block: median {spread[len(spread) // 2]:.1%}, largest "
+        f"{spread[-1]:.1%}; off for the networks that it was made of: {table.error:.1%} in the median"
     )

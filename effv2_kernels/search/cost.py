@@ -20,6 +20,7 @@ from effv2_kernels.families.efficientformer_v2.layers import (
 )
 from effv2_kernels.families.efficientformer_v2.shapes import network_shapes
 from effv2_kernels.search.latency.table import LatencyTable
+from effv2_kernels.search.latency.task import Task
 from effv2_kernels.search.mes import LATENCY, PARAMETERS
 from effv2_kernels.search.space.space import SearchSpace
 from effv2_kernels.shapes import BlockShape
@@ -55,7 +56,7 @@ class Costs:
         self.space, self.classes, self.distillation = space, classes, distillation
         given, self.others = tables or {}, dict(others or {})
         for name, table in (*given.items(), *self.others.items()):
-            table.require_images(space.img_size, classes, what=f"the table of {name}")
+            table.require_task(Task.of(space, classes), what=f"the table of {name}")
         alone = len(given) == 1
         self.tables = {LATENCY if alone else f"{LATENCY} on {name}": t for name, t in given.items()}
         taken = [name for name in self.others if name in (*UNITS, LATENCY, *self.tables)]

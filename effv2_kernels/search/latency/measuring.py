@@ -8,21 +8,28 @@ round in another order; and the rounds end when two halves of them agree.
 from __future__ import annotations
 
 import json
+import math
 import random
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from statistics import median
 from typing import Any, Protocol
 
 from effv2_kernels.engine import Progress
 from effv2_kernels.errors import LatencyError, ModelError
 from effv2_kernels.families.efficientformer_v2.architecture import Architecture
 from effv2_kernels.search.journal import Journal
-from effv2_kernels.search.latency.table import Device, LatencyTable, Reading, block_names, table_of
+from effv2_kernels.search.latency.fit import Reading, table_of
+from effv2_kernels.search.latency.table import Device, LatencyTable
+from effv2_kernels.search.latency.task import Task, block_names
 from effv2_kernels.search.space.space import SearchSpace
 
 # Rounds of all networks.
 FEWEST_ROUNDS, MOST_ROUNDS = 6, 40
+
+# Of a table for the networks that it is made of, in the median; what a proof asks of it for others.
+_LARGEST_ERROR = 0.04
 
 # Each block is seen in so many networks at least, or in as many as were drawn.
 _SIGHTINGS = 4
@@ -37,28 +44,27 @@ class Running(Protocol):
 
 
 class Clock(Protocol):
-    """What times networks of one img_size; see ``timer``."""
+    """What times networks of one task; see ``timer``."""
 
     device: Device
-    img_size: tuple[int, int]
-    classes: int
+    task: Task
 
     def runner(self, architecture: Architecture) -> Running: ...
 
 
-def carriers(space: SearchSpace, classes: int, generator: random.Random) -> list[Architecture]:
+def carriers(space: SearchSpace, task: Task, generator: random.Random) -> list[Architecture]:
     """Random subnets that together have every block of the space, each in several of them.
 
     Blocks that random subnets seldom have, such as those of the widest stages beside the narrowest, come with
     subnets that were drawn on and on until they had them.
     """
-    wanted = dict.fromkeys(_blocks_of(space, classes), _SIGHTINGS)
+    wanted = dict.fromkeys(_blocks_of(space, task), _SIGHTINGS)
     found: list[Architecture] = []
     for _ in range(_MOST_DRAWN):
         if not any(wanted.values()):
             break
         drawn = space.sample(generator)
-        new = {name for name in block_names(drawn, space.img_size, classes) if wanted.get(name, 0) > 0}
+        new = {name for name in block_names(drawn, task) if wanted.get(name, 0) > 0}
         if new and drawn not in found:
             found.append(drawn)
             for name in new:
@@ -66,7 +72,7 @@ def carriers(space: SearchSpace, classes: int, generator: random.Random) -> list
     return found
 
 
-def _blocks_of(space: SearchSpace, classes: int) -> set[str]:
+def _blocks_of(space: SearchSpace, task: Task) -> set[str]:
     """Every block that some subnet has: by pairs of neighbouring widths, all else as large as it can be."""
     largest = space.largest()
     names: set[str] = set()
@@ -85,8 +91,7 @@ def _blocks_of(space: SearchSpace, classes: int) -> set[str]:
                             Architecture(
                                 tuple(widths), largest.depths, tuple(ratios), largest.late_attention()
                             ),
-                            space.img_size,
-                            classes,
+                            task,
                         )
                     )
     return names
@@ -115,6 +120,36 @@ class Readings:
             ) from error
 
 
+@dataclass(frozen=True)
+class Measured:
+    """A table, and how far it can be relied on.
+
+    rounds: that it is made of. disagreement: of tables of every other round, in the median over networks and
+    relative; infinite of too few rounds to say.
+    """
+
+    table: LatencyTable
+    rounds: int
+    disagreement: float
+
+    def doubts(self, tolerance: float) -> list[str]:
+        """Why the machine was too busy, or the rounds were too few, for a table to rely on: in sentences."""
+        found = []
+        if math.isinf(self.disagreement):
+            found.append(f"{self.rounds} rounds are too few to say how far the table can be relied on.")
+        elif self.disagreement > tolerance:
+            found.append(
+                f"After {self.rounds} rounds, tables of every other one still disagree by "
+                f"{self.disagreement:.1%}, and {tolerance:.1%} are asked for."
+            )
+        if self.table.error > _LARGEST_ERROR:
+            found.append(
+                f"The table is {self.table.error:.1%} off for the very networks that it was made of: "
+                f"something slowed them down."
+            )
+        return found
+
+
 def measure(
     space: SearchSpace,
     clock: Clock,
@@ -124,36 +159,36 @@ def measure(
     tolerance: float = 0.005,
     rounds: int = MOST_ROUNDS,
     progress: Progress = lambda what, share: None,
-) -> LatencyTable:
+) -> Measured:
     """The table of a space, written to ``out``; readings lie beside it, in ``<out>.readings``.
 
     tolerance: the rounds end when tables of every other one predict the networks within so much of each
     other, in the median. Raises LatencyError where nothing can be written, or for readings of something else.
     """
     generator = random.Random(seed)
-    networks = carriers(space, clock.classes, generator)
-    readings = Readings(out.with_name(out.name + ".readings"), clock.device, space, clock.classes, seed)
+    networks = carriers(space, clock.task, generator)
     beside = space.sample(generator)
-    if len(readings.rounds) < rounds:
-        reference = clock.runner(beside)
-        runners: dict[Architecture, Running] = {}
-        while len(readings.rounds) < rounds and not _settled(readings.rounds, clock, beside, tolerance):
-            order = list(networks)
-            random.Random(f"{seed} {len(readings.rounds)}").shuffle(order)
-            made = []
-            for done, architecture in enumerate(order):
-                progress(
-                    f"round {len(readings.rounds) + 1}",
-                    min(1.0, (len(readings.rounds) + done / len(order)) / rounds),
-                )
-                if architecture not in runners:
-                    runners[architecture] = clock.runner(architecture)
-                made.append(read(architecture, runners[architecture], reference))
-            readings.add(made)
+    reference = clock.runner(beside)  # before anything is written: it refuses what cannot be timed
+    path = out.with_name(out.name + ".readings")
+    readings = Readings(path, clock.device, space, clock.task.classes, seed)
+    runners: dict[Architecture, Running] = {}
+    while len(readings.rounds) < rounds and _disagreement(readings.rounds, clock, beside) > tolerance:
+        order = list(networks)
+        random.Random(f"{seed} {len(readings.rounds)}").shuffle(order)
+        made = []
+        for done, architecture in enumerate(order):
+            progress(
+                f"round {len(readings.rounds) + 1}",
+                min(1.0, (len(readings.rounds) + done / len(order)) / rounds),
+            )
+            if architecture not in runners:
+                runners[architecture] = clock.runner(architecture)
+            made.append(read(architecture, runners[architecture], reference))
+        readings.add(made)
     table = _table(readings.rounds, clock, beside)
     table.save(out)
     progress("done", 1.0)
-    return table
+    return Measured(table, len(readings.rounds), _disagreement(readings.rounds, clock, beside))
 
 
 def read(architecture: Architecture, runner: Running, reference: Running) -> Reading:
@@ -165,18 +200,15 @@ def read(architecture: Architecture, runner: Running, reference: Running) -> Rea
 
 def _table(rounds: Sequence[Sequence[Reading]], clock: Clock, reference: Architecture) -> LatencyTable:
     readings = [reading for of_round in rounds for reading in of_round]
-    return table_of(readings, clock.device, clock.img_size, clock.classes, reference)
+    return table_of(readings, clock.device, clock.task, reference)
 
 
-def _settled(
-    rounds: Sequence[Sequence[Reading]], clock: Clock, reference: Architecture, tolerance: float
-) -> bool:
-    """Whether the times of every other round say the same as those of the rounds between."""
+def _disagreement(rounds: Sequence[Sequence[Reading]], clock: Clock, reference: Architecture) -> float:
+    """How far the times of every other round are from those of the rounds between; see ``Measured``."""
     if len(rounds) < FEWEST_ROUNDS:
-        return False
+        return math.inf
     halves = [_table(rounds[begin::2], clock, reference) for begin in (0, 1)]
-    off = sorted(_disagreements(halves[0], halves[1], {r.architecture for r in rounds[0]}))
-    return off[len(off) // 2] <= tolerance
+    return median(_disagreements(halves[0], halves[1], {r.architecture for r in rounds[0]}))
 
 
 def _disagreements(

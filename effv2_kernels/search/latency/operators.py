@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -9,7 +10,8 @@ from statistics import median
 
 from effv2_kernels.families.efficientformer_v2.architecture import Architecture
 from effv2_kernels.families.efficientformer_v2.shapes import network_shapes
-from effv2_kernels.search.latency.measuring import Clock
+from effv2_kernels.search.latency.fit import Reading
+from effv2_kernels.search.latency.measuring import Clock, read
 from effv2_kernels.search.panel import panel
 
 # In the order in which they are drawn, with names that people know and colours that they can tell apart.
@@ -24,20 +26,37 @@ KINDS = {
 
 
 def times_by_kind(
-    networks: Mapping[str, Architecture], clock: Clock, rounds: int = 7
+    networks: Mapping[str, Architecture], clock: Clock, rounds: int = 25
 ) -> dict[str, dict[str, float]]:
-    """By network and kind of block, in the clock's unit: medians of rounds, in which networks take turns."""
+    """By network and kind of block, in the clock's unit: medians of rounds.
+
+    Networks take turns, in another order each round, between two runs of the first one, which say how slow
+    the machine is at the moment.
+    """
     runners = {name: clock.runner(architecture) for name, architecture in networks.items()}
-    found: dict[str, dict[str, list[float]]] = {name: defaultdict(list) for name in networks}
-    for _ in range(rounds):
-        for name, runner in runners.items():
-            shapes = network_shapes(networks[name], clock.img_size, classes=clock.classes)
-            of_round: dict[str, float] = defaultdict(float)
-            for shape, time in zip(shapes, runner.blocks(), strict=True):
-                of_round[shape.kind] += time
-            for kind, time in of_round.items():
-                found[name][kind].append(time)
-    return {name: {kind: median(times) for kind, times in of.items()} for name, of in found.items()}
+    reference = next(iter(runners.values()))
+    readings: dict[str, list[Reading]] = {name: [] for name in networks}
+    for number in range(rounds):
+        order = list(networks)
+        random.Random(number).shuffle(order)
+        for name in order:
+            readings[name].append(read(networks[name], runners[name], reference))
+    nominal = median(reading.reference or 1.0 for of in readings.values() for reading in of)
+    found: dict[str, dict[str, float]] = {}
+    for name, architecture in networks.items():
+        task = clock.task
+        shapes = network_shapes(
+            architecture, task.img_size, classes=task.classes, in_channels=task.in_channels
+        )
+        times: dict[str, list[float]] = defaultdict(list)
+        for reading in readings[name]:
+            of_kind: dict[str, float] = defaultdict(float)
+            for shape, time in zip(shapes, reading.blocks, strict=True):
+                of_kind[shape.kind] += time * nominal / (reading.reference or nominal)
+            for kind, time in of_kind.items():
+                times[kind].append(time)
+        found[name] = {kind: median(of) for kind, of in times.items()}
+    return found
 
 
 def draw_by_kind(found: Mapping[str, Mapping[str, float]], unit: str, path: Path) -> None:

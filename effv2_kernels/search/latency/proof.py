@@ -13,12 +13,18 @@ from effv2_kernels.errors import LatencyError
 from effv2_kernels.families.efficientformer_v2.architecture import Architecture
 from effv2_kernels.search.latency.measuring import Clock
 from effv2_kernels.search.latency.table import LatencyTable
+from effv2_kernels.search.latency.task import Task
 from effv2_kernels.search.latency.whole import whole_ratios
 from effv2_kernels.search.panel import panel
 from effv2_kernels.search.space.space import SearchSpace
 
+# What a table is relied on for: the most that it may be off in the median, and the least correlations.
+_LARGEST_ERROR = 0.04
+_LEAST_CORRELATION, _LEAST_CORRELATION_NEAR = 0.98, 0.9
+
 # Around the median of the measured times: among networks of one latency, a search needs their order.
 _AROUND = 0.15
+_FEWEST = 3  # networks that have a correlation
 
 
 @dataclass(frozen=True)
@@ -48,7 +54,7 @@ class Proof:
 
     @property
     def correlation(self) -> float:
-        """Spearman's, of all networks."""
+        """Spearman's, of all networks; NaN where they are too few to have one."""
         return _spearman(self.rows)
 
     @property
@@ -61,6 +67,22 @@ class Proof:
     def correlation_near(self) -> float:
         """Spearman's, of those."""
         return _spearman(self.near)
+
+    @property
+    def doubts(self) -> list[str]:
+        """What does not hold that should: nothing where the table can be relied on."""
+        found = []
+        if self.median_error > _LARGEST_ERROR:
+            found.append(
+                f"the median error is {self.median_error:.1%}, and {_LARGEST_ERROR:.0%} at most is good"
+            )
+        for what, correlation, least in (
+            ("", self.correlation, _LEAST_CORRELATION),
+            (" near the median", self.correlation_near, _LEAST_CORRELATION_NEAR),
+        ):
+            if correlation < least:
+                found.append(f"the correlation{what} is {correlation:.3f}, and at least {least} is good")
+        return found
 
     def __str__(self) -> str:
         from effv2_kernels.tables import text_table
@@ -95,7 +117,7 @@ def prove(
     fewer networks all are timed. Raises LatencyError where the table is of other images, or lacks the
     reference or blocks of the networks.
     """
-    table.require_images(space.img_size, clock.classes)
+    table.require_task(Task.of(space, clock.task.classes))
     networks = min(networks, space.subnets())
     generator = random.Random(f"proof {seed}")
     drawn: list[Architecture] = []
@@ -138,6 +160,8 @@ def draw(proof: Proof, path: Path) -> None:
 def _spearman(rows: Sequence[Row]) -> float:
     from scipy.stats import spearmanr
 
+    if len(rows) < _FEWEST:
+        return float("nan")
     return float(spearmanr([row.predicted for row in rows], [row.measured for row in rows]).statistic)
 
 

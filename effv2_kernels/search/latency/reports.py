@@ -11,7 +11,9 @@ import effv2_kernels
 from effv2_kernels.errors import LatencyError
 from effv2_kernels.families.efficientformer_v2.architecture import Architecture
 from effv2_kernels.families.efficientformer_v2.model import EfficientFormerV2
-from effv2_kernels.search.latency.table import Device, LatencyTable, Reading, block_names, table_of
+from effv2_kernels.search.latency.fit import Reading, table_of
+from effv2_kernels.search.latency.table import Device, LatencyTable
+from effv2_kernels.search.latency.task import Task, block_names
 from effv2_kernels.search.space.space import SearchSpace
 
 _LIST = "networks.json"
@@ -64,6 +66,7 @@ def table_of_reports(folder: Path, machine: str) -> LatencyTable:
             name: Architecture.from_json(json.dumps(found)) for name, found in listed["networks"].items()
         }
         space = SearchSpace.from_json(json.dumps(listed["space"]))
+        task = Task.of(space, int(listed["classes"]))
     except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
         raise LatencyError(
             f"{folder} is no folder that 'python -m effv2_kernels latency --export' wrote ({error})."
@@ -74,7 +77,7 @@ def table_of_reports(folder: Path, machine: str) -> LatencyTable:
         path = folder / f"{name}.json"
         if path.exists():
             device, reading = _read(path, machine, architecture)
-            expected = len(block_names(architecture, space.img_size, int(listed["classes"])))
+            expected = len(block_names(architecture, task))
             if len(reading.blocks) != expected:
                 raise LatencyError(
                     f"{path} has the times of {len(reading.blocks)} blocks, and its network has {expected}: "
@@ -92,7 +95,7 @@ def table_of_reports(folder: Path, machine: str) -> LatencyTable:
             f"the reports in {folder} are of {len(devices)} settings (ISA, dtype, threads, batch, version): "
             f"{sorted(devices)}. Make all of them with the same."
         )
-    return table_of(readings, device, space.img_size, int(listed["classes"]))
+    return table_of(readings, device, task)
 
 
 def _read(path: Path, machine: str, architecture: Architecture) -> tuple[Device, Reading]:

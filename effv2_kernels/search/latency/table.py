@@ -1,30 +1,26 @@
 """How long networks of a search space take on one device: the times of blocks, and what they add up to.
 
 The time of a network is modelled as the sum over its blocks, each by its kind, sizes and map, plus a time for
-a call and one for each step from a block to the next. A table is made of readings of whole networks whose
-blocks were timed one by one as they ran (``measuring``, or ``effv2-run --profile`` on another machine): a
-block's time is its median over the networks that it was seen in, so that it is one among neighbours, with
+a call and one for each step from a block to the next. A table is made (``fit``) of readings of whole networks
+whose blocks were timed one by one as they ran (``measuring``, or ``effv2-run --profile`` on another machine):
+a block's time is its median over the networks that it was seen in, so that it is one among neighbours, with
 their data in the caches, and not one that repeats itself.
 """
 
 from __future__ import annotations
 
 import json
+import math
 import os
-from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from functools import lru_cache
 from pathlib import Path
-from statistics import median
 from typing import Any
-
-import numpy as np
 
 from effv2_kernels.errors import LatencyError
 from effv2_kernels.families.efficientformer_v2.architecture import Architecture
-from effv2_kernels.families.efficientformer_v2.shapes import network_shapes
 from effv2_kernels.replacing import replacing
+from effv2_kernels.search.latency.task import Task, block_names
 
 _FORMAT = 1
 
@@ -54,20 +50,6 @@ class Device:
 
 
 @dataclass(frozen=True)
-class Reading:
-    """One run of a network: times in the unit of its device.
-
-    blocks: of each block, in order. whole: of the network as it is called, timed by itself. reference: of a
-    network that is the same in all readings, timed beside this one; None where the device does not drift.
-    """
-
-    architecture: Architecture
-    blocks: tuple[float, ...]
-    whole: float
-    reference: float | None = None
-
-
-@dataclass(frozen=True)
 class BlockTime:
     """time: the median over networks. spread: standard error of that, relative. networks: how many."""
 
@@ -80,21 +62,23 @@ class BlockTime:
 class LatencyTable:
     """Times of blocks on a device. blocks: by ``str`` of their ``BlockShape``.
 
-    call: of a call, beside all blocks. step: from one block to the next. img_size: (rows, columns) of images.
-    reference: the network that was timed beside all others, and its time; None where nothing was beside them.
+    call: of a call, beside all blocks. step: from one block to the next. reference: the network that was
+    timed beside all others, and its time; None where nothing was beside them. error: how far it is off,
+    relative and in the median, for the very networks that it was made of; where that is much, something
+    disturbed them.
     """
 
     device: Device
-    img_size: tuple[int, int]
-    classes: int
+    task: Task
     blocks: Mapping[str, BlockTime]
     call: float
     step: float
     reference: tuple[Architecture, float] | None = None
+    error: float = 0.0
 
     def predict(self, architecture: Architecture) -> float:
         """The time of a network. Raises LatencyError where it has blocks that the table has not."""
-        names = block_names(architecture, self.img_size, self.classes)
+        names = block_names(architecture, self.task)
         missing = sorted({name for name in names if name not in self.blocks})
         if missing:
             raise LatencyError(
@@ -104,15 +88,12 @@ class LatencyTable:
             )
         return self.call + sum(self.blocks[name].time + self.step for name in names)
 
-    def require_images(
-        self, img_size: tuple[int, int], classes: int, *, what: str = "the latency table"
-    ) -> None:
+    def require_task(self, task: Task, *, what: str = "the latency table") -> None:
         """Raise LatencyError where the table is of networks for other images or classes."""
-        if (self.img_size, self.classes) != (img_size, classes):
-            mine, others = ("x".join(map(str, size)) for size in (self.img_size, img_size))
+        if self.task != task:
             raise LatencyError(
-                f"{what} is of {mine} images and {self.classes} classes, and what is asked for of {others} "
-                f"and {classes}: measure one of this space, with --classes {classes}."
+                f"{what} is of {self.task}, and what is asked for of {task}: measure one of this space, with "
+                f"--classes {task.classes}."
             )
 
     def require(self, here: Device, *, what: str = "the latency table", force: bool = False) -> list[str]:
@@ -134,10 +115,10 @@ class LatencyTable:
         content = {
             "effv2_latency": _FORMAT,
             "device": asdict(self.device),
-            "img_size": list(self.img_size),
-            "classes": self.classes,
+            **asdict(self.task),
             "call": self.call,
             "step": self.step,
+            "error": self.error,
             "reference": None
             if self.reference is None
             else {"architecture": json.loads(self.reference[0].to_json()), "time": self.reference[1]},
@@ -155,21 +136,24 @@ class LatencyTable:
                     f"{path} is a latency table of format {found['effv2_latency']}, and this version reads "
                     f"format {_FORMAT}: measure it again."
                 )
-            blocks = {str(name): BlockTime(**block) for name, block in found["blocks"].items()}
+            blocks = {
+                str(name): BlockTime(_time(of["time"]), _time(of["spread"]), int(of["networks"]))
+                for name, of in found["blocks"].items()
+            }
             rows, columns = found["img_size"]
             beside = found["reference"]
             reference = None
             if beside is not None:
                 architecture = Architecture.from_json(json.dumps(beside["architecture"]))
-                reference = architecture, float(beside["time"])
+                reference = architecture, _time(beside["time"])
             return cls(
                 Device(**found["device"]),
-                (int(rows), int(columns)),
-                int(found["classes"]),
+                Task((int(rows), int(columns)), int(found["in_channels"]), int(found["classes"])),
                 blocks,
-                float(found["call"]),
-                float(found["step"]),
+                _time(found["call"]),
+                _time(found["step"]),
                 reference,
+                _time(found["error"]),
             )
         except OSError as error:
             raise LatencyError(f"the latency table {path} cannot be read: {error.strerror}.") from error
@@ -180,67 +164,13 @@ class LatencyTable:
             ) from error
 
 
-@lru_cache(maxsize=4096)
-def block_names(architecture: Architecture, img_size: tuple[int, int], classes: int) -> tuple[str, ...]:
-    """Of a network's blocks, in order: the same for blocks that take the same time."""
-    return tuple(str(shape) for shape in network_shapes(architecture, img_size, classes=classes))
-
-
-def table_of(
-    readings: Sequence[Reading],
-    device: Device,
-    img_size: tuple[int, int],
-    classes: int,
-    reference: Architecture | None = None,
-) -> LatencyTable:
-    """The table that readings add up to. Times drift: each counts by that of the reference beside it."""
-    references = [r.reference for r in readings if r.reference is not None]
-    nominal = median(references) if references else 1.0
-    seen: dict[str, dict[Architecture, list[float]]] = defaultdict(lambda: defaultdict(list))
-    wholes: dict[Architecture, list[float]] = defaultdict(list)
-    for reading in readings:
-        scale = 1.0 if reading.reference is None else nominal / reading.reference
-        wholes[reading.architecture].append(scale * reading.whole)
-        own: dict[str, list[float]] = defaultdict(list)
-        names = block_names(reading.architecture, img_size, classes)
-        for name, time in zip(names, reading.blocks, strict=True):
-            own[name].append(scale * time)
-        for name, times in own.items():
-            seen[name][reading.architecture].append(sum(times) / len(times))
-    blocks = {name: _block_time([median(times) for times in of.values()]) for name, of in seen.items()}
-    call, step = _rest(wholes, blocks, img_size, classes)
-    beside = None if reference is None else (reference, nominal)
-    return LatencyTable(device, img_size, classes, blocks, call, step, beside)
-
-
-def _block_time(times: Sequence[float]) -> BlockTime:
-    middle = median(times)
-    # Of normal errors, that is two thirds of their standard deviation, and a median's error 1.25 of a mean's.
-    deviation = 1.4826 * median(abs(time - middle) for time in times)
-    spread = 1.25 * deviation / len(times) ** 0.5 / middle if middle > 0 else 0.0
-    return BlockTime(middle, spread, len(times))
-
-
-def _rest(
-    wholes: Mapping[Architecture, Sequence[float]],
-    blocks: Mapping[str, BlockTime],
-    img_size: tuple[int, int],
-    classes: int,
-) -> tuple[float, float]:
-    """What whole networks take beside their blocks, for a call and for each block, by least squares."""
-    counts, left, weights = [], [], []
-    for architecture, times in wholes.items():
-        names = block_names(architecture, img_size, classes)
-        whole = median(times)
-        counts.append(len(names))
-        left.append(whole - sum(blocks[name].time for name in names))
-        weights.append(1 / whole)  # errors are relative ones
-    w = np.array(weights)
-    if len(set(counts)) < 2:
-        return float((w * w * left).sum() / (w * w).sum()), 0.0
-    factors = np.stack([w, w * counts], 1)
-    call, step = np.linalg.lstsq(factors, w * left, rcond=None)[0]
-    return float(call), float(step)
+def _time(value: Any) -> float:
+    """What a file has where a time must be: NaN would be within any budget."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise TypeError(f"expected a number, got {value!r}")
+    if not (math.isfinite(value) and value >= 0):
+        raise ValueError(f"expected a time, got {value}")
+    return float(value)
 
 
 def write_json(path: Path, content: Any) -> None:

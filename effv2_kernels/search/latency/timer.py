@@ -18,6 +18,7 @@ from effv2_kernels.families.efficientformer_v2.architecture import Architecture
 from effv2_kernels.families.efficientformer_v2.model import EfficientFormerV2
 from effv2_kernels.model import OptimizedModel
 from effv2_kernels.search.latency.table import Device
+from effv2_kernels.search.latency.task import Task
 
 # Milliseconds of calls for one reading: less is lost in the clock, more lets the machine drift meanwhile.
 _TURN = 8.0
@@ -75,7 +76,7 @@ class Timer:
         threads: int | None = None,
         isa: str | None = None,
     ) -> None:
-        self.img_size, self.in_channels, self.classes = img_size, in_channels, classes
+        self.task = Task(img_size, in_channels, classes)
         self._batch, self._where, self._dtype = batch, _available(device), dtype
         self._threads, self._isa = threads, isa
         self.device = self._described()
@@ -95,15 +96,15 @@ class Timer:
         """A network of these sizes, ready to run."""
         model = EfficientFormerV2(
             architecture,
-            img_size=self.img_size,
-            in_channels=self.in_channels,
-            num_classes=self.classes,
+            img_size=self.task.img_size,
+            in_channels=self.task.in_channels,
+            num_classes=self.task.classes,
             layer_scale_init=None,
         ).eval()
         fast = effv2_kernels.optimize(model.to(self._where), dtype=self._dtype, isa=self._isa)
         assert isinstance(fast, OptimizedModel)
         generator = torch.Generator().manual_seed(0)
-        images = torch.randn(self._batch, self.in_channels, *self.img_size, generator=generator)
+        images = torch.randn(self._batch, self.task.in_channels, *self.task.img_size, generator=generator)
         runner = Runner(fast.engine, images.to(self._where, TORCH_DTYPES[self._dtype]), self._threads)
         for _ in range(3):  # plans, memory, and on a GPU a graph
             once = runner.whole()

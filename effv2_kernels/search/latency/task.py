@@ -1,0 +1,36 @@
+"""What the networks of a table are for, and what their blocks are called."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+
+from effv2_kernels.families.efficientformer_v2.architecture import Architecture
+from effv2_kernels.families.efficientformer_v2.shapes import network_shapes
+from effv2_kernels.search.space.space import SearchSpace
+
+
+@dataclass(frozen=True)
+class Task:
+    """As far as a network's time depends on it. img_size: (rows, columns) of images of in_channels."""
+
+    img_size: tuple[int, int]
+    in_channels: int
+    classes: int
+
+    @classmethod
+    def of(cls, space: SearchSpace, classes: int) -> Task:
+        """That of a space's networks."""
+        return cls(space.img_size, space.in_channels, classes)
+
+    def __str__(self) -> str:
+        rows, columns = self.img_size
+        channels = "1 channel" if self.in_channels == 1 else f"{self.in_channels} channels"
+        return f"{rows}x{columns} images of {channels} and {self.classes} classes"
+
+
+@lru_cache(maxsize=4096)
+def block_names(architecture: Architecture, task: Task) -> tuple[str, ...]:
+    """Of a network's blocks, in order: the same for blocks that take the same time."""
+    shapes = network_shapes(architecture, task.img_size, classes=task.classes, in_channels=task.in_channels)
+    return tuple(str(shape) for shape in shapes)
