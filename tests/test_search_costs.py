@@ -128,7 +128,7 @@ def test_latency_is_the_tables():
 
 
 def test_tables_that_do_not_fit():
-    asked = "is of 32x48 images of 2 channels and 7 classes, and what is asked for of .* and 8 classes: .*--cl"
+    asked = "is of 32x48 images of 2 channels and 7 classes, and .* 32x48 .* 8 classes: .* --classes 8"
     with pytest.raises(LatencyError, match=asked):
         Costs(SPACE, classes=8, tables=TABLES)
     with pytest.raises(LatencyError, match=f"the table of energy {asked}"):
