@@ -71,7 +71,7 @@ class Weights:
     resize_bias: bool = False
 
     def img_size(self) -> int:
-        """The side of the largest square images that the attention bias fits, which 15 smaller ones do, too."""
+        """The side of the largest square images that the attention bias fits, as 15 smaller ones do."""
         key = "stages.3.downsample.attn.attention_biases"
         if key not in self.tensors:
             raise CheckpointError(f"{self.origin} has no '{key}', so it is not a whole EfficientFormerV2.")
