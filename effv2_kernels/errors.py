@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from typing import Any
 
 
 class Effv2Error(Exception):
@@ -15,7 +16,15 @@ class ModelError(Effv2Error):
 
 
 class CheckpointError(Effv2Error):
-    """A weight file is missing, truncated, not a checkpoint, or does not fit the model."""
+    """A weight file is missing, truncated, not a checkpoint, or does not fit the model.
+
+    fits: what the file would fit with, by the names of options of ``create_model``; empty where that is not
+    known, or where the file fits no model.
+    """
+
+    def __init__(self, message: str = "", fits: Mapping[str, Any] | None = None) -> None:
+        super().__init__(message)
+        self.fits = dict(fits or {})
 
 
 class InputError(Effv2Error, ValueError):

@@ -208,7 +208,7 @@ def test_finetuning_from_other_classes(capsys, tmp_path, digits):
     options = (*arguments(digits, tmp_path / "run", "--recipe", "finetune", "--checkpoint", path),)
     code, _, err = run(capsys, *options)
     assert code == 2
-    assert f"'{path}' has 7 classes, and the data has 10: give --checkpoint-classes 7" in err
+    assert f"'{path}': it has 7 classes, and the data has 10: give --checkpoint-classes 7" in err
     args = parsed(*options, "--checkpoint-classes", 7)
     made = train._model(args, train._recipe(args), 10, None)
     assert made.head.out_features == made.head_dist.out_features == 10
@@ -267,6 +267,9 @@ def test_help_suffices(capsys):
         (["--set", "auto_augment=best"], "auto_augment 'best' is no policy of timm"),
         (["--num-classes", "12"], "has 10 classes, but 12 were asked for"),
         (["--in-channels", "2"], "pictures have 1 or 3 channels"),
+        (["--workers", "-1"], "--workers takes 0, which is none beside this one, to 1024, but got -1"),
+        (["--seed", "99999999999999999999"], "seed must be at most 9223372036854775807"),
+        (["--checkpoint-classes", "0"], "--checkpoint-classes is how many --checkpoint has, and not 0"),
         (["--batch", "48"], "32 images for training do not fill one batch of 48"),
     ],
 )
@@ -283,8 +286,55 @@ def test_a_teacher_of_other_classes_is_refused(capsys, tmp_path, weights):
     more = ("--teacher", S0, "--teacher-checkpoint", weights)
     code, _, err = run(capsys, *arguments(data, tmp_path / "run", *more))
     assert code == 2
-    assert f"the teacher {S0}: " in err
-    assert "10 classes" in err
+    assert f"the teacher {S0} tells 10 classes apart, and the data has 5: take a teacher that was" in err
+    assert "with --teacher-checkpoint, or none." in err
+    assert "num_classes" not in err
+
+
+@pytest.mark.parametrize(
+    ("command", "more", "told"),
+    [
+        (
+            "train",
+            ["--checkpoint-classes", 7],
+            "has 10 classes, as the data has: leave out --checkpoint-classes",
+        ),
+        ("train", ["--img-size", 64], "images of 17 to 32 pixels a side: give by --img-size the size that"),
+        ("train", ["--in-channels", 1], "the weights take images of 3 channels: give --in-channels 3"),
+        ("train", ["--model", "efficientformerv2_s1"], f"of another model: give --model {S0}."),
+        (
+            "evaluate",
+            ["--img-size", 64],
+            "images of 17 to 32 pixels a side: give by --img-size the size that",
+        ),
+        (
+            "evaluate",
+            [],
+            "tell 10 classes apart, and the data has 5: give a --checkpoint that was trained on",
+        ),
+    ],
+)
+def test_weights_that_do_not_fit_are_told_by_options(capsys, tmp_path, digits, weights, command, more, told):
+    """Not by those of create_model, which no command takes."""
+    if command == "train":
+        words = arguments(digits, tmp_path / "run", "--set", "drop_path=0")
+    else:
+        data = digits if more else write_digits(tmp_path / "data", 32, 16, classes=5)
+        words = ["evaluate", "--data", data, "--img-size", 32]
+    code, _, err = run(capsys, *words, "--checkpoint", weights, *more)
+    assert code == 2
+    assert err.startswith(f"error: '{weights}': ")
+    assert told in err
+    assert "pass " not in err
+
+
+def test_weights_of_other_classes_than_was_said(capsys, tmp_path, digits, weights):
+    """Of a file with 10 classes for data of 5."""
+    data = write_digits(tmp_path / "data", 32, 16, classes=5)
+    more = ("--checkpoint", weights, "--checkpoint-classes", 7)
+    code, _, err = run(capsys, *arguments(data, tmp_path / "run", *more))
+    assert code == 2
+    assert "it has 10 classes, and --checkpoint-classes is 7: give --checkpoint-classes 10" in err
 
 
 def test_nothing_to_evaluate(capsys, digits):

@@ -214,6 +214,14 @@ def test_too_few_images_for_a_batch(tmp_path, group):
         train_loader(data, PLAIN, group, workers=0)
 
 
+@pytest.mark.parametrize("workers", [-1, 10**20])
+def test_so_many_processes_load_no_images(digits, group, workers):
+    data = open_data(digits)
+    for make in (train_loader, validation_loader):
+        with pytest.raises(InputError, match=f"--workers takes 0, .* to 1024, but got {workers}"):
+            make(data, PLAIN, group, workers=workers)
+
+
 def test_channels_that_no_picture_has(digits):
     with pytest.raises(InputError, match="pictures have 1 or 3 channels, but the model takes 5"):
         open_data(digits, channels=5)
@@ -273,7 +281,7 @@ def test_what_is_held_out_is_not_trained_on(digits):
             assert Path(part.name(number).strip("'")).parent.name == str(part[number][1])
 
 
-@pytest.mark.parametrize("share", [1.0, 1.5, -0.1, 0.001])
+@pytest.mark.parametrize("share", [1.0, 1.5, -0.1, 0.001, float("nan"), float("inf")])
 def test_shares_that_leave_nothing(digits, share):
     with pytest.raises(InputError, match=rf"a share of {share} of 64 training images is .* such as 0\.05"):
         open_data(digits, hold_out=share)

@@ -204,12 +204,54 @@ def test_a_teacher_of_a_file(tmp_path, nested, ours):
     teacher = Teacher.named(name, checkpoint=str(file), classes=4, img_size=SIZE)
     assert same(teacher.model.state_dict(), weights)
     assert not teacher.model.training
-    with pytest.raises(CheckpointError, match=rf"the teacher {name}: .*(4|7)"):
+    told = f"the teacher {name} tells 4 classes apart, and the data has 7: take a teacher that was trained on"
+    with pytest.raises(InputError, match=told):
         Teacher.named(name, checkpoint=str(file), classes=7, img_size=SIZE)
 
 
+@pytest.mark.parametrize(
+    ("name", "options", "message"),
+    [
+        (
+            "efficientformerv2_s0",
+            {"img_size": 64},
+            "is for images of 17 to 32 pixels a side, and these have 64",
+        ),
+        (
+            "efficientformerv2_s0",
+            {"channels": 1},
+            "is for images of 3 channels, and these have 1: take another",
+        ),
+        (
+            "efficientformerv2_s1",
+            {},
+            "the weights are of efficientformerv2_s0: give --teacher efficientformerv2_s0",
+        ),
+    ],
+)
+def test_a_teacher_of_other_images_or_another_model(tmp_path, name, options, message):
+    """Nobody can change the images of a run to those of its teacher by an option of create_model."""
+    torch.save(
+        create_model("efficientformerv2_s0", img_size=SIZE, num_classes=4).state_dict(), tmp_path / "t"
+    )
+    options = {"classes": 4, "img_size": SIZE, **options}
+    with pytest.raises((CheckpointError, InputError), match=message) as raised:
+        Teacher.named(name, checkpoint=str(tmp_path / "t"), **options)
+    assert "pass " not in str(raised.value)
+
+
+def test_a_file_of_another_model_is_not_told_key_by_key(tmp_path):
+    weights = {f"layer.{i}.weight": torch.zeros(1) for i in range(2000)}
+    torch.save(weights, tmp_path / "t.pth")
+    with pytest.raises(CheckpointError, match="give a file of this model and these classes") as raised:
+        Teacher.named("test_resnet", checkpoint=str(tmp_path / "t.pth"), classes=4, img_size=SIZE)
+    assert len(str(raised.value)) < 700
+
+
 def test_teachers_that_are_refused(tmp_path):
-    with pytest.raises(InputError, match=r"the teacher linear has 4 classes, and the data has 10: take"):
+    with pytest.raises(
+        InputError, match=r"the teacher linear tells 4 classes apart, and the data has 10: take"
+    ):
         Teacher(Linear(), name="linear", classes=10, img_size=SIZE)
     with pytest.raises(InputError, match="the teacher pair gives tuple"):
         Teacher(Linear(pair=True), name="pair", classes=4, img_size=SIZE)

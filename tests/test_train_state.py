@@ -17,6 +17,7 @@ from training import RECIPE, same, tiny_model
 
 from effv2_kernels.errors import TrainingError
 from effv2_kernels.train import state
+from effv2_kernels.train.log import Log
 from effv2_kernels.train.run import Run
 
 
@@ -81,6 +82,33 @@ def test_random_generators_go_on(tmp_path):
     assert draw() != expected[0]
     state.set_random_state(state.load(path)["random"])
     assert [draw() for _ in range(3)] == expected
+
+
+def test_a_full_disk_ends_the_log_with_a_clear_error(tmp_path, capfd):
+    """Also that of TensorBoard, whose own writer would fail in a thread, with a traceback."""
+    row = {"epoch": 1, "lr": 0.1, "loss": 2.0, "top1": 0.5}
+    with disk_for(10), pytest.raises(TrainingError, match=r"cannot write '.*events\.out.* too large\)"):
+        Log(tmp_path)
+    assert os.listdir(tmp_path) == []
+    log = Log(tmp_path)
+    log.write([row])
+    (events,) = tmp_path.glob("events.out.tfevents.*")
+    before = {file.name: file.read_bytes() for file in tmp_path.iterdir()}
+    with disk_for(len(before[events.name]) + 10), pytest.raises(TrainingError) as raised:
+        log.write([row, row | {"epoch": 2}])
+    assert f"cannot write '{events}' (File too large); the old '{events.name}' is whole" in str(raised.value)
+    assert "--resume" in str(raised.value)
+    log.close([row])
+    after = {file.name: file.read_bytes() for file in tmp_path.iterdir()}
+    assert {name: after[name] for name in before} == before
+    assert capfd.readouterr().err == ""
+
+
+def test_a_value_of_any_length_is_told_by_its_beginning():
+    (told,) = state.differences({"space": "a" * 5000}, {"space": "b" * 5000})
+    assert told.startswith("space 'aaa")
+    assert "now 'bbb" in told
+    assert len(told) < 200
 
 
 @pytest.mark.parametrize("content", [b"", b"no checkpoint", None])

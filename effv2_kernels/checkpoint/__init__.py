@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -68,11 +69,30 @@ def fetch(repository: str) -> str:
     return path
 
 
+@dataclass(frozen=True)
+class Advice:
+    """What to do about a file that does not fit. fits: as a ``CheckpointError`` has it."""
+
+    text: str
+    fits: Mapping[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def of_classes(cls, count: int) -> Advice:
+        """Of a file with another number of classes."""
+        return cls(f"The file has {count} classes: pass num_classes={count}.", {"num_classes": count})
+
+    @classmethod
+    def of_channels(cls, count: int) -> Advice:
+        """Of a file for images of other channels."""
+        text = f"The file takes images of {count} channels: pass in_channels={count}."
+        return cls(text, {"in_channels": count})
+
+
 def load_into(
     model: nn.Module,
     given: Mapping[str, Tensor],
     origin: str,
-    advice: Callable[[list[str], list[str]], str],
+    advice: Callable[[list[str], list[str]], Advice | str],
 ) -> None:
     """Copy tensors into a model. Raises CheckpointError for missing, extra or misshapen keys.
 
@@ -92,7 +112,9 @@ def load_into(
         if misshapen:
             shapes = [f"{k} {tuple(given[k].shape)}, expected {tuple(expected[k].shape)}" for k in misshapen]
             problems.append(f"of another shape: {listed(shapes)}")
+        given_advice = advice(missing, misshapen)
+        found = given_advice if isinstance(given_advice, Advice) else Advice(given_advice)
         raise CheckpointError(
-            f"{origin} does not fit the model; {'; '.join(problems)}. {advice(missing, misshapen)}"
+            f"{origin} does not fit the model; {'; '.join(problems)}. {found.text}", found.fits
         )
     model.load_state_dict(dict(given), strict=False)

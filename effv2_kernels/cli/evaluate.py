@@ -44,15 +44,16 @@ def run(args: argparse.Namespace) -> int:
     if args.checkpoint is None and not args.pretrained:
         raise CheckpointError("there are no weights to evaluate: give --checkpoint FILE or --pretrained.")
     data = open_data(args.data, dataset=args.dataset, channels=args.in_channels, classes=args.num_classes)
-    model = create_model(
-        **models.network(args),
-        checkpoint=args.checkpoint,
-        pretrained=args.pretrained,
-        weights=args.weights,
-        num_classes=data.classes,
-        img_size=args.img_size,
-        in_channels=args.in_channels,
-    )
+    with models.by_options(args, lambda count: _of_other_classes(data, count)):
+        model = create_model(
+            **models.network(args),
+            checkpoint=args.checkpoint,
+            pretrained=args.pretrained,
+            weights=args.weights,
+            num_classes=data.classes,
+            img_size=args.img_size,
+            in_channels=args.in_channels,
+        )
     options = {name: getattr(args, name) for name in ("isa", "threads") if getattr(args, name) is not None}
     fast = effv2_kernels.optimize(model, **options)
     recipe = Recipe(
@@ -73,6 +74,15 @@ def run(args: argparse.Namespace) -> int:
         print(f"{name:10} {values['top1']:8.2%} {values['top5']:8.2%}")
     print(found.verdict())
     return int(bool(found.differing))
+
+
+def _of_other_classes(data: Data, count: int) -> str:
+    if data.names is None:  # how many there are was said by an option
+        return f"the weights tell {count} classes apart: give --num-classes {count}"
+    return (
+        f"the weights tell {count} classes apart, and the data has {data.classes}: give a --checkpoint that "
+        f"was trained on these classes, or the --data of the others"
+    )
 
 
 class Comparison:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import logging
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -35,7 +35,7 @@ def add_arguments(parser: argparse.ArgumentParser, *, saved: bool = False) -> No
         metavar="SIZE",
         help="224 (default) or ROWSxCOLUMNS",
     )
-    parser.add_argument("--seed", type=int, default=0, help="of random weights and images; default: 0")
+    parser.add_argument("--seed", type=seed, default=0, help="of random weights and images; default: 0")
 
 
 def add_network_arguments(parser: argparse.ArgumentParser) -> None:
@@ -112,6 +112,53 @@ def image_size(text: str) -> tuple[int, int]:
     return sizes[0], sizes[-1]
 
 
+def seed(text: str) -> int:
+    """A number that torch.manual_seed takes, which raises a RuntimeError or ValueError for others."""
+    number = int(text)
+    if not 0 <= number < 2**63:
+        raise argparse.ArgumentTypeError(f"expected a number in 0 ... 2^63 - 1, but got {text!r}")
+    return number
+
+
+@contextmanager
+def by_options(args: argparse.Namespace, classes: Callable[[int], str] | None = None) -> Iterator[None]:
+    """Within it, weights that do not fit are refused by what a command takes, not by what Python does.
+
+    classes: what to say where they are of so many other ones; None is to give --num-classes.
+    """
+    try:
+        yield
+    except CheckpointError as error:
+        if not error.fits:
+            raise
+        (option, value), *_ = error.fits.items()
+        said = classes(value) if classes and option == "num_classes" else _advice(args, option, value)
+        given = f"'{args.checkpoint}'" if args.checkpoint else "the published weights"
+        raise CheckpointError(f"{given}: {said}.", error.fits) from error
+
+
+def _advice(args: argparse.Namespace, option: str, value: Any) -> str:
+    """What to say of weights that would fit with this option of ``create_model``."""
+    if option == "name":
+        place = " in place of --architecture" if args.architecture else ""
+        return f"the weights are of another model: give --model {value}{place}"
+    if option == "img_size":
+        return (
+            f"the attention biases are for images of {value - 15} to {value} pixels a side: give by "
+            f"--img-size the size that they were trained at"
+        )
+    if option == "num_classes":
+        return f"the weights tell {value} classes apart: give --num-classes {value}"
+    if option == "in_channels":
+        return f"the weights take images of {value} channels: give --in-channels {value}"
+    if option == "distillation":
+        return (
+            "there is no second classifier, for distillation, which this command expects: load them in "
+            "Python by effv2_kernels.create_model(..., distillation=False)"
+        )
+    return "there is no classifier in it, which this command expects: give weights that have one"
+
+
 def is_random(args: argparse.Namespace) -> bool:
     """Whether the options name no weights."""
     return args.checkpoint is None and not args.pretrained
@@ -156,7 +203,7 @@ def build(args: argparse.Namespace) -> nn.Module:
             f"of: give the .pth or .safetensors file."
         )
     torch.manual_seed(args.seed)
-    with _log_on_stderr():
+    with _log_on_stderr(), by_options(args):
         model = create_model(
             **network(args),
             checkpoint=args.checkpoint,

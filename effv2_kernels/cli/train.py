@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from effv2_kernels.cli import datasets, models, recipes
-from effv2_kernels.errors import CheckpointError, ModelError
+from effv2_kernels.errors import InputError, ModelError
 from effv2_kernels.progress import progress_bar
 from effv2_kernels.train import packages
 from effv2_kernels.train.recipe import Recipe
@@ -46,6 +46,10 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _recipe(args: argparse.Namespace) -> Recipe:
+    if args.checkpoint_classes is not None and args.checkpoint_classes < 1:
+        raise InputError(
+            f"--checkpoint-classes is how many --checkpoint has, and not {args.checkpoint_classes}."
+        )
     recipe = recipes.recipe_of(args)
     # A network that has no name has no published rate.
     return replace(recipe, drop_path=recipe.drop_path_of("" if args.architecture else args.model))
@@ -121,29 +125,35 @@ def _network(args: argparse.Namespace) -> dict[str, Any]:
     return {"architecture": sizes(args.architecture)}
 
 
+def _of_other_classes(args: argparse.Namespace, count: int, classes: int) -> str:
+    if count == classes:  # and only --checkpoint-classes said otherwise
+        return f"it has {count} classes, as the data has: leave out --checkpoint-classes"
+    asked = (
+        f"the data has {classes}"
+        if args.checkpoint_classes is None
+        else f"--checkpoint-classes is {args.checkpoint_classes}"
+    )
+    return (
+        f"it has {count} classes, and {asked}: give --checkpoint-classes {count}, and its classifiers are "
+        f"made anew"
+    )
+
+
 def _model(args: argparse.Namespace, recipe: Recipe, classes: int, teacher: Teacher | None) -> nn.Module:
     import torch
 
     from effv2_kernels import create_model
 
     torch.manual_seed(recipe.seed)
-    try:
+    with models.by_options(args, lambda count: _of_other_classes(args, count, classes)):
         model = create_model(
             **models.network(args),
             checkpoint=args.checkpoint,
-            num_classes=args.checkpoint_classes or classes,
+            num_classes=classes if args.checkpoint_classes is None else args.checkpoint_classes,
             img_size=recipe.img_size,
             in_channels=args.in_channels,
             drop_path_rate=recipe.drop_path,
         )
-    except CheckpointError as error:
-        if "pass num_classes=" not in str(error) or args.checkpoint_classes:
-            raise
-        given = str(error).rpartition("pass num_classes=")[2].rstrip(".")
-        raise CheckpointError(
-            f"'{args.checkpoint}' has {given} classes, and the data has {classes}: give --checkpoint-classes "
-            f"{given}, and its classifiers are made anew."
-        ) from error
     if args.checkpoint_classes and args.checkpoint_classes != classes:
         reset = getattr(model, "reset_classifier", None)
         if reset is None:

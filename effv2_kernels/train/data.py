@@ -6,6 +6,7 @@ timm skips an image that cannot be read; here it is an error that names the file
 from __future__ import annotations
 
 import hashlib
+import math
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -38,6 +39,7 @@ _FOLDERS = {
 _MODES = {1: "L", 3: "RGB"}  # what Pillow calls pictures of so many channels
 # Of the order that parts of a dataset are taken in: whoever asks for the same share has the same images.
 _ORDER_SEED = 0
+_MOST_WORKERS = 1024
 _CAUGHT = "Caught InputError in DataLoader worker process"
 
 
@@ -191,7 +193,8 @@ def open_data(
 def _held_out(train: Any, share: float) -> tuple[Pictures, Pictures]:
     if not isinstance(train, Pictures):
         raise InputError("of images that are read in order no part can be held out: give a share of 0.")
-    count = round(share * len(train))
+    # What is no number, or no finite one, cannot be rounded.
+    count = round(share * len(train)) if math.isfinite(share) else 0
     if not 0 < count < len(train):
         raise InputError(
             f"a share of {share} of {len(train)} training images is {count}, which leaves none to choose by, "
@@ -305,6 +308,11 @@ def evaluation_loader(
 
 def _loading(processes: Processes, workers: int, channels: int) -> dict[str, Any]:
     """How any batches are made."""
+    if not 0 <= workers <= _MOST_WORKERS:
+        raise InputError(
+            f"so many processes cannot load images: --workers takes 0, which is none beside this one, to "
+            f"{_MOST_WORKERS}, but got {workers}."
+        )
     return {
         "mean": photo.of_channels(IMAGENET_DEFAULT_MEAN, channels),
         "std": photo.of_channels(IMAGENET_DEFAULT_STD, channels),

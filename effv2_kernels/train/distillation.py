@@ -6,6 +6,7 @@ import difflib
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import timm
 import torch
@@ -22,6 +23,7 @@ from effv2_kernels.photo import of_channels
 
 # Where files of training keep a model's weights, its average first, as timm looks for them.
 _NESTED = ("state_dict_ema", "model_ema", "state_dict", "model")
+_MOST_SHOWN = 300  # characters of another's message
 
 
 class Teacher:
@@ -54,14 +56,11 @@ class Teacher:
             ) from error
         found = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
         if not isinstance(logits, Tensor) or logits.ndim != 2 or logits.shape[1] != classes:
-            has = (
-                f"has {found[1]} classes"
-                if isinstance(found, tuple) and len(found) == 2
-                else f"gives {found}"
-            )
+            if isinstance(found, tuple) and len(found) == 2:
+                raise _of_other_classes(name, found[1], classes)
             raise InputError(
-                f"the teacher {name} {has}, and the data has {classes}: take a teacher that was trained on "
-                f"these classes, from a file with --teacher-checkpoint."
+                f"the teacher {name} gives {found}, and not one row of {classes} logits for each image: take "
+                f"another teacher, or none."
             )
 
     @classmethod
@@ -127,8 +126,42 @@ def _ours(name: str, checkpoint: str | None, classes: int, img_size: int, channe
             img_size=img_size,
             in_channels=channels,
         )
+    except CheckpointError as error:
+        raise _unfit(name, error, classes, img_size, channels) from error
     except Effv2Error as error:
         raise CheckpointError(f"the teacher {name}: {error}") from error
+
+
+def _unfit(
+    name: str, error: CheckpointError, classes: int, img_size: int, channels: int
+) -> CheckpointError | InputError:
+    """Of weights that do not fit: classes and images are those of the data, and no option changes them."""
+    fits = error.fits
+    if "num_classes" in fits:
+        return _of_other_classes(name, fits["num_classes"], classes)
+    if "img_size" in fits:
+        side = fits["img_size"]
+        return InputError(
+            f"the teacher {name} is for images of {side - 15} to {side} pixels a side, and these have "
+            f"{img_size}: take another teacher or none, or train at its size."
+        )
+    if "in_channels" in fits:
+        return InputError(
+            f"the teacher {name} is for images of {fits['in_channels']} channels, and these have {channels}: "
+            f"take another teacher, or none."
+        )
+    if "name" in fits:
+        return CheckpointError(
+            f"the teacher {name}: the weights are of {fits['name']}: give --teacher {fits['name']}."
+        )
+    return CheckpointError(f"the teacher {name}: {error}")
+
+
+def _of_other_classes(name: str, count: int, classes: int) -> InputError:
+    return InputError(
+        f"the teacher {name} tells {count} classes apart, and the data has {classes}: take a teacher that "
+        f"was trained on these classes, from a file with --teacher-checkpoint, or none."
+    )
 
 
 def _timms(name: str, file: str | None, classes: int, channels: int) -> nn.Module:
@@ -154,6 +187,9 @@ def _timms(name: str, file: str | None, classes: int, channels: int) -> nn.Modul
     try:
         model.load_state_dict(clean_state_dict(dict(weights)))
     except Exception as error:  # RuntimeError for other keys and shapes, others for what is no tensor
+        count = _classes_of(model, weights)
+        if count not in (None, classes):
+            raise _of_other_classes(name, count, classes) from error
         raise CheckpointError(
             f"the teacher {name}: checkpoint '{file}' does not fit ({_reason(error)}). The data has "
             f"{classes} classes; give a file of this model and these classes."
@@ -161,6 +197,15 @@ def _timms(name: str, file: str | None, classes: int, channels: int) -> nn.Modul
     return model
 
 
+def _classes_of(model: nn.Module, weights: Mapping[str, Any]) -> int | None:
+    """How many classes weights of a model of timm tell apart; None where they have no such classifier."""
+    classifier = getattr(model, "pretrained_cfg", {}).get("classifier")
+    weight = weights.get(f"{classifier}.weight")
+    return weight.shape[0] if isinstance(weight, Tensor) and weight.ndim > 1 else None
+
+
 def _reason(error: Exception) -> str:
+    """The beginning of a message: PyTorch's of a state dict has every key in a line."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
-    return " ".join(lines[:3]).rstrip(".")
+    text = " ".join(lines[:3])
+    return f"{text[:_MOST_SHOWN]}..." if len(text) > _MOST_SHOWN else text.rstrip(".")

@@ -12,10 +12,10 @@ from pathlib import Path
 
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from torch.utils.tensorboard import SummaryWriter
 
 from effv2_kernels.errors import TrainingError
 from effv2_kernels.train import state
+from effv2_kernels.train.events import Events
 
 _REDRAWN = 60  # seconds
 
@@ -33,14 +33,12 @@ class Log:
         self._folder = folder
         self._drawn = time.monotonic()
         # Events of epochs that a killed run logged beyond its checkpoint are hidden.
-        self._events = SummaryWriter(str(folder), purge_step=len(rows) + 1)
+        self._events = Events(folder, hidden_from=len(rows) + 1)
 
     def write(self, rows: Sequence[Row]) -> None:
         """The last row is new. Raises TrainingError where the disk is full."""
-        for name, value in rows[-1].items():
-            if name != "epoch":
-                self._events.add_scalar(name, value, int(rows[-1]["epoch"]))
-        self._events.flush()
+        epoch = int(rows[-1]["epoch"])
+        self._events.write(epoch, {name: value for name, value in rows[-1].items() if name != "epoch"})
         text = io.StringIO()
         writer = csv.DictWriter(text, list(rows[-1]), lineterminator="\n", restval="", extrasaction="ignore")
         writer.writeheader()
@@ -56,7 +54,6 @@ class Log:
         if rows:
             with contextlib.suppress(TrainingError):
                 state.write(self._folder / "plot.png", plot(rows))
-        self._events.close()
 
 
 def plot(rows: Sequence[Row]) -> bytes:

@@ -8,7 +8,8 @@ and util/ of github.com/snap-research/EfficientFormer at commit bb74cd3; "timm" 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+import math
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any
 
@@ -27,6 +28,9 @@ SCHEDULES = ("cosine", "poly", "tanh", "step")  # those of timm that need no mor
 CLIPPING = ("agc", "norm", "value")
 INTERPOLATIONS = ("bicubic", "bilinear", "box", "hamming", "lanczos", "nearest")  # Pillow's
 ERASING = ("pixel", "const", "rand")
+# What counts and sizes may be at most, far beyond what anyone trains with: floats, timm and NumPy hold it.
+MOST = 2**31 - 1
+MOST_SEED = 2**63 - 1  # of torch.manual_seed, with a sign
 
 
 def _value(default: Any, source: str) -> Any:
@@ -94,10 +98,7 @@ class Recipe:
             if not holds:
                 raise InputError(f"wrong recipe: {what}.")
 
-        for name in ("epochs", "batch", "accumulation", "lr_batch", "img_size"):
-            must(getattr(self, name) >= 1, f"{name} must be at least 1, but is {getattr(self, name)}")
-        for name in ("warmup_epochs", "cooldown_epochs", "repeats", "seed"):
-            must(getattr(self, name) >= 0, f"{name} must not be negative, but is {getattr(self, name)}")
+        self._check_integers(must)
         for name in ("lr", "eps"):
             must(getattr(self, name) > 0, f"{name} must be positive, but is {getattr(self, name)}")
         for name in ("weight_decay", "warmup_lr", "min_lr", "clip", "mixup", "cutmix", "color_jitter"):
@@ -111,6 +112,12 @@ class Recipe:
             value = getattr(self, name)
             must(0 < value <= 1, f"{name} must be above 0 and at most 1, but is {value}")
         must(self.drop_path < 1, f"drop_path must be below 1, but is {self.drop_path}")
+        for entry in fields(self):  # what has no upper bound above
+            value = getattr(self, entry.name)
+            must(
+                not isinstance(value, float) or math.isfinite(value),
+                f"{entry.name} must be finite, but is {value}",
+            )
         must(
             self.warmup_epochs < self.epochs,
             f"{self.warmup_epochs} warm-up epochs of {self.epochs} epochs leave none to train in",
@@ -124,6 +131,19 @@ class Recipe:
         ):
             value = getattr(self, name)
             must(value in known, f"{name} is one of {', '.join(known)}, but is {value!r}")
+
+    def _check_integers(self, must: Callable[[bool, str], None]) -> None:
+        for name in ("epochs", "batch", "accumulation", "lr_batch", "img_size"):
+            must(getattr(self, name) >= 1, f"{name} must be at least 1, but is {getattr(self, name)}")
+            must(getattr(self, name) <= MOST, f"{name} must be at most {MOST}, but is {getattr(self, name)}")
+        for name, most in (
+            ("warmup_epochs", MOST),
+            ("cooldown_epochs", MOST),
+            ("repeats", MOST),
+            ("seed", MOST_SEED),
+        ):
+            must(getattr(self, name) >= 0, f"{name} must not be negative, but is {getattr(self, name)}")
+            must(getattr(self, name) <= most, f"{name} must be at most {most}, but is {getattr(self, name)}")
 
     @classmethod
     def named(cls, name: str) -> Recipe:

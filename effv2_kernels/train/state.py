@@ -9,6 +9,7 @@ import io
 import os
 import random
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -20,6 +21,7 @@ from effv2_kernels.errors import TrainingError
 from effv2_kernels.replacing import replacing
 
 FORMAT = 1
+_MOST_SHOWN = 80  # characters of a value in a message
 
 
 def write(path: Path, content: bytes | Callable[[BinaryIO], object]) -> None:
@@ -39,14 +41,32 @@ def write(path: Path, content: bytes | Callable[[BinaryIO], object]) -> None:
     except (OSError, RuntimeError) as error:  # torch.save makes RuntimeErrors of the system's
         if memory.lacks(error):
             raise
-        cause = error if isinstance(error, OSError) else error.__context__ or error
-        reason = (
-            cause.strerror if isinstance(cause, OSError) and cause.strerror else str(cause).splitlines()[0]
-        )
-        stays = f"the old '{path.name}' is whole" if path.exists() else "there is none yet"
-        raise TrainingError(
-            f"cannot write '{path}' ({reason}); {stays}. Make room, and go on with --resume."
-        ) from error
+        raise _refusal(path, error) from error
+
+
+def append(path: Path, content: bytes) -> None:
+    """Write behind what a file holds, which is made where it is not there.
+
+    Raises TrainingError as ``write`` does, and the file is as it was.
+    """
+    size = path.stat().st_size if path.exists() else None
+    try:
+        with path.open("ab") as file:
+            file.write(content)
+    except OSError as error:
+        if memory.lacks(error):
+            raise
+        with suppress(OSError):
+            path.unlink() if size is None else os.truncate(path, size)
+        raise _refusal(path, error) from error
+
+
+def _refusal(path: Path, error: OSError | RuntimeError) -> TrainingError:
+    """What to say of a file that the system did not let be written."""
+    cause = error if isinstance(error, OSError) else error.__context__ or error
+    reason = cause.strerror if isinstance(cause, OSError) and cause.strerror else str(cause).splitlines()[0]
+    stays = f"the old '{path.name}' is whole" if path.exists() else "there is none yet"
+    return TrainingError(f"cannot write '{path}' ({reason}); {stays}. Make room, and go on with --resume.")
 
 
 def _sync_folder(folder: Path) -> None:
@@ -106,7 +126,13 @@ def differences(saved: Mapping[str, Any], given: Mapping[str, Any]) -> list[str]
     """ "epochs 300, now 450" for every value that is not the same, in the order of the first."""
     names = list(dict.fromkeys([*saved, *given]))
     return [
-        f"{name} {saved.get(name, 'nothing')!r}, now {given.get(name, 'nothing')!r}"
+        f"{name} {_shown(saved.get(name, 'nothing'))}, now {_shown(given.get(name, 'nothing'))}"
         for name in names
         if saved.get(name) != given.get(name)
     ]
+
+
+def _shown(value: Any) -> str:
+    """A value for messages; of a whole search space or architecture not more than its beginning."""
+    text = repr(value)
+    return text if len(text) <= _MOST_SHOWN else f"{text[:_MOST_SHOWN]}..."

@@ -71,7 +71,7 @@ class Weights:
     resize_bias: bool = False
 
     def img_size(self) -> int:
-        """The side of the square images that the attention bias was made for."""
+        """The side of the largest square images that the attention bias fits, as 15 smaller ones do."""
         key = "stages.3.downsample.attn.attention_biases"
         if key not in self.tensors:
             raise CheckpointError(f"{self.origin} has no '{key}', so it is not a whole EfficientFormerV2.")
@@ -184,7 +184,9 @@ def load_into(model: EfficientFormerV2, weights: Weights) -> None:
     )
 
 
-def _advice(model: EfficientFormerV2, weights: Weights, missing: list[str], misshapen: list[str]) -> str:
+def _advice(
+    model: EfficientFormerV2, weights: Weights, missing: list[str], misshapen: list[str]
+) -> checkpoint.Advice:
     given = weights.tensors
     widths, depths = [], []
     for stage in range(4):
@@ -196,24 +198,28 @@ def _advice(model: EfficientFormerV2, weights: Weights, missing: list[str], miss
     if (tuple(widths), tuple(depths)) != (tuple(ours.widths), tuple(ours.depths)):
         for name, variant in VARIANTS.items():
             if (variant.widths, variant.depths) == (tuple(widths), tuple(depths)):
-                return f"The file is of {name}: create that model."
-        return (
+                return checkpoint.Advice(f"The file is of {name}: create that model.", {"name": name})
+        return checkpoint.Advice(
             f"The file has widths {tuple(widths)} and depths {tuple(depths)}, the model {ours.widths} and "
             f"{ours.depths}: create the model that the file is of, or fetch the file again."
         )
     if any(key.endswith("attention_biases") for key in misshapen):
-        return (
-            f"The attention bias belongs to another image size: pass img_size={weights.img_size()}, or leave "
-            f"img_size out for a backbone that takes any size."
+        side = weights.img_size()
+        return checkpoint.Advice(
+            f"The attention bias belongs to another image size: pass img_size={side}, or that of "
+            f"{side - 15} ... {side} which it was trained at; leave img_size out for a backbone that takes "
+            f"any size.",
+            {"img_size": side},
         )
     classifier = given.get("head.weight")
     if any(key.startswith("head.") for key in misshapen) and classifier is not None:
-        return f"The file has {classifier.shape[0]} classes: pass num_classes={classifier.shape[0]}."
+        return checkpoint.Advice.of_classes(classifier.shape[0])
     if missing and all(key.startswith(("head_dist.",)) for key in missing):
-        return "The file has no distillation head: pass distillation=False."
+        text = "The file has no distillation head: pass distillation=False."
+        return checkpoint.Advice(text, {"distillation": False})
     if missing and all(key.split(".")[0] in ("norm", "head", "head_dist") for key in missing):
-        return "The file is a backbone without a classifier: pass features_only=True."
+        text = "The file is a backbone without a classifier: pass features_only=True."
+        return checkpoint.Advice(text, {"features_only": True})
     if "stem.conv1.conv.weight" in misshapen:
-        channels = given["stem.conv1.conv.weight"].shape[1]
-        return f"The file takes images of {channels} channels: pass in_channels={channels}."
-    return "Check that the file is of this variant and complete."
+        return checkpoint.Advice.of_channels(given["stem.conv1.conv.weight"].shape[1])
+    return checkpoint.Advice("Check that the file is of this variant and complete.")

@@ -57,16 +57,16 @@ def load(model: MobileNetV2, path: str | os.PathLike[str], weights: str) -> None
         last = f"features.{len(model.architecture.blocks()) + 1}."
         given = {key: value for key, value in given.items() if not key.startswith((last, "classifier."))}
 
-    def advice(missing: list[str], misshapen: list[str]) -> str:
+    def advice(missing: list[str], misshapen: list[str]) -> checkpoint.Advice:
         classifier = given.get("classifier.1.weight")
         if classifier is not None and any(key.startswith("classifier.") for key in misshapen):
-            return f"The file has {classifier.shape[0]} classes: pass num_classes={classifier.shape[0]}."
+            return checkpoint.Advice.of_classes(classifier.shape[0])
         if missing and all(key.startswith("classifier.") for key in missing):
-            return "The file has no classifier: pass num_classes=0 or features_only=True."
+            text = "The file has no classifier: pass num_classes=0 or features_only=True."
+            return checkpoint.Advice(text, {"features_only": True})
         if misshapen == ["features.0.0.weight"]:
-            channels = given["features.0.0.weight"].shape[1]
-            return f"The file takes images of {channels} channels: pass in_channels={channels}."
-        return "Check that the file is of this variant and complete."
+            return checkpoint.Advice.of_channels(given["features.0.0.weight"].shape[1])
+        return checkpoint.Advice("Check that the file is of this variant and complete.")
 
     checkpoint.load_into(model, given, origin, advice)
 
