@@ -7,15 +7,15 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from effv2_kernels.checkpoint.choice import listed
 from effv2_kernels.container import parsed_object
 from effv2_kernels.errors import ModelError
 
 _MOST_SHOWN = 80  # characters
-_MOST_NAMED = 8
 
 
 def read_text(path: str | os.PathLike[str], what: str) -> str:
@@ -42,17 +42,10 @@ def check_names(value: Any, what: str, required: Sequence[str], optional: Sequen
         raise ModelError(f"{what} is {shown(value)}, and no JSON object with {', '.join(required)}.")
     for name in required:
         if name not in value:
-            raise ModelError(f"{what} lacks {name!r}; it has {_listed(value) or 'nothing'}.")
+            raise ModelError(f"{what} lacks {name!r}; it has {listed([*map(repr, value)])}.")
     for name in value:
         if name not in (*required, *optional):
             raise ModelError(f"{what} has {name!r}, and known are {', '.join((*required, *optional))}.")
-
-
-def _listed(names: Iterable[object]) -> str:
-    """The first few names, and how many more there are: the file may be of another kind, with thousands."""
-    every = [repr(name) for name in names]
-    more = f" and {len(every) - _MOST_NAMED} more" if len(every) > _MOST_NAMED else ""
-    return f"{', '.join(every[:_MOST_NAMED])}{more}"
 
 
 def integer(value: Any, what: str) -> int:

@@ -92,7 +92,7 @@ def load_into(
     model: nn.Module,
     given: Mapping[str, Tensor],
     origin: str,
-    advice: Callable[[list[str], list[str]], Advice | str],
+    advice: Callable[[list[str], list[str]], Advice],
 ) -> None:
     """Copy tensors into a model. Raises CheckpointError for missing, extra or misshapen keys.
 
@@ -112,8 +112,7 @@ def load_into(
         if misshapen:
             shapes = [f"{k} {tuple(given[k].shape)}, expected {tuple(expected[k].shape)}" for k in misshapen]
             problems.append(f"of another shape: {listed(shapes)}")
-        given_advice = advice(missing, misshapen)
-        found = given_advice if isinstance(given_advice, Advice) else Advice(given_advice)
+        found = advice(missing, misshapen)
         raise CheckpointError(
             f"{origin} does not fit the model; {'; '.join(problems)}. {found.text}", found.fits
         )

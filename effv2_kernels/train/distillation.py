@@ -188,7 +188,7 @@ def _timms(name: str, file: str | None, classes: int, channels: int) -> nn.Modul
         model.load_state_dict(clean_state_dict(dict(weights)))
     except Exception as error:  # RuntimeError for other keys and shapes, others for what is no tensor
         count = _classes_of(model, weights)
-        if count not in (None, classes):
+        if count is not None and count != classes:
             raise _of_other_classes(name, count, classes) from error
         raise CheckpointError(
             f"the teacher {name}: checkpoint '{file}' does not fit ({_reason(error)}). The data has "

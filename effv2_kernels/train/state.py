@@ -57,7 +57,10 @@ def append(path: Path, content: bytes) -> None:
         if memory.lacks(error):
             raise
         with suppress(OSError):
-            path.unlink() if size is None else os.truncate(path, size)
+            if size is None:
+                path.unlink()
+            else:
+                os.truncate(path, size)
         raise _refusal(path, error) from error
 
 
