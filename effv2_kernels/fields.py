@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,6 +17,7 @@ from effv2_kernels.container import parsed_object
 from effv2_kernels.errors import ModelError
 
 _MOST_SHOWN = 80  # characters
+_MOST = 2**31  # no size of a network comes near it, and whoever computes with more overflows
 
 
 def read_text(path: str | os.PathLike[str], what: str) -> str:
@@ -49,17 +51,32 @@ def check_names(value: Any, what: str, required: Sequence[str], optional: Sequen
 
 
 def integer(value: Any, what: str) -> int:
-    """Raises ModelError for anything but an integer."""
+    """Raises ModelError for anything but an integer, and for one of more than 31 bits."""
     if type(value) is not int:
         raise ModelError(f"{what} must be an integer, but is {shown(value)}.")
+    if abs(value) >= _MOST:
+        raise ModelError(f"{what} must be an integer below 2^31, but is {shown(value)}.")
     return value
 
 
 def number(value: Any, what: str) -> float:
-    """Raises ModelError for anything but a number."""
+    """Raises ModelError for anything but a number, and for one that a float does not hold, such as 1e400."""
     if type(value) not in (int, float):
         raise ModelError(f"{what} must be a number, but is {shown(value)}.")
-    return float(value)
+    try:
+        found = float(value)
+    except OverflowError:  # of an integer
+        found = math.inf
+    if not math.isfinite(found):
+        raise ModelError(f"{what} must be a finite number, but is {shown(value)}.")
+    return found
+
+
+def text(value: Any, what: str) -> str:
+    """Raises ModelError for anything but a text."""
+    if not isinstance(value, str):
+        raise ModelError(f"{what} must be a text, but is {shown(value)}.")
+    return value
 
 
 def items(value: Any, what: str, count: int | None = None) -> list[Any]:

@@ -95,6 +95,12 @@ def changed(**fields):
         (changed(attention_blocks=[1]), "must have 2 entries"),
         (changed(attention_blocks=[3, 1]), "the architecture: stage 3 has 2 blocks"),
         (changed(widths=[15, 24, 40, 56]), "the first one even"),
+        (changed(widths=[16, 24, 40, 10**400]), "must be an integer below 2^31"),
+        (changed(widths=[16, 24, 40, 10**6]), "at most 65536 channels and 1024 blocks"),
+        (changed(depths=[1, 0, 2, 10**9]), "at most 65536 channels and 1024 blocks"),
+        (changed(ratios=10**400), "must be a finite number"),
+        (changed(ratios=7).replace("7", "1e400"), "a finite number, but is Infinity"),
+        (changed(ratios=1e30), "at least one hidden channel, and at most 1048576"),
     ],
 )
 def test_what_is_no_architecture(text, message):
@@ -102,6 +108,12 @@ def test_what_is_no_architecture(text, message):
         Architecture.from_json(text)
     assert message in str(raised.value)
     assert "the architecture" in str(raised.value)
+
+
+@pytest.mark.parametrize("ratio", [float("nan"), float("inf"), 10**400, -1.0])
+def test_ratios_that_are_none(ratio):
+    with pytest.raises(ModelError, match="stage 1 needs 1 expansion ratios"):
+        Architecture((16, 24, 40, 56), (1, 1, 1, 1), ratio)
 
 
 def test_files_that_hold_none(tmp_path):

@@ -170,7 +170,24 @@ def test_speed_alone_and_size_alone(digits, asked, tmp_path):
         (["--max-parameters", 2, "--alpha", "energy=1"], "the score counts energy"),
         (["--max-parameters", 2, "--alpha", "parameters=-1"], "exponent of parameters"),
         (["--max-parameters", 2, "--metric", "energy"], "--metric takes NAME=TABLE"),
+        (["--max-parameters", 2, "--metric", " =here.json"], "--metric takes NAME=TABLE"),
+        (["--max-parameters", 2, "--metric", "energy="], "--metric takes NAME=TABLE"),
         (["--max-parameters", 2, "--max", "energy"], "--max takes METRIC=NUMBER"),
+        (["--max-parameters", 2, "--max", "=3"], "--max takes METRIC=NUMBER"),
+        (["--max-parameters", "nan"], "the budget of parameters must be a positive number; got nan"),
+        (["--max-macs", "inf"], "the budget of macs must be a positive number; got inf"),
+        (["--max-parameters", "-1"], "the budget of parameters must be a positive number; got -1"),
+        (["--latency", "here.json", "--max-latency", "nan"], "budget of latency must be a positive number"),
+        (["--max-parameters", 9, "--max", "parameters=0.01"], "parameters is given twice"),
+        (["--latency", "here.json", "--max-latency", 9, "--max", "latency=9"], "latency is given twice"),
+        (["--max", "macs=2", "--max", "macs=3"], "macs is given twice, by --max: give it once"),
+        (["--max-macs", 2, "--alpha", "macs=2", "--alpha", "macs=3"], "macs is given twice, by --alpha"),
+        (
+            ["--max-macs", 2, "--metric", "energy={here}", "--metric", "energy={here}"],
+            "energy is given twice, by --metric",
+        ),
+        (["--max-parameters", 2, "--dtype", "int8"], "unknown --dtype 'int8'"),
+        (["--max-parameters", 2, "--device", "tpu"], "--device takes cpu, cuda or cuda:1, but got 'tpu'"),
         (["--max", "energy=2"], "there is a budget of energy, but what is known"),
         (["--max-parameters", 2, "--images", 0], "--images must be at least 1"),
         (["--max-parameters", 2, "--device", "cuda"], "needs a GPU"),
@@ -180,10 +197,23 @@ def test_speed_alone_and_size_alone(digits, asked, tmp_path):
 def test_options_that_are_refused(options, message, digits, asked, tmp_path):
     if "cuda" in options and torch.cuda.is_available():
         pytest.skip("there is a GPU")
-    given = [digits / option if str(option).endswith(".json") else option for option in options]
+    options = [str(option).replace("{here}", str(digits / "here.json")) for option in options]
+    given = [digits / o if o.endswith(".json") and "=" not in o else o for o in options]
     code, _, err = asked(tmp_path / "out", *given)
     assert code == 2
     assert message in err
+
+
+@pytest.mark.parametrize(
+    ("device", "message"), [("cuda:77", "take cpu"), ("tpu", "--device takes cpu, cuda or cuda:1, but got")]
+)
+def test_devices_for_images_in_folders(device, message, digits, tmp_path, capsys):
+    """Training, which reads them, would advise torchrun, which a search refuses."""
+    words = ["--supernet", digits / "supernet.safetensors", "--data", tmp_path, "--output", tmp_path / "out"]
+    assert main(["search", *map(str, words), "--max-parameters", "2", "--device", device]) == 2
+    err = capsys.readouterr().err
+    assert message in err
+    assert "torchrun" not in err
 
 
 def test_energy_beside_the_others(digits, asked, tmp_path):

@@ -71,6 +71,7 @@ def test_a_part_of_a_score():
         (lambda: Budgets({}), "needs a budget"),
         (lambda: Budgets({"latency": 0.0}), "budget of latency must be a positive number; got 0"),
         (lambda: Budgets({"latency": float("nan")}), "budget of latency"),
+        (lambda: MES()({"parameters": 3.0, "latency": float("nan")}), "positive metrics, but latency is nan"),
     ],
 )
 def test_what_makes_no_sense(make, message):
@@ -159,6 +160,8 @@ def test_which_budgets_are_exceeded():
     budgets = Budgets({"parameters": 3.0, "latency": 1.0})
     assert budgets.exceeded({"parameters": 3.0, "latency": 1.0}) == []
     assert budgets.exceeded({"parameters": 2.0, "latency": 1.01, "macs": 9e9}) == ["latency"]
+    # Of NaN nobody knows that it is within.
+    assert budgets.exceeded({"parameters": 2.0, "latency": float("nan")}) == ["latency"]
 
 
 def test_the_small_space_is_small():

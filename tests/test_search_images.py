@@ -14,6 +14,8 @@ from training import PLAIN, write_digits
 from effv2_kernels.errors import InputError
 from effv2_kernels.search import dataset_images
 from effv2_kernels.search.dataset_images import DatasetImages
+from effv2_kernels.search.evaluation import SupernetEvaluator
+from effv2_kernels.search.images import TensorImages
 from effv2_kernels.search.space import SearchSpace
 from effv2_kernels.search.supernet import Supernet, supernet_file
 from effv2_kernels.train import open_data
@@ -28,7 +30,7 @@ def images_of(digits, group, recipe=RECIPE, hold_out=0.5, **options):
 
 def test_the_same_images_every_time(digits, group):
     one = images_of(digits, group, calibration=12, most=25)
-    assert [len(x) for x in one.calibration()] == [10, 2]
+    assert [len(x) for x in one.calibration()] == [6, 6]
     assert [len(x) for x, _ in one.held_out()] == [10, 10, 5]
     again = images_of(digits, group, calibration=12, most=25)
     assert again.identity == one.identity
@@ -39,6 +41,26 @@ def test_the_same_images_every_time(digits, group):
     assert len({int(y) for _, classes in one.held_out() for y in classes}) > 6
     whole = images_of(digits, group, calibration=None)
     assert sum(map(len, whole.calibration())) == sum(len(x) for x, _ in whole.held_out()) == 32
+
+
+def test_batches_for_statistics_are_of_nearly_one_size(digits, group):
+    """As those of images in memory: of a last one of a single image there may be no statistics."""
+    whole = torch.cat(list(images_of(digits, group, calibration=21).calibration()))
+    for batch, sizes in ((20, [11, 10]), (8, [7, 7, 7]), (6, [6, 5, 5, 5]), (21, [21]), (30, [21])):
+        images = images_of(digits, group, replace(RECIPE, batch=batch), calibration=21)
+        for _ in range(2):
+            assert [len(x) for x in images.calibration()] == sizes
+        assert torch.equal(torch.cat(list(images.calibration())), whole)
+        in_memory = TensorImages(whole, whole, torch.zeros(21, dtype=torch.int64), batch)
+        assert [len(x) for x in in_memory.calibration()] == sizes
+        # Accuracies that were made of other batches are not taken for these.
+        assert ("nearly" in images.identity) == (batch in (20, 8, 6))
+    odd = images_of(digits, group, replace(RECIPE, batch=16), calibration=17)
+    space = SearchSpace.from_json(
+        json.dumps({"img_size": [32, 32], "stages": [{"widths": [8], "depths": [1], "ratios": [1]}] * 4})
+    )
+    evaluator = SupernetEvaluator(Supernet(space, num_classes=10).eval(), odd)
+    evaluator.calibrated(space.largest())  # whose last map is 1x1
 
 
 def test_other_images_have_another_identity(digits, group):
@@ -78,6 +100,14 @@ def test_a_supernet_says_what_it_was_trained_on(digits, group, tmp_path):
 
     recipe = replace(RECIPE, crop=0.9, interpolation="bilinear")
     assert of("told.safetensors").identity == images_of(digits, group, recipe, hold_out=0.25).identity
+    # Fine-tuning is told how they were cut, and trains on those that were held out as well.
+    for name, (crop, interpolation) in {
+        "told.safetensors": (0.9, "bilinear"),
+        "untold.safetensors": (0.95, "bicubic"),
+    }.items():
+        found = of(name)
+        assert (found.recipe.crop, found.recipe.interpolation) == (crop, interpolation)
+        assert found.trainable == 64
     # One that says nothing, of elsewhere, is searched on the images to evaluate on.
     validation = [x for x, _ in of("untold.safetensors").held_out()]
     assert sum(map(len, validation)) == 20

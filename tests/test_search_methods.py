@@ -368,9 +368,9 @@ def test_another_search_is_not_gone_on_with(search, changes, message, tmp_path):
 
 def test_files_that_are_none(tmp_path):
     steps = tmp_path / "steps.jsonl"
-    for content, message in (("no json\n", "is damaged"), ("1\n", "is no record"), ("notes", "is no record")):
+    for content in ("no json\n", "1\n", "notes", "[" * 99_999 + "\n"):
         steps.write_text(content)
-        with pytest.raises(SearchError, match=message):
+        with pytest.raises(SearchError, match="is no record"):
             run_in(tmp_path, SEARCHES["random"], problem(), resume=True)
     steps.unlink()
     run_in(tmp_path, SEARCHES["random"], problem())

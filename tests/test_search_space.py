@@ -3,6 +3,7 @@
 import itertools
 import json
 import random
+from dataclasses import replace
 
 import pytest
 import torch
@@ -250,6 +251,15 @@ def without(name):
         (with_stage(0, depths=[-1, 1]), "must not be negative"),
         (with_stage(2, ratios=[]), "stage 3: ratios is empty"),
         (with_stage(2, ratios=["4"]), 'must be a number, but is "4"'),
+        (with_stage(2, ratios=[1, 7e300]).replace("7e+300", "1e400"), "a finite number, but is Infinity"),
+        (with_stage(2, ratios=[1, 10**400]), "must be a finite number"),
+        (with_stage(2, ratios=[1, float("nan")]), "NaN is no JSON"),
+        (with_stage(2, ratios=[1, 1e9]), "the ratio 1000000000.0 makes more than 1048576 hidden channels"),
+        (with_stage(2, widths=[8, 10**400]), "must be an integer below 2^31"),
+        (with_stage(2, widths=[8, 8 * 10**6]), "at most 65536 channels and 1024 blocks are possible"),
+        (with_stage(2, depths=[1, 10**6]), "at most 65536 channels and 1024 blocks are possible"),
+        (with_stage(2, depths={"from": 0, "to": 2 * 10**9}), "more than 65536 steps lead from 0 to"),
+        (json.dumps({**DATA, "img_size": [10**6, 224]}), "img_size and in_channels are at most 65536"),
         (with_stage(2, ratios=[0.01, 1]), "the ratio 0.01 leaves no hidden channel at width 16"),
         (with_stage(2, ratios=[-1, 1]), "leaves no hidden channel"),
         (with_stage(1, attention_blocks=[0, 1]), "stage 2: only stages 3 and 4 have attention"),
@@ -291,3 +301,6 @@ def test_sources_that_are_none(tmp_path):
         SearchSpace.read(tmp_path / "space.json")
     with pytest.raises(ModelError, match="4 stages, but got 3"):
         SearchSpace(TINY.stages[:3])
+    for ratio in (float("nan"), float("inf")):
+        with pytest.raises(ModelError, match="stage 1: ratios must be finite numbers"):
+            SearchSpace((replace(TINY.stages[0], ratios=(ratio,)), *TINY.stages[1:]))

@@ -108,6 +108,28 @@ def test_spaces_that_the_images_do_not_fit(capsys, tmp_path, digits, space, size
     assert message in err
 
 
+@pytest.mark.parametrize("more", [("--img-size", 64), ("--set", "img_size=224")])
+def test_the_space_says_the_size_of_images(capsys, tmp_path, digits, space, more):
+    code, _, err = run(capsys, *arguments(digits, space, tmp_path / "run", *more))
+    assert code == 2
+    assert (
+        f"takes images of its space's size, here 32x32, but --img-size is {str(more[1])[-3:]}"
+        in err.replace("=", " ")
+    )
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [*(("--hold-out", value) for value in ("nan", "inf", "-inf", "1", "-0.1")), ("--layer-scale", "nan")],
+)
+def test_numbers_that_are_none(capsys, tmp_path, digits, space, option, value):
+    code, _, err = run(capsys, *arguments(digits, space, tmp_path / "run", f"{option}={value}"))
+    assert code == 2
+    assert f"{option} must be a " in err
+    assert f"but got {float(value)}" in err
+
+
 def test_the_largest_learns_from_a_teacher(capsys, tmp_path, digits, space):
     torch.manual_seed(0)
     ARCHITECTURE.save(tmp_path / "architecture.json")

@@ -1,6 +1,7 @@
 """The commands train and evaluate, and the help and errors that users of them see."""
 
 import argparse
+import itertools
 import json
 import os
 import re
@@ -24,7 +25,7 @@ from effv2_kernels.__main__ import main
 from effv2_kernels.cli import evaluate, models, train
 from effv2_kernels.errors import UnavailableError
 from effv2_kernels.search import found
-from effv2_kernels.train import PRESETS, Recipe, packages, state
+from effv2_kernels.train import PRESETS, Recipe, open_data, packages, state
 
 S0 = "efficientformerv2_s0"
 
@@ -141,12 +142,13 @@ def test_the_command_that_a_search_ends_with(capsys, tmp_path, digits):
     torch.manual_seed(6)
     model = create_model(architecture=ARCHITECTURE, num_classes=10, img_size=32, in_channels=1)
     found.write_network(folder, model)
-    words = command_of(found._how_to_go_on(folder, model))
-    assert words[2] == "DATA"
-    words[2] = str(digits)
-    more = ("--epochs", 1, "--batch", 16, "--workers", 0, "--device", "cpu", "--set", "amp=none")
+    source = found.Source(str(digits), "", 0.875, "bilinear", len(open_data(digits).train))
+    words = command_of(found._how_to_go_on(folder, model, source))
+    more = ("--epochs", 1, "--workers", 0, "--device", "cpu", "--set", "amp=none")
     code, out, err = run(capsys, *words, *more)
     assert code == 0, err
+    recipe = json.loads((folder / "fine-tuned" / "recipe.json").read_text())["recipe"]
+    assert (recipe["crop"], recipe["interpolation"]) == (0.875, "bilinear")
     assert (folder / "fine-tuned" / "best.safetensors").exists()
     code, out, err = run(capsys, *command_of(out), "--workers", 0)
     assert code == 0, err
@@ -160,6 +162,28 @@ def test_a_published_teacher_is_named_where_it_fits(channels, classes, published
     model = create_model(architecture=ARCHITECTURE, num_classes=classes, img_size=32, in_channels=channels)
     words = command_of(found._how_to_go_on(Path("f"), model))
     assert ("--teacher" in words) == published
+
+
+def test_the_command_says_where_the_images_are():
+    model = create_model(architecture=ARCHITECTURE, num_classes=10, img_size=32, in_channels=1)
+
+    def words_of(*source):
+        words = command_of(found._how_to_go_on(Path("f"), model, found.Source(*source)))
+        return list(itertools.pairwise(words))
+
+    many = words_of("my data", "torch/fashion_mnist", 0.95, "bicubic", 60_000)
+    for pair in (
+        ("--data", "my data"),
+        ("--dataset", "torch/fashion_mnist"),
+        ("--num-classes", "10"),
+        ("--in-channels", "1"),
+    ):
+        assert pair in many
+    assert not {"--batch", "--set"} & {first for first, _ in many}
+    # Few images do not fill a batch of the recipe.
+    for count, batch in ((1023, "128"), (960, "128"), (24, "4"), (3, "2")):
+        assert ("--batch", batch) in words_of("d", "", 0.95, "bicubic", count)
+    assert "--data DATA " in found._how_to_go_on(Path("f"), model)
 
 
 def command_of(text):

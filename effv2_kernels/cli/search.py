@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Iterator
+from collections.abc import Collection
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from effv2_kernels.backends import TORCH_DTYPES
 from effv2_kernels.cli import datasets
-from effv2_kernels.errors import InputError, UnavailableError
+from effv2_kernels.errors import InputError, UnavailableError, UnknownNameError
 from effv2_kernels.progress import progress_bar
 
 if TYPE_CHECKING:
@@ -17,7 +18,9 @@ if TYPE_CHECKING:
 
     from effv2_kernels.search.budgets import Budgets
     from effv2_kernels.search.cost import Costs
+    from effv2_kernels.search.dataset_images import DatasetImages
     from effv2_kernels.search.evaluation import SupernetEvaluator
+    from effv2_kernels.search.found import Source
     from effv2_kernels.search.images import Images
     from effv2_kernels.search.latency import Device, LatencyTable
     from effv2_kernels.search.mes import MES
@@ -66,7 +69,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "accurate a subnet is",
     )
     parser.add_argument("--output", required=True, metavar="OUTPUT", help="the folder for all that is found")
-    parser.add_argument("--resume", action="store_true", help="go on with the search that OUTPUT has")
+    parser.add_argument(
+        "--resume",
+        action="store_true",
+        help="go on with the search that OUTPUT has, on the same images: of those in a folder, names and "
+        "order are compared, and not what the files hold, so leave the pictures as they are",
+    )
     _add_budgets(parser)
     _add_method(parser)
     parser.add_argument(
@@ -184,9 +192,11 @@ def run(args: argparse.Namespace) -> int:
     from effv2_kernels.search.supernet import supernet_file
 
     _check_counts(args)
+    _check_dtype(args.dtype)
+    device = _device(args.device)  # whatever the images are: training would give advice that is none here
     supernet = supernet_file.load(args.supernet)
     if Path(args.data).suffix == ".safetensors":
-        _run(args, supernet.to(_device(args.device)), _tensor_images(args, supernet))
+        _run(args, supernet.to(device), _tensor_images(args, supernet))
         return 0
     from effv2_kernels.train import packages
 
@@ -210,8 +220,15 @@ def run(args: argparse.Namespace) -> int:
             most=args.images,
             workers=args.workers,
         )
-        _run(args, supernet.to(group.device), images)
+        _run(args, supernet.to(group.device), images, _source(args, images))
     return 0
+
+
+def _source(args: argparse.Namespace, images: DatasetImages) -> Source:
+    from effv2_kernels.search.found import Source
+
+    recipe = images.recipe
+    return Source(args.data, args.dataset, recipe.crop, recipe.interpolation, images.trainable)
 
 
 def _tensor_images(args: argparse.Namespace, supernet: Supernet) -> Images:
@@ -228,7 +245,8 @@ def _tensor_images(args: argparse.Namespace, supernet: Supernet) -> Images:
     )
 
 
-def _run(args: argparse.Namespace, supernet: Supernet, images: Images) -> None:
+def _run(args: argparse.Namespace, supernet: Supernet, images: Images, source: Source | None = None) -> None:
+    """source: of images that ``train`` takes as well."""
     from effv2_kernels.search.cost import Costs
     from effv2_kernels.search.evaluation import SupernetEvaluator
     from effv2_kernels.search.search import Problem, run_in
@@ -259,7 +277,7 @@ def _run(args: argparse.Namespace, supernet: Supernet, images: Images) -> None:
             record=show,
             progress=progress,
         )
-    _write(output, evaluator, problem, found, args.method)
+    _write(output, evaluator, problem, found, args.method, source)
 
 
 def _check_counts(args: argparse.Namespace) -> None:
@@ -267,6 +285,12 @@ def _check_counts(args: argparse.Namespace) -> None:
         value = getattr(args, name)
         if value is not None and value < 1:
             raise InputError(f"--{name.replace('_', '-')} must be at least 1, but got {value}.")
+
+
+def _check_dtype(name: str) -> None:
+    """Of tables: ``latency`` measures networks in those alone."""
+    if name not in TORCH_DTYPES:
+        raise UnknownNameError.of("--dtype", name, TORCH_DTYPES)
 
 
 def _device(name: str) -> torch.device:
@@ -298,11 +322,12 @@ def _others(args: argparse.Namespace) -> dict[str, LatencyTable]:
     """By the names of their metrics; they need not be of this machine."""
     from effv2_kernels.search.latency import LatencyTable
 
-    found = {}
+    found: dict[str, LatencyTable] = {}
     for text in args.metric:
-        name, equals, path = text.partition("=")
-        if not equals:
+        name, _, path = text.partition("=")
+        if not name.strip() or not path:
             raise InputError(f"--metric takes NAME=TABLE, such as energy=energy.json, but got {text!r}.")
+        _once("--metric", name.strip(), found)
         found[name.strip()] = LatencyTable.read(path)
     return found
 
@@ -331,10 +356,13 @@ def _budgets(args: argparse.Namespace, costs: Costs) -> Budgets:
             f"give one --max-latency for each --latency, in the same order, or none; got "
             f"{len(args.max_latency)} for {len(costs.tables)}."
         )
-    given = {PARAMETERS: args.max_parameters, MACS: args.max_macs}
-    limits = {name: limit for name, limit in given.items() if limit is not None}
-    limits |= dict(_numbers("--max", args.max))
-    return Budgets(limits | dict(zip(costs.tables, args.max_latency, strict=False)))
+    own = {PARAMETERS: args.max_parameters, MACS: args.max_macs}
+    own |= dict(zip(costs.tables, args.max_latency, strict=False))
+    limits = {name: limit for name, limit in own.items() if limit is not None}
+    for name, limit in _numbers("--max", args.max).items():
+        _once("--max or its own option", name, limits)
+        limits[name] = limit
+    return Budgets(limits)
 
 
 def _mes(args: argparse.Namespace, costs: Costs) -> MES:
@@ -342,21 +370,31 @@ def _mes(args: argparse.Namespace, costs: Costs) -> MES:
     from effv2_kernels.search.mes import EXPONENTS, LATENCY, MES
 
     exponents = {name: value for name, value in EXPONENTS.items() if costs.tables or name != LATENCY}
-    exponents |= dict(_numbers("--alpha", args.alpha))
+    exponents |= _numbers("--alpha", args.alpha)
     return MES({name: value for name, value in exponents.items() if value != 0})
 
 
-def _numbers(option: str, texts: list[str]) -> Iterator[tuple[str, float]]:
-    """Of METRIC=NUMBER each."""
+def _numbers(option: str, texts: list[str]) -> dict[str, float]:
+    """Of METRIC=NUMBER each, every metric once."""
+    found: dict[str, float] = {}
     for text in texts:
-        name, equals, value = text.rpartition("=")
+        name, _, value = text.rpartition("=")
+        name = name.strip()
         try:
             number = float(value)
         except ValueError:
-            equals = ""
-        if not equals:
+            name = ""
+        if not name:
             raise InputError(f"{option} takes METRIC=NUMBER, such as parameters=0.5, but got {text!r}.")
-        yield name.strip(), number
+        _once(option, name, found)
+        found[name] = number
+    return found
+
+
+def _once(option: str, name: str, given: Collection[str]) -> None:
+    """Raise InputError where a metric was given already: the first or the second would be ignored."""
+    if name in given:
+        raise InputError(f"{name} is given twice, by {option}: give it once.")
 
 
 def _search(args: argparse.Namespace) -> Search:
@@ -371,7 +409,14 @@ def _search(args: argparse.Namespace) -> Search:
     return made
 
 
-def _write(output: Path, evaluator: SupernetEvaluator, problem: Problem, found: Found, method: str) -> None:
+def _write(
+    output: Path,
+    evaluator: SupernetEvaluator,
+    problem: Problem,
+    found: Found,
+    method: str,
+    source: Source | None,
+) -> None:
     from effv2_kernels.search import found as files
     from effv2_kernels.search import pictures
 
@@ -380,7 +425,7 @@ def _write(output: Path, evaluator: SupernetEvaluator, problem: Problem, found: 
         f"Found by {method} in {len(found.steps)} steps, which evaluated {len(found.candidates())} subnets:\n"
         f"{best.accuracy:.2%} of the held-out images, {costs.describe(best.metrics)}, MES {best.mes:.4g}"
     )
-    written = files.write(output, evaluator.calibrated(best.architecture), found, summary)
+    written = files.write(output, evaluator.calibrated(best.architecture), found, summary, source)
     metric = next((name for name in problem.budgets.limits if name in costs.tables), None)
     metric = metric or next(iter({**costs.tables, **problem.budgets.limits}))
     unit = costs.units.get(metric, "")

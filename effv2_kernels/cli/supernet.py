@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
@@ -58,6 +59,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
+    _check_numbers(args)
     packages.require()
     from effv2_kernels.search.space import SearchSpace
     from effv2_kernels.train import processes
@@ -67,6 +69,16 @@ def run(args: argparse.Namespace) -> int:
     with processes(args.device) as group:
         _train(args, space, recipe, group)
     return 0
+
+
+def _check_numbers(args: argparse.Namespace) -> None:
+    """Of those that no recipe has. What a share comes to in images is known where they are opened."""
+    if not 0 <= args.hold_out < 1:  # of NaN this is not true either
+        raise InputError(
+            f"--hold-out must be a share of at least 0 and below 1, such as 0.05, but got {args.hold_out}."
+        )
+    if not math.isfinite(args.layer_scale):
+        raise InputError(f"--layer-scale must be a number, such as 1e-5, but got {args.layer_scale}.")
 
 
 def _recipe(args: argparse.Namespace, space: SearchSpace) -> Recipe:
@@ -80,6 +92,12 @@ def _recipe(args: argparse.Namespace, space: SearchSpace) -> Recipe:
         channels = space.in_channels
         raise InputError(f"the space is for images of {channels} channels: give --in-channels {channels}.")
     recipe = recipes.recipe_of(args)
+    told = args.img_size is not None or any(s.partition("=")[0].strip() == "img_size" for s in args.set)
+    if told and recipe.img_size != rows:
+        raise InputError(
+            f"a supernet takes images of its space's size, here {rows}x{rows}, but --img-size is "
+            f"{recipe.img_size}: leave it out, or give another img_size in the file of --space."
+        )
     return replace(recipe, img_size=rows, drop_path=max(recipe.drop_path, 0.0))
 
 

@@ -27,8 +27,8 @@ class Budgets:
                 raise SearchError(f"the budget of {name} must be a positive number; got {limit}.")
 
     def exceeded(self, metrics: Mapping[str, float]) -> list[str]:
-        """The names of the metrics that are beyond their limits."""
-        return [name for name, limit in self.limits.items() if metrics[name] > limit]
+        """The names of the metrics that are not within their limits: of NaN nobody knows that it is."""
+        return [name for name, limit in self.limits.items() if not metrics[name] <= limit]
 
     def check(self, costs: Costs) -> None:
         """Raise SearchError where nothing measures a metric, or the smallest subnet is beyond a limit."""

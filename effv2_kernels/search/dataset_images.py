@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator
 from functools import cached_property
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from effv2_kernels.errors import InputError
@@ -27,6 +28,8 @@ class DatasetImages:
     training images make statistics, most: how many held-out ones are compared on, drawn at random, the same
     every time; None takes all. workers: processes that read them.
 
+    Batches for statistics are of nearly one size, the recipe's at most, as those of ``TensorImages`` are.
+
     Raises InputError for images that have no numbers, and where there are none.
     """
 
@@ -44,11 +47,15 @@ class DatasetImages:
         training, held_out = (
             _some(part, n) for part, n in ((data.train, calibration), (data.held_out, most))
         )
-        # Other pictures, or others made of them, are other images.
+        self.recipe, self._calibration = recipe, len(training)
+        # What fine-tuning has to train on: what was held out as well.
+        self.trainable = len(data.train) + (0 if data.held_out is data.validation else len(data.held_out))
+        # Other pictures, others made of them, or other batches of them, are other images.
+        even = len(training) <= recipe.batch or len(training) % recipe.batch == 0
         self.identity = (
             f"{len(held_out)} held-out images ({held_out.digest()}), {len(training)} for statistics "
-            f"({training.digest()}), of {channels}x{recipe.img_size}x{recipe.img_size}, {recipe.batch} at "
-            f"once, crop {recipe.crop}, {recipe.interpolation}"
+            f"({training.digest()}), of {channels}x{recipe.img_size}x{recipe.img_size}, "
+            f"{'' if even else 'nearly '}{recipe.batch} at once, crop {recipe.crop}, {recipe.interpolation}"
         )
         image = 4 * channels * recipe.img_size**2  # bytes
         self._parts = [
@@ -104,10 +111,28 @@ class DatasetImages:
         )
 
     def calibration(self) -> Iterator[Tensor]:
-        yield from (images for images, _ in self._parts[0])
+        # Statistics are of each batch, and a last one of a single image may have none.
+        images = (images for images, _ in self._parts[0])
+        yield from _of_nearly_one_size(images, self._calibration, self.recipe.batch)
 
     def held_out(self) -> Iterable[tuple[Tensor, Tensor]]:
         return self._parts[1]
+
+
+def _of_nearly_one_size(batches: Iterable[Tensor], count: int, most: int) -> Iterator[Tensor]:
+    """The same ``count`` images in the same order, in the fewest batches of at most ``most`` of them.
+
+    Their sizes differ by one at most, as ``tensor_split`` makes them.
+    """
+    parts = -(-count // most)
+    sizes = [count // parts + (part < count % parts) for part in range(parts)]
+    left: Tensor | None = None
+    for images in batches:
+        left = images if left is None else torch.cat((left, images))
+        while sizes and len(left) >= sizes[0]:
+            size = sizes.pop(0)
+            yield left[:size]
+            left = left[size:]
 
 
 class _Kept:

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import nn
 
 import effv2_kernels
+from effv2_kernels import fields
 from effv2_kernels.checkpoint import identity
 from effv2_kernels.errors import SearchError
 from effv2_kernels.families.efficientformer_v2 import Architecture, sizes
@@ -82,13 +83,28 @@ class Remembered:
 
     A search is determined by its seed and by the accuracies that it meets. So one that was killed is simply
     begun again: up to where it was it meets remembered accuracies, and takes the same way in no time.
+
+    remedy: what to do, beside removing it, where the file is of something else or damaged, which is a
+    SearchError.
     """
 
-    def __init__(self, evaluator: Evaluator, path: Path) -> None:
+    def __init__(
+        self, evaluator: Evaluator, path: Path, *, remedy: str = "choose another file of accuracies"
+    ) -> None:
         self._evaluator = evaluator
         self.identity = evaluator.identity
-        self._journal = Journal(path, {"effv2_evaluations": 1, "evaluator": evaluator.identity})
-        self._known = {_key(r["architecture"]): float(r["accuracy"]) for r in self._journal.records}
+        about = {"effv2_evaluations": 1, "evaluator": evaluator.identity}
+        self._journal = Journal(path, about, remedy=remedy)
+        self._known = dict(map(self._remembered, self._journal.records))
+
+    def _remembered(self, record: Mapping[str, Any]) -> tuple[str, float]:
+        accuracy = record.get("accuracy")
+        # Of NaN this is not true either.
+        if not isinstance(accuracy, (int, float)) or not 0 <= accuracy <= 1:
+            raise self._journal.damaged(f"an accuracy must be from 0 to 1, but is {fields.shown(accuracy)}")
+        if "architecture" not in record:
+            raise self._journal.damaged("an accuracy is of no architecture")
+        return _key(record["architecture"]), float(accuracy)
 
     def __len__(self) -> int:
         return len(self._known)

@@ -16,8 +16,9 @@ class Journal:
     """A file whose first line says what it is of, and every other holds one record.
 
     about: JSON values by name. A file that is there must be of the same; half a line at its end, of a run
-    that was killed while it wrote, is cut off. error: what is raised where the file is of something else,
-    with what differs, or cannot be read or written. remedy: what messages then advise.
+    that was killed while it wrote, is cut off when the next record is added. A file of anything else stays
+    as it is. error: what is raised where the file is of something else, with what differs, or cannot be read
+    or written. remedy: what messages then advise.
     """
 
     def __init__(
@@ -34,24 +35,42 @@ class Journal:
         with self._mended("read"):
             there = path.read_bytes() if path.exists() else b""
         whole = there[: there.rfind(b"\n") + 1]
-        if len(whole) < len(there):
-            if not whole and not _line(about).startswith(there):
-                raise error(f"'{path}' is no record of such a run: remove it, or {remedy}.")
-            with self._mended("written"):
-                os.truncate(path, len(whole))
+        # Nothing is cut off before the file is known to be such a record: it may be anybody's.
+        self._kept = len(whole) if len(whole) < len(there) else None
         if not whole:
+            if not _line(about).startswith(there):
+                raise self._foreign()
             self._write(about)
             return
-        first, *self.records = self._parsed(whole)
+        first, *lines = whole.splitlines()
+        self._check_first(first, about)
+        self.records = [self._parsed(line) for line in lines]
+
+    def _check_first(self, line: bytes, about: Mapping[str, Any]) -> None:
+        try:
+            first = json.loads(line)
+        except (ValueError, RecursionError):
+            first = None
+        if not isinstance(first, dict):
+            raise self._foreign()
         given = json.loads(json.dumps(about))
         differ = [name for name in {**given, **first} if first.get(name) != given.get(name)]
         if differ:
             changes = (
                 f"{name} {_short(first.get(name))}, and now {_short(given.get(name))}" for name in differ
             )
-            raise error(
-                f"'{path}' was written with {'; '.join(changes)}: go on with the same options, or {remedy}."
+            raise self._error(
+                f"'{self.path}' was written with {'; '.join(changes)}: go on with the same options, or "
+                f"{self._remedy}."
             )
+
+    def _foreign(self) -> Effv2Error:
+        return self._error(f"'{self.path}' is no record of such a run: remove it, or {self._remedy}.")
+
+    def damaged(self, what: str = "") -> Effv2Error:
+        """The error to raise where a record is none. what: is wrong with it, as a clause."""
+        reason = f" ({what})" if what else ""
+        return self._error(f"'{self.path}' is damaged{reason}: remove it, or {self._remedy}.")
 
     def add(self, record: Mapping[str, Any]) -> None:
         """Write a record; it is on disk when this returns."""
@@ -60,17 +79,20 @@ class Journal:
 
     def _write(self, record: Mapping[str, Any]) -> None:
         with self._mended("written"), self.path.open("ab") as file:
+            if self._kept is not None:
+                file.truncate(self._kept)
+                self._kept = None
             file.write(_line(record))
             file.flush()
             os.fsync(file.fileno())
 
-    def _parsed(self, whole: bytes) -> list[dict[str, Any]]:
+    def _parsed(self, line: bytes) -> dict[str, Any]:
         try:
-            found = [json.loads(line) for line in whole.splitlines()]
-        except ValueError as error:
-            raise self._error(f"'{self.path}' is damaged: remove it, or {self._remedy}.") from error
-        if not all(isinstance(record, dict) for record in found):
-            raise self._error(f"'{self.path}' is no record of such a run: remove it, or {self._remedy}.")
+            found = json.loads(line)
+        except (ValueError, RecursionError) as error:
+            raise self.damaged() from error
+        if not isinstance(found, dict):
+            raise self.damaged()
         return found
 
     @contextmanager

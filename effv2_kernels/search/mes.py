@@ -54,7 +54,7 @@ class MES:
                     f"the score counts {name}, but what is known of a network is {', '.join(metrics)}: give "
                     f"what measures it, such as a latency table, or leave out its exponent."
                 )
-            if metrics[name] <= 0:
+            if not metrics[name] > 0:  # nor NaN, which would be no score at all
                 raise SearchError(f"a score needs positive metrics, but {name} is {metrics[name]}.")
             product *= (metrics[name] / self.references.get(name, 1.0)) ** -exponent
         return 100 * product

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from effv2_kernels.engine import Progress
-from effv2_kernels.errors import SearchError
+from effv2_kernels.errors import ModelError, SearchError
 from effv2_kernels.families.efficientformer_v2.architecture import Architecture
 from effv2_kernels.search.budgets import Budgets
 from effv2_kernels.search.cost import Costs
@@ -121,7 +121,11 @@ def run_in(
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise SearchError(f"the folder '{folder}' cannot be made: {error.strerror}.") from error
-    remembered = Remembered(problem.evaluator, evaluations or folder / EVALUATIONS)
+    remembered = (
+        Remembered(problem.evaluator, folder / EVALUATIONS, remedy="choose another folder")
+        if evaluations is None
+        else Remembered(problem.evaluator, evaluations, remedy="choose another --evaluations-file")
+    )
     journal = Journal(steps, _about(search, problem))  # last: it claims the folder
     count = 0
 
@@ -129,7 +133,7 @@ def run_in(
         nonlocal count
         if count == len(journal.records):
             journal.add(step.to_json())
-        elif Step.from_json(journal.records[count]) != step:
+        elif _step(journal, count) != step:
             raise SearchError(
                 f"step {step.number} is not what '{steps}' says of it, so that the search cannot go on: the "
                 f"file was changed, or was written by another version. Choose another folder."
@@ -138,6 +142,13 @@ def run_in(
         record(step)
 
     return search.run(replace(problem, evaluator=remembered), write, progress)
+
+
+def _step(journal: Journal, number: int) -> Step:
+    try:
+        return Step.from_json(journal.records[number])
+    except (KeyError, TypeError, ValueError, AttributeError, ModelError) as error:
+        raise journal.damaged(f"step {number} is none") from error
 
 
 def _about(search: Search, problem: Problem) -> dict[str, Any]:

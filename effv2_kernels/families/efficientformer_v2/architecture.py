@@ -13,6 +13,8 @@ from effv2_kernels import fields
 from effv2_kernels.errors import ModelError
 
 FILE = "architecture.json"  # what such files are called
+# More is no network but a slip, which would end in want of memory or in an overflow.
+MOST_WIDTH, MOST_DEPTH, MOST_HIDDEN = 2**16, 2**10, 2**20
 _FIELDS = ("widths", "depths", "ratios", "attention_blocks")
 
 
@@ -42,6 +44,11 @@ class Architecture:
                 f"widths must be positive, the first one even, and depths not negative; "
                 f"got widths={self.widths}, depths={self.depths}."
             )
+        if max(self.widths) > MOST_WIDTH or max(self.depths) > MOST_DEPTH:
+            raise ModelError(
+                f"a stage has at most {MOST_WIDTH} channels and {MOST_DEPTH} blocks; "
+                f"got widths={self.widths}, depths={self.depths}: give smaller ones."
+            )
         for late, count in enumerate(self.late_attention()):
             if not 0 <= count <= self.depths[2 + late]:
                 raise ModelError(
@@ -49,10 +56,12 @@ class Architecture:
                     f"attention; got attention_blocks={self.attention_blocks}."
                 )
         for stage, ratios in enumerate(self.block_ratios()):
-            if len(ratios) != self.depths[stage] or any(int(self.widths[stage] * r) < 1 for r in ratios):
+            if len(ratios) != self.depths[stage] or not all(
+                1 <= self.widths[stage] * r <= MOST_HIDDEN for r in ratios
+            ):
                 raise ModelError(
                     f"stage {stage + 1} needs {self.depths[stage]} expansion ratios that leave at least one "
-                    f"hidden channel; got {ratios}."
+                    f"hidden channel, and at most {MOST_HIDDEN}; got {ratios}."
                 )
 
     def late_attention(self) -> tuple[int, int]:

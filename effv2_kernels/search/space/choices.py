@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from itertools import pairwise
 
 from effv2_kernels.errors import ModelError
+from effv2_kernels.families.efficientformer_v2.architecture import MOST_DEPTH, MOST_HIDDEN, MOST_WIDTH
 
 WIDTH_STEP = 8  # channels; every width is a multiple of it
 
@@ -29,6 +31,9 @@ class StageChoices:
             values = getattr(self, name)
             if not values:
                 raise ModelError(f"{what}: {name} is empty: give at least one value.")
+            # NaN would pass every comparison that follows.
+            if not all(-math.inf < value < math.inf for value in values):
+                raise ModelError(f"{what}: {name} must be finite numbers; got {values}.")
             if any(a >= b for a, b in pairwise(values)):
                 raise ModelError(f"{what}: {name} must ascend, each value once; got {values}.")
         if self.widths[0] < 1 or any(width % WIDTH_STEP for width in self.widths):
@@ -37,6 +42,16 @@ class StageChoices:
             raise ModelError(
                 f"{what}: depths and attention_blocks must not be negative; "
                 f"got {self.depths} and {self.attention_blocks}."
+            )
+        if self.widths[-1] > MOST_WIDTH or self.depths[-1] > MOST_DEPTH:
+            raise ModelError(
+                f"{what}: at most {MOST_WIDTH} channels and {MOST_DEPTH} blocks are possible; "
+                f"got {self.widths[-1]} and {self.depths[-1]}."
+            )
+        if self.ratios[-1] * self.widths[-1] > MOST_HIDDEN:
+            raise ModelError(
+                f"{what}: the ratio {self.ratios[-1]} makes more than {MOST_HIDDEN} hidden channels of the "
+                f"width {self.widths[-1]}: give smaller ones."
             )
         if self.ratios[0] * self.widths[0] < 1:
             raise ModelError(

@@ -12,7 +12,7 @@ from typing import TypeVar
 import torch
 
 from effv2_kernels.errors import ModelError
-from effv2_kernels.families.efficientformer_v2.architecture import Architecture
+from effv2_kernels.families.efficientformer_v2.architecture import MOST_WIDTH, Architecture
 from effv2_kernels.search.space import moves, space_file
 from effv2_kernels.search.space.choices import StageChoices
 from effv2_kernels.search.space.moves import Action
@@ -41,6 +41,11 @@ class SearchSpace:
             raise ModelError(
                 f"img_size must be rows and columns, and they and in_channels positive; "
                 f"got img_size={self.img_size}, in_channels={self.in_channels}."
+            )
+        if max(*self.img_size, self.in_channels) > MOST_WIDTH:
+            raise ModelError(
+                f"img_size and in_channels are at most {MOST_WIDTH}; "
+                f"got img_size={self.img_size}, in_channels={self.in_channels}: give smaller ones."
             )
         for i, stage in enumerate(self.stages):
             stage.check(f"stage {i + 1}")

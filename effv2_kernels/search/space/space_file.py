@@ -32,6 +32,7 @@ from effv2_kernels.errors import ModelError
 from effv2_kernels.search.space.choices import StageChoices
 
 _FOLDER = Path(__file__).with_name("shipped")
+_MOST_STEPS = 2**16  # more than any choice has, and few enough to list
 _INTEGERS = ("widths", "depths", "attention_blocks")
 
 
@@ -77,6 +78,10 @@ def _integers(value: Any, what: str) -> tuple[int, ...]:
     step = fields.integer(value.get("step", 1), f"'step' of {what}")
     if step < 1 or last < first or (last - first) % step:
         raise ModelError(f"{what}: no steps of {step} lead from {first} to {last}.")
+    if (last - first) // step >= _MOST_STEPS:
+        raise ModelError(
+            f"{what}: more than {_MOST_STEPS} steps lead from {first} to {last}: take larger ones."
+        )
     return tuple(range(first, last + 1, step))
 
 
