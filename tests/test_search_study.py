@@ -77,7 +77,7 @@ def test_every_budget_holds(study):
         assert written["networks"][method]["metrics"] == metrics
         assert Architecture.read(chain.architecture(method)) == steps[-1].chosen.architecture
     # The space has fewer networks than that within the budgets, and each that random search made is full.
-    assert 10 < chain.evaluations(RANDOM) <= chain.evaluations(JOINT)
+    assert 1 < chain.evaluations(RANDOM) <= chain.evaluations(JOINT)
 
 
 def test_greedy_steps_are_monotone(study):

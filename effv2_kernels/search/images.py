@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from effv2_kernels.checkpoint import files
+from effv2_kernels.checkpoint.choice import listed
 from effv2_kernels.errors import InputError
 
 
@@ -122,8 +123,8 @@ def _of_file(
     missing = [name for name in names if name not in tensors]
     if missing:
         raise InputError(
-            f"'{os.fspath(path)}' has no tensor {' and no '.join(missing)}, but {', '.join(tensors)}: a file "
-            f"of images has {', '.join(names)}."
+            f"'{os.fspath(path)}' has no tensor {' and no '.join(missing)}, but {listed(list(tensors))}: a "
+            f"file of images has {', '.join(names)}."
         )
     training, images, classes = (tensors[name] for name in names)
     return TensorImages(training[:calibration], images[:most], classes[:most], batch)

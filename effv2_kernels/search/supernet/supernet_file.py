@@ -73,7 +73,9 @@ def load(path: str | os.PathLike[str], space: SearchSpace | None = None) -> Supe
     except ModelError as error:
         raise CheckpointError(f"{origin} is damaged: {error}") from error
     supernet.to(dtype)
-    checkpoint.load_into(supernet, tensors, origin, lambda missing, misshapen: "The file is damaged.")
+    checkpoint.load_into(
+        supernet, tensors, origin, lambda missing, misshapen: checkpoint.Advice("The file is damaged.")
+    )
     return supernet.eval()
 
 
