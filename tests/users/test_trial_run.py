@@ -159,10 +159,9 @@ def test_where_a_gpu_would_run_nothing_is_compiled(weights, dtype, monkeypatch):
     monkeypatch.setattr(Engine, "run", lambda *_: pytest.fail("the engine ran"))
     for model in (own_model(), own_model().half()):
         fast = optimize(weights(model), backend="triton", dtype=dtype)
-        low, high = (
-            (0, 2e-2) if dtype == "fp16" or next(model.parameters()).dtype == torch.float16 else (0, 1e-5)
-        )
-        assert low < fast._verified < high
+        halves = dtype == "fp16" or next(model.parameters()).dtype == torch.float16
+        # Of five values it may be 0 by chance; where nothing was verified it is None.
+        assert 0 <= fast._verified < (2e-2 if halves else 1e-5)
     changed = weights(official_model(official_copy(BIAS)))
     with pytest.raises(ModelError, match="does not compute"):
         optimize(changed, backend="triton", dtype=dtype)
