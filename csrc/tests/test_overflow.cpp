@@ -110,7 +110,10 @@ TEST(overflow, of_one_call) {
     for (const int place : {0, kImages - 1}) {
       std::vector<float> values = good;
       const auto image = values.begin() + place * kImage.values();
-      std::for_each(image, image + kImage.values(), [](float& value) { value *= 12000.0f; });
+      // Large, and in the format still, whatever was drawn: beyond 5.4 deviations is seldom, and not never.
+      const float most = target->largest;
+      std::for_each(image, image + kImage.values(),
+                    [most](float& value) { value = std::clamp(12000.0f * value, -most, most); });
       const Batch batch = stored_batch(*target, values, kImages, kImage);
       for (const float value : rounded(*target, values)) CHECK(std::isfinite(value));
       for (const int threads : {1, 2, 3, 8}) {
