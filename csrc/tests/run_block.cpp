@@ -39,6 +39,7 @@ std::uint16_t half_of(const Target& target, float value) {
   }
   const std::uint32_t sign = bits >> 16 & 0x8000;
   if (std::isnan(value)) return 0x7e00;
+  if (value == 0) return static_cast<std::uint16_t>(sign);  // which has no exponent
   if (std::fabs(value) >= 65520) return static_cast<std::uint16_t>(sign | 0x7c00);
   // Steps between halves: of 2^-24 below the least exponent, else of 2^-10 of the leading bit.
   int exponent;
