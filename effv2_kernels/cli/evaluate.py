@@ -38,22 +38,12 @@ def run(args: argparse.Namespace) -> int:
 
     packages.require()
     import effv2_kernels
-    from effv2_kernels import create_model
     from effv2_kernels.train import Recipe, open_data, processes, validation_loader
 
     if args.checkpoint is None and not args.pretrained:
         raise CheckpointError("there are no weights to evaluate: give --checkpoint FILE or --pretrained.")
     data = open_data(args.data, dataset=args.dataset, channels=args.in_channels, classes=args.num_classes)
-    with models.by_options(args, lambda count: _of_other_classes(data, count)):
-        model = create_model(
-            **models.network(args),
-            checkpoint=args.checkpoint,
-            pretrained=args.pretrained,
-            weights=args.weights,
-            num_classes=data.classes,
-            img_size=args.img_size,
-            in_channels=args.in_channels,
-        )
+    model = models.create(args, data.classes, lambda count: _of_other_classes(data, count))
     options = {name: getattr(args, name) for name in ("isa", "threads") if getattr(args, name) is not None}
     fast = effv2_kernels.optimize(model, **options)
     recipe = Recipe(

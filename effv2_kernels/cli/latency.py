@@ -74,8 +74,7 @@ def run(args: argparse.Namespace) -> int:
 
     needed = [*(["scipy"] if args.out or args.prove else []), *(["matplotlib"] if args.plot else [])]
     extras.require("a latency table, or a plot,", needed, "search")
-    if args.prove is not None:
-        _take_from_table(args)
+    proved = None if args.prove is None else _take_from_table(args)
     for name, default in _DEFAULTS.items():
         if getattr(args, name) is None:
             setattr(args, name, default)
@@ -90,15 +89,15 @@ def run(args: argparse.Namespace) -> int:
     space = SearchSpace.read(args.space)
     if args.export is not None:
         return _export(args, space)
-    if args.prove is not None:
-        return _prove(args, space)
+    if proved is not None:
+        return _prove(args, space, proved)
     if args.operators:
         return _operators(args, space)
     return _measure(args, space)
 
 
-def _take_from_table(args: argparse.Namespace) -> None:
-    """A proof times what the table is of. Raises InputError for options that say otherwise."""
+def _take_from_table(args: argparse.Namespace) -> LatencyTable:
+    """The table to prove; a proof times what it is of. Raises InputError for options that say otherwise."""
     from effv2_kernels.search.latency import LatencyTable
 
     table = LatencyTable.read(args.prove)
@@ -117,6 +116,7 @@ def _take_from_table(args: argparse.Namespace) -> None:
                 f"--{name} is {given}, and the table to prove, {args.prove}, is of {value}: leave it out."
             )
         setattr(args, name, value)
+    return table
 
 
 def _measure(args: argparse.Namespace, space: SearchSpace) -> int:
@@ -153,12 +153,10 @@ def _measure(args: argparse.Namespace, space: SearchSpace) -> int:
     return 0
 
 
-def _prove(args: argparse.Namespace, space: SearchSpace) -> int:
+def _prove(args: argparse.Namespace, space: SearchSpace, table: LatencyTable) -> int:
     from effv2_kernels.progress import progress_bar
-    from effv2_kernels.search.latency import LatencyTable
     from effv2_kernels.search.latency.proof import draw, prove
 
-    table = LatencyTable.read(args.prove)
     timer = _timer(args, space)
     table.require(timer.device)
     with progress_bar() as progress:

@@ -137,6 +137,24 @@ def by_options(args: argparse.Namespace, classes: Callable[[int], str] | None = 
         raise CheckpointError(f"{given}: {said}.", error.fits) from error
 
 
+def create(
+    args: argparse.Namespace, num_classes: int, advice: Callable[[int], str] | None = None
+) -> nn.Module:
+    """The model of the options, with so many classes. advice: as ``by_options`` has it for other ones."""
+    from effv2_kernels import create_model
+
+    with by_options(args, advice):
+        return create_model(
+            **network(args),
+            checkpoint=args.checkpoint,
+            pretrained=args.pretrained,
+            weights=args.weights,
+            num_classes=num_classes,
+            img_size=args.img_size,
+            in_channels=args.in_channels,
+        )
+
+
 def _advice(args: argparse.Namespace, option: str, value: Any) -> str:
     """What to say of weights that would fit with this option of ``create_model``."""
     if option == "name":
@@ -195,24 +213,14 @@ def build(args: argparse.Namespace) -> nn.Module:
     """The model in plain PyTorch, in eval mode; its weights are random where the options name none."""
     import torch
 
-    from effv2_kernels import create_model
-
     if is_saved(args):
         raise CheckpointError(
             f"{args.checkpoint} is an optimised network, and this command needs the model that it was made "
             f"of: give the .pth or .safetensors file."
         )
     torch.manual_seed(args.seed)
-    with _log_on_stderr(), by_options(args):
-        model = create_model(
-            **network(args),
-            checkpoint=args.checkpoint,
-            pretrained=args.pretrained,
-            num_classes=args.num_classes,
-            img_size=args.img_size,
-            in_channels=args.in_channels,
-            weights=args.weights,
-        )
+    with _log_on_stderr():
+        model = create(args, args.num_classes)
     if is_random(args):
         randomise(model)
     return model

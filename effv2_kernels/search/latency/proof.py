@@ -11,15 +11,14 @@ from statistics import median
 from effv2_kernels.engine import Progress
 from effv2_kernels.errors import LatencyError
 from effv2_kernels.families.efficientformer_v2.architecture import Architecture
-from effv2_kernels.search.latency.measuring import Clock
+from effv2_kernels.search.latency.measuring import LARGEST_ERROR, Clock
 from effv2_kernels.search.latency.table import LatencyTable
 from effv2_kernels.search.latency.task import Task
 from effv2_kernels.search.latency.whole import whole_ratios
 from effv2_kernels.search.panel import panel
 from effv2_kernels.search.space.space import SearchSpace
 
-# What a table is relied on for: the most that it may be off in the median, and the least correlations.
-_LARGEST_ERROR = 0.04
+# The least that a table is relied on for.
 _LEAST_CORRELATION, _LEAST_CORRELATION_NEAR = 0.98, 0.9
 
 # Around the median of the measured times: among networks of one latency, a search needs their order.
@@ -72,9 +71,9 @@ class Proof:
     def doubts(self) -> list[str]:
         """What does not hold that should: nothing where the table can be relied on."""
         found = []
-        if self.median_error > _LARGEST_ERROR:
+        if self.median_error > LARGEST_ERROR:
             found.append(
-                f"the median error is {self.median_error:.1%}, and {_LARGEST_ERROR:.0%} at most is good"
+                f"the median error is {self.median_error:.1%}, and {LARGEST_ERROR:.0%} at most is good"
             )
         for what, correlation, least in (
             ("", self.correlation, _LEAST_CORRELATION),
