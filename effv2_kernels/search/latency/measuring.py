@@ -18,7 +18,7 @@ from typing import Any, Protocol
 
 from effv2_kernels.engine import Progress
 from effv2_kernels.errors import LatencyError, ModelError
-from effv2_kernels.families.efficientformer_v2.architecture import Architecture
+from effv2_kernels.families.efficientformer_v2 import Architecture, sizes
 from effv2_kernels.search.journal import Journal
 from effv2_kernels.search.latency.fit import Reading, table_of
 from effv2_kernels.search.latency.table import Device, LatencyTable
@@ -223,7 +223,7 @@ def _disagreements(
 
 def _as_json(reading: Reading) -> dict[str, Any]:
     return {
-        "architecture": json.loads(reading.architecture.to_json()),
+        "architecture": sizes(reading.architecture),
         "blocks": [float(f"{time:.6g}") for time in reading.blocks],
         "whole": reading.whole,
         "reference": reading.reference,

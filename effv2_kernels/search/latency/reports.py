@@ -9,7 +9,7 @@ from typing import Any
 
 import effv2_kernels
 from effv2_kernels.errors import LatencyError
-from effv2_kernels.families.efficientformer_v2.architecture import Architecture
+from effv2_kernels.families.efficientformer_v2 import Architecture, sizes
 from effv2_kernels.families.efficientformer_v2.model import EfficientFormerV2
 from effv2_kernels.search.latency.fit import Reading, table_of
 from effv2_kernels.search.latency.table import Device, LatencyTable
@@ -43,7 +43,7 @@ def export(
         name = f"network-{number:03}"
         fast = effv2_kernels.optimize(model.eval())
         effv2_kernels.save(fast, folder / f"{name}.effv2", dtype="fp16" if dtype == "fp16" else "fp32")
-        named[name] = json.loads(architecture.to_json())
+        named[name] = sizes(architecture)
     listed = {"space": json.loads(space.to_json()), "classes": classes, "networks": named}
     (folder / _LIST).write_text(json.dumps(listed, indent=1) + "\n", encoding="utf-8")
 

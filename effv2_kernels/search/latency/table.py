@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from effv2_kernels.errors import LatencyError
-from effv2_kernels.families.efficientformer_v2.architecture import Architecture
+from effv2_kernels.families.efficientformer_v2 import Architecture, sizes
 from effv2_kernels.replacing import replacing
 from effv2_kernels.search.latency.task import Task, block_names
 
@@ -121,7 +121,7 @@ class LatencyTable:
             "error": self.error,
             "reference": None
             if self.reference is None
-            else {"architecture": json.loads(self.reference[0].to_json()), "time": self.reference[1]},
+            else {"architecture": sizes(self.reference[0]), "time": self.reference[1]},
             "blocks": {name: asdict(block) for name, block in sorted(self.blocks.items())},
         }
         write_json(Path(path), content)
