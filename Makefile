@@ -46,6 +46,8 @@ help:
 	@echo "make bench    time every block and whole networks           (about 1 minute)"
 	@echo "make rivals   compare with eager, torch.compile, ONNX Runtime and OpenVINO (15 minutes)"
 	@echo "make targets  measure every speed target and say which are met (about 12 minutes)"
+	@echo "make prepare-gpu  compile what bench/gpu/run_all.py takes to a GPU that has no compilers, in"
+	@echo "              build/gpu-prepared (half an hour, needs nvcc; GPU_PYTHON=python3.12)"
 	@echo "make roofline draw every block below the roofs of this machine (about 1 minute)"
 	@echo "make study    search for networks on Fashion-MNIST, and compare what is found (SEEDS=0: of one seed,"
 	@echo "              90 minutes each); make study-why: the same with other budgets, half an hour each;"
@@ -220,6 +222,7 @@ $(STAMPS)/bench: requirements/bench.txt $(STAMPS)/test
 include scripts/wheels.mk
 include scripts/aarch64.mk
 include scripts/cuda.mk
+include scripts/gpu.mk
 include scripts/search.mk
 
 clean:

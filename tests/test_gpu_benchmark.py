@@ -19,6 +19,7 @@ from models import Spec
 pytest.importorskip("triton")
 
 from bench.gpu import parity, scaling, speed, targets, timing
+from bench.gpu.turns import Turns
 from effv2_kernels import optimize, reference, shapes
 from effv2_kernels.gpu.ceilings import Ceilings
 from effv2_kernels.gpu.engine import Engine
@@ -301,6 +302,28 @@ def test_measure(small):
     )
     json.dumps(row, allow_nan=False)
     assert "compile" not in speed.measure("s0", 2, CPU, CEILINGS, seconds=0, rival=False)["ms"]
+
+
+def test_all_that_uses_the_gpu_is_in_turns(small, monkeypatch, tmp_path):
+    """Or what one process makes would disturb what another one times."""
+    turns, seen = Turns(tmp_path), {}
+
+    def watched(name):
+        real = getattr(speed, name)
+
+        def run(*arguments, **options):
+            seen[name] = set(turns._held)
+            return real(*arguments, **options)
+
+        monkeypatch.setattr(speed, name, run)
+
+    for name in ("inputs_of", "build", "optimised", "graphed", "compiled", "difference"):
+        watched(name)
+    speed.measure("s0", 1, CPU, CEILINGS, seconds=0, rival=True, turns=turns)
+    alone = {"gpu.lock", "compiling.lock"}
+    assert seen.pop("compiled") == {"compiling.lock"}  # beside others that compile, which time in turns
+    assert seen.pop("difference") == alone
+    assert seen == {name: {"gpu.lock"} for name in ("inputs_of", "build", "optimised", "graphed")}
 
 
 def test_measure_with_a_rival_that_cannot_run(small, monkeypatch):

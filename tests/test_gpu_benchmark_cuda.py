@@ -12,10 +12,10 @@ from gpu_steps import Fakes
 
 from bench.gpu import (
     chart,
-    cuda_build,
     cuda_parity,
     cuda_report,
     cuda_speed,
+    prepared,
     report,
     sanitizer,
     targets,
@@ -37,7 +37,7 @@ class CudaFakes(Fakes):
         monkeypatch.setattr(cuda_speed, "measure", self.cuda_measure)
         monkeypatch.setattr(cuda_speed, "ffn_ways", self.ffn_ways)
         monkeypatch.setattr(wrappers, "run", self.wrappers)
-        monkeypatch.setattr(cuda_build, "load", self.load)
+        monkeypatch.setattr(prepared, "load", self.load)
         monkeypatch.setattr(sanitizer, "find", lambda: "/somewhere/compute-sanitizer")
         monkeypatch.setattr(sanitizer, "run", self.sanitize)
 
@@ -48,7 +48,8 @@ class CudaFakes(Fakes):
                 group.checks[i] = type(check)(f"cuda {check.key}", check.run)
         return groups
 
-    def load(self, folder):
+    def load(self, folder, name):
+        assert name == prepared.CUDA
         self.loaded.append(folder)
 
     def wrappers(self, program):
@@ -79,7 +80,8 @@ class CudaFakes(Fakes):
         return {"seconds": 50.0, "said": "ERROR SUMMARY: 0 errors"}
 
     def run(self, **changes):
-        options = {"cuda": "a/folder", "cuda_seconds": 1e4, "shared": None, "compile": False, "cpu": False}
+        options = {"prepared": "a/folder", "cuda_seconds": 1e4, "shared": None}
+        options |= {"compile": False, "cpu": False}
         return super().run(**{**options, **changes})
 
 
@@ -147,10 +149,10 @@ def test_nothing_is_built_on_a_wrong_wrapper(fakes, capsys):
 
 
 def test_a_module_that_cannot_be_loaded(fakes, monkeypatch):
-    def load(folder):
-        raise cuda_build.Unusable("_cuda.so cannot be loaded: no libcuda")
+    def load(folder, name):
+        raise prepared.Unusable("_cuda.so cannot be loaded: no libcuda")
 
-    monkeypatch.setattr(cuda_build, "load", load)
+    monkeypatch.setattr(prepared, "load", load)
     done, data = fakes.run()
     assert cuda_steps(done) == ["wrappers wrappers"]
     assert data["wrappers"]["all"]["failure"] == "_cuda.so cannot be loaded: no libcuda"
@@ -189,6 +191,8 @@ def test_what_fails_costs_nothing_else(fakes):
     assert report.wrong(data) == [
         "cuda of s0 32: RuntimeError: no kernel image",
         "ffn of l 32: RuntimeError: no kernel image",
+        "cuda_untuned of s0 1: RuntimeError: no kernel image",
+        "cuda_tuned of l 1: RuntimeError: too little free memory",
     ]
     assert cuda_steps(fakes.run()[0]) == []  # failures are not tried again
 

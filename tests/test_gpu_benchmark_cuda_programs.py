@@ -1,18 +1,19 @@
-"""bench/gpu of the CUDA kernels: the programs beside them, and the folder in which they come.
-
-Scripts stand for the wrappers, the sanitizer and the compilers.
-"""
+"""bench/gpu of the CUDA kernels: the programs beside them, which are scripts here."""
 
 import json
 import stat
+import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 
 pytest.importorskip("triton")
 
-from bench.gpu import cuda_build, prepare_cuda, run_all, sanitizer, wrappers
+from bench.gpu import sanitizer, wrappers
+
+ROOT = Path(__file__).resolve().parent.parent
 
 
 def program(path, text):
@@ -69,112 +70,60 @@ def test_what_the_sanitizer_says(tmp_path, script, failure):
     assert (found.get("failure") or found.get("late") or "None").startswith(str(failure))
 
 
+# A tool that goes on when what it watches was ended, and the program that it watches.
+LONG = """
+import os, sys, time
+sys.path[:0] = [{root!r}]
+from bench.gpu import cuda_parity, sanitizer
+def small(device):
+    open({alive!r}, "w").write(str(os.getpid()))
+    time.sleep(60)
+cuda_parity.small = small
+sanitizer.main(["--cpu", "--end-with-stdin"])
+"""
+PARENT = """
+import sys
+from pathlib import Path
+sys.path[:0] = [{root!r}]
+from bench.gpu import sanitizer
+print(sanitizer.run({tool!r}, "memcheck", Path("folder")))
+"""
+
+
+def test_the_sanitizer_ends_with_the_process_that_started_it(tmp_path):
+    """Or it would hold the GPU, since nobody counts its time any more."""
+    alive = tmp_path / "alive"
+    (tmp_path / "watched.py").write_text(LONG.format(root=str(ROOT), alive=str(alive)))
+    tool = program(tmp_path / "tool", f"{sys.executable} {tmp_path / 'watched.py'}; sleep 60")
+    parent = subprocess.Popen([sys.executable, "-c", PARENT.format(root=str(ROOT), tool=str(tool))])
+
+    def is_gone(pid):
+        try:
+            return Path(f"/proc/{pid}/stat").read_text().split()[2] == "Z"
+        except OSError:
+            return True
+
+    try:
+        while not (alive.exists() and alive.read_text()):
+            assert parent.poll() is None
+            time.sleep(0.05)
+        watched = int(alive.read_text())
+        above = int(Path(f"/proc/{watched}/stat").read_text().split()[3])
+        assert not is_gone(above)
+    finally:
+        parent.kill()
+        parent.wait()
+    for pid in (watched, above):
+        for _ in range(400):
+            if is_gone(pid):
+                break
+            time.sleep(0.05)
+        assert is_gone(pid)
+
+
 def test_the_sanitizer_is_told_what_to_watch(tmp_path):
     found = sanitizer.run(str(program(tmp_path / "tool", 'echo "$@"')), "racecheck", tmp_path)
     assert found["said"].startswith(
         "--tool racecheck --kernel-name kernel_substring=effv2 --error-exitcode 3 "
     )
-    assert found["said"].endswith(f"bench/gpu/sanitizer.py --cuda {tmp_path}\n")
-
-
-# --- The kernels in a folder of their own -------------------------------------------------------------------
-
-
-@pytest.fixture
-def build(tmp_path):
-    """A folder as prepare_cuda.py fills it, with modules of nothing."""
-    suffix = cuda_build.importlib.machinery.EXTENSION_SUFFIXES[0]
-    (tmp_path / f"_cuda{suffix}").write_bytes(b"a module")
-    (tmp_path / "wrappers").write_bytes(b"")
-    cuda_build.describe(tmp_path, capability=90, cuda="13.0")
-    return tmp_path
-
-
-def test_a_folder_that_can_be_used(build):
-    assert cuda_build.check(build)["capability"] == 90
-    digest = cuda_build.digest(build)
-    cuda_build.module_of(build).write_bytes(b"another")
-    assert cuda_build.digest(build) != digest
-    with pytest.raises(cuda_build.Unusable, match="cannot be loaded"):
-        cuda_build.load(build)
-    wanted, _ = run_all.parse(["--out", "x", "--cuda", str(build), "--sanitizer", "racecheck"])
-    assert (wanted.cuda, wanted.sanitizer) == (str(build), "racecheck")
-
-
-def test_folders_that_cannot(build, monkeypatch, capsys, tmp_path_factory):
-    def refused(folder, *more):
-        with pytest.raises(SystemExit) as exit_:
-            run_all.parse(["--out", "x", "--cuda", str(folder), *more])
-        assert exit_.value.code == 2
-        return capsys.readouterr().err
-
-    assert "is no folder of bench/gpu/prepare_cuda.py" in refused(tmp_path_factory.mktemp("empty"))
-    with monkeypatch.context() as other:
-        other.setattr(cuda_build, "sources", lambda root=None: "0123")
-        assert "were compiled from other sources than those of this checkout" in refused(build)
-    cuda_build.module_of(build).rename(build / "_cuda.cpython-399-x86_64-linux-gnu.so")
-    assert "those in it: _cuda.cpython-399-x86_64-linux-gnu.so" in refused(build)
-    with pytest.raises(SystemExit):
-        run_all.parse(["--out", "x", "--sanitizer", "memcheck"])
-    assert "name their folder with --cuda" in capsys.readouterr().err
-
-
-def test_sources_of_kernels_are_told_apart(tmp_path):
-    assert cuda_build.sources(tmp_path) == ""
-    (tmp_path / "csrc" / "cuda").mkdir(parents=True)
-    (tmp_path / "csrc" / "cuda" / "a.h").write_text("a")
-    first = cuda_build.sources(tmp_path)
-    (tmp_path / "csrc" / "cuda" / "a.md").write_text("words")
-    assert cuda_build.sources(tmp_path) == first
-    (tmp_path / "csrc" / "cuda" / "a.h").write_text("b")
-    assert cuda_build.sources(tmp_path) != first
-
-
-# --- Prepared elsewhere -------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def compilers(monkeypatch):
-    """What is run instead of compilers: it leaves the files that they would."""
-    commands = []
-
-    def run(command):
-        commands.append([str(part) for part in command])
-        out = next((part.partition("=")[2] for part in commands[-1] if "LIBRARY_OUTPUT" in part), None)
-        if out is not None:
-            Path(out, f"_cuda{prepare_cuda.suffix_of(sys.executable)}").write_bytes(b"x" * 100)
-        if "-o" in commands[-1]:
-            Path(commands[-1][commands[-1].index("-o") + 1]).write_bytes(b"y" * 50)
-
-    monkeypatch.setattr(prepare_cuda, "_run", run)
-    monkeypatch.setattr(prepare_cuda, "_release", lambda nvcc: "13.0")
-    monkeypatch.setattr(
-        prepare_cuda, "suffix_of", lambda python: cuda_build.importlib.machinery.EXTENSION_SUFFIXES[0]
-    )
-    return commands
-
-
-def test_prepared(compilers, tmp_path, capsys, monkeypatch):
-    pytest.importorskip("pybind11")
-    out = tmp_path / "out"
-    options = [str(out), "--python", sys.executable, "--nvcc", "nvcc", "--capability", "90"]
-    assert prepare_cuda.main(options) == 0
-    assert cuda_build.check(out) == {
-        "sources": cuda_build.sources(), "capability": 90, "cuda": "13.0",
-        "module": cuda_build.module_of(out).name,
-    }  # fmt: skip
-    assert "0.00 MB  wrappers" in capsys.readouterr().out
-    assert "-arch=sm_90" in compilers[-1]
-    assert all("-DEFFV2_CUDA_ARCHITECTURES=90" in command for command in compilers if "-S" in command)
-    monkeypatch.setattr(prepare_cuda, "MOST_BYTES", 10)
-    assert prepare_cuda.main(options) == 1
-    assert "more than the 0 MB that are carried" in capsys.readouterr().err
-
-
-def test_what_to_prepare_with_is_missing(tmp_path, capsys):
-    assert prepare_cuda.main([str(tmp_path / "out"), "--python", "/no/python"]) == 2
-    assert "/no/python is no Python that runs" in capsys.readouterr().err
-    assert prepare_cuda.main([str(tmp_path / "out"), "--nvcc", "/no/nvcc"]) == 2
-    error = capsys.readouterr().err
-    assert "/no/nvcc is no compiler of NVIDIA's" in error or "no headers" in error
-    assert not (tmp_path / "out").exists()
+    assert found["said"].endswith(f"bench/gpu/sanitizer.py --cuda {tmp_path} --end-with-stdin\n")

@@ -1,6 +1,7 @@
 """bench/gpu: what is kept on disk whatever happens, and what is said of it."""
 
 import math
+from pathlib import Path
 
 import pytest
 
@@ -8,6 +9,8 @@ from bench import readme
 from bench.gpu import chart, targets
 from bench.gpu.report import missing, report, wrong
 from bench.gpu.results import _MEASURING, SECTIONS, Results, blame, fingerprint, read
+
+ROOT = Path(__file__).resolve().parent.parent
 
 
 def environment(**changes):
@@ -84,7 +87,9 @@ def test_a_step_that_ended_its_process(tmp_path):
     assert data["tuned"] == {"s0 1": "SIGSEGV"}
     assert data["speed"]["s0 1"]["refused"] == {"compile": "SIGSEGV"}
     assert data["speed"]["s0 1"]["ms"] == {"effv2": 1.0}
-    assert wrong(data) == ["a block (a block): SIGSEGV", "speed of s1 1: SIGSEGV"]
+    assert wrong(data) == [
+        "a block (a block): SIGSEGV", "speed of s1 1: SIGSEGV", "tuned of s0 1: SIGSEGV",
+    ]  # fmt: skip
 
 
 def test_sources_are_told_apart(tmp_path):
@@ -221,6 +226,27 @@ def test_the_table_of_the_readme(tmp_path):
     (tmp_path / "other.md").write_text("no marks")
     with pytest.raises(SystemExit, match="has no <!-- gpu:begin -->"):
         readme.put_between(tmp_path / "other.md", chart.MARKS, "new")
+
+
+def test_times_before_tuning(tmp_path):
+    data = {"untuned": {"s0 1": 0.1234, "mobilenetv2_140 8": 0.5, "s0 256": "RuntimeError: no memory"}}
+    assert chart.untuned_table(data).splitlines() == [
+        "| images | S0 | MobileNetV2 x1.4 |",
+        "| ---: | ---: | ---: |",
+        "| 1 | 0.123 | - |",
+        "| 8 | - | 0.500 |",
+    ]
+
+
+def test_pages_say_what_was_measured():
+    (shipped,) = (ROOT / "bench" / "results").glob("nvidia-*.json")
+    data = read(shipped)
+    for page, marks, table in (
+        ("README.md", chart.MARKS, chart.table),
+        ("docs/speed.md", chart.UNTUNED_MARKS, chart.untuned_table),
+    ):
+        text = (ROOT / page).read_text(encoding="utf-8")
+        assert table(data) == text.partition(f"{marks[0]}\n")[2].partition(f"\n{marks[1]}")[0], page
 
 
 def test_nothing_is_judged_that_was_not_measured():

@@ -149,11 +149,12 @@ def test_what_a_process_has_left_is_kept(tmp_path):
     found = read(tmp_path / "pair" / "gpu.json")
     assert (found["speed"], found["tuned"]) == ({"s0 1": {"ms": {"effv2": 1.0}}}, {"s0 1": 0.5})
     row = {"ms": {"effv2": 1.0, "compile": 2.0}}
-    write(tmp_path / "pair" / "gpu.json", found | {"speed": {"s0 1": row}, "compile_seconds": {"s0 1": 90.0}})
+    more = {"compile_seconds": {"s0 1": 90.0}, "tile_ms": {"a launch": {"BM=16": 0.5}}}
+    write(tmp_path / "pair" / "gpu.json", found | {"speed": {"s0 1": row}, **more})
     hand_over(data, "s0 1", tmp_path / "pair")
     take_over(data, tmp_path / "pair")
     assert data["speed"]["s0 1"] == row
-    assert data["compile_seconds"] == {"s0 1": 90.0}
+    assert {section: data[section] for section in more} == more
     assert data["tuned"] == {"s0 1": 0.5, "l 1": 1}
     # Not what was measured with other code.
     hand_over(

@@ -296,9 +296,9 @@ def test_options_reach_the_worker():
     assert wanted.seconds <= 360  # six minutes
     assert 1 <= beside <= 6
     assert wanted.shared is None
-    assert (wanted.cpu, wanted.kernels) == (True, None)
-    wanted, beside = run_all.parse(["--out", "x", "--no-cpu", "--kernels", "k.tar.xz", "--beside", "9"])
-    assert (wanted.cpu, wanted.kernels, beside) == (False, "k.tar.xz", 9)
+    assert (wanted.cpu, wanted.prepared, wanted.cuda) == (True, None, None)
+    wanted, beside = run_all.parse(["--out", "x", "--no-cpu", "--beside", "9"])
+    assert (wanted.cpu, beside) == (False, 9)
 
 
 # Makes modules look as if they were not installed.

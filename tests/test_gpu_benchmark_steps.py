@@ -9,7 +9,8 @@ from gpu_steps import RIGHT, Fakes
 
 from bench.gpu import speed, worker
 from bench.gpu.parity import Parity
-from bench.gpu.results import read
+from bench.gpu.report import wrong
+from bench.gpu.results import blame, read
 
 
 @pytest.fixture
@@ -154,8 +155,21 @@ def test_what_fails_costs_nothing_else(fakes):
     assert data["speed"]["s0 32"]["refused"] == {"compile": "RuntimeError: in a kernel of Inductor"}
     assert data["speed"]["s0 32"]["ms"]["effv2"] == 1.0
     assert data["untuned"]["l 32"] == "OutOfMemoryError: CUDA out of memory"
+    said = wrong(data)
+    assert "tuned of s0 1: RuntimeError: too little free memory" in said
+    assert "untuned of l 32: OutOfMemoryError: CUDA out of memory" in said
     assert data["cpu"]["s0 1 2"] == {"failure": "RuntimeError: no compiled module"}
     assert fakes.run()[0] == []  # failures are not tried again
+
+
+def test_a_step_that_finds_nothing_is_over(fakes):
+    """What ends the process later is not its fault."""
+    fakes.run(seconds=60.0, tune_seconds=12.0)
+    data = read(fakes.folder / "gpu.json")
+    assert "tune s0 1" in fakes.done
+    assert "s0 1" not in data["tuned"]
+    assert data["now"] is None
+    assert not blame(fakes.folder / "gpu.json", "the process ended with SIGSEGV")
 
 
 def test_a_gpu_that_is_lost_ends_the_process(fakes, monkeypatch):

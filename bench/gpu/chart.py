@@ -1,6 +1,6 @@
-"""Draw what run_all.py measured, and put its table into the README.
+"""Draw what run_all.py measured, and put its tables into the README and the page on speed.
 
-python bench/gpu/chart.py bench/results/h100.json [--svg docs/speed_gpu.svg] [--readme README.md]
+python bench/gpu/chart.py bench/results/h100.json [--readme README.md] [--page docs/speed.md]
 """
 
 from __future__ import annotations
@@ -14,9 +14,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from bench import readme
 from bench.gpu.results import read
-from bench.gpu.targets import BATCHES, VARIANTS, speed_key, times_compile
+from bench.gpu.targets import BATCHES, MODELS, VARIANTS, name_of, speed_key, times_compile
+from effv2_kernels.families import short
 
 MARKS = ("<!-- gpu:begin -->", "<!-- gpu:end -->")
+UNTUNED_MARKS = ("<!-- gpu-untuned:begin -->", "<!-- gpu-untuned:end -->")
 RIVALS = {"eager": "PyTorch eager", "eager graph": "eager in a CUDA graph", "compile": "torch.compile"}
 
 
@@ -25,6 +27,7 @@ def main() -> None:
     parser.add_argument("json", type=Path, help="gpu.json of run_all.py")
     parser.add_argument("--svg", default="docs/speed_gpu.svg", type=Path)
     parser.add_argument("--readme", type=Path, help="file whose table, between its two marks, is replaced")
+    parser.add_argument("--page", type=Path, help="the same of the times before tuning")
     args = parser.parse_args()
     data = read(args.json)
     if data is None or not figures(data):
@@ -34,6 +37,8 @@ def main() -> None:
         draw_cuda(data, args.svg.with_stem(f"{args.svg.stem}_cuda"))
     if args.readme is not None:
         readme.put_between(args.readme, MARKS, table(data))
+    if args.page is not None:
+        readme.put_between(args.page, UNTUNED_MARKS, untuned_table(data))
 
 
 def figures(data: dict[str, Any]) -> list[dict[str, Any]]:
@@ -112,13 +117,31 @@ def cuda_table(data: dict[str, Any]) -> str:
         cells = [f"{row['variant'].upper()}, batch {row['batch']}"]
         cells += ["-" if ratio is None else f"{ratio:.2f}x" for ratio in times]
         cells += ["-" if each is None else f"{each:.3f}" for each in ms]
-        lines.append(" | ".join(["", *cells, f"{row['images_per_second']:,.0f}", ""]).strip())
+        lines.append(_row(*cells, f"{row['images_per_second']:,.0f}"))
     if not lines:
         return ""
     header = ["CUDA kernels, times faster than", "our Triton kernels", RIVALS["compile"], "ms", "as a graph"]
     header += ["in one launch", "images/s"]
-    head = [" | ".join(["", *header, ""]).strip(), "| --- |" + " ---: |" * (len(header) - 1)]
+    head = [_row(*header), "| --- |" + " ---: |" * (len(header) - 1)]
     return "\n".join(["", "", *head, *lines])
+
+
+def untuned_table(data: dict[str, Any]) -> str:
+    """Milliseconds of each network, a column, before its tiles were measured, by numbers of images."""
+    found = {key: ms for key, ms in data["untuned"].items() if isinstance(ms, float)}
+    variants = [name for name in MODELS if any(key.split()[0] == name for key in found)]
+    lines = [
+        _row("images", *(short(name_of(variant)) for variant in variants)),
+        "|" + " ---: |" * (len(variants) + 1),
+    ]
+    for batch in sorted({int(key.split()[1]) for key in found}):
+        times = (found.get(speed_key(variant, batch)) for variant in variants)
+        lines.append(_row(str(batch), *("-" if ms is None else f"{ms:.3f}" for ms in times)))
+    return "\n".join(lines)
+
+
+def _row(*cells: str) -> str:
+    return " | ".join(["", *cells, ""]).strip()
 
 
 def table(data: dict[str, Any]) -> str:
@@ -127,14 +150,14 @@ def table(data: dict[str, Any]) -> str:
     rivals = rivals_of(rows)
     header = ["times faster than", *(RIVALS[rival] for rival in rivals)]
     header += ["our ms", "images/s", "GB/s", "TFLOP/s", "of ceiling"]
-    lines = [" | ".join(["", *header, ""]).strip(), "| --- |" + " ---: |" * (len(header) - 1)]
+    lines = [_row(*header), "| --- |" + " ---: |" * (len(header) - 1)]
     for row in rows:
         ms, achieved = row["ms"]["effv2"], row["achieved"]
         cells = [f"{row['variant'].upper()}, batch {row['batch']}"]
         cells += [f"{row['faster_than'][r]:.2f}x" if r in row["faster_than"] else "-" for r in rivals]
         cells += [f"{ms:.3f}", f"{1e3 * row['batch'] / ms:,.0f}"]
         cells += [f"{achieved['bytes_per_second'] / 1e9:.0f}", f"{achieved['flop_per_second'] / 1e12:.1f}"]
-        lines.append(" | ".join(["", *cells, f"{achieved['share_of_ceiling']:.0%}", ""]).strip())
+        lines.append(_row(*cells, f"{achieved['share_of_ceiling']:.0%}"))
     of, ceilings = data["environment"], rows[-1]["achieved"]["ceilings"]
     return (
         "![How many times faster than each rival on a GPU](docs/speed_gpu.svg)\n\n"

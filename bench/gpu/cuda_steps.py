@@ -12,7 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bench.gpu import cuda_build, sanitizer, wrappers
+from bench.gpu import prepared, sanitizer, wrappers
 
 if TYPE_CHECKING:
     from bench.gpu.worker import Clock, Work
@@ -25,7 +25,7 @@ _GLANCE = 0.4
 
 
 class CudaSteps:
-    """folder: that of prepare_cuda.py. tool: of compute-sanitizer, or None."""
+    """folder: that of prepare.py. tool: of compute-sanitizer, or None."""
 
     def __init__(self, work: Work, folder: Path, tool: str | None) -> None:
         from bench.gpu import cuda_parity
@@ -73,12 +73,12 @@ class CudaSteps:
         if WRAPPERS not in known and clock.left < _LEAST:
             return False
         if WRAPPERS not in known:
-            self._work.attempt("wrappers", WRAPPERS, lambda: wrappers.run(self._folder / cuda_build.WRAPPERS))
+            self._work.attempt("wrappers", WRAPPERS, lambda: wrappers.run(self._folder / prepared.WRAPPERS))
         found = known[WRAPPERS]
         if not found.get("failure"):
             try:
-                cuda_build.load(self._folder)
-            except cuda_build.Unusable as error:
+                prepared.load(self._folder, prepared.CUDA)
+            except prepared.Unusable as error:
                 self._results.fail("wrappers", WRAPPERS, str(error))
                 found = known[WRAPPERS]
         if found.get("failure"):

@@ -3,7 +3,8 @@
     python bench/gpu/kernels.py build/kernels.tar.xz --capability 90
 
 With the same versions of Python and Triton, and the same build of them, as beside the GPU: Triton finds a
-compiled kernel by a hash of itself. Where it does not, run_all.py --kernels says so and compiles as usual.
+compiled kernel by a hash of itself. Where it does not, run_all.py says so and compiles as usual. prepare.py
+calls this for what run_all.py is given.
 """
 
 from __future__ import annotations
@@ -105,15 +106,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("path", type=Path, help="file to write, .tar.xz")
     parser.add_argument("--capability", type=int, default=90, help="of the GPU; default: 90")
+    parser.add_argument("--cache", type=Path, help="keeps what is compiled; default: PATH.cache")
     parser.add_argument("--models", type=models, default=VARIANTS, help="default: all")
     parser.add_argument("--batches", type=batches, default=BATCHES, help="default: all")
     args = parser.parse_args(arguments)
-    # Beside the file, for the next time, since all of a cache is kept.
-    os.environ.setdefault("TRITON_CACHE_DIR", f"{args.path}.cache")
-    import triton
+    from effv2_kernels.triton import identity
 
+    cache = args.cache or Path(f"{args.path}.cache")
+    # All of a cache is kept: kernels of other sources would come along.
+    cache /= identity.code_of(Path(identity.__file__).parent)[:12]
+    os.environ["TRITON_CACHE_DIR"] = str(cache.resolve())
     compile_all(args.models, args.batches, args.capability)
-    count = keep(Path(triton.knobs.cache.dir), args.path)
+    count = keep(cache, args.path)
     print(f"{count} kernels in {args.path}, {args.path.stat().st_size / 1e6:.1f} MB")
     return 0
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 import effv2_kernels
-from bench.gpu.targets import VARIANTS
+from bench.gpu.targets import name_of
 from effv2_kernels.cli.models import randomise
 from effv2_kernels.families import Family, families
 from effv2_kernels.families.efficientformer_v2.layers import AttentionLayer, DownsampleAttentionLayer
@@ -20,7 +20,7 @@ from effv2_kernels.shapes import BlockShape
 
 def _found(variant: str) -> tuple[Family, str]:
     """The family of a variant, and what that calls it."""
-    name = f"efficientformerv2_{variant}" if variant in VARIANTS else variant
+    name = name_of(variant)
     return next(family for family in families() if name in family.VARIANTS), name
 
 

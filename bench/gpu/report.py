@@ -35,6 +35,12 @@ def wrong(data: dict[str, Any]) -> list[str]:
         for key, row in data.get(section, {}).items()
         if row.get("failure")
     ]
+    found += [
+        f"{section} of {key}: {state}"
+        for section in ("untuned", "tuned", "cuda_untuned", "cuda_tuned")
+        for key, state in data.get(section, {}).items()
+        if isinstance(state, str)
+    ]
     return found
 
 

@@ -35,7 +35,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-from bench.gpu import cuda_build
+from bench.gpu import prepared
 from bench.gpu.targets import judged
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -78,6 +78,11 @@ class Results:
         """Record what a step found. Raises ValueError, and records nothing, where JSON cannot hold it."""
         _json(value)
         self.data["speed" if step == "compile" else step][key] = value
+        self.data["now"] = None
+        self.save()
+
+    def end(self) -> None:
+        """The step that began has found nothing."""
         self.data["now"] = None
         self.save()
 
@@ -150,7 +155,7 @@ def hand_over(data: dict[str, Any], key: str, folder: Path) -> None:
 def take_over(data: dict[str, Any], folder: Path) -> None:
     """Add what the process in ``folder`` has found to the results of all."""
     found = read(folder / "gpu.json") or {}
-    for section in _OF_A_PAIR:
+    for section in (*_OF_A_PAIR, "tile_ms"):
         data.setdefault(section, {}).update(found.get(section, {}))
 
 
@@ -194,7 +199,7 @@ def environment(device: Any = None, commit: str | None = None, cuda: str | None 
     """Device, versions and commit.
 
     device: a torch.device of type cuda; None leaves it out. commit: where there is no git to ask. cuda: the
-    folder with the CUDA kernels, where they are measured.
+    folder of prepare.py, where its CUDA kernels are measured.
     """
     import torch
     import triton
@@ -204,8 +209,8 @@ def environment(device: Any = None, commit: str | None = None, cuda: str | None 
     found: dict[str, Any] = {
         "format": 1,
         "effv2_kernels": effv2_kernels.__version__,
-        "commit": commit or _git("rev-parse", "HEAD") or "unknown",
-        "changed_files": _git("status", "--porcelain", "--untracked-files=no").splitlines(),
+        "commit": commit or git("rev-parse", "HEAD") or "unknown",
+        "changed_files": git("status", "--porcelain", "--untracked-files=no").splitlines(),
         "sources": fingerprint(),
         "python": platform.python_version(),
         "torch": torch.__version__,
@@ -214,7 +219,7 @@ def environment(device: Any = None, commit: str | None = None, cuda: str | None 
         "cudnn": torch.backends.cudnn.version(),
     }
     if cuda is not None:
-        found["cuda_kernels"] = cuda_build.digest(Path(cuda))
+        found["cuda_kernels"] = prepared.digest(Path(cuda))
     if device is not None:
         of = torch.cuda.get_device_properties(device)
         found |= {
@@ -237,7 +242,7 @@ def fingerprint(root: Path = ROOT) -> str:
     return hashed.hexdigest()[:16]
 
 
-def _git(*arguments: str) -> str:
+def git(*arguments: str) -> str:
     """What git prints, without the last newline; "" where there is no git or this is no checkout."""
     try:
         done = subprocess.run(["git", *arguments], cwd=ROOT, capture_output=True, text=True, check=False)

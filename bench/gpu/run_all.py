@@ -10,10 +10,10 @@ The most important comes first: parity of the first model in fp16, its speed at 
 batch, the rest of parity, all figures before and after tuning; then the same beside
 torch.compile(mode="max-autotune"), which takes minutes for each model and batch, most of them on the CPU:
 --beside of these run at once and take turns on the GPU; and the CPU engine on one to all cores.
-Kernels that ``kernels.py`` compiled elsewhere are used with --kernels. With --cuda, the folder that
-``prepare_cuda.py`` filled elsewhere, the CUDA kernels come before all of this: their wrappers, their parity,
-and their speed beside Triton's (cuda_steps.py has the order); nothing else of them is run where a wrapper is
-wrong. --sanitizer runs small launches of theirs under NVIDIA's compute-sanitizer as well, where there is one.
+With --prepared, the folder that ``prepare.py`` filled elsewhere, Triton's kernels need not be compiled, nor
+the CPU engine be built, and the CUDA kernels come before all of this: their wrappers, their parity, and their
+speed beside Triton's (cuda_steps.py has the order); nothing else of them is run where a wrapper is wrong.
+--sanitizer runs small launches of theirs under NVIDIA's compute-sanitizer as well, where there is one.
 
 OUT/gpu.json is written after every step, and a further call with the same --out goes on where this one ended;
 what is not done yet is named. Tiles that were measured are in OUT/tiles, what torch.compile has compiled and
@@ -41,9 +41,9 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from bench.gpu import cuda_build, sanitizer
+from bench.gpu import prepared, sanitizer
 from bench.gpu.report import report, wrong
-from bench.gpu.results import blame, forget, hand_over, has_rival, read, steps_done, take_over, write
+from bench.gpu.results import blame, forget, git, hand_over, has_rival, read, steps_done, take_over, write
 from bench.gpu.targets import BATCHES, MODELS, VARIANTS, batches, models
 from bench.gpu.worker import DONE, RESTART, UNAVAILABLE, Wanted
 
@@ -95,7 +95,7 @@ def _measure_rivals(wanted: Wanted, beside: int, end: float) -> None:
             variant, batch = wanted.pairs[key]
             pair = replace(
                 wanted, out=str(folder), variants=(variant,), batches=(batch,), shared=wanted.out,
-                seconds=left, parity_seconds=0.0, cpu=False, kernels=None,
+                seconds=left, parity_seconds=0.0, cpu=False,
             )  # fmt: skip
             hand_over(data, key, folder)
             supervise(pair, stopped)
@@ -248,23 +248,23 @@ def parse(arguments: list[str] | None) -> tuple[Wanted, int]:
         help=f"processes with torch.compile at once; default: one for {_CPUS} processors, at most 6",
     )
     parser.add_argument("--no-cpu", action="store_true", help="leave the CPU engine out")
-    parser.add_argument("--kernels", metavar="FILE", help="what bench/gpu/kernels.py made for this GPU")
     parser.add_argument(
-        "--cuda", type=_cuda, metavar="DIR", help="what bench/gpu/prepare_cuda.py made for this GPU"
+        "--prepared", type=_prepared, metavar="DIR", help="what bench/gpu/prepare.py made for this GPU"
     )
     parser.add_argument(
         "--cuda-seconds",
         type=_seconds,
         default=default.cuda_seconds,
-        help=f"for the CUDA kernels, ahead of all else; default: {default.cuda_seconds:g}",
+        help=f"for the CUDA kernels, ahead of all else; 0 leaves them out; default: {default.cuda_seconds:g}",
     )
     parser.add_argument(
         "--sanitizer", choices=sanitizer.TOOLS, help="run small launches of the CUDA kernels under it"
     )
     parser.add_argument("--commit", help="to record where there is no git to ask")
     args = parser.parse_args(arguments)
-    if args.sanitizer and args.cuda is None:
-        parser.error("--sanitizer is for the CUDA kernels: name their folder with --cuda")
+    commit = args.commit
+    if args.prepared is not None:
+        commit = commit or git("rev-parse", "HEAD") or prepared.description(Path(args.prepared)).get("commit")
     wanted = Wanted(
         args.out,
         args.models,
@@ -274,12 +274,13 @@ def parse(arguments: list[str] | None) -> tuple[Wanted, int]:
         args.tune_seconds,
         not args.no_compile,
         not args.no_cpu,
-        args.kernels,
-        args.commit,
-        cuda=args.cuda,
+        args.prepared,
+        commit,
         cuda_seconds=args.cuda_seconds,
         sanitizer=args.sanitizer,
     )
+    if args.sanitizer and wanted.cuda is None:
+        parser.error("--sanitizer is for the CUDA kernels: name their folder with --prepared")
     return wanted, args.beside
 
 
@@ -289,10 +290,10 @@ def _count(text: str) -> int:
     return int(text)
 
 
-def _cuda(text: str) -> str:
+def _prepared(text: str) -> str:
     try:
-        cuda_build.check(Path(text))
-    except cuda_build.Unusable as error:
+        prepared.check(Path(text))
+    except prepared.Unusable as error:
         raise argparse.ArgumentTypeError(str(error)) from error
     return text
 

@@ -1,6 +1,6 @@
 """NVIDIA's compute-sanitizer on small launches of the CUDA kernels: all kinds, and a network in one.
 
-    compute-sanitizer --tool memcheck python bench/gpu/sanitizer.py --cuda build/gpu-cuda
+    compute-sanitizer --tool memcheck python bench/gpu/sanitizer.py --cuda build/gpu-prepared
 
 memcheck watches memory, racecheck shared memory; each launch becomes hundreds of times slower, so they are
 small and few. What is computed is compared as well.
@@ -21,6 +21,8 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
+from bench.gpu.parent import end_with_parent
+
 TOOLS = ("memcheck", "racecheck")
 SECONDS = 120.0
 _FOUND = 3  # its exit code where it has found something
@@ -39,12 +41,19 @@ def run(program: str, tool: str, cuda: Path, seconds: float = SECONDS) -> dict[s
     """``failure`` where something was found, ``late`` where no answer came within so many seconds."""
     command = [
         program, "--tool", tool, "--kernel-name", _KERNELS, "--error-exitcode", str(_FOUND),
-        sys.executable, str(Path(__file__).resolve()), "--cuda", str(cuda),
+        sys.executable, str(Path(__file__).resolve()), "--cuda", str(cuda), "--end-with-stdin",
     ]  # fmt: skip
     start = time.monotonic()
+    held, ours = os.pipe()
     process = subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
+        command,
+        stdin=held,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,  # what is watched outlives the tool that is ended
     )
+    os.close(held)
     try:
         said, _ = process.communicate(timeout=seconds)
     except subprocess.TimeoutExpired:
@@ -53,6 +62,7 @@ def run(program: str, tool: str, cuda: Path, seconds: float = SECONDS) -> dict[s
         said, _ = process.communicate()
         return {"said": said[-_KEPT:], "late": f"no answer within {seconds:g} s"}
     finally:
+        os.close(ours)  # as the system does where this process is killed
         if process.poll() is None:
             with suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)
@@ -70,13 +80,16 @@ def _last_line(said: str) -> str:
 
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--cuda", type=Path, help="folder of prepare_cuda.py; default: the module in place")
+    parser.add_argument("--cuda", type=Path, help="folder of prepare.py; default: the module in place")
     parser.add_argument("--cpu", action="store_true", help="for a module that is an emulator")
+    parser.add_argument("--end-with-stdin", action="store_true", help="end when stdin is closed")
     args = parser.parse_args(arguments)
+    if args.end_with_stdin:
+        end_with_parent()
     if args.cuda is not None:
-        from bench.gpu import cuda_build
+        from bench.gpu import prepared
 
-        cuda_build.load(args.cuda)
+        prepared.load(args.cuda, prepared.CUDA)
     import torch
 
     from bench.gpu import cuda_parity

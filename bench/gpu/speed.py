@@ -67,14 +67,15 @@ def measure(
     are not finite. bytes and flop are what our launches move and compute by plan, each buffer counted once
     for each launch.
     """
-    inputs = inputs_of(batch, device)
-    fast = optimised(variant, device)
-    half = build(variant, SIZE, device).half()
-    half = half.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    keep_biases(half)
+    turns = Turns(None) if turns is None else turns
+    with turns.gpu():
+        inputs = inputs_of(batch, device)
+        fast = optimised(variant, device)
+        half = build(variant, SIZE, device).half()
+        half = half.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        keep_biases(half)
     runs: dict[str, timing.Run] = {"effv2": fast, "eager": half}
     refused: dict[str, str] = {}
-    turns = Turns(None) if turns is None else turns
 
     def offer(name: str, make: Callable[[], timing.Run]) -> None:
         try:
@@ -84,7 +85,8 @@ def measure(
 
     with torch.inference_mode(), best_of_cudnn(), _warnings() as warned:
         if batch <= _GRAPHED:
-            offer("eager graph", lambda: graphed(half, inputs[0]))
+            with turns.gpu():
+                offer("eager graph", lambda: graphed(half, inputs[0]))
         skipped = _cuda_graphs_skipped()
         if rival:
             start = time.perf_counter()

@@ -43,6 +43,11 @@ def speed_key(variant: str, batch: int) -> str:
     return f"{variant} {batch}"
 
 
+def name_of(variant: str) -> str:
+    """What ``create_model`` calls one of MODELS."""
+    return f"efficientformerv2_{variant}" if variant in VARIANTS else variant
+
+
 def models(text: str) -> tuple[str, ...]:
     """Those of an option such as s0,l; the type of an argument."""
     names = tuple(dict.fromkeys(text.lower().split(",")))

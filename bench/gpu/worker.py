@@ -12,7 +12,6 @@ import os
 import signal
 import sys
 import tarfile
-import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -23,7 +22,8 @@ from typing import Any, TypeVar
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from bench.gpu import cuda_build
+from bench.gpu import prepared
+from bench.gpu.parent import end_with_parent
 from bench.gpu.results import Results, environment, has_rival
 from bench.gpu.targets import BATCHES, VARIANTS, speed_key
 from bench.gpu.turns import Turns
@@ -49,7 +49,8 @@ class Wanted:
 
     compile: beside torch.compile. shared: of a process that measures that beside others of its kind, the
     folder in which they take turns and find tiles; without it, such pairs are only named. own: so is the CPU.
-    cuda_seconds: for the CUDA kernels, ahead of all else. sanitizer: a tool of compute-sanitizer.
+    prepared: the folder of prepare.py. cuda_seconds: for the CUDA kernels in it, ahead of all else.
+    sanitizer: a tool of compute-sanitizer.
     """
 
     out: str
@@ -60,14 +61,18 @@ class Wanted:
     tune_seconds: float = 100.0
     compile: bool = True
     cpu: bool = True
-    kernels: str | None = None
+    prepared: str | None = None
     commit: str | None = None
     shared: str | None = None
     own: bool = False
-    cuda: str | None = None  # the folder of prepare_cuda.py
     cuda_seconds: float = 200.0
     sanitizer: str | None = None
     ends: float | None = None  # by time.monotonic of the machine, if before the seconds are over
+
+    @property
+    def cuda(self) -> Path | None:
+        """The folder with the CUDA kernels, where these are measured."""
+        return None if self.prepared is None or self.cuda_seconds <= 0 else Path(self.prepared)
 
     @property
     def pairs(self) -> dict[str, tuple[str, int]]:
@@ -153,7 +158,7 @@ class Work:
             return None
         from bench.gpu.cuda_steps import CudaSteps
 
-        return CudaSteps(self, Path(self.wanted.cuda), self.wanted.sanitizer)
+        return CudaSteps(self, self.wanted.cuda, self.wanted.sanitizer)
 
     def say(self, line: str) -> None:
         _say(line)
@@ -319,8 +324,7 @@ class Work:
         self.results.begin(step, key)
         try:
             found = take()
-            if found is not None:
-                self.results.add(step, key, found)
+            self.results.add(step, key, found) if found is not None else self.results.end()
         except Exception as error:
             failure = f"{type(error).__name__}: {error}"[:2000]
             _say(f"{key}: {failure.splitlines()[0]}")
@@ -366,6 +370,11 @@ def why_not() -> str:
 
 def main(arguments: list[str]) -> int:
     wanted = Wanted(**json.loads(arguments[0]))
+    if wanted.prepared is not None:
+        try:
+            prepared.load(Path(wanted.prepared), prepared.NATIVE)
+        except prepared.Unusable as error:
+            _say(f"the CPU engine is not the prepared one: {error}")
     reason = why_not()
     if reason:
         print(f"nothing can be measured: {reason}.", file=sys.stderr)
@@ -380,7 +389,7 @@ def main(arguments: list[str]) -> int:
     # are neither used nor changed.
     code = code_of(Path(effv2_kernels.__file__).parent)[:12]
     if wanted.cuda is not None:
-        code += f"-{cuda_build.digest(Path(wanted.cuda))[:8]}"
+        code += f"-{prepared.digest(wanted.cuda)[:8]}"
     folder = Path(wanted.out if wanted.shared is None else wanted.shared).resolve()
     os.environ["EFFV2_CACHE_DIR"] = str(folder / "tiles" / code)
     # torch.compile's processes would use the assembler of PyTorch and this one that of Triton: what they have
@@ -389,13 +398,14 @@ def main(arguments: list[str]) -> int:
     # What torch.compile has compiled and measured when the time is over is there for the next call.
     os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(folder / "inductor"))
 
-    if wanted.kernels is not None:
+    if wanted.prepared is not None and wanted.shared is None:
         from bench.gpu import kernels
 
+        path = Path(wanted.prepared, prepared.KERNELS)
         try:
-            _say(kernels.bring_back(Path(wanted.kernels)))
+            _say(kernels.bring_back(path))
         except (OSError, tarfile.TarError, ValueError, KeyError) as error:
-            _say(f"the kernels in {wanted.kernels} cannot be used ({type(error).__name__}: {error})")
+            _say(f"the kernels in {path} cannot be used ({type(error).__name__}: {error})")
     device = torch.device("cuda", 0)
     results = Results(Path(wanted.out), environment(device, wanted.commit, wanted.cuda))
     try:
@@ -416,13 +426,6 @@ def _say(line: str) -> None:
     print(line, flush=True)
 
 
-def _end_with_parent() -> None:
-    """End this process and those that it started when the one that holds the other end of stdin is gone."""
-    while os.read(0, 1):
-        pass
-    os.killpg(0, signal.SIGKILL)
-
-
 def _stop(*_: object) -> None:
     sys.exit("stopped")
 
@@ -431,7 +434,7 @@ def live() -> int:
     """``main`` in a process that ends with the one that started it, in order when told to."""
     signal.signal(signal.SIGTERM, _stop)
     if os.getpgrp() == os.getpid():
-        threading.Thread(target=_end_with_parent, daemon=True).start()
+        end_with_parent()
     return main(sys.argv[1:])
 
 

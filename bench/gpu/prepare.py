@@ -1,12 +1,14 @@
-"""Compile on any machine what run_all.py --cuda needs, since the GPU's may have no nvcc, headers or network.
+"""Compile on any machine what run_all.py uses, since the GPU's may have no compilers, headers or network.
 
-    python bench/gpu/prepare_cuda.py build/gpu-cuda --python python3.12
+    python bench/gpu/prepare.py build/gpu-prepared --python build/gpu-python/bin/python
 
-OUT gets the CUDA module for one kind of GPU and each --python, and the tests of the wrappers: some MB, which
-are printed. Needs nvcc, CMake, the headers of these Pythons, and pybind11 in the environment that runs this.
-What nvcc made of the kernels, minutes of work, is kept in build/ for the next call. Beside the GPU:
+OUT gets Triton's kernels, the CUDA kernels with the tests of their wrappers, and the CPU engine: some 25 MB,
+which are printed. --python is an interpreter with the PyTorch and Triton that are beside the GPU; ``make
+prepare-gpu`` makes one. Needs nvcc, CMake, the headers of that Python, and pybind11 in the environment that
+runs this. Takes half an hour on two cores; what was made of the same sources is kept in build/ for the next
+call. Beside the GPU:
 
-    python bench/gpu/run_all.py --out build/gpu --cuda build/gpu-cuda
+    python bench/gpu/run_all.py --out build/gpu --prepared build/gpu-prepared
 
 Exit code: 0 all of it is there and small enough, 1 it is not, 2 something to make it with is missing.
 """
@@ -26,17 +28,19 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from bench.gpu.cuda_build import ROOT, WRAPPERS, describe
+from bench.gpu.prepared import CUDA, KERNELS, NATIVE, ROOT, WRAPPERS, describe
+from bench.gpu.results import git
 
-# What may be carried to a GPU at most, with kernels.py's file where it lies in the same folder.
+# What may be carried to a GPU at most.
 MOST_BYTES = 40_000_000
 
-# Asked of each interpreter.
+# Asked of the interpreter.
 _QUESTION = """
-import json, os, sysconfig
+import importlib.util, json, os, sysconfig
 print(json.dumps({
     "suffix": sysconfig.get_config_var("EXT_SUFFIX"),
     "headers": os.path.exists(os.path.join(sysconfig.get_path("include"), "Python.h")),
+    "lacking": [name for name in ("torch", "triton") if importlib.util.find_spec(name) is None],
 }))
 """
 
@@ -46,7 +50,7 @@ class Missing(Exception):
 
 
 def suffix_of(python: str) -> str:
-    """Of the names of a Python's modules. Raises Missing where none can be built for it."""
+    """Of the names of a Python's modules. Raises Missing where something cannot be compiled with it."""
     try:
         done = subprocess.run([python, "-c", _QUESTION], capture_output=True, text=True, check=True)
         found: dict[str, Any] = json.loads(done.stdout)
@@ -54,43 +58,55 @@ def suffix_of(python: str) -> str:
         raise Missing(f"{python} is no Python that runs ({error})") from error
     if not found["headers"]:
         raise Missing(f"{python} has no headers to build a module with (Python.h)")
+    if found["lacking"]:
+        lacking = " and no ".join(found["lacking"])
+        raise Missing(f"{python} has no {lacking}; make prepare-gpu makes one with both")
     return str(found["suffix"])
 
 
-def prepare(out: Path, pythons: Sequence[str], capability: int, nvcc: str, jobs: int) -> None:
+def prepare(out: Path, python: str, capability: int, nvcc: str, jobs: int) -> None:
     """Fill ``out``. Raises Missing, and subprocess.CalledProcessError where something does not compile."""
-    suffixes = {python: suffix_of(python) for python in pythons}
+    suffix = suffix_of(python)
     release = _release(nvcc)
     out.mkdir(parents=True, exist_ok=True)
-    for old in [*out.glob("_cuda.*"), out / WRAPPERS]:
+    for old in [*out.glob(f"{CUDA}.*"), *out.glob(f"{NATIVE}.*"), out / WRAPPERS, out / KERNELS]:
         old.unlink(missing_ok=True)
-    kept = ROOT / "build" / "cuda-ahead" / f"sm_{capability}"
-    engine = kept / "engine"
-    common = [
-        "-DCMAKE_BUILD_TYPE=Release", "-DEFFV2_CUDA=ON", f"-DEFFV2_CUDA_ARCHITECTURES={capability}",
-        f"-DCMAKE_CUDA_COMPILER={nvcc}",
-    ]  # fmt: skip
-    _run(["cmake", "-S", ROOT, "-B", engine, *common, "-DEFFV2_PYTHON=OFF"])
-    _run(["cmake", "--build", engine, "--target", "effv2_cuda", "--parallel", str(jobs)])
+    kept = ROOT / "build" / "gpu-ahead"
+    interpreter = Path(shutil.which(python) or python).absolute()  # CMake looks from a folder of its own
     asked = [sys.executable, "-m", "pybind11", "--cmakedir"]
     pybind11 = subprocess.run(asked, capture_output=True, text=True, check=True).stdout.strip()
-    for python, suffix in suffixes.items():
-        folder = kept / f"module{suffix}"
-        _run([
-            "cmake", "-S", ROOT, "-B", folder, *common, f"-DEFFV2_ENGINE={engine}",
-            f"-DPython_EXECUTABLE={shutil.which(python)}", f"-Dpybind11_DIR={pybind11}",
-            f"-DCMAKE_LIBRARY_OUTPUT_DIRECTORY={out.resolve()}",
-        ])  # fmt: skip
-        _run(["cmake", "--build", folder, "--target", "_cuda", "--parallel", str(jobs)])
-        if not (out / f"_cuda{suffix}").exists():
-            raise Missing(f"for {python} CMake made no _cuda{suffix}: it found another Python")
-    source = ROOT / "csrc" / "tests" / "cuda" / "wrappers.cu"
+
+    def build(target: str, folder: Path, *options: str) -> None:
+        options = ("-DCMAKE_BUILD_TYPE=Release", *options)
+        _run(["cmake", "-S", ROOT, "-B", folder, *options])
+        _run(["cmake", "--build", folder, "--target", target, "--parallel", str(jobs)])
+
+    def module(name: str, folder: Path, *options: str) -> None:
+        (folder / "CMakeCache.txt").unlink(missing_ok=True)  # it may be of another environment's Python
+        build(
+            name, folder, f"-DPython_EXECUTABLE={interpreter}", f"-Dpybind11_DIR={pybind11}",
+            f"-DCMAKE_LIBRARY_OUTPUT_DIRECTORY={out.resolve()}", *options,
+        )  # fmt: skip
+        if not (out / f"{name}{suffix}").exists():
+            raise Missing(f"for {python} CMake made no {name}{suffix}: it found another Python")
+
+    cuda = (
+        "-DEFFV2_CUDA=ON", f"-DEFFV2_CUDA_ARCHITECTURES={capability}", f"-DCMAKE_CUDA_COMPILER={nvcc}",
+    )  # fmt: skip
+    engine = kept / f"sm_{capability}"
+    build("effv2_cuda", engine, *cuda, "-DEFFV2_PYTHON=OFF")
+    module(CUDA, kept / f"sm_{capability}{suffix}", *cuda, f"-DEFFV2_ENGINE={engine}")
+    module(NATIVE, kept / f"cpu{suffix}")
     # Machine code of this capability alone: a driver that compiles for itself could hide what was compiled.
     _run([
         nvcc, "-std=c++17", f"-arch=sm_{capability}", "-cudart=static", f"-I{ROOT / 'csrc'}",
-        "-o", out / WRAPPERS, source,
+        "-o", out / WRAPPERS, ROOT / "csrc" / "tests" / "cuda" / "wrappers.cu",
     ])  # fmt: skip
-    describe(out, capability=capability, cuda=release)
+    _run([
+        python, Path(__file__).with_name("kernels.py"), out / KERNELS, "--capability", str(capability),
+        "--cache", kept / "triton",
+    ])  # fmt: skip
+    describe(out, capability=capability, cuda=release, commit=git("rev-parse", "HEAD"))
 
 
 def _release(nvcc: str) -> str:
@@ -116,7 +132,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("out", type=Path, metavar="OUT", help="folder to fill")
     parser.add_argument(
-        "--python", nargs="+", default=[sys.executable], help="those beside GPUs; default: this one"
+        "--python", default=sys.executable, help="one like that beside the GPU; default: this one"
     )
     parser.add_argument("--capability", type=int, default=90, help="of the GPU; default: 90")
     parser.add_argument("--nvcc", default=shutil.which("nvcc") or "nvcc", help="default: that on PATH")
