@@ -6,6 +6,8 @@ import difflib
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+_MOST_SHOWN = 300  # characters of another's message
+
 
 class Effv2Error(Exception):
     """Base of every error that effv2_kernels raises on purpose."""
@@ -69,3 +71,13 @@ class ExportError(UnavailableError):
 
 class MissingAttributeError(ModelError, AttributeError):
     """An optimised model has no attribute of this name, though the model that it was made from may have."""
+
+
+def reason(error: BaseException, lines: int = 1) -> str:
+    """What an error of others says, as a clause of a message: its first lines, at some length.
+
+    PyTorch's of a state dict, for one, has every key in a line. The name of its type where it says nothing.
+    """
+    said = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+    text = " ".join(said[:lines])
+    return f"{text[:_MOST_SHOWN]}..." if len(text) > _MOST_SHOWN else text.rstrip(".")

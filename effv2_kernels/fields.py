@@ -16,7 +16,6 @@ from effv2_kernels.checkpoint.choice import listed
 from effv2_kernels.container import parsed_object
 from effv2_kernels.errors import ModelError
 
-_MOST_SHOWN = 80  # characters
 _MOST = 2**31  # no size of a network comes near it, and whoever computes with more overflows
 
 
@@ -103,7 +102,7 @@ def short(value: float) -> float:
     return int(value) if float(value).is_integer() else value
 
 
-def shown(value: Any) -> str:
-    """A value out of a file, for messages, and not at any length."""
+def shown(value: Any, most: int = 80) -> str:
+    """A value out of a file, for messages, and not more than so many characters of it."""
     text = json.dumps(value)
-    return text if len(text) <= _MOST_SHOWN else f"{text[:_MOST_SHOWN]}..."
+    return text if len(text) <= most else f"{text[:most]}..."

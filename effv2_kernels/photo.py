@@ -15,7 +15,7 @@ import warnings
 from typing import TYPE_CHECKING
 
 from effv2_kernels import memory
-from effv2_kernels.errors import InputError, UnavailableError
+from effv2_kernels.errors import InputError, UnavailableError, reason
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -126,7 +126,7 @@ def _opened(path: str | os.PathLike[str], name: str) -> Image:
         raise InputError(f"{name} {_unidentified(path)}.") from error
     except Exception as error:  # a damaged file makes Pillow raise nearly anything
         _check_memory(error, name)
-        raise InputError(f"{name} cannot be read: {_reason(error)}.") from error
+        raise InputError(f"{name} cannot be read: {reason(error)}.") from error
     finally:
         Image.MAX_IMAGE_PIXELS = most
 
@@ -152,7 +152,7 @@ def _decoded(image: Image, name: str, size: tuple[int, int], channels: int) -> T
     except Exception as error:  # a damaged file makes Pillow raise nearly anything
         _check_memory(error, name)
         raise InputError(
-            f"{name} cannot be decoded, it may be truncated: {_reason(error)}. Save it again as JPEG or PNG."
+            f"{name} cannot be decoded, it may be truncated: {reason(error)}. Save it again as JPEG or PNG."
         ) from error
 
 
@@ -179,7 +179,3 @@ def _unidentified(path: str | os.PathLike[str]) -> str:
     if head[4:12] in _HEIF:
         return "is a HEIC picture, as telephones take them, which Pillow does not read; save it as JPEG"
     return "is not a picture that Pillow can read; give a JPEG or PNG file"
-
-
-def _reason(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")

@@ -124,7 +124,7 @@ def test_a_network_of_other_sizes_with_a_teacher_of_others(capsys, tmp_path, dig
     torch.save(teacher.state_dict(), tmp_path / "renamed.pth")
     code, _, err = run(capsys, *command, *renamed)
     assert code == 2
-    assert "of another run: teacher_weights '" in err
+    assert 'of another run: teacher_weights "' in err
     # The same file of other sizes is another run.
     larger.save(architecture)
     code, _, err = run(capsys, *command, *renamed)

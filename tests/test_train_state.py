@@ -106,8 +106,8 @@ def test_a_full_disk_ends_the_log_with_a_clear_error(tmp_path, capfd):
 
 def test_a_value_of_any_length_is_told_by_its_beginning():
     (told,) = state.differences({"space": "a" * 5000}, {"space": "b" * 5000})
-    assert told.startswith("space 'aaa")
-    assert "now 'bbb" in told
+    assert told.startswith('space "aaa')
+    assert 'now "bbb' in told
     assert len(told) < 200
 
 
@@ -158,8 +158,8 @@ def test_a_folder_with_a_run_is_not_written_over(tmp_path):
     [
         ({"epochs": "9", "mixup": "0.1"}, ABOUT, "epochs 3, now 9; mixup 0.8, now 0.1."),
         ({}, {**ABOUT, "classes": 12}, "classes 10, now 12."),
-        ({}, {**ABOUT, "model": "other"}, "model 'tiny', now 'other'."),
-        ({}, {**ABOUT, "teacher": "x"}, "teacher '', now 'x'."),
+        ({}, {**ABOUT, "model": "other"}, 'model "tiny", now "other".'),
+        ({}, {**ABOUT, "teacher": "x"}, 'teacher "", now "x".'),
     ],
 )
 def test_another_run_than_the_checkpoints(tmp_path, recipe, about, words):

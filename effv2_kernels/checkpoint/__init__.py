@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from effv2_kernels.checkpoint import choice as choices
 from effv2_kernels.checkpoint import files
 from effv2_kernels.checkpoint.choice import Keys, listed
-from effv2_kernels.errors import CheckpointError, UnknownNameError
+from effv2_kernels.errors import CheckpointError, UnknownNameError, reason
 
 _log = logging.getLogger(__name__)
 
@@ -64,8 +64,9 @@ def fetch(repository: str) -> str:
     try:
         path: str = hf_hub_download(repo_id=repository, filename="model.safetensors")
     except Exception as error:  # the hub's errors have no common base, and each means the same here
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise CheckpointError(f"cannot fetch the weights of '{repository}': {reason} {instead}") from error
+        raise CheckpointError(
+            f"cannot fetch the weights of '{repository}': {reason(error)}. {instead}"
+        ) from error
     return path
 
 

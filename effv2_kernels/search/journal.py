@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from effv2_kernels.errors import Effv2Error, SearchError
+from effv2_kernels.fields import shown
 
 
 class Journal:
@@ -56,9 +57,10 @@ class Journal:
         given = json.loads(json.dumps(about))
         differ = [name for name in {**given, **first} if first.get(name) != given.get(name)]
         if differ:
-            changes = (
-                f"{name} {_short(first.get(name))}, and now {_short(given.get(name))}" for name in differ
-            )
+            most = 200  # identities of evaluators differ at their ends
+            changes = [
+                f"{n} {shown(first.get(n), most)}, and now {shown(given.get(n), most)}" for n in differ
+            ]
             raise self._error(
                 f"'{self.path}' was written with {'; '.join(changes)}: go on with the same options, or "
                 f"{self._remedy}."
@@ -105,8 +107,3 @@ class Journal:
 
 def _line(record: Mapping[str, Any]) -> bytes:
     return json.dumps(record).encode() + b"\n"
-
-
-def _short(value: Any) -> str:
-    text = json.dumps(value)
-    return text if len(text) <= 200 else f"{text[:200]}..."

@@ -27,7 +27,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from effv2_kernels import photo
-from effv2_kernels.errors import Effv2Error, InputError
+from effv2_kernels.errors import Effv2Error, InputError, reason
 from effv2_kernels.train.distributed import Processes
 from effv2_kernels.train.recipe import Recipe
 
@@ -97,9 +97,9 @@ class Pictures(Dataset[tuple[Any, int]]):
         except InputError as error:
             raise InputError(f"{self.name(number)}: {error}") from error
         except Exception as error:  # a damaged file makes Pillow raise nearly anything
-            reason = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
             raise InputError(
-                f"{self.name(number)} is no picture that can be read ({reason}): mend it, or take it away."
+                f"{self.name(number)} is no picture that can be read ({reason(error)}): mend it, or take it "
+                f"away."
             ) from error
         if not 0 <= target < self.classes:
             raise InputError(
@@ -224,8 +224,9 @@ def _opened(root: str, dataset: str, split: str, mode: str, **options: Any) -> A
             dataset, root=root, split=split, is_training=split == "train", input_img_mode=mode, **options
         )
     except Exception as error:  # of timm's readers, torchvision and what they read with
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
-        raise InputError(f"cannot read {dataset or 'images'} for {split} in '{root}': {reason}.") from error
+        raise InputError(
+            f"cannot read {dataset or 'images'} for {split} in '{root}': {reason(error)}."
+        ) from error
 
 
 def _names(dataset: Any) -> tuple[str, ...] | None:

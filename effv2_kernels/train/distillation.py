@@ -17,13 +17,12 @@ from torch import Tensor, nn
 import effv2_kernels
 from effv2_kernels.checkpoint import files
 from effv2_kernels.checkpoint.identity import digest
-from effv2_kernels.errors import CheckpointError, Effv2Error, InputError, UnknownNameError
+from effv2_kernels.errors import CheckpointError, Effv2Error, InputError, UnknownNameError, reason
 from effv2_kernels.families import create_model, variants
 from effv2_kernels.photo import of_channels
 
 # Where files of training keep a model's weights, its average first, as timm looks for them.
 _NESTED = ("state_dict_ema", "model_ema", "state_dict", "model")
-_MOST_SHOWN = 300  # characters of another's message
 
 
 class Teacher:
@@ -52,7 +51,7 @@ class Teacher:
         except Exception as error:  # models of others refuse in any way
             raise InputError(
                 f"the teacher {name} does not take images of {channels}x{img_size}x{img_size} "
-                f"({_reason(error)}): choose another teacher, or train at its size."
+                f"({reason(error, lines=3)}): choose another teacher, or train at its size."
             ) from error
         found = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
         if not isinstance(logits, Tensor) or logits.ndim != 2 or logits.shape[1] != classes:
@@ -177,8 +176,8 @@ def _timms(name: str, file: str | None, classes: int, channels: int) -> nn.Modul
             fetched: nn.Module = timm.create_model(name, pretrained=True)
         except Exception as error:  # timm and the hub raise nearly anything
             raise CheckpointError(
-                f"the teacher {name}: its weights cannot be fetched: {_reason(error)}. Fetch them by other "
-                f"means and give --teacher-checkpoint."
+                f"the teacher {name}: its weights cannot be fetched: {reason(error, lines=3)}. Fetch them "
+                f"by other means and give --teacher-checkpoint."
             ) from error
         return fetched
     content = files.read(Path(file))
@@ -191,7 +190,7 @@ def _timms(name: str, file: str | None, classes: int, channels: int) -> nn.Modul
         if count is not None and count != classes:
             raise _of_other_classes(name, count, classes) from error
         raise CheckpointError(
-            f"the teacher {name}: checkpoint '{file}' does not fit ({_reason(error)}). The data has "
+            f"the teacher {name}: checkpoint '{file}' does not fit ({reason(error, lines=3)}). The data has "
             f"{classes} classes; give a file of this model and these classes."
         ) from error
     return model
@@ -202,10 +201,3 @@ def _classes_of(model: nn.Module, weights: Mapping[str, Any]) -> int | None:
     classifier = getattr(model, "pretrained_cfg", {}).get("classifier")
     weight = weights.get(f"{classifier}.weight")
     return weight.shape[0] if isinstance(weight, Tensor) and weight.ndim > 1 else None
-
-
-def _reason(error: Exception) -> str:
-    """The beginning of a message: PyTorch's of a state dict has every key in a line."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
-    text = " ".join(lines[:3])
-    return f"{text[:_MOST_SHOWN]}..." if len(text) > _MOST_SHOWN else text.rstrip(".")

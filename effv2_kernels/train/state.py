@@ -16,12 +16,11 @@ from typing import Any, BinaryIO
 import numpy as np
 import torch
 
-from effv2_kernels import memory
-from effv2_kernels.errors import TrainingError
+from effv2_kernels import fields, memory
+from effv2_kernels.errors import TrainingError, reason
 from effv2_kernels.replacing import replacing
 
 FORMAT = 1
-_MOST_SHOWN = 80  # characters of a value in a message
 
 
 def write(path: Path, content: bytes | Callable[[BinaryIO], object]) -> None:
@@ -67,9 +66,9 @@ def append(path: Path, content: bytes) -> None:
 def _refusal(path: Path, error: OSError | RuntimeError) -> TrainingError:
     """What to say of a file that the system did not let be written."""
     cause = error if isinstance(error, OSError) else error.__context__ or error
-    reason = cause.strerror if isinstance(cause, OSError) and cause.strerror else str(cause).splitlines()[0]
+    said = cause.strerror if isinstance(cause, OSError) and cause.strerror else reason(cause)
     stays = f"the old '{path.name}' is whole" if path.exists() else "there is none yet"
-    return TrainingError(f"cannot write '{path}' ({reason}); {stays}. Make room, and go on with --resume.")
+    return TrainingError(f"cannot write '{path}' ({said}); {stays}. Make room, and go on with --resume.")
 
 
 def _sync_folder(folder: Path) -> None:
@@ -126,16 +125,10 @@ def set_random_state(state: Mapping[str, Any]) -> None:
 
 
 def differences(saved: Mapping[str, Any], given: Mapping[str, Any]) -> list[str]:
-    """ "epochs 300, now 450" for every value that is not the same, in the order of the first."""
+    """ "epochs 300, now 450" for every plain value that is not the same, in the order of the first."""
     names = list(dict.fromkeys([*saved, *given]))
     return [
-        f"{name} {_shown(saved.get(name, 'nothing'))}, now {_shown(given.get(name, 'nothing'))}"
+        f"{name} {fields.shown(saved.get(name))}, now {fields.shown(given.get(name))}"
         for name in names
         if saved.get(name) != given.get(name)
     ]
-
-
-def _shown(value: Any) -> str:
-    """A value for messages; of a whole search space or architecture not more than its beginning."""
-    text = repr(value)
-    return text if len(text) <= _MOST_SHOWN else f"{text[:_MOST_SHOWN]}..."
