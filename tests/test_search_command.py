@@ -1,6 +1,5 @@
 """The command ``search`` on a small supernet that reads scikit-learn's digits, and what it writes."""
 
-import contextlib
 import json
 import os
 import re
@@ -28,7 +27,6 @@ from effv2_kernels.search.latency import LatencyTable
 from effv2_kernels.search.methods.evolution import Evolution
 from effv2_kernels.search.methods.slimming import Slimming
 from effv2_kernels.search.supernet import Supernet
-from effv2_kernels.train.distributed import Processes
 
 digits, one_thread = digit_supernet.digits, digit_supernet.one_thread  # fixtures
 
@@ -255,21 +253,12 @@ def test_a_mistake_claims_no_folder(digits, asked, tmp_path):
     assert re.search("on 20 held-out images, 256 for statistics.* on 21 held-out images, 256 for", err)
 
 
-def test_several_processes_are_refused(digits, monkeypatch, capsys, tmp_path):
-    """Each would take its share of the images for all of them."""
-    monkeypatch.setattr(
-        "effv2_kernels.train.processes", lambda device: contextlib.nullcontext(Processes(0, 2, CPU))
-    )
-    words = [
-        "search",
-        "--supernet",
-        digits / "supernet.safetensors",
-        "--data",
-        tmp_path,
-        "--output",
-        tmp_path,
-    ]
-    assert main([*map(str, words), "--max-parameters", "2"]) == 2
+@pytest.mark.parametrize("data", ["", "images.safetensors"])
+def test_several_processes_are_refused(data, monkeypatch, capsys, tmp_path):
+    """Each would take its share of the images for all of them, and write the files of all."""
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    words = ["--supernet", "none.safetensors", "--data", tmp_path / data, "--output", tmp_path]
+    assert main(["search", *map(str, words), "--max-parameters", "2"]) == 2
     assert "a search is one process, but torchrun has started 2" in capsys.readouterr().err
 
 

@@ -1,7 +1,11 @@
 """Files that searches read and write: others' stay as they are, and what is wrong in them is said."""
 
+import errno
+import fcntl
 import json
+import os
 
+import another_process
 import digit_supernet
 import pytest
 import torch
@@ -51,6 +55,51 @@ def test_half_a_line_goes_when_the_next_is_written(tmp_path):
     again.add({"a": 2})
     again.add({"a": 3})
     assert path.read_text() == whole + '{"a": 2}\n{"a": 3}\n'
+
+
+@pytest.mark.parametrize("locks", [True, False])
+def test_a_file_is_of_one_process_at_a_time(locks, tmp_path, monkeypatch):
+    """Until that ends, killed or not; file systems without locks have none to respect."""
+    path = tmp_path / "journal.jsonl"
+    Journal(path, ABOUT).add({"a": 1})
+
+    def keep(stay):
+        kept = Journal(path, ABOUT)
+        stay()
+        del kept
+
+    def unsupported(file, how):
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    with another_process.that_stays(keep):
+        if locks:
+            with pytest.raises(SearchError, match=r"is being written by another process: wait .* or choose"):
+                Journal(path, ABOUT)
+        else:
+            monkeypatch.setattr(fcntl, "lockf", unsupported)
+            assert Journal(path, ABOUT).records == [{"a": 1}]
+    again = Journal(path, ABOUT)
+    again.add({"a": 2})
+    assert again.records == [{"a": 1}, {"a": 2}]
+
+
+def test_a_search_is_of_one_process_at_a_time(tmp_path):
+    """Also where it shares accuracies with another one; who is killed is gone on with at once."""
+    out, shared = tmp_path / "out", tmp_path / "shared.jsonl"
+    first = run_in(out, RandomSearch(2), problem(), evaluations=shared)
+
+    def search(stay):
+        def ended(step):
+            if step == first.steps[-1]:
+                stay()
+
+        run_in(out, RandomSearch(2), problem(), resume=True, evaluations=shared, record=ended)
+
+    with another_process.that_stays(search):
+        for folder, evaluations in ((out, None), (tmp_path / "other", shared)):
+            with pytest.raises(SearchError, match="is being written by another process: wait"):
+                run_in(folder, RandomSearch(2), problem(), resume=True, evaluations=evaluations)
+    assert run_in(out, RandomSearch(2), problem(), resume=True, evaluations=shared) == first
 
 
 def test_accuracies_of_somebody_else(tmp_path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Collection
 from pathlib import Path
@@ -191,6 +192,7 @@ def _add_method(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     from effv2_kernels.search.supernet import supernet_file
 
+    _check_alone()
     _check_counts(args)
     _check_dtype(args.dtype)
     device = _device(args.device)  # whatever the images are: training would give advice that is none here
@@ -205,10 +207,6 @@ def run(args: argparse.Namespace) -> int:
     from effv2_kernels.train import processes
 
     with processes(args.device) as group:
-        if group.count > 1:
-            raise InputError(
-                f"a search is one process, but torchrun has started {group.count}: start it by python alone."
-            )
         images = DatasetImages.of_supernet(
             args.supernet,
             supernet,
@@ -278,6 +276,15 @@ def _run(args: argparse.Namespace, supernet: Supernet, images: Images, source: S
             progress=progress,
         )
     _write(output, evaluator, problem, found, args.method, source)
+
+
+def _check_alone() -> None:
+    """Several processes would take each other's shares of the images, and write the same files."""
+    count = int(os.environ.get("WORLD_SIZE", "1"))
+    if count > 1:
+        raise InputError(
+            f"a search is one process, but torchrun has started {count}: start it by python alone."
+        )
 
 
 def _check_counts(args: argparse.Namespace) -> None:

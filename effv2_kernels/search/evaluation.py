@@ -84,8 +84,8 @@ class Remembered:
     A search is determined by its seed and by the accuracies that it meets. So one that was killed is simply
     begun again: up to where it was it meets remembered accuracies, and takes the same way in no time.
 
-    remedy: what to do, beside removing it, where the file is of something else or damaged, which is a
-    SearchError.
+    remedy: what to do, beside removing it, where the file is of something else, damaged, or until ``close()``
+    another process's, which is a SearchError.
     """
 
     def __init__(
@@ -95,6 +95,7 @@ class Remembered:
         self.identity = evaluator.identity
         about = {"effv2_evaluations": 1, "evaluator": evaluator.identity}
         self._journal = Journal(path, about, remedy=remedy)
+        self.close = self._journal.close
         self._known = dict(map(self._remembered, self._journal.records))
 
     def _remembered(self, record: Mapping[str, Any]) -> tuple[str, float]:

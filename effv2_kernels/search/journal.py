@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import weakref
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Any
 
 from effv2_kernels.errors import Effv2Error, SearchError
 from effv2_kernels.fields import shown
+from effv2_kernels.locking import lock
 
 
 class Journal:
@@ -18,8 +20,9 @@ class Journal:
 
     about: JSON values by name. A file that is there must be of the same; half a line at its end, of a run
     that was killed while it wrote, is cut off when the next record is added. A file of anything else stays
-    as it is. error: what is raised where the file is of something else, with what differs, or cannot be read
-    or written. remedy: what messages then advise.
+    as it is. It is this process's until it is closed, as two would tear each other's lines. error: what is
+    raised where the file is of something else, with what differs, of another process, or cannot be read or
+    written. remedy: what messages then advise.
     """
 
     def __init__(
@@ -33,8 +36,18 @@ class Journal:
         self.path = path
         self.records: list[dict[str, Any]] = []
         self._error, self._remedy = error, remedy
+        with self._mended("written"):
+            self._file = path.open("a+b", buffering=0)  # alone: what closes the file elsewhere unlocks it
+        self.close = weakref.finalize(self, self._file.close)
+        try:
+            lock(self._file)
+        except BlockingIOError as locked:
+            raise error(
+                f"'{path}' is being written by another process: wait until that has ended, or {remedy}."
+            ) from locked
         with self._mended("read"):
-            there = path.read_bytes() if path.exists() else b""
+            self._file.seek(0)
+            there = self._file.read()
         whole = there[: there.rfind(b"\n") + 1]
         # Nothing is cut off before the file is known to be such a record: it may be anybody's.
         self._kept = len(whole) if len(whole) < len(there) else None
@@ -80,13 +93,14 @@ class Journal:
         self.records.append(json.loads(json.dumps(record)))
 
     def _write(self, record: Mapping[str, Any]) -> None:
-        with self._mended("written"), self.path.open("ab") as file:
+        with self._mended("written"):
             if self._kept is not None:
-                file.truncate(self._kept)
+                self._file.truncate(self._kept)
                 self._kept = None
-            file.write(_line(record))
-            file.flush()
-            os.fsync(file.fileno())
+            line = _line(record)
+            while line:  # a full disk takes the beginning, and then refuses
+                line = line[self._file.write(line) :]
+            os.fsync(self._file)
 
     def _parsed(self, line: bytes) -> dict[str, Any]:
         try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -109,7 +110,8 @@ def run_in(
     which several searches of one supernet may share, one after the other. record: called with every step,
     those that were done before as well.
 
-    Raises SearchError where a search lies there and ``resume`` is not given, or where it is another one.
+    Raises SearchError where a search lies there and ``resume`` is not given, where it is another one, or
+    where another process writes these files.
     """
     problem.check()
     steps = folder / STEPS
@@ -126,7 +128,13 @@ def run_in(
         if evaluations is None
         else Remembered(problem.evaluator, evaluations, remedy="choose another --evaluations-file")
     )
-    journal = Journal(steps, _about(search, problem))  # last: it claims the folder
+    # The journal last: it claims the folder.
+    with closing(remembered), closing(Journal(steps, _about(search, problem))) as journal:
+        return search.run(replace(problem, evaluator=remembered), _recording(journal, record), progress)
+
+
+def _recording(journal: Journal, record: Record) -> Record:
+    """Steps as the journal has them already, then new ones into it."""
     count = 0
 
     def write(step: Step) -> None:
@@ -135,13 +143,13 @@ def run_in(
             journal.add(step.to_json())
         elif _step(journal, count) != step:
             raise SearchError(
-                f"step {step.number} is not what '{steps}' says of it, so that the search cannot go on: the "
-                f"file was changed, or was written by another version. Choose another folder."
+                f"step {step.number} is not what '{journal.path}' says of it, so that the search cannot go "
+                f"on: the file was changed, or was written by another version. Choose another folder."
             )
         count += 1
         record(step)
 
-    return search.run(replace(problem, evaluator=remembered), write, progress)
+    return write
 
 
 def _step(journal: Journal, number: int) -> Step:
