@@ -61,7 +61,7 @@ def test_train_with_a_teacher_then_evaluate(capsys, tmp_path, digits, weights):
     assert "32 images of 10 classes, 16 to evaluate on; beginning, 2 epochs in all" in out
     assert re.search(r"^epoch 2: lr .*target_loss .*teacher_loss .*top1", out, re.MULTILINE)
     assert {file.name.partition(".tfevents")[0] for file in folder.iterdir()} == {
-        *("last.pt", "best.safetensors", "log.csv", "plot.png", "recipe.json", "events.out")
+        *("last.pt", "best.safetensors", "log.csv", "plot.png", "recipe.json", "events.out", ".lock")
     }
     told = json.loads((folder / "recipe.json").read_text())
     assert told["recipe"] == {**Recipe().as_dict(), **told["recipe"]}

@@ -7,6 +7,7 @@ import re
 import resource
 from contextlib import contextmanager
 
+import another_process
 import numpy as np
 import pytest
 import torch
@@ -16,6 +17,7 @@ pytest.importorskip("timm")
 from training import RECIPE, same, tiny_model
 
 from effv2_kernels.errors import TrainingError
+from effv2_kernels.replacing import replacing
 from effv2_kernels.train import state
 from effv2_kernels.train.log import Log
 from effv2_kernels.train.run import Run
@@ -60,15 +62,16 @@ def test_a_full_disk_at_the_first_write(tmp_path):
     assert os.listdir(tmp_path) == []
 
 
-def test_a_write_that_was_killed_is_written_over(tmp_path):
-    """What it left has another name, and is neither read nor in the way."""
-    path = tmp_path / "last.pt"
-    state.save(path, {"epoch": 1})
-    (tmp_path / ".last.pt.part").write_bytes(path.read_bytes()[:100])
-    assert state.load(path)["epoch"] == 1
-    state.save(path, {"epoch": 2})
-    assert state.load(path)["epoch"] == 2
-    assert os.listdir(tmp_path) == ["last.pt"]
+def test_two_that_write_one_file_each_write_it_whole(tmp_path):
+    """Each beside it under another name, and the last one to end is right."""
+    path = tmp_path / "file"
+    with replacing(path) as one:
+        one.write_text("one")
+        with replacing(path) as other:
+            other.write_text("other")
+        assert path.read_text() == "other"
+    assert path.read_text() == "one"
+    assert os.listdir(tmp_path) == ["file"]
 
 
 def test_random_generators_go_on(tmp_path):
@@ -169,6 +172,41 @@ def test_another_run_than_the_checkpoints(tmp_path, recipe, about, words):
         Run(tmp_path, RECIPE.changed(recipe), about, resume=True)
     assert (tmp_path / "last.pt").read_bytes() == before
     assert json.loads((tmp_path / "recipe.json").read_text())["classes"] == 10
+
+
+def test_what_a_killed_write_left_is_removed(tmp_path):
+    """It has another name, and is neither read nor in the way."""
+    finished(tmp_path)
+    part = tmp_path / ".last.pt.0123abcd.part"
+    part.write_bytes((tmp_path / "last.pt").read_bytes()[:100])
+    run = Run(tmp_path, RECIPE, ABOUT, resume=True)
+    assert run.epoch == 1
+    assert not part.exists()
+    run.close()
+
+
+def test_a_folder_is_of_one_process_at_a_time(tmp_path):
+    """Until that ends, killed or not. A rank that writes nothing is not asked."""
+    finished(tmp_path)
+
+    def train(stay):
+        run = Run(tmp_path, RECIPE, ABOUT, resume=True)
+        with replacing(run.checkpoint) as part:
+            part.write_bytes(b"half")
+            stay()
+
+    with another_process.that_stays(train) as process:
+        (part,) = tmp_path.glob(".last.pt.*.part")
+        with pytest.raises(TrainingError) as raised:
+            Run(tmp_path, RECIPE, ABOUT, resume=True)
+        assert f"'{tmp_path}' is being written by another run, process {process} on " in str(raised.value)
+        assert "wait until that has ended, or end it, and go on with --resume" in str(raised.value)
+        assert part.exists()
+        assert Run(tmp_path, RECIPE, ABOUT, resume=True, writes=False).epoch == 1
+    run = Run(tmp_path, RECIPE, ABOUT, resume=True)
+    assert run.epoch == 1
+    assert not part.exists()
+    run.close()
 
 
 def test_conditions_may_change_and_are_told(tmp_path):

@@ -4,12 +4,17 @@ last.pt            everything that the run needs to go on
 best.safetensors   the weights that were best so far, for ``create_model(checkpoint=...)``
 log.csv, plot.png, events.out.tfevents...
 recipe.json        the recipe, and what was trained on what
+.lock              locked by the process that writes
 """
 
 from __future__ import annotations
 
 import json
+import os
+import socket
+import weakref
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +22,8 @@ from safetensors.torch import save as as_safetensors
 from torch import nn
 
 from effv2_kernels.errors import TrainingError
+from effv2_kernels.locking import lock
+from effv2_kernels.replacing import remove_parts
 from effv2_kernels.train import state
 from effv2_kernels.train.log import Log
 from effv2_kernels.train.recipe import Recipe
@@ -30,10 +37,11 @@ class Run:
     about: plain values by name that a resumed run must share, beside the recipe, such as the model's name and
     the number of classes. conditions: those that may change, at the price of other bits, such as the number
     of processes. resume: go on where the folder holds a checkpoint, begin where it does not. writes: whether
-    this process is the one that writes.
+    this process is the one that writes; the folder is its own until ``close()``.
 
     Raises TrainingError where the folder holds a run and ``resume`` is False, where its checkpoint is of
-    another recipe or of other things, or where it cannot be read or written.
+    another recipe or of other things, where another process writes there, or where it cannot be read or
+    written.
     """
 
     def __init__(
@@ -55,6 +63,8 @@ class Run:
         self._identity = {**recipe.as_dict(), **about}
         self._conditions = dict(conditions or {})
         self._content: dict[str, Any] | None = None
+        if writes:
+            self._take()
         if self.checkpoint.exists():
             if not resume:
                 raise TrainingError(
@@ -62,8 +72,33 @@ class Run:
                 )
             self._content = self._read()
         if writes:
-            self._begin(recipe, about)
+            told = {"recipe": recipe.as_dict(), **about, **self._conditions}
+            state.write(folder / "recipe.json", (json.dumps(told, indent=1) + "\n").encode())
         self._log = Log(folder, self.rows) if writes else None
+
+    def _take(self) -> None:
+        """Make the folder, and have it for this process alone."""
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            file = (self.folder / ".lock").open("a+b", buffering=0)
+        except OSError as error:
+            raise TrainingError(
+                f"cannot make the folder '{self.folder}', or write there: {error.strerror}."
+            ) from error
+        self._release = weakref.finalize(self, file.close)
+        try:
+            locked = lock(file)
+        except BlockingIOError as error:
+            file.seek(0)
+            raise TrainingError(
+                f"'{self.folder}' is being written by another run, {file.read().decode(errors='replace')}: "
+                f"wait until that has ended, or end it, and go on with --resume; or give another folder."
+            ) from error
+        if locked:
+            remove_parts(self.folder)
+            with suppress(OSError):  # of a full disk whatever is written next tells more
+                file.truncate(0)
+                file.write(f"process {os.getpid()} on {socket.gethostname()}".encode())
 
     def _read(self) -> dict[str, Any]:
         content = state.load(self.checkpoint)
@@ -77,14 +112,6 @@ class Run:
         self.epoch, self.updates = content["epoch"], content["updates"]
         self.best_value, self.rows = content["best"], content["rows"]
         return content
-
-    def _begin(self, recipe: Recipe, about: Mapping[str, Any]) -> None:
-        try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise TrainingError(f"cannot make the folder '{self.folder}': {error.strerror}.") from error
-        told = {"recipe": recipe.as_dict(), **about, **self._conditions}
-        state.write(self.folder / "recipe.json", (json.dumps(told, indent=1) + "\n").encode())
 
     def restore(self, parts: Mapping[str, Any]) -> None:
         """Give each part, by name, its state of the checkpoint, and the random generators theirs."""
@@ -135,6 +162,7 @@ class Run:
         return f"the checkpoint '{self.checkpoint}' is that of the end of epoch {self.epoch}"
 
     def close(self) -> None:
-        """Draw the plot and close the log."""
+        """Draw the plot, close the log, and leave the folder to others."""
         if self._log is not None:
             self._log.close(self.rows)
+            self._release()
