@@ -1,11 +1,13 @@
 """Checkpoints: whole or not there, plain values alone, and of one run only."""
 
+import csv
 import json
 import os
 import random
 import re
 import resource
 from contextlib import contextmanager
+from types import SimpleNamespace
 
 import another_process
 import numpy as np
@@ -18,7 +20,8 @@ from training import RECIPE, same, tiny_model
 
 from effv2_kernels.errors import TrainingError
 from effv2_kernels.replacing import replacing
-from effv2_kernels.train import state
+from effv2_kernels.train import log, state
+from effv2_kernels.train.events import Events
 from effv2_kernels.train.log import Log
 from effv2_kernels.train.run import Run
 
@@ -93,15 +96,15 @@ def test_a_full_disk_ends_the_log_with_a_clear_error(tmp_path, capfd):
     with disk_for(10), pytest.raises(TrainingError, match=r"cannot write '.*events\.out.* too large\)"):
         Log(tmp_path)
     assert os.listdir(tmp_path) == []
-    log = Log(tmp_path)
-    log.write([row])
+    kept = Log(tmp_path)
+    kept.write([row])
     (events,) = tmp_path.glob("events.out.tfevents.*")
     before = {file.name: file.read_bytes() for file in tmp_path.iterdir()}
     with disk_for(len(before[events.name]) + 10), pytest.raises(TrainingError) as raised:
-        log.write([row, row | {"epoch": 2}])
+        kept.write([row, row | {"epoch": 2}])
     assert f"cannot write '{events}' (File too large); the old '{events.name}' is whole" in str(raised.value)
     assert "--resume" in str(raised.value)
-    log.close([row])
+    kept.close([row])
     after = {file.name: file.read_bytes() for file in tmp_path.iterdir()}
     assert {name: after[name] for name in before} == before
     assert capfd.readouterr().err == ""
@@ -215,6 +218,44 @@ def test_conditions_may_change_and_are_told(tmp_path):
     assert run.changed == ["processes 2, now 8"]
     assert run.epoch == 1
     run.close()
+
+
+@pytest.mark.parametrize("lost", ["both", "the row in the file", "the whole file"])
+def test_epochs_that_were_not_logged_are_when_the_run_goes_on(tmp_path, monkeypatch, lost):
+    """The checkpoint comes first: what a full disk or a kill kept from the log is in it."""
+    events = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    run = Run(tmp_path, RECIPE, ABOUT)
+    model = tiny_model()
+
+    def finish(epoch):
+        row = {"epoch": epoch, "top1": epoch / 8, "lr": 0.1, "loss": 2.0}
+        run.finish_epoch(row, model, None, {"state_dict": model})
+
+    def full(*args):
+        raise TrainingError("the disk is full")
+
+    finish(1)
+    with monkeypatch.context() as patch:
+        if lost == "both":
+            patch.setattr(Events, "write", full)
+        else:
+            patch.setattr(log, "state", SimpleNamespace(write=full))
+        with pytest.raises(TrainingError):
+            finish(2)
+    run.close()
+    if lost == "the whole file":
+        (tmp_path / "log.csv").unlink()
+    for epochs in (2, 3):
+        run = Run(tmp_path, RECIPE, ABOUT, resume=True)
+        if epochs == 3:
+            finish(3)
+        run.close()
+        expected = [(epoch, epoch / 8) for epoch in range(1, epochs + 1)]
+        with (tmp_path / "log.csv").open() as file:
+            assert [(int(row["epoch"]), float(row["top1"])) for row in csv.DictReader(file)] == expected
+        accumulator = events.EventAccumulator(str(tmp_path))
+        accumulator.Reload()
+        assert [(event.step, event.value) for event in accumulator.Scalars("top1")] == expected
 
 
 def test_a_run_to_go_on_with_that_is_not_there_begins(tmp_path):

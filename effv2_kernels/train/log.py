@@ -26,24 +26,28 @@ class Log:
     """The log of a run in its folder. A row is an epoch: numbers by name, the same names in every row.
 
     The file is written anew from all rows each time, and is never half a row; a resumed run gives the rows of
-    its checkpoint, and what came after that is gone.
+    its checkpoint. What came after them is gone, and those that there was no time or no room for are logged.
     """
 
     def __init__(self, folder: Path, rows: Sequence[Row] = ()) -> None:
         self._folder = folder
         self._drawn = time.monotonic()
-        # Events of epochs that a killed run logged beyond its checkpoint are hidden.
-        self._events = Events(folder, hidden_from=len(rows) + 1)
+        # Events are written first, so that they have what the file has; what they have beyond that is hidden.
+        self._logged = min(_rows_of(folder / "log.csv"), len(rows))
+        self._events = Events(folder, hidden_from=self._logged + 1)
+        if rows:
+            self.write(rows)
 
     def write(self, rows: Sequence[Row]) -> None:
-        """The last row is new. Raises TrainingError where the disk is full."""
-        epoch = int(rows[-1]["epoch"])
-        self._events.write(epoch, {name: value for name, value in rows[-1].items() if name != "epoch"})
+        """Log those that are new. Raises TrainingError where the disk is full."""
+        for row in rows[self._logged :]:
+            self._events.write(int(row["epoch"]), {name: row[name] for name in row if name != "epoch"})
         text = io.StringIO()
         writer = csv.DictWriter(text, list(rows[-1]), lineterminator="\n", restval="", extrasaction="ignore")
         writer.writeheader()
         writer.writerows(rows)
         state.write(self._folder / "log.csv", text.getvalue().encode())
+        self._logged = len(rows)
         # Drawing takes half a second, as long as a small epoch.
         if time.monotonic() - self._drawn > _REDRAWN:
             state.write(self._folder / "plot.png", plot(rows))
@@ -54,6 +58,13 @@ class Log:
         if rows:
             with contextlib.suppress(TrainingError):
                 state.write(self._folder / "plot.png", plot(rows))
+
+
+def _rows_of(path: Path) -> int:
+    """How many rows a file has below its header; without a file, none."""
+    with contextlib.suppress(OSError):
+        return max(path.read_bytes().count(b"\n") - 1, 0)
+    return 0
 
 
 def plot(rows: Sequence[Row]) -> bytes:
