@@ -27,7 +27,7 @@ from training import (
     write_digits,
 )
 
-from effv2_kernels.errors import InputError, UnavailableError
+from effv2_kernels.errors import InputError, TrainingError, UnavailableError
 from effv2_kernels.train import accuracy, open_data, processes, state, validation_loader
 
 
@@ -182,6 +182,22 @@ def test_images_are_counted_once(tmp_path, digits):
     with one_torch_thread(), processes("cpu") as group:
         alone = evaluate(group, 0)
     assert both[0] == both[1] == alone
+
+
+def test_processes_that_found_different_checkpoints(tmp_path, digits):
+    """As on machines that share no disk: of these, only that of rank 0 has one."""
+    with one_torch_thread(), processes("cpu") as group:
+        recipe = replace(PLAIN, epochs=1, warmup_epochs=0, cooldown_epochs=0)
+        make_trainer(tmp_path / "own0", digits, group, recipe, model=Plain()).fit()
+
+    def resume(group, rank):
+        with pytest.raises(TrainingError) as raised:
+            make_trainer(tmp_path / f"own{rank}", digits, group, recipe, model=Plain(), resume=True)
+        return str(raised.value)
+
+    for rank, said in enumerate(in_two_processes(resume, tmp_path)):
+        assert "process 1 does not begin as process 0 does: epoch 1, there 0." in said
+        assert f"with '{tmp_path / f'own{rank}'}' on a disk that all share" in said
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import distributed, nn
@@ -45,6 +46,14 @@ class Processes:
             broadcast_buffers=False,
             find_unused_parameters=unused_parameters,
         )
+
+    def gathered(self, value: Any) -> list[Any]:
+        """What every process gives, a plain value each, by rank. All have to ask."""
+        if self.count == 1:
+            return [value]
+        found: list[Any] = [None] * self.count
+        distributed.all_gather_object(found, value)
+        return found
 
     def barrier(self) -> None:
         """Wait for all others."""

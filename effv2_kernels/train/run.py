@@ -113,6 +113,11 @@ class Run:
         self.best_value, self.rows = content["best"], content["rows"]
         return content
 
+    @property
+    def begins(self) -> dict[str, Any]:
+        """Behind which epoch it goes on, and what it is about: the same for all processes of a run."""
+        return {"epoch": self.epoch, **self._identity}
+
     def restore(self, parts: Mapping[str, Any]) -> None:
         """Give each part, by name, its state of the checkpoint, and the random generators theirs."""
         if self._content is None:

@@ -124,11 +124,11 @@ def set_random_state(state: Mapping[str, Any]) -> None:
         torch.cuda.set_rng_state_all(state["cuda"])
 
 
-def differences(saved: Mapping[str, Any], given: Mapping[str, Any]) -> list[str]:
+def differences(saved: Mapping[str, Any], given: Mapping[str, Any], now: str = "now") -> list[str]:
     """ "epochs 300, now 450" for every plain value that is not the same, in the order of the first."""
     names = list(dict.fromkeys([*saved, *given]))
     return [
-        f"{name} {fields.shown(saved.get(name))}, now {fields.shown(given.get(name))}"
+        f"{name} {fields.shown(saved.get(name))}, {now} {fields.shown(given.get(name))}"
         for name in names
         if saved.get(name) != given.get(name)
     ]

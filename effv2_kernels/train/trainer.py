@@ -24,6 +24,7 @@ from torchmetrics import MeanMetric
 
 from effv2_kernels.engine import Progress
 from effv2_kernels.errors import TrainingError, UnknownNameError
+from effv2_kernels.train import state
 from effv2_kernels.train.data import batches, set_epoch
 from effv2_kernels.train.distributed import Processes
 from effv2_kernels.train.objective import Objective
@@ -51,8 +52,8 @@ class Trainer:
     state_dict() is kept there, too. unused_parameters: see ``Processes.wrapped``.
 
     What is between two checkpoints is lost with a crash, and nothing else. Raises TrainingError where a loss
-    is not finite or a checkpoint does not fit or cannot be written, InputError for an image that cannot be
-    read.
+    is not finite, a checkpoint does not fit or cannot be written, or processes found different ones,
+    InputError for an image that cannot be read.
     """
 
     def __init__(
@@ -70,6 +71,7 @@ class Trainer:
     ) -> None:
         self.recipe, self.objective, self.loader, self.mix = recipe, objective, loader, mix
         self.evaluate, self.run, self.processes = evaluate, run, processes
+        self._require_one_run()
         self._layout = torch.channels_last if recipe.channels_last else torch.contiguous_format
         self.model = model.to(processes.device)
         if recipe.channels_last:
@@ -123,6 +125,17 @@ class Trainer:
                 report(row)
                 self.processes.barrier()
         return dict(self.run.rows[-1])
+
+    def _require_one_run(self) -> None:
+        """Each process looks for a checkpoint by itself, and all have to find the same one."""
+        first, *others = self.processes.gathered(self.run.begins)
+        for rank, other in enumerate(others, 1):
+            differing = state.differences(first, other, now="there")
+            if differing:
+                raise TrainingError(
+                    f"process {rank} does not begin as process 0 does: {'; '.join(differing)}. Start all "
+                    f"with the same options, and with '{self.run.folder}' on a disk that all share."
+                )
 
     def _parts(self) -> dict[str, Any]:
         """What a checkpoint holds beside the run's own numbers, by the names that readers of weights know."""
