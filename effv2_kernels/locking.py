@@ -1,9 +1,9 @@
 """Files that one process writes at a time, as long as it lives.
 
-Locks are the system's, which ends them with their process, however that ends. They are those of ``lockf``:
-forked processes that load images would inherit one of ``flock``, and hold it for as long as they outlive a
-process that was killed. In return, a process that has locked a file must not open and close it anew, which
-would unlock it, and is not told apart from itself.
+Locks are the system's, which ends them with their process, however that ends. They are those of
+``lockf``: forked processes that load images would inherit one of ``flock``, and hold it for as long as
+they outlive a process that was killed. In return, a process that has locked a file must not open and
+close it anew, which would unlock it, and is not kept from it by itself.
 """
 
 from __future__ import annotations

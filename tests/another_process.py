@@ -8,7 +8,7 @@ from contextlib import contextmanager
 
 @contextmanager
 def that_stays(function):
-    """A process in function(stay) that has called stay(), which does not return; yields the process's id."""
+    """A process in function(stay) that has called stay(), which does not return; yields its id."""
     reading, writing = os.pipe()
 
     def stay():

@@ -7,7 +7,8 @@ from digit_supernet import DIGITS, evaluator
 from safetensors.torch import save_file
 
 from effv2_kernels.errors import CheckpointError, InputError, SearchError
-from effv2_kernels.search.evaluation import SupernetEvaluator
+from effv2_kernels.search import evaluation
+from effv2_kernels.search.evaluation import Remembered, SupernetEvaluator
 from effv2_kernels.search.images import TensorImages, tensor_images
 from effv2_kernels.search.supernet import Supernet
 
@@ -27,6 +28,23 @@ def test_evaluating_leaves_the_supernet_and_depends_on_no_order(digits):
     name = next(n for n, t in before.items() if t.is_floating_point())
     one.supernet.state_dict()[name].view(-1)[0] += 1
     assert SupernetEvaluator(one.supernet, one.images).identity != one.identity
+
+
+def test_accuracies_of_another_device_have_another_identity(digits, tmp_path, monkeypatch):
+    """Of the same weights: some images are of other classes there. On CPUs it is as it always was."""
+    one = evaluator(digits)
+    digest = evaluation._digest(one.supernet)
+    assert one.identity == f"supernet {digest} on {one.images.identity}"
+    monkeypatch.setattr(evaluation, "_digest", lambda supernet: digest)
+    Remembered(one, tmp_path / "shared.jsonl").close()
+    others = [SupernetEvaluator(one.supernet.to(there), one.images) for there in (torch.float64, "meta")]
+    assert [other.identity.removeprefix(one.identity) for other in others] == [
+        ", by cpu in torch.float64",
+        ", by meta in torch.float64",
+    ]
+    for other in others:
+        with pytest.raises(SearchError, match=r"was written with evaluator .*choose another file of"):
+            Remembered(other, tmp_path / "shared.jsonl")
 
 
 def test_accuracy_is_of_recalibrated_statistics(digits):

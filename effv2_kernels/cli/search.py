@@ -93,7 +93,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--evaluations-file",
         metavar="FILE",
         help="where accuracies are kept; default: OUTPUT/evaluations.jsonl. Searches of one supernet on the "
-        "same images may share one, one after the other",
+        "same images and --device may share one, one after the other",
     )
     parser.add_argument(
         "--device", default="cpu", metavar="NAME", help="what evaluates subnets: cpu (default) or cuda"

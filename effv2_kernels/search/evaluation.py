@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 import effv2_kernels
 from effv2_kernels import fields
@@ -39,18 +39,22 @@ class SupernetEvaluator:
 
     Of each subnet the BatchNorm statistics are made again, from the same training images; the supernet stays
     as it is. The networks run where the supernet's weights are, and in their dtype: in fp32 on a CPU through
-    ``optimize``, which is several times as fast and takes the same classes.
+    ``optimize``, which is several times as fast and takes the same classes. Other devices and dtypes
+    decide otherwise about some images, so that their accuracies have another identity.
     """
 
     def __init__(self, supernet: Supernet, images: Images) -> None:
         self.supernet, self.images = supernet, images
-        self.identity = f"supernet {_digest(supernet)} on {images.identity}"
+        like = next(supernet.parameters())
+        # Not of fp32 on CPUs, so that earlier files of theirs are gone on with.
+        by = "" if _through_optimize(like) else f", by {like.device.type} in {like.dtype}"
+        self.identity = f"supernet {_digest(supernet)} on {images.identity}{by}"
 
     def accuracy(self, architecture: Architecture) -> float:
         """Raises InputError without training images, SearchError without held-out ones."""
         model: nn.Module = self.calibrated(architecture)
         like = next(model.parameters())
-        if like.device.type == "cpu" and like.dtype == torch.float32:
+        if _through_optimize(like):
             model = effv2_kernels.optimize(model)
         right, count = 0, 0
         with torch.inference_mode():
@@ -72,6 +76,10 @@ class SupernetEvaluator:
         return model
 
 
+def _through_optimize(weights: Tensor) -> bool:
+    return weights.device.type == "cpu" and weights.dtype == torch.float32
+
+
 def _digest(supernet: Supernet) -> str:
     """Of the weights, and of what they are the weights of."""
     text = f"{supernet.space.to_json()}{identity.digest(supernet)}"
@@ -84,8 +92,8 @@ class Remembered:
     A search is determined by its seed and by the accuracies that it meets. So one that was killed is simply
     begun again: up to where it was it meets remembered accuracies, and takes the same way in no time.
 
-    remedy: what to do, beside removing it, where the file is of something else, damaged, or until ``close()``
-    another process's, which is a SearchError.
+    The file is this process's until ``close()``. remedy: what to do, beside removing it, where it is of
+    something else, damaged, or another process's, which is a SearchError.
     """
 
     def __init__(

@@ -20,9 +20,9 @@ class Journal:
 
     about: JSON values by name. A file that is there must be of the same; half a line at its end, of a run
     that was killed while it wrote, is cut off when the next record is added. A file of anything else stays
-    as it is. It is this process's until it is closed, as two would tear each other's lines. error: what is
-    raised where the file is of something else, with what differs, of another process, or cannot be read or
-    written. remedy: what messages then advise.
+    as it is. Until ``close()`` the file is this process's, as two would tear each other's lines. error:
+    what is raised where it is of something else, with what differs, or another process's, or cannot be
+    read or written. remedy: what messages then advise.
     """
 
     def __init__(
@@ -37,7 +37,7 @@ class Journal:
         self.records: list[dict[str, Any]] = []
         self._error, self._remedy = error, remedy
         with self._mended("written"):
-            self._file = path.open("a+b", buffering=0)  # alone: what closes the file elsewhere unlocks it
+            self._file = path.open("a+b", buffering=0)  # once: to close it anywhere unlocks it
         self.close = weakref.finalize(self, self._file.close)
         try:
             lock(self._file)

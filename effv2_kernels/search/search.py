@@ -143,8 +143,8 @@ def _recording(journal: Journal, record: Record) -> Record:
             journal.add(step.to_json())
         elif _step(journal, count) != step:
             raise SearchError(
-                f"step {step.number} is not what '{journal.path}' says of it, so that the search cannot go "
-                f"on: the file was changed, or was written by another version. Choose another folder."
+                f"step {step.number} is not what '{journal.path}' says of it, so that the search cannot "
+                f"go on: the file was changed, or was written by another version. Choose another folder."
             )
         count += 1
         record(step)
