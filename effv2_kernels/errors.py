@@ -76,7 +76,7 @@ class MissingAttributeError(ModelError, AttributeError):
 def reason(error: BaseException, lines: int = 1) -> str:
     """What an error of others says, as a clause of a message: its first lines, at some length.
 
-    PyTorch's of a state dict, for one, has every key in a line. The name of its type where it says nothing.
+    PyTorch's of a state dict has every key in a line. Where it says nothing, the name of its type.
     """
     said = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
     text = " ".join(said[:lines])

@@ -13,7 +13,7 @@ from pathlib import Path
 def replacing(path: Path) -> Iterator[Path]:
     """Yields where to write a file anew; that takes its place at the end, and is gone after an error.
 
-    Of several processes that write the same file, each writes elsewhere, and the last one to end is right.
+    Of several processes that write one file, each writes elsewhere, and the last one to end is right.
     """
     part = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
     try:

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 
 import pytest
 import torch
@@ -12,7 +13,7 @@ from effv2_kernels import create_model
 from effv2_kernels.__main__ import main
 from effv2_kernels.search.space import SearchSpace
 from effv2_kernels.search.supernet import Supernet, supernet_file
-from effv2_kernels.train import open_data
+from effv2_kernels.train import open_data, state
 
 
 @pytest.fixture(scope="module")
@@ -172,3 +173,42 @@ def test_a_run_goes_on_with_what_it_was_begun_with(capsys, tmp_path, digits, spa
         assert code == 2
         assert "is of another run: " in err
         assert message in err
+
+
+def test_a_run_goes_on_with_the_images_that_it_was_begun_with(capsys, tmp_path, digits, space):
+    """By their names: with others, it might be compared on images that it was trained on."""
+    data, folder = shutil.copytree(digits, tmp_path / "data"), tmp_path / "run"
+    words = arguments(data, space, folder)
+    words[words.index("--epochs") + 1] = 2
+    assert run(capsys, *words)[0] == 0
+    data = words[words.index("--data") + 1] = data.rename(tmp_path / "moved")
+    code, out, err = run(capsys, *words, "--resume")
+    assert (code, "best top-1" in out, "did not note" in out) == (0, True, False), err
+    renamed = next((data / "train").rglob("*.png"))
+    renamed.rename(renamed.with_name("0.png"))
+    code, _, err = run(capsys, *words, "--resume")
+    assert code == 2
+    assert "is of another run: trained_on " in err
+    # Of a run that an earlier version began this is not known.
+    content = state.load(folder / "last.pt")
+    del content["identity"]["trained_on"]
+    state.save(folder / "last.pt", content)
+    code, out, err = run(capsys, *words, "--resume")
+    assert code == 0, err
+    assert "begun by a version that did not note trained_on: so this is not compared" in out
+
+
+def test_a_run_without_its_best_weights(capsys, tmp_path, digits, space):
+    """Someone took them away after its end: those of the last epoch are what is left, and it says so."""
+    words = arguments(digits, space, tmp_path / "run")
+    words[words.index("--epochs") + 1] = 2
+    assert run(capsys, *words)[0] == 0
+    (tmp_path / "run" / "best.safetensors").unlink()
+    (tmp_path / "run" / "supernet.safetensors").unlink()
+    code, out, err = run(capsys, *words, "--resume")
+    assert code == 0, err
+    assert "best.safetensors' is gone, so these weights are those of the last epoch; wrote" in out
+    assert "best top-1" not in out
+    found = supernet_file.load(tmp_path / "run" / "supernet.safetensors").state_dict()
+    last = state.load(tmp_path / "run" / "last.pt")["state_dict_ema"]
+    assert all(torch.equal(found[name], value) for name, value in last.items())

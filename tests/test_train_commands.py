@@ -59,6 +59,7 @@ def test_train_with_a_teacher_then_evaluate(capsys, tmp_path, digits, weights):
     code, out, err = run(capsys, *arguments(digits, folder, *teacher, "--epochs", 2, "--workers", 0))
     assert code == 0, err
     assert "32 images of 10 classes, 16 to evaluate on; beginning, 2 epochs in all" in out
+    assert "auto_augment" not in out
     assert re.search(r"^epoch 2: lr .*target_loss .*teacher_loss .*top1", out, re.MULTILINE)
     assert {file.name.partition(".tfevents")[0] for file in folder.iterdir()} == {
         *("last.pt", "best.safetensors", "log.csv", "plot.png", "recipe.json", "events.out", ".lock")
@@ -98,6 +99,7 @@ def test_a_network_of_other_sizes_with_a_teacher_of_others(capsys, tmp_path, dig
     code, out, err = run(capsys, *command)
     assert code == 0, err
     assert f"{architecture}, 32 images of 10 classes" in out
+    assert "auto_augment is not used: its policies are of coloured pictures" in out
     assert "teacher_loss" in out
     told = json.loads((tmp_path / "run" / "recipe.json").read_text())
     assert told["architecture"] == json.loads(ARCHITECTURE.canonical().to_json())
@@ -289,6 +291,7 @@ def test_help_suffices(capsys):
         (["--set", "erasing_mode=grey"], "erasing_mode is one of pixel, const, rand"),
         (["--set", "auto_augment=rand-q9"], "auto_augment 'rand-q9' is no policy of timm"),
         (["--set", "auto_augment=best"], "auto_augment 'best' is no policy of timm"),
+        (["--in-channels", "1", "--set", "auto_augment=best"], "auto_augment 'best' is no policy"),
         (["--num-classes", "12"], "has 10 classes, but 12 were asked for"),
         (["--in-channels", "2"], "pictures have 1 or 3 channels"),
         (["--workers", "-1"], "--workers takes 0, which is none beside this one, to 1024, but got -1"),

@@ -202,8 +202,9 @@ def test_a_folder_is_of_one_process_at_a_time(tmp_path):
         (part,) = tmp_path.glob(".last.pt.*.part")
         with pytest.raises(TrainingError) as raised:
             Run(tmp_path, RECIPE, ABOUT, resume=True)
-        assert f"'{tmp_path}' is being written by another run, process {process} on " in str(raised.value)
-        assert "wait until that has ended, or end it, and go on with --resume" in str(raised.value)
+        said = str(raised.value)
+        assert f"'{tmp_path}' is being written by another run, process {process} on " in said
+        assert "wait until that has ended, or end it, and go on with --resume" in said
         assert part.exists()
         assert Run(tmp_path, RECIPE, ABOUT, resume=True, writes=False).epoch == 1
     run = Run(tmp_path, RECIPE, ABOUT, resume=True)

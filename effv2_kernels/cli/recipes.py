@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Collection, Mapping
+from contextlib import closing
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from effv2_kernels.errors import InputError
+from effv2_kernels.progress import progress_bar
 from effv2_kernels.train.recipe import PRESETS, Recipe, sources
 
 if TYPE_CHECKING:
-    from effv2_kernels.train import Data, Processes, Teacher
+    from effv2_kernels.train import Data, Processes, Teacher, Trainer
     from effv2_kernels.train.run import Run
 
 # Entries of a recipe that have an option of their own.
@@ -84,7 +87,48 @@ def taught_by(teacher: Teacher | None) -> dict[str, str]:
     return {} if teacher is None else {"teacher_weights": teacher.identity()}
 
 
-def announce(what: str, kept: Run, data: Data, epochs: int) -> None:
+def fit(
+    args: argparse.Namespace,
+    recipe: Recipe,
+    about: Mapping[str, Any],
+    group: Processes,
+    data: Data,
+    what: str,
+    trainer: Callable[[Run], Trainer],
+    *,
+    newer: Collection[str] = (),
+) -> Run:
+    """Begin the run in --output or go on with it, to its end, and say so as it goes.
+
+    what: is trained, in words. trainer: makes one, once the folder was found to be this run's. about,
+    newer: as ``Run`` takes them.
+    """
+    from effv2_kernels.train.data import policy
+    from effv2_kernels.train.run import Run
+
+    run = Run(
+        Path(args.output),
+        recipe,
+        about,
+        conditions={"processes": group.count, "workers": args.workers, "device": group.device.type},
+        resume=args.resume,
+        writes=group.writes,
+        newer=newer,
+    )
+    with closing(run):
+        made = trainer(run)
+        if group.writes:
+            _announce(what, run, data, made.epochs)
+            if recipe.auto_augment and policy(recipe, args.in_channels) is None:
+                print("auto_augment is not used: its policies are of coloured pictures")
+            with progress_bar() as progress:
+                made.fit(progress, _report)
+        else:
+            made.fit()
+    return run
+
+
+def _announce(what: str, kept: Run, data: Data, epochs: int) -> None:
     """Say what begins, or goes on."""
     begun = f"going on behind epoch {kept.epoch}" if kept.epoch else "beginning"
     print(
@@ -93,9 +137,11 @@ def announce(what: str, kept: Run, data: Data, epochs: int) -> None:
     )
     if kept.changed:
         print(f"not as it was begun, so other bits are possible: {'; '.join(kept.changed)}")
+    if kept.unnoted:
+        print(f"begun by a version that did not note {', '.join(kept.unnoted)}: so this is not compared")
 
 
-def report(row: Mapping[str, float]) -> None:
+def _report(row: Mapping[str, float]) -> None:
     """A line for an epoch."""
     shown = (f"{name} {value:.4g}" for name, value in row.items() if name != "epoch")
     print(f"epoch {row['epoch']:.0f}: {', '.join(shown)}", flush=True)

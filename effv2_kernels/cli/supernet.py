@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import argparse
 import math
-from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from effv2_kernels.cli import datasets, recipes
 from effv2_kernels.errors import InputError
-from effv2_kernels.progress import progress_bar
 from effv2_kernels.train import packages
 from effv2_kernels.train.recipe import Recipe
 
@@ -21,6 +19,7 @@ if TYPE_CHECKING:
     from effv2_kernels.search.space import SearchSpace
     from effv2_kernels.search.supernet import Supernet
     from effv2_kernels.train import Processes
+    from effv2_kernels.train.run import Run
 
 FILE = "supernet.safetensors"
 
@@ -108,7 +107,6 @@ def _train(args: argparse.Namespace, space: SearchSpace, recipe: Recipe, group: 
     from effv2_kernels.search.supernet.sandwich import Sandwich
     from effv2_kernels.train import Classification, Trainer, accuracy
     from effv2_kernels.train import data as images
-    from effv2_kernels.train.run import Run
 
     data = images.open_data(
         args.data,
@@ -131,7 +129,9 @@ def _train(args: argparse.Namespace, space: SearchSpace, recipe: Recipe, group: 
         "hold_out": args.hold_out,
         **recipes.taught_by(teacher),
     }
-    conditions = {"processes": group.count, "workers": args.workers, "device": group.device.type}
+    if args.hold_out:
+        # Which are held out follows from the names and the order of all of them.
+        about["trained_on"] = data.train.digest()
 
     def evaluate(model: nn.Module) -> dict[str, float]:
         """Of the largest network, whose weights all others share, and of the smallest."""
@@ -142,44 +142,34 @@ def _train(args: argparse.Namespace, space: SearchSpace, recipe: Recipe, group: 
             smallest = accuracy(model, held_out, data.classes, group)
         return {**found, **{f"smallest_{name}": value for name, value in smallest.items()}}
 
-    with ExitStack() as stack:
-        kept = Run(
-            Path(args.output), recipe, about, conditions=conditions, resume=args.resume, writes=group.writes
-        )
-        stack.callback(kept.close)
+    def trainer(kept: Run) -> Trainer:
         torch.manual_seed(recipe.seed)
         supernet = _supernet(args, space, recipe, data.classes)
         if teacher is not None:
             supernet.set_distilled_training()
-        trainer = Trainer(
-            supernet,
-            Sandwich(
-                Classification(recipe).criterion,
-                teacher=teacher,
-                alpha=recipe.alpha,
-                random_subnets=args.random_subnets,
-                seed=recipe.seed,
-            ),
-            recipe,
-            loader,
-            evaluate,
-            kept,
-            group,
-            mix=images.mixup(recipe, data.classes),
+        rule = Sandwich(
+            Classification(recipe).criterion,
+            teacher=teacher,
+            alpha=recipe.alpha,
+            random_subnets=args.random_subnets,
+            seed=recipe.seed,
         )
-        if not group.writes:
-            trainer.fit()
-            return
-        recipes.announce(f"supernet of 10^{space.log10_subnets():.1f} networks", kept, data, trainer.epochs)
-        trainer.fit(stack.enter_context(progress_bar()), recipes.report)
+        mix = images.mixup(recipe, data.classes)
+        return Trainer(supernet, rule, recipe, loader, evaluate, kept, group, mix=mix)
+
+    what = f"supernet of 10^{space.log10_subnets():.1f} networks"
+    kept = recipes.fit(args, recipe, about, group, data, what, trainer, newer=["trained_on"])
+    if not group.writes:
+        return
     best = _supernet(args, space, recipe, data.classes)
-    best.load_state_dict(_weights(kept.best))
+    weights, which = _weights(kept)
+    best.load_state_dict(weights)
     path = Path(args.output) / FILE
     told = {"hold_out": args.hold_out, "crop": recipe.crop, "interpolation": recipe.interpolation}
     if args.hold_out:
-        told["trained_on"] = data.train.digest()
+        told["trained_on"] = about["trained_on"]
     supernet_file.save(best, path, images=told)
-    print(f"best top-1 of the largest network {kept.best_value:.2%}; wrote {path}")
+    print(f"{which}; wrote {path}")
 
 
 def _supernet(args: argparse.Namespace, space: SearchSpace, recipe: Recipe, classes: int) -> Supernet:
@@ -194,8 +184,14 @@ def _supernet(args: argparse.Namespace, space: SearchSpace, recipe: Recipe, clas
     )
 
 
-def _weights(path: Path) -> dict[str, Tensor]:
+def _weights(kept: Run) -> tuple[dict[str, Tensor], str]:
+    """The best ones of a run, and what to say of them; where someone took them away, the last ones."""
     from safetensors.torch import load_file
 
-    found: dict[str, Tensor] = load_file(path)
-    return found
+    from effv2_kernels.train import state
+
+    if kept.best.exists():
+        return load_file(kept.best), f"best top-1 of the largest network {kept.best_value:.2%}"
+    content = state.load(kept.checkpoint)
+    weights = content.get("state_dict_ema", content["state_dict"])
+    return weights, f"'{kept.best}' is gone, so these weights are those of the last epoch"

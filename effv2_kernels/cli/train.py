@@ -5,14 +5,11 @@ from __future__ import annotations
 import argparse
 import shlex
 from collections.abc import Callable
-from contextlib import ExitStack
 from dataclasses import replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from effv2_kernels.cli import datasets, models, recipes
 from effv2_kernels.errors import InputError, ModelError
-from effv2_kernels.progress import progress_bar
 from effv2_kernels.train import packages
 from effv2_kernels.train.recipe import Recipe
 
@@ -20,6 +17,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from effv2_kernels.train import Processes, Teacher
+    from effv2_kernels.train.run import Run
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -58,7 +56,6 @@ def _recipe(args: argparse.Namespace) -> Recipe:
 def _train(args: argparse.Namespace, recipe: Recipe, group: Processes) -> None:
     from effv2_kernels.train import Classification, Trainer, accuracy
     from effv2_kernels.train import data as images
-    from effv2_kernels.train.run import Run
 
     data = images.open_data(
         args.data, dataset=args.dataset, channels=args.in_channels, classes=args.num_classes
@@ -76,15 +73,10 @@ def _train(args: argparse.Namespace, recipe: Recipe, group: Processes) -> None:
         "checkpoint": args.checkpoint,
         **recipes.taught_by(teacher),
     }
-    conditions = {"processes": group.count, "workers": args.workers, "device": group.device.type}
-    with ExitStack() as stack:
-        kept = Run(
-            Path(args.output), recipe, about, conditions=conditions, resume=args.resume, writes=group.writes
-        )
-        stack.callback(kept.close)
-        model = _model(args, recipe, data.classes, teacher)
-        trainer = Trainer(
-            model,
+
+    def trainer(kept: Run) -> Trainer:
+        return Trainer(
+            _model(args, recipe, data.classes, teacher),
             Classification(recipe, teacher),
             recipe,
             loader,
@@ -93,11 +85,10 @@ def _train(args: argparse.Namespace, recipe: Recipe, group: Processes) -> None:
             group,
             mix=images.mixup(recipe, data.classes),
         )
-        if not group.writes:
-            trainer.fit()
-            return
-        recipes.announce(models.called(args), kept, data, trainer.epochs)
-        trainer.fit(stack.enter_context(progress_bar()), recipes.report)
+
+    kept = recipes.fit(args, recipe, about, group, data, models.called(args), trainer)
+    if not group.writes:
+        return
     given = {
         "--data": args.data,
         "--dataset": args.dataset,

@@ -98,8 +98,8 @@ class Pictures(Dataset[tuple[Any, int]]):
             raise InputError(f"{self.name(number)}: {error}") from error
         except Exception as error:  # a damaged file makes Pillow raise nearly anything
             raise InputError(
-                f"{self.name(number)} is no picture that can be read ({reason(error)}): mend it, or take it "
-                f"away."
+                f"{self.name(number)} is no picture that can be read ({reason(error)}): mend it, or "
+                f"take it away."
             ) from error
         if not 0 <= target < self.classes:
             raise InputError(
@@ -254,8 +254,7 @@ def train_loader(
         scale=(recipe.crop_scale, 1.0),
         hflip=recipe.flip,
         color_jitter=recipe.color_jitter,
-        # timm's policies are of coloured pictures.
-        auto_augment=_policy(recipe.auto_augment) if channels == 3 else None,
+        auto_augment=policy(recipe, channels),
         num_aug_repeats=recipe.repeats,
         interpolation=recipe.interpolation,
         **_loading(processes, workers, channels),
@@ -268,8 +267,12 @@ def train_loader(
     return loader
 
 
-def _policy(text: str) -> str | None:
-    """As timm takes it, which has no error of its own for what it does not know."""
+def policy(recipe: Recipe, channels: int) -> str | None:
+    """The auto_augment that is used, as timm takes it: of grey pictures none, as it is of colours.
+
+    Raises InputError for one that timm does not know, which has no error of its own for that.
+    """
+    text = recipe.auto_augment
     try:
         create_transform(32, is_training=True, auto_augment=text or None)
     except (AssertionError, ValueError) as error:
@@ -277,7 +280,7 @@ def _policy(text: str) -> str | None:
             f"auto_augment {text!r} is no policy of timm ({error}): give one such as "
             f"'rand-m9-mstd0.5-inc1', 'augmix-m3' or 'original', or none: --set auto_augment=."
         ) from error
-    return text or None
+    return text if text and channels == 3 else None
 
 
 def validation_loader(

@@ -176,8 +176,8 @@ def _timms(name: str, file: str | None, classes: int, channels: int) -> nn.Modul
             fetched: nn.Module = timm.create_model(name, pretrained=True)
         except Exception as error:  # timm and the hub raise nearly anything
             raise CheckpointError(
-                f"the teacher {name}: its weights cannot be fetched: {reason(error, lines=3)}. Fetch them "
-                f"by other means and give --teacher-checkpoint."
+                f"the teacher {name}: its weights cannot be fetched: {reason(error, lines=3)}. "
+                f"Fetch them by other means and give --teacher-checkpoint."
             ) from error
         return fetched
     content = files.read(Path(file))
@@ -190,8 +190,8 @@ def _timms(name: str, file: str | None, classes: int, channels: int) -> nn.Modul
         if count is not None and count != classes:
             raise _of_other_classes(name, count, classes) from error
         raise CheckpointError(
-            f"the teacher {name}: checkpoint '{file}' does not fit ({reason(error, lines=3)}). The data has "
-            f"{classes} classes; give a file of this model and these classes."
+            f"the teacher {name}: checkpoint '{file}' does not fit ({reason(error, lines=3)}). The data "
+            f"has {classes} classes; give a file of this model and these classes."
         ) from error
     return model
 

@@ -26,13 +26,13 @@ class Log:
     """The log of a run in its folder. A row is an epoch: numbers by name, the same names in every row.
 
     The file is written anew from all rows each time, and is never half a row; a resumed run gives the rows of
-    its checkpoint. What came after them is gone, and those that there was no time or no room for are logged.
+    its checkpoint. What came after them is gone; those that there was no time or no room for are logged.
     """
 
     def __init__(self, folder: Path, rows: Sequence[Row] = ()) -> None:
         self._folder = folder
         self._drawn = time.monotonic()
-        # Events are written first, so that they have what the file has; what they have beyond that is hidden.
+        # Events are written first, so that they have what the file has; what they have beyond is hidden.
         self._logged = min(_rows_of(folder / "log.csv"), len(rows))
         self._events = Events(folder, hidden_from=self._logged + 1)
         if rows:

@@ -13,7 +13,7 @@ import json
 import os
 import socket
 import weakref
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -36,8 +36,10 @@ class Run:
 
     about: plain values by name that a resumed run must share, beside the recipe, such as the model's name and
     the number of classes. conditions: those that may change, at the price of other bits, such as the number
-    of processes. resume: go on where the folder holds a checkpoint, begin where it does not. writes: whether
-    this process is the one that writes; the folder is its own until ``close()``.
+    of processes. newer: names in about that earlier versions did not note; those that a checkpoint lacks
+    are not compared, and stand in ``unnoted``. resume: go on where the folder holds a checkpoint, begin
+    where it does not. writes: whether this process is the one that writes; the folder is locked for it
+    until ``close()``.
 
     Raises TrainingError where the folder holds a run and ``resume`` is False, where its checkpoint is of
     another recipe or of other things, where another process writes there, or where it cannot be read or
@@ -51,6 +53,7 @@ class Run:
         about: Mapping[str, Any],
         *,
         conditions: Mapping[str, Any] | None = None,
+        newer: Collection[str] = (),
         resume: bool = False,
         writes: bool = True,
     ) -> None:
@@ -60,6 +63,7 @@ class Run:
         self.best_value = -1.0
         self.rows: list[dict[str, float]] = []
         self.changed: list[str] = []  # conditions that are not as they were
+        self.unnoted: list[str] = []
         self._identity = {**recipe.as_dict(), **about}
         self._conditions = dict(conditions or {})
         self._content: dict[str, Any] | None = None
@@ -70,7 +74,7 @@ class Run:
                 raise TrainingError(
                     f"'{folder}' holds a run already: go on with it by --resume, or give another folder."
                 )
-            self._content = self._read()
+            self._content = self._read(newer)
         if writes:
             told = {"recipe": recipe.as_dict(), **about, **self._conditions}
             state.write(folder / "recipe.json", (json.dumps(told, indent=1) + "\n").encode())
@@ -91,8 +95,8 @@ class Run:
         except BlockingIOError as error:
             file.seek(0)
             raise TrainingError(
-                f"'{self.folder}' is being written by another run, {file.read().decode(errors='replace')}: "
-                f"wait until that has ended, or end it, and go on with --resume; or give another folder."
+                f"'{self.folder}' is being written by another run, {file.read().decode()}: wait until "
+                f"that has ended, or end it, and go on with --resume; or give another folder."
             ) from error
         if locked:
             remove_parts(self.folder)
@@ -100,9 +104,12 @@ class Run:
                 file.truncate(0)
                 file.write(f"process {os.getpid()} on {socket.gethostname()}".encode())
 
-    def _read(self) -> dict[str, Any]:
+    def _read(self, newer: Collection[str]) -> dict[str, Any]:
         content = state.load(self.checkpoint)
-        differing = state.differences(content["identity"], self._identity)
+        begun = content["identity"]
+        self.unnoted = [name for name in newer if name in self._identity and name not in begun]
+        comparable = {name: value for name, value in self._identity.items() if name not in self.unnoted}
+        differing = state.differences(begun, comparable)
         if differing:
             raise TrainingError(
                 f"'{self.checkpoint}' is of another run: {'; '.join(differing)}. Go on with the options that "

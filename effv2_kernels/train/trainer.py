@@ -133,8 +133,8 @@ class Trainer:
             differing = state.differences(first, other, now="there")
             if differing:
                 raise TrainingError(
-                    f"process {rank} does not begin as process 0 does: {'; '.join(differing)}. Start all "
-                    f"with the same options, and with '{self.run.folder}' on a disk that all share."
+                    f"process {rank} does not begin as process 0 does: {'; '.join(differing)}. Start "
+                    f"all with the same options, and with '{self.run.folder}' on a disk that all share."
                 )
 
     def _parts(self) -> dict[str, Any]:
