@@ -203,7 +203,12 @@ def test_a_run_without_its_best_weights(capsys, tmp_path, digits, space):
     words = arguments(digits, space, tmp_path / "run")
     words[words.index("--epochs") + 1] = 2
     assert run(capsys, *words)[0] == 0
-    (tmp_path / "run" / "best.safetensors").unlink()
+    best = tmp_path / "run" / "best.safetensors"
+    best.write_bytes(best.read_bytes()[:-1])
+    code, _, err = run(capsys, *words, "--resume")
+    assert code == 2
+    assert f"'{best}' is truncated" in err
+    best.unlink()
     (tmp_path / "run" / "supernet.safetensors").unlink()
     code, out, err = run(capsys, *words, "--resume")
     assert code == 0, err

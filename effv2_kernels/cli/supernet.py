@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import math
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -184,14 +185,13 @@ def _supernet(args: argparse.Namespace, space: SearchSpace, recipe: Recipe, clas
     )
 
 
-def _weights(kept: Run) -> tuple[dict[str, Tensor], str]:
+def _weights(kept: Run) -> tuple[Mapping[str, Tensor], str]:
     """The best ones of a run, and what to say of them; where someone took them away, the last ones."""
-    from safetensors.torch import load_file
-
+    from effv2_kernels.checkpoint import files
     from effv2_kernels.train import state
 
     if kept.best.exists():
-        return load_file(kept.best), f"best top-1 of the largest network {kept.best_value:.2%}"
+        return files.read(kept.best), f"best top-1 of the largest network {kept.best_value:.2%}"
     content = state.load(kept.checkpoint)
     weights = content.get("state_dict_ema", content["state_dict"])
     return weights, f"'{kept.best}' is gone, so these weights are those of the last epoch"
