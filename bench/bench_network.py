@@ -13,8 +13,8 @@ import effv2_kernels
 from effv2_kernels.benchmarking import OPENVINO, RIVALS, Comparison, compare
 from effv2_kernels.benchmarking.contestants import OWN_BOUND
 from effv2_kernels.benchmarking.measure import reference
-from effv2_kernels.cli.models import randomise
 from effv2_kernels.reference import VARIANTS
+from effv2_kernels.shapes import randomise
 
 
 @pytest.mark.benchmark(group="network", warmup=True, warmup_iterations=3, min_rounds=5, max_time=1.5)

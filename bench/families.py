@@ -22,8 +22,8 @@ from effv2_kernels.benchmarking.comparison import median_ratio
 from effv2_kernels.benchmarking.contestants import find
 from effv2_kernels.benchmarking.interleave import interleave
 from effv2_kernels.benchmarking.measure import reference, relative_error
-from effv2_kernels.cli.models import randomise
 from effv2_kernels.families import short
+from effv2_kernels.shapes import randomise
 
 ENGINES = {"effv2": "effv2_kernels", "openvino": "OpenVINO"}
 MODELS = ("efficientformerv2_s0", "efficientformerv2_s1", "mobilenetv2_100", "mobilenetv2_140")

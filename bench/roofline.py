@@ -28,8 +28,8 @@ import torch
 import effv2_kernels
 from effv2_kernels import cpu
 from effv2_kernels.benchmarking.targets import EFFICIENTFORMERS
-from effv2_kernels.cli.models import randomise
 from effv2_kernels.families import short, variant_named
+from effv2_kernels.shapes import randomise
 
 COPIED_BYTES = 256 << 20  # of the memory that is read; as many are written
 PIECE_BYTES = 4 << 20

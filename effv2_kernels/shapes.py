@@ -1,4 +1,4 @@
-"""The shapes of blocks, and random blocks of any shape: what tests and benchmarks share."""
+"""The shapes of blocks, random blocks of any shape, and random weights: what tests and benchmarks share."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from effv2_kernels.blocks import BLOCK_TYPES, Block
 from effv2_kernels.declaration import arguments, assemble, block_sizes, tensor_shapes
@@ -208,3 +208,21 @@ def _rows_of_logits(name: str, shape: BlockShape) -> int:
 def random_input(shape: BlockShape, generator: torch.Generator, batch: int = 1) -> Tensor:
     """(batch, channels, height, width), standard normal, contiguous."""
     return torch.randn(batch, shape.sizes["in"], shape.height, shape.width, generator=generator)
+
+
+def randomise(model: nn.Module) -> None:
+    """Give BatchNorms and layer scales random values, as training would.
+
+    Their initial values (mean 0, variance 1, scales of 1e-5) would hide every error but those of the stem
+    and the head.
+    """
+    for name, parameter in model.named_parameters():
+        if name.endswith("gamma"):
+            nn.init.uniform_(parameter, 0.1, 0.4)
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d) and module.running_mean is not None:
+            nn.init.uniform_(module.weight, 0.7, 1.3)
+            nn.init.uniform_(module.bias, -0.2, 0.2)
+            nn.init.normal_(module.running_mean, std=0.2)
+            assert module.running_var is not None
+            nn.init.uniform_(module.running_var, 0.7, 1.3)

@@ -15,7 +15,7 @@ from checks import seeded
 from models import SMALL, SMALL_MOBILE
 
 from effv2_kernels import create_model, optimize, save
-from effv2_kernels.cli.models import randomise
+from effv2_kernels.shapes import randomise
 
 ROOT = Path(__file__).resolve().parents[1]
 ARM = ROOT / "build" / "aarch64"

@@ -30,10 +30,10 @@ from effv2_kernels.benchmarking.contestants import OWN_BOUND, RIVAL_BOUND
 from effv2_kernels.benchmarking.report import markdown, one, ratios
 from effv2_kernels.benchmarking.targets import Target, speed_targets, table
 from effv2_kernels.cli.bench import rivals
-from effv2_kernels.cli.models import randomise
 from effv2_kernels.errors import InputError, ModelError, UnknownNameError
 from effv2_kernels.families import short, variant_named
 from effv2_kernels.reference import Architecture, EfficientFormerV2
+from effv2_kernels.shapes import randomise
 
 
 @pytest.fixture(scope="module")

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 import effv2_kernels
-from effv2_kernels import photo
+from effv2_kernels import photo, shapes
 from effv2_kernels.__main__ import main
 from effv2_kernels.cli import labels, models, verify
 from effv2_kernels.errors import InputError
@@ -38,7 +38,7 @@ def checkpoint(tmp_path, generator):
     """(path, model) of a network with trained-like weights, whose logits differ from class to class."""
     torch.manual_seed(generator.initial_seed())
     model = effv2_kernels.create_model("efficientformerv2_s0", img_size=64, num_classes=12)
-    models.randomise(model)
+    shapes.randomise(model)
     path = tmp_path / "weights.pth"
     torch.save(model.state_dict(), path)
     return path, model
@@ -135,7 +135,7 @@ def test_classify_says_that_the_weights_are_random(capsys, picture):
 def test_grey_pictures_of_a_network_for_grey_images(capsys, picture, tmp_path, saved):
     torch.manual_seed(5)
     model = effv2_kernels.create_model("efficientformerv2_s0", img_size=64, num_classes=12, in_channels=1)
-    models.randomise(model)
+    shapes.randomise(model)
     path = tmp_path / ("grey.effv2" if saved else "grey.pth")
     if saved:
         effv2_kernels.save(effv2_kernels.optimize(model), path)

@@ -1,6 +1,7 @@
 """Modules import each other one way, or a newcomer could read none of them first."""
 
 import ast
+import re
 import subprocess
 import sys
 from graphlib import CycleError, TopologicalSorter
@@ -74,3 +75,16 @@ sys.modules["triton"] = None
 import {", ".join(_GPU)}
 """
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+_COMMANDS = ("effv2_kernels.__main__", "effv2_kernels.cli")
+
+
+def test_the_library_knows_no_command():
+    """Commands stand on it. Code that it runs in other processes is text, which is read as well."""
+    library = {name: path for name, path in MODULES.items() if not name.startswith(_COMMANDS)}
+    assert 100 < len(library) < len(MODULES) - 10
+    for name, path in library.items():
+        for line in path.read_text(encoding="utf-8").splitlines():
+            imports = re.match(r"\s*(from|import) ", line) and re.search(r"\b(cli|__main__)\b", line)
+            assert not imports, f"{name}: {line}"

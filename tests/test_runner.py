@@ -18,11 +18,11 @@ from runner_network import ISAS, NAMES, SIZE, SPEC
 
 import effv2_kernels
 from effv2_kernels import cpu, load, optimize, save
-from effv2_kernels.cli.models import randomise
 from effv2_kernels.errors import LatencyError
 from effv2_kernels.families.efficientformer_v2 import Architecture
 from effv2_kernels.search.latency import reports
 from effv2_kernels.search.space import SearchSpace, StageChoices
+from effv2_kernels.shapes import randomise
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="effv2-run is built for Linux")
 

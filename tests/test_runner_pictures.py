@@ -157,7 +157,7 @@ def test_the_classes_of_a_photograph_are_those_of_python(tmp_path):
     from sklearn import datasets
 
     from effv2_kernels import create_model, load, optimize, save
-    from effv2_kernels.cli.models import randomise
+    from effv2_kernels.shapes import randomise
 
     torch.manual_seed(1)
     model = create_model("efficientformerv2_s0", num_classes=20, img_size=96)

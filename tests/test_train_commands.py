@@ -20,9 +20,9 @@ pytest.importorskip("timm")
 from training import ARCHITECTURE, arguments, write_digits
 
 import effv2_kernels
-from effv2_kernels import create_model
+from effv2_kernels import create_model, shapes
 from effv2_kernels.__main__ import main
-from effv2_kernels.cli import evaluate, models, train
+from effv2_kernels.cli import evaluate, train
 from effv2_kernels.errors import UnavailableError
 from effv2_kernels.search import found
 from effv2_kernels.train import PRESETS, Recipe, open_data, packages, state
@@ -40,7 +40,7 @@ def weights(tmp_path_factory):
     """S0 for 10 classes and images of 32, with weights whose decisions differ from image to image."""
     torch.manual_seed(4)
     model = create_model(S0, img_size=32, num_classes=10)
-    models.randomise(model)
+    shapes.randomise(model)
     path = tmp_path_factory.mktemp("weights") / "s0.pth"
     torch.save(model.state_dict(), path)
     return path
@@ -91,7 +91,7 @@ def test_a_network_of_other_sizes_with_a_teacher_of_others(capsys, tmp_path, dig
     larger.save(tmp_path / "larger.json")
     torch.manual_seed(5)
     teacher = create_model(architecture=larger, num_classes=10, img_size=32, in_channels=1)
-    models.randomise(teacher)
+    shapes.randomise(teacher)
     torch.save(teacher.state_dict(), tmp_path / "teacher.pth")
     more = ("--architecture", architecture, "--in-channels", 1, "--epochs", 2, "--workers", 0)
     more += ("--teacher", tmp_path / "larger.json", "--teacher-checkpoint", tmp_path / "teacher.pth")
@@ -122,7 +122,7 @@ def test_a_network_of_other_sizes_with_a_teacher_of_others(capsys, tmp_path, dig
     code, out, err = run(capsys, *command, *renamed)
     assert code == 0, err
     assert "going on behind epoch 2" in out
-    models.randomise(teacher)
+    shapes.randomise(teacher)
     torch.save(teacher.state_dict(), tmp_path / "renamed.pth")
     code, _, err = run(capsys, *command, *renamed)
     assert code == 2

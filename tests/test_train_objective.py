@@ -14,8 +14,8 @@ timm = pytest.importorskip("timm")
 from training import PLAIN, RECIPE, SIZE, same, tiny_model  # noqa: E402
 
 from effv2_kernels import create_model  # noqa: E402
-from effv2_kernels.cli.models import randomise  # noqa: E402
 from effv2_kernels.errors import CheckpointError, InputError, UnavailableError, UnknownNameError  # noqa: E402
+from effv2_kernels.shapes import randomise  # noqa: E402
 from effv2_kernels.train import Classification, Teacher  # noqa: E402
 from effv2_kernels.train.data import mixup  # noqa: E402
 

@@ -20,8 +20,8 @@ from torch import Tensor, nn
 
 import effv2_kernels
 from effv2_kernels import blocks, sources
-from effv2_kernels.cli.models import randomise
 from effv2_kernels.families.efficientformer_v2.layers import LocalGlobalQuery
+from effv2_kernels.shapes import randomise
 
 SIZE = 224
 PACKAGE = Path(effv2_kernels.__file__).parent

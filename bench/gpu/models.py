@@ -12,10 +12,9 @@ from torch import Tensor, nn
 
 import effv2_kernels
 from bench.gpu.targets import name_of
-from effv2_kernels.cli.models import randomise
 from effv2_kernels.families import Family, families
 from effv2_kernels.families.efficientformer_v2.layers import AttentionLayer, DownsampleAttentionLayer
-from effv2_kernels.shapes import BlockShape
+from effv2_kernels.shapes import BlockShape, randomise
 
 
 def _found(variant: str) -> tuple[Family, str]:

@@ -23,7 +23,7 @@ print(time.perf_counter() - start)
 # The process that a user has: torch and the model are there, optimize() runs for the first time.
 _OPTIMIZE = """
 import sys, time, torch, effv2_kernels
-from effv2_kernels.cli.models import randomise
+from effv2_kernels.shapes import randomise
 model = effv2_kernels.create_model(sys.argv[1])
 randomise(model)
 model(torch.zeros(1, 3, 224, 224))
@@ -35,7 +35,7 @@ print(time.perf_counter() - start)
 # In turns, since the times of a shared machine drift.
 _VERIFY = """
 import json, statistics, sys, time, torch, effv2_kernels
-from effv2_kernels.cli.models import randomise
+from effv2_kernels.shapes import randomise
 model = effv2_kernels.create_model(sys.argv[1])
 randomise(model)
 image = torch.zeros(1, 3, 224, 224)
@@ -59,7 +59,7 @@ print(json.dumps([statistics.median(cost), statistics.median(eager)]))
 _MEMORY = """
 import ctypes, gc, json, re, sys, torch, effv2_kernels
 from pathlib import Path
-from effv2_kernels.cli.models import randomise
+from effv2_kernels.shapes import randomise
 from effv2_kernels.reference import Architecture, EfficientFormerV2
 
 def kilobytes(field):

@@ -199,7 +199,7 @@ def measure(
     import torch
 
     from effv2_kernels import create_model
-    from effv2_kernels.cli.models import randomise
+    from effv2_kernels.shapes import randomise
 
     tell("import, optimize() and its memory, in fresh processes")
     footprints = footprint_targets(models)

@@ -213,6 +213,8 @@ def build(args: argparse.Namespace) -> nn.Module:
     """The model in plain PyTorch, in eval mode; its weights are random where the options name none."""
     import torch
 
+    from effv2_kernels.shapes import randomise
+
     if is_saved(args):
         raise CheckpointError(
             f"{args.checkpoint} is an optimised network, and this command needs the model that it was made "
@@ -253,26 +255,6 @@ def _device(args: argparse.Namespace, options: dict[str, Any]) -> torch.device:
     if device.type != "cpu":
         backends.choose(device=device, **options)
     return device
-
-
-def randomise(model: nn.Module) -> None:
-    """Give BatchNorms and layer scales random values, as training would.
-
-    Their initial values (mean 0, variance 1, scales of 1e-5) would hide every error but those of the stem
-    and the head.
-    """
-    from torch import nn
-
-    for name, parameter in model.named_parameters():
-        if name.endswith("gamma"):
-            nn.init.uniform_(parameter, 0.1, 0.4)
-    for module in model.modules():
-        if isinstance(module, nn.BatchNorm2d) and module.running_mean is not None:
-            nn.init.uniform_(module.weight, 0.7, 1.3)
-            nn.init.uniform_(module.bias, -0.2, 0.2)
-            nn.init.normal_(module.running_mean, std=0.2)
-            assert module.running_var is not None
-            nn.init.uniform_(module.running_var, 0.7, 1.3)
 
 
 def random_images(args: argparse.Namespace, count: int) -> Tensor:
