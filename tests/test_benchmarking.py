@@ -12,16 +12,19 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from effv2_kernels import benchmarking
 from effv2_kernels.__main__ import main
 from effv2_kernels.benchmarking import (
     OPENVINO,
     Comparison,
     Contestant,
     Entry,
+    check_writable,
     compare,
     installed,
     pooled,
     read,
+    targets,
     write,
 )
 from effv2_kernels.benchmarking import interleave as turns
@@ -387,11 +390,75 @@ def test_bench_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> No
 
 
 @pytest.mark.parametrize(
-    "options", [["--rivals", "openvin"], ["--seconds", "0"], ["--batch", "0"], ["--threads", "0"]]
+    "options",
+    [
+        ["--rivals", "openvin"],
+        ["--seconds", "0"],
+        ["--seconds", "nan"],
+        ["--seconds", "inf"],
+        ["--batch", "0"],
+        ["--threads", "0"],
+        ["--json", "none/found.json"],
+        ["--json", "."],
+    ],
 )
-def test_bench_command_refuses(options: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+def test_bench_command_refuses(
+    options: list[str],
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Before anything is measured, which would be for nothing."""
+    monkeypatch.chdir(tmp_path)
+    if "--threads" not in options:
+        monkeypatch.setattr(benchmarking, "compare", lambda *_, **__: pytest.fail("it began"))
     assert main(["bench", *options]) == 2
     assert capsys.readouterr().err.startswith("error: ")
+
+
+@pytest.mark.parametrize("seconds", [float("nan"), float("inf"), -1.0])
+def test_time_that_would_never_be_over(seconds: float, model: nn.Module, images: Tensor) -> None:
+    def never() -> None:
+        pytest.fail("it began")
+
+    with pytest.raises(InputError, match="must be a finite number, at least 0, but got"):
+        turns.interleave({"one": never}, seconds)
+    with pytest.raises(InputError, match="must be a finite number, at least 0, but got"):
+        compare(model, images, [contestant("one", lambda output, call: output)], seconds=seconds)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--seconds", "nan"], "but got nan"),
+        (["--json", "none/found.json"], "'none/found.json' cannot be written: No such file"),
+        (["--models", "s9"], "s9"),
+    ],
+)
+def test_targets_refuse(
+    options: list[str],
+    message: str,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(targets, "measure", lambda *_: pytest.fail("it began"))
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit, match="2"):
+        targets.main(options)
+    assert message in capsys.readouterr().err
+
+
+def test_what_cannot_be_written(tmp_path: Path) -> None:
+    for check in (check_writable, lambda path: write(path, [])):
+        with pytest.raises(InputError, match=r"cannot be written: No such file or directory. Give a file in"):
+            check(tmp_path / "none" / "found.json")
+    path = tmp_path / "found.json"
+    check_writable(path)
+    assert not path.exists()
+    path.write_text("as it was")
+    check_writable(path)
+    assert path.read_text() == "as it was"
 
 
 def test_targets_have_verdicts() -> None:

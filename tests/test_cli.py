@@ -439,6 +439,15 @@ def test_demo(capsys):
     assert "china.jpg" in out
 
 
+@pytest.mark.parametrize("seconds", ["nan", "inf"])
+def test_a_demo_that_would_never_end(capsys, seconds):
+    pytest.importorskip("sklearn")
+    pytest.importorskip("rich")
+    code, _, said = run(capsys, "demo", "--seconds", seconds, *SMALL)
+    assert code == 2
+    assert f"must be a finite number, at least 0, but got {seconds}" in said
+
+
 def test_demo_with_a_checkpoint(capsys, checkpoint, picture):
     pytest.importorskip("sklearn")
     pytest.importorskip("rich")

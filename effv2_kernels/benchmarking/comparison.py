@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import json
 import statistics
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
+
+from effv2_kernels.errors import InputError
 
 PERCENTILES = (10, 50, 90, 99)
 
@@ -177,9 +180,30 @@ def _pooled(runs: Sequence[Comparison]) -> Comparison:
 
 
 def write(path: str | Path, comparisons: Sequence[Comparison], **more: Any) -> None:
-    """A JSON file {"comparisons": [...], **more}."""
+    """A JSON file {"comparisons": [...], **more}. Raises InputError where it cannot be written."""
     data = {"comparisons": [c.to_json() for c in comparisons], **more}
-    Path(path).write_text(json.dumps(data, indent=1) + "\n", encoding="utf-8")
+    with _writing(path):
+        Path(path).write_text(json.dumps(data, indent=1) + "\n", encoding="utf-8")
+
+
+def check_writable(path: str | Path) -> None:
+    """Raise as ``write`` where a file cannot be written, before anything is measured."""
+    there = Path(path).exists()
+    with _writing(path), Path(path).open("ab"):
+        pass
+    if not there:
+        Path(path).unlink()
+
+
+@contextmanager
+def _writing(path: str | Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise InputError(
+            f"'{path}' cannot be written: {error.strerror or error}. Give a file in a folder that is there "
+            f"and can be written."
+        ) from error
 
 
 def read(path: str | Path) -> list[Comparison]:

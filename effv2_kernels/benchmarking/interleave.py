@@ -13,9 +13,12 @@ only then times its calls, back to back.
 from __future__ import annotations
 
 import gc
+import math
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+
+from effv2_kernels.errors import InputError
 
 TURN_SECONDS = 0.04
 MAX_CALLS_OF_A_TURN = 25
@@ -53,8 +56,9 @@ def interleave(
     """Give each of ``runs`` a turn per round until about ``seconds`` are over, MIN_ROUNDS rounds at least.
 
     gauge: called once per round, before the turns (the peak of the machine at that moment).
-    progress: called with the share of the work that is done, 0 to 1.
+    progress: called with the share of the work that is done, 0 to 1. Raises as ``check_seconds``.
     """
+    check_seconds(seconds)
     if not runs:
         return Measurement({})
     calls_of_a_turn = {name: _calls_of_a_turn(run) for name, run in runs.items()}
@@ -82,6 +86,14 @@ def interleave(
     finally:
         if collecting:
             gc.enable()
+
+
+def check_seconds(seconds: float) -> None:
+    """Raise InputError for what is no time to spend: NaN and infinity would never be over."""
+    if not 0 <= seconds < math.inf:
+        raise InputError(
+            f"seconds of timing must be a finite number, at least 0, but got {seconds:g}: give such as 10."
+        )
 
 
 def _calls_of_a_turn(run: Callable[[], object]) -> int:

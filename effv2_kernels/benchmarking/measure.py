@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from effv2_kernels.backends import check_threads
 from effv2_kernels.benchmarking.comparison import Comparison, Entry
 from effv2_kernels.benchmarking.contestants import Contestant, Runner, effv2, find
-from effv2_kernels.benchmarking.interleave import interleave
+from effv2_kernels.benchmarking.interleave import check_seconds, interleave
 from effv2_kernels.errors import Effv2Error, InputError, ModelError, UnavailableError
 
 # Long enough to reach the sustained clock, short enough to stand beside every round.
@@ -47,9 +47,10 @@ def compare(
     after timing, gets no figures; nor does one that cannot be built. The reason is in its entry.
 
     Raises UnknownNameError for an unknown contestant, and InputError for images that the model does not take
-    and for what is no number of threads.
+    and for what is no number of threads or seconds.
     """
     check_threads(threads)
+    check_seconds(seconds)
     if model.training:
         raise ModelError("compare() takes a model in eval mode: call model.eval() first.")
     if images.ndim != 4 or len(images) == 0:

@@ -9,9 +9,11 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from effv2_kernels.benchmarking import footprint, report
-from effv2_kernels.benchmarking.comparison import Comparison, write
+from effv2_kernels.benchmarking.comparison import Comparison, check_writable, write
 from effv2_kernels.benchmarking.contestants import OPENVINO, Contestant, effv2, installed
+from effv2_kernels.benchmarking.interleave import check_seconds
 from effv2_kernels.benchmarking.measure import compare, peak_gauge
+from effv2_kernels.errors import Effv2Error
 from effv2_kernels.families import short, variant_named
 from effv2_kernels.tables import text_table
 
@@ -182,7 +184,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--json", metavar="FILE", help="also write everything measured")
     args = parser.parse_args(argv)
     rivals = installed() if args.rivals == "all" else args.rivals.split(",")
-    models = [variant_named(name) for name in args.models.split(",")]
+    try:
+        check_seconds(args.seconds)
+        if args.json is not None:
+            check_writable(args.json)
+        models = [variant_named(name) for name in args.models.split(",")]
+    except Effv2Error as error:
+        parser.error(str(error))
     comparisons, targets = measure(models, rivals, args.seconds, lambda text: print(text, file=sys.stderr))
     print(report.ratios(comparisons))
     print()

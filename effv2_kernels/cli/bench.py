@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 
 from effv2_kernels.cli import models
 from effv2_kernels.errors import InputError
@@ -35,8 +36,10 @@ def run(args: argparse.Namespace) -> int:
     from effv2_kernels.backends import check_threads
     from effv2_kernels.benchmarking import report
 
-    if args.seconds <= 0:
-        raise InputError(f"--seconds must be positive, but got {args.seconds:g}.")
+    if not 0 < args.seconds < math.inf:
+        raise InputError(f"--seconds must be positive and finite, but got {args.seconds:g}.")
+    if args.json is not None:
+        benchmarking.check_writable(args.json)
     check_threads(args.threads)
     contestants = ["effv2", *rivals(args.rivals, args.batch)]
     images = models.random_images(args, args.batch)
