@@ -131,3 +131,26 @@ def test_command(capsys, tmp_path):
         assert main([*command, "--isa", "avx2", "--plot", str(picture)]) == 0
     assert "one image" in pictures[0].read_text(encoding="utf-8")
     assert pictures[0].read_bytes() == pictures[1].read_bytes()
+
+
+@pytest.mark.parametrize("name", ["none/p.svg", "p.foo"])
+def test_a_picture_that_cannot_be_written_is_refused_before(name, monkeypatch, tmp_path, capsys):
+    pytest.importorskip("rich")
+    pytest.importorskip("matplotlib")
+    monkeypatch.setattr(scaling, "divisions", lambda *_: pytest.fail("it began"))
+    monkeypatch.chdir(tmp_path)
+    command = ["scaling", "--models", "efficientformerv2_s0", "--img-size", "64", "--threads", "1"]
+    assert main([*command, "--plot", name]) == 2
+    assert f"the picture '{name}' cannot be written" in capsys.readouterr().err
+
+
+def test_a_picture_changes_no_settings_of_matplotlib(tmp_path):
+    matplotlib = pytest.importorskip("matplotlib")
+    pytest.importorskip("rich")
+    command = ["scaling", "--models", "efficientformerv2_s0", "--img-size", "64", "--threads", "1", "8"]
+    with matplotlib.rc_context():
+        matplotlib.rcdefaults()
+        before = dict(matplotlib.rcParams)
+        assert main([*command, "--plot", str(tmp_path / "p.png")]) == 0
+        assert dict(matplotlib.rcParams) == before
+    assert (tmp_path / "p.png").read_bytes().startswith(b"\x89PNG")

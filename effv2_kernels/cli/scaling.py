@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from effv2_kernels.cli import models
 from effv2_kernels.errors import UnavailableError
+from effv2_kernels.search.panel import check, panels
 
 if TYPE_CHECKING:
     from effv2_kernels.scaling import Division
@@ -47,6 +48,8 @@ def run(args: argparse.Namespace) -> int:
         raise UnavailableError(f"scaling needs {error.name}: pip install 'effv2_kernels[cli]'.") from error
     from effv2_kernels import create_model, scaling, sources
 
+    if args.plot is not None:
+        check(args.plot)
     found: dict[str, dict[str, Pairs]] = {isa: {} for isa in ([args.isa] if args.isa else scaling.ISAS)}
     for name in args.models:
         network = sources.read(create_model(name, img_size=args.img_size))
@@ -88,34 +91,22 @@ def _table(title: str, pairs: Pairs) -> Any:
 
 
 def _draw(found: dict[str, dict[str, Pairs]], path: Path) -> None:
-    try:
-        from matplotlib import pyplot as plt
-    except ImportError as error:
-        raise UnavailableError(
-            f"--plot needs {error.name}: pip install 'effv2_kernels[bench]', or leave it out."
-        ) from error
-    # The same figures give the same file, and text stays text.
-    plt.rcParams.update({"svg.fonttype": "none", "svg.hashsalt": "effv2"})
-    figure, axes = plt.subplots(
-        1, len(found), figsize=(4.6 * len(found), 3.8), sharey=True, squeeze=False, layout="constrained"
-    )
-    for panel, (isa, by_model) in zip(axes.flat, found.items(), strict=True):
-        for name, pairs in by_model.items():
-            threads = [single.threads for single, _ in pairs]
-            panel.plot(threads, [single.speedup for single, _ in pairs], marker="o", markersize=3, label=name)
-        _ideal(panel, sorted({single.threads for pairs in by_model.values() for single, _ in pairs}))
-        panel.set_title(f"{isa}, one image", fontsize=10)
-        panel.set_xlabel("threads")
-    axes[0, 0].set_ylabel("times one thread's speed, by count")
-    axes[0, 0].legend(frameon=False, fontsize=8)
-    figure.savefig(path, facecolor="white", metadata={"Date": None} if path.suffix == ".svg" else None)
-    plt.close(figure)
+    with panels(path, 4.6 * len(found), 3.8, len(found)) as side_by_side:
+        for axes, (isa, by_model) in zip(side_by_side, found.items(), strict=True):
+            for name, pairs in by_model.items():
+                threads = [single.threads for single, _ in pairs]
+                speedups = [single.speedup for single, _ in pairs]
+                axes.plot(threads, speedups, marker="o", markersize=3, label=name)
+            _ideal(axes, sorted({single.threads for pairs in by_model.values() for single, _ in pairs}))
+            axes.set_title(f"{isa}, one image", fontsize=10)
+            axes.set_xlabel("threads")
+        side_by_side[0].set_ylabel("times one thread's speed, by count")
+        side_by_side[0].legend(frameon=False, fontsize=8)
 
 
-def _ideal(panel: Any, threads: Sequence[int]) -> None:
-    panel.plot(threads, threads, color="black", linewidth=0.8, linestyle="--", label="threads")
-    panel.set_xscale("log", base=2)
-    panel.set_yscale("log", base=2)
-    panel.xaxis.set_major_formatter("{x:g}")
-    panel.yaxis.set_major_formatter("{x:g}")
-    panel.spines[["top", "right"]].set_visible(False)
+def _ideal(axes: Any, threads: Sequence[int]) -> None:
+    axes.plot(threads, threads, color="black", linewidth=0.8, linestyle="--", label="threads")
+    axes.set_xscale("log", base=2)
+    axes.set_yscale("log", base=2)
+    axes.xaxis.set_major_formatter("{x:g}")
+    axes.yaxis.set_major_formatter("{x:g}")
