@@ -38,6 +38,9 @@ class Machine:
     def runner(self, architecture):
         return Runner(self, architecture)
 
+    def room(self):
+        return 1.0
+
     def off(self):
         self.reads += 1
         return self.slow * self.random.lognormvariate(0.0, self.noise)

@@ -3,6 +3,7 @@
 import json
 import random
 from dataclasses import replace
+from weakref import WeakSet
 
 import pytest
 from latencies import CALL, DEVICE, SPACE, STEP, TASK, Machine, Runner, cost, measure, true_time
@@ -17,6 +18,7 @@ from effv2_kernels.search.latency import (
     proof,
     table_of,
 )
+from effv2_kernels.search.latency.fit import at_one_speed
 from effv2_kernels.search.latency.measuring import Measured, carriers
 
 
@@ -127,6 +129,16 @@ def test_times_beside_a_slow_reference_count_less():
     assert table.predict(b) == pytest.approx(true_time(b))
 
 
+def test_readings_that_nothing_was_beside_stay_as_they_are():
+    a = SPACE.sample(random.Random(1))
+    readings = [Reading(a, (2.0,), 4.0, beside) for beside in (None, 2.0, None, 3.0, 4.0)]
+    found, nominal = at_one_speed(readings)
+    assert nominal == 3.0
+    assert [r.whole for r in found] == [4.0, 6.0, 4.0, 4.0, 3.0]
+    assert [r.blocks for r in found] == [(2.0,), (3.0,), (2.0,), (2.0,), (1.5,)]
+    assert at_one_speed(readings[:1]) == (readings[:1], 1.0)
+
+
 def test_who_is_interrupted_goes_on(tmp_path):
     uninterrupted = Machine()
     whole = measure(SPACE, uninterrupted, tmp_path / "whole.json", rounds=8)
@@ -147,6 +159,73 @@ def test_who_is_interrupted_goes_on(tmp_path):
     again = Machine()
     assert measure(SPACE, again, tmp_path / "t.json", rounds=8) == whole
     assert again.reads == 0 < machine.reads
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "what"),
+    [
+        ("blocks", "abc", "TypeError: expected a number, got 'a'"),
+        ("blocks", [1.0, 2.0], r"the times of 2 blocks, and its network has \d+"),
+        ("blocks", None, "TypeError"),
+        ("reference", 0, "expected a time above 0, got 0"),
+        ("reference", -1.0, "expected a time above 0, got -1.0"),
+        ("whole", float("nan"), "expected a time above 0, got nan"),
+        ("whole", "1.0", "TypeError: expected a number, got '1.0'"),
+        pytest.param("whole", 10**400, "expected a time above 0, got 1000", id="more than a float"),
+        ("architecture", {"widths": []}, "ModelError"),
+        ("architecture", json.loads(SPACE.largest().to_json()), r"network has \d+|of other networks"),
+    ],
+)
+def test_readings_that_are_damaged(name, value, what, tmp_path):
+    out = tmp_path / "t.json"
+    measure(SPACE, Machine(), out, rounds=1)
+    path = tmp_path / "t.json.readings"
+    about, line = path.read_text().splitlines()
+    round_ = json.loads(line)
+    round_["readings"][3][name] = value
+    path.write_text(f"{about}\n{json.dumps(round_)}\n")
+    with pytest.raises(LatencyError, match=rf"is damaged \(.*({what}).*: remove it, or choose another --out"):
+        measure(SPACE, Machine(), out, rounds=1)
+
+
+def test_a_round_without_some_networks_is_damaged(tmp_path):
+    out = tmp_path / "t.json"
+    measure(SPACE, Machine(), out, rounds=1)
+    path = tmp_path / "t.json.readings"
+    path.write_text(path.read_text().splitlines()[0] + '\n{"readings": []}\n')
+    with pytest.raises(LatencyError, match=r"is damaged .a round is of other networks than this space's"):
+        measure(SPACE, Machine(), out, rounds=1)
+
+
+def test_networks_that_memory_has_no_room_for_are_made_anew(tmp_path):
+    """The times are those of networks that stay."""
+
+    class Small(Machine):
+        def __init__(self):
+            super().__init__(noise=0.02)
+            self.there, self.most, self.made = WeakSet(), 0, 0
+
+        def runner(self, architecture):
+            runner = Runner(self, architecture)
+            self.there.add(runner)
+            self.made, self.most = self.made + 1, max(self.most, len(self.there))
+            return runner
+
+        def room(self):
+            return 20 - len(self.there)
+
+    small = Small()
+    table = measure(SPACE, small, tmp_path / "small.json", rounds=3)
+    assert table == measure(SPACE, Machine(noise=0.02), tmp_path / "large.json", rounds=3)
+    networks = len(carriers(SPACE, TASK, random.Random(0)))
+    assert small.most <= 13 < networks  # half the room, and those that are in use
+    assert 2 * networks < small.made < 3 * networks
+    proved, plenty = Small(), Machine(noise=0.02)
+    found = proof.prove(table, SPACE, proved, networks=30, seed=1, rounds=9)
+    assert proved.most <= 13
+    assert found.median_error < 0.02 > proof.prove(table, SPACE, plenty, networks=30, seed=1).median_error
+    # One run of the reference between two networks that stay, and one more for each that was made.
+    assert plenty.reads < proved.reads <= plenty.reads + proved.made
 
 
 def test_readings_of_something_else_are_refused(tmp_path):

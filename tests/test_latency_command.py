@@ -1,8 +1,10 @@
 """What measures latency: the engine's clock, the command, reports of other machines, and proofs."""
 
 import json
+import os
 import random
 from dataclasses import replace
+from itertools import count
 
 import pytest
 from checks import one_torch_thread
@@ -10,11 +12,13 @@ from latencies import CALL, CLASSES, SPACE, STEP, TASK, Machine, cost, measure, 
 
 from effv2_kernels import extras
 from effv2_kernels.__main__ import main
+from effv2_kernels.cli import latency as command
 from effv2_kernels.errors import Effv2Error, LatencyError, SearchError
 from effv2_kernels.families.efficientformer_v2.architecture import VARIANTS
 from effv2_kernels.search.latency import (
     Device,
     LatencyTable,
+    Reading,
     block_names,
     operators,
     proof,
@@ -85,6 +89,18 @@ def test_the_command_for_operators(tmp_path, capsys, monkeypatch):
     assert "talking-head attention" in plot.read_text()
 
 
+def test_operators_count_as_readings_of_tables_do(monkeypatch):
+    """Some of which nothing was beside: those stay as they are."""
+    turns = count()
+
+    def some(architecture, runner, reference):
+        return Reading(architecture, runner.blocks(), 1.0, None if next(turns) % 2 else 5.0)
+
+    monkeypatch.setattr(operators, "read", some)
+    found = operators.times_by_kind({"one": SPACE.largest()}, Machine(), rounds=4)
+    assert sum(found["one"].values()) == pytest.approx(sum(map(cost, block_names(SPACE.largest(), TASK))))
+
+
 def test_operators(tmp_path):
     space = SearchSpace.read("fashion")
 
@@ -153,18 +169,105 @@ def test_reports_that_cannot_be_used(folder):
         reports.table_of_reports(path, "a phone")
     for found in path.glob("network-*.json"):
         found.unlink()
-    with pytest.raises(LatencyError, match="there is no report in"):
+    with pytest.raises(LatencyError, match="lacks the reports of 4 of its 4 networks"):
         reports.table_of_reports(path, "a phone")
     (path / "networks.json").unlink()
     with pytest.raises(LatencyError, match="is no folder that"):
         reports.table_of_reports(path, "a phone")
 
 
+def test_reports_that_are_missing_are_named(folder, capsys):
+    """A table without them would lack blocks, and predict next to nothing."""
+    path, _ = folder
+    for number in (1, 3):
+        (path / f"network-{number:03}.json").unlink()
+    assert main(["latency", "--device", str(path), "--name", "x", "--out", str(path / "t.json")]) == 2
+    said = capsys.readouterr().err
+    assert "lacks the reports of 2 of its 4 networks (network-001, network-003): run 'effv2-run" in said
+    assert not (path / "t.json").exists()
+
+
+def test_reports_of_a_busy_phone_make_a_doubtful_table(folder, capsys):
+    path, networks = folder
+    for number, slow in enumerate((1.0, 1.6, 1.0, 1.6)):
+        found = report(networks[number])
+        found["latency"]["milliseconds"]["p50"] *= slow
+        (path / f"network-{number:03}.json").write_text(json.dumps(found))
+    assert main(["latency", "--device", str(path), "--name", "x", "--out", str(path / "t.json")]) == 0
+    said = capsys.readouterr().err
+    assert "off for the very networks that it was made of" in said
+    assert "Make the reports again where little else runs." in said
+
+
+@pytest.mark.parametrize(
+    "value", [0, -1, float("nan"), float("inf"), "1.0", None, True, pytest.param(10**400, id="huge")]
+)
+@pytest.mark.parametrize("where", ["whole", "block"])
+def test_reports_of_what_is_no_time(where, value, folder):
+    path, networks = folder
+    found = report(networks[0])
+    if where == "whole":
+        found["latency"]["milliseconds"]["p50"] = value
+    else:
+        found["profile"]["blocks"][1]["milliseconds"] = value
+    (path / "network-000.json").write_text(json.dumps(found))
+    if where == "block" and value == 0:  # less than a clock tells
+        reports.table_of_reports(path, "a phone")
+        return
+    with pytest.raises(LatencyError, match=r"no report of effv2-run .*expected a .*run the network"):
+        reports.table_of_reports(path, "a phone")
+
+
+def test_a_list_of_no_networks(tmp_path):
+    reports.export([], SPACE, CLASSES, tmp_path)
+    with pytest.raises(LatencyError, match=r"is no folder that .*it lists no networks"):
+        reports.table_of_reports(tmp_path, "a phone")
+
+
+def test_a_list_that_cannot_be_written(tmp_path):
+    (tmp_path / "networks.json").mkdir()
+    with pytest.raises(LatencyError, match=r"networks.json cannot be written: Is a directory"):
+        reports.export([SPACE.smallest()], SPACE, CLASSES, tmp_path)
+
+
+@pytest.mark.parametrize("name", ["cpu", "cuda", "cuda:0"])
+def test_a_folder_with_the_name_of_a_device(name, monkeypatch, tmp_path, capsys):
+    def timer(args, space):
+        raise LatencyError(f"a timer for {args.device}")
+
+    monkeypatch.setattr(command, "_timer", timer)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / name).mkdir()
+    options = ["latency", "--space", "fashion", "--out", "t.json", "--device"]
+    assert main([*options, name]) == 2
+    assert f"a timer for {name}" in capsys.readouterr().err
+    assert main([*options, f"./{name}"]) == 2
+    assert "give its --name" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("what", [["--operators"], ["--prove", "t.json"]])
+@pytest.mark.parametrize("name", ["none/p.svg", "p.foo", "p", "."])
+def test_a_picture_that_cannot_be_written_is_refused_before(what, name, monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(command, "_timer", lambda *_: pytest.fail("it began"))
+    monkeypatch.chdir(tmp_path)
+    measure(SPACE, Machine(), tmp_path / "t.json", rounds=1)
+    assert main(["latency", "--space", "fashion", *what, "--plot", name]) == 2
+    assert f"the picture '{name}' cannot be written" in capsys.readouterr().err
+
+
+def test_the_room_that_there_is():
+    timer = Timer(SPACE.img_size, in_channels=1, classes=CLASSES, threads=1)
+    memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    assert 0 < timer.room() < memory
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--rounds", "0"], "--rounds, --networks and --tolerance must be positive"),
-        (["--tolerance", "0"], "--tolerance must be positive"),
+        (["--rounds", "0"], "--rounds and --networks must be positive"),
+        (["--tolerance", "0"], "--tolerance must be a share above 0, such as 0.005, but got 0"),
+        (["--tolerance", "nan"], "but got nan"),
+        (["--tolerance", "inf"], "but got inf"),
         (["--threads", "0"], "threads"),
         (["--device", "tpu"], "a device is cpu, cuda or cuda:1, but got 'tpu'"),
         (["--device", "meta"], "timed on cpu and cuda, but not on 'meta'"),

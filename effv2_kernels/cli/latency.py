@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import math
+import re
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,6 +17,7 @@ if TYPE_CHECKING:
     from effv2_kernels.search.latency.timer import Timer
     from effv2_kernels.search.space import SearchSpace
 
+_DEVICES = re.compile(r"cpu|cuda(:\d+)?")
 _DEFAULTS = {"batch": 1, "classes": 1000, "dtype": "fp32"}
 
 EPILOG = """\
@@ -46,7 +49,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--device",
         default="cpu",
         metavar="NAME",
-        help="cpu (default), cuda, or a folder with reports of effv2-run",
+        help="cpu (default), cuda, cuda:1, or a folder with reports of effv2-run; one that is called so is "
+        "./cpu",
     )
     parser.add_argument("--name", metavar="TEXT", help="of the machine that reports come from")
     parser.add_argument("--dtype", metavar="NAME", help="fp32 (default), fp16 or bf16")
@@ -70,6 +74,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
+    from effv2_kernels.search import panel
     from effv2_kernels.search.space import SearchSpace
 
     needed = [*(["scipy"] if args.out or args.prove else []), *(["matplotlib"] if args.plot else [])]
@@ -78,14 +83,18 @@ def run(args: argparse.Namespace) -> int:
     for name, default in _DEFAULTS.items():
         if getattr(args, name) is None:
             setattr(args, name, default)
-    if min(args.batch, args.classes, args.rounds, args.networks) < 1 or not args.tolerance > 0:
-        raise InputError("--batch, --classes, --rounds, --networks and --tolerance must be positive.")
+    if min(args.batch, args.classes, args.rounds, args.networks) < 1:
+        raise InputError("--batch, --classes, --rounds and --networks must be positive.")
+    if not 0 < args.tolerance < math.inf:
+        raise InputError(f"--tolerance must be a share above 0, such as 0.005, but got {args.tolerance:g}.")
     backends.check_threads(args.threads)
     if args.export is not None and args.dtype not in ("fp32", "fp16"):
         raise InputError(
             f"saved networks hold fp32 or fp16, but --dtype is {args.dtype}; effv2-run computes in "
             f"any: give it --dtype {args.dtype} there."
         )
+    if args.plot is not None:
+        panel.check(args.plot)
     space = SearchSpace.read(args.space)
     if args.export is not None:
         return _export(args, space)
@@ -124,12 +133,12 @@ def _measure(args: argparse.Namespace, space: SearchSpace) -> int:
     from effv2_kernels.search.latency.measuring import measure
     from effv2_kernels.search.latency.reports import table_of_reports
 
-    if Path(args.device).is_dir():
+    if not _DEVICES.fullmatch(args.device) and Path(args.device).is_dir():
         if args.name is None:
             raise InputError("reports do not say which machine they come from: give its --name.")
         table = table_of_reports(Path(args.device), args.name)
         table.save(args.out)
-        doubts: list[str] = []
+        doubts, advice = table.doubts(), "Make the reports again where little else runs"
     else:
         with progress_bar() as progress:
             measured = measure(
@@ -142,14 +151,14 @@ def _measure(args: argparse.Namespace, space: SearchSpace) -> int:
                 progress=progress,
             )
         table, doubts = measured.table, measured.doubts(args.tolerance)
+        advice = (
+            f"Measure where little else runs: the same command goes on, with more --rounds where they are "
+            f"spent, and starts anew without {args.out}.readings"
+        )
     print(_summary(table))
     print(f"wrote {args.out}")
     if doubts:
-        print(
-            f"{' '.join(doubts)} Measure where little else runs: the same command goes on, with more "
-            f"--rounds where they are spent, and starts anew without {args.out}.readings.",
-            file=sys.stderr,
-        )
+        print(f"{' '.join(doubts)} {advice}.", file=sys.stderr)
     return 0
 
 

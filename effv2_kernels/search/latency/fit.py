@@ -6,11 +6,12 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from statistics import median
+from typing import Any
 
 import numpy as np
 
 from effv2_kernels.families.efficientformer_v2.architecture import Architecture
-from effv2_kernels.search.latency.table import BlockTime, Device, LatencyTable
+from effv2_kernels.search.latency.table import BlockTime, Device, LatencyTable, time_in
 from effv2_kernels.search.latency.task import Task, block_names
 
 
@@ -27,6 +28,32 @@ class Reading:
     whole: float
     reference: float | None = None
 
+    @classmethod
+    def of(cls, architecture: Architecture, blocks: Any, whole: Any, reference: Any, task: Task) -> Reading:
+        """That of values in a file. Raises TypeError or ValueError where they are no such times."""
+        times = tuple(map(time_in, blocks))
+        expected = len(block_names(architecture, task))
+        if len(times) != expected:
+            raise ValueError(f"it has the times of {len(times)} blocks, and its network has {expected}")
+        beside = None if reference is None else time_in(reference, of_network=True)
+        return cls(architecture, times, time_in(whole, of_network=True), beside)
+
+
+def at_one_speed(readings: Sequence[Reading]) -> tuple[list[Reading], float]:
+    """Readings as if the reference had taken its median time beside each; and that time.
+
+    Times drift. Readings that no reference was beside stay as they are; where it was beside none, its time
+    is 1.
+    """
+    references = [r.reference for r in readings if r.reference is not None]
+    nominal = median(references) if references else 1.0
+    found = []
+    for reading in readings:
+        scale = 1.0 if reading.reference is None else nominal / reading.reference
+        blocks = tuple(scale * time for time in reading.blocks)
+        found.append(replace(reading, blocks=blocks, whole=scale * reading.whole))
+    return found, nominal
+
 
 def table_of(
     readings: Sequence[Reading],
@@ -34,18 +61,16 @@ def table_of(
     task: Task,
     reference: Architecture | None = None,
 ) -> LatencyTable:
-    """The table that readings add up to. Times drift: each counts by that of the reference beside it."""
-    references = [r.reference for r in readings if r.reference is not None]
-    nominal = median(references) if references else 1.0
+    """The table that readings add up to, each ``at_one_speed`` with all others."""
+    readings, nominal = at_one_speed(readings)
     seen: dict[str, dict[Architecture, list[float]]] = defaultdict(lambda: defaultdict(list))
     wholes: dict[Architecture, list[float]] = defaultdict(list)
     for reading in readings:
-        scale = 1.0 if reading.reference is None else nominal / reading.reference
-        wholes[reading.architecture].append(scale * reading.whole)
+        wholes[reading.architecture].append(reading.whole)
         own: dict[str, list[float]] = defaultdict(list)
         names = block_names(reading.architecture, task)
         for name, time in zip(names, reading.blocks, strict=True):
-            own[name].append(scale * time)
+            own[name].append(time)
         for name, times in own.items():
             seen[name][reading.architecture].append(sum(times) / len(times))
     blocks = {name: _block_time([median(times) for times in of.values()]) for name, of in seen.items()}

@@ -14,42 +14,24 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import median
-from typing import Any, Protocol
+from typing import Any
 
 from effv2_kernels.engine import Progress
 from effv2_kernels.errors import LatencyError, ModelError
 from effv2_kernels.families.efficientformer_v2 import Architecture, sizes
 from effv2_kernels.search.journal import Journal
 from effv2_kernels.search.latency.fit import Reading, table_of
-from effv2_kernels.search.latency.table import Device, LatencyTable
+from effv2_kernels.search.latency.kept import Clock, Kept, Running
+from effv2_kernels.search.latency.table import DAMAGED, LatencyTable
 from effv2_kernels.search.latency.task import Task, block_names
 from effv2_kernels.search.space.space import SearchSpace
 
 # Rounds of all networks.
 FEWEST_ROUNDS, MOST_ROUNDS = 6, 40
 
-# That a table may be off in the median, for the networks that it is made of and in a proof for others.
-LARGEST_ERROR = 0.04
-
 # Each block is seen in so many networks at least, or in as many as were drawn.
 _SIGHTINGS = 4
 _MOST_DRAWN = 5000
-
-
-class Running(Protocol):
-    """A network on a device."""
-
-    def whole(self) -> float: ...
-    def blocks(self) -> tuple[float, ...]: ...
-
-
-class Clock(Protocol):
-    """What times networks of one task; see ``timer``."""
-
-    device: Device
-    task: Task
-
-    def runner(self, architecture: Architecture) -> Running: ...
 
 
 def carriers(space: SearchSpace, task: Task, generator: random.Random) -> list[Architecture]:
@@ -100,9 +82,12 @@ def _blocks_of(space: SearchSpace, task: Task) -> set[str]:
 class Readings:
     """What was read so far, in a file beside the table, so that who is interrupted goes on."""
 
-    def __init__(self, path: Path, device: Device, space: SearchSpace, classes: int, seed: int) -> None:
-        about = {"device": asdict(device), "space": json.loads(space.to_json())}
-        about |= {"classes": classes, "seed": seed}
+    def __init__(
+        self, path: Path, clock: Clock, space: SearchSpace, networks: Sequence[Architecture], seed: int
+    ) -> None:
+        about = {"device": asdict(clock.device), "space": json.loads(space.to_json())}
+        about |= {"classes": clock.task.classes, "seed": seed}
+        self._task, self._networks = clock.task, set(networks)
         self._journal = Journal(path, about, error=LatencyError, remedy="choose another --out")
         self.rounds = [self._round(record) for record in self._journal.records]
 
@@ -113,11 +98,12 @@ class Readings:
 
     def _round(self, record: Mapping[str, Any]) -> list[Reading]:
         try:
-            return [_from_json(reading) for reading in record["readings"]]
-        except (KeyError, TypeError, ModelError) as error:
-            raise LatencyError(
-                f"'{self._journal.path}' is damaged: remove it, or choose another --out."
-            ) from error
+            found = [_from_json(reading, self._task) for reading in record["readings"]]
+        except (*DAMAGED, ModelError) as error:
+            raise self._journal.damaged(f"{type(error).__name__}: {error}") from error
+        if {reading.architecture for reading in found} != self._networks:
+            raise self._journal.damaged("a round is of other networks than this space's")
+        return found
 
 
 @dataclass(frozen=True)
@@ -142,12 +128,7 @@ class Measured:
                 f"After {self.rounds} rounds, tables of every other one still disagree by "
                 f"{self.disagreement:.1%}, and {tolerance:.1%} are asked for."
             )
-        if self.table.error > LARGEST_ERROR:
-            found.append(
-                f"The table is {self.table.error:.1%} off for the very networks that it was made of: "
-                f"something slowed them down."
-            )
-        return found
+        return [*found, *self.table.doubts()]
 
 
 def measure(
@@ -170,8 +151,8 @@ def measure(
     beside = space.sample(generator)
     reference = clock.runner(beside)  # before anything is written: it refuses what cannot be timed
     path = out.with_name(out.name + ".readings")
-    readings = Readings(path, clock.device, space, clock.task.classes, seed)
-    runners: dict[Architecture, Running] = {}
+    readings = Readings(path, clock, space, networks, seed)
+    runners = Kept(clock)
     disagreement = _disagreement(readings.rounds, clock, beside)
     while len(readings.rounds) < rounds and disagreement > tolerance:
         order = list(networks)
@@ -182,8 +163,6 @@ def measure(
                 f"round {len(readings.rounds) + 1}",
                 min(1.0, (len(readings.rounds) + done / len(order)) / rounds),
             )
-            if architecture not in runners:
-                runners[architecture] = clock.runner(architecture)
             made.append(read(architecture, runners[architecture], reference))
         readings.add(made)
         disagreement = _disagreement(readings.rounds, clock, beside)
@@ -230,6 +209,6 @@ def _as_json(reading: Reading) -> dict[str, Any]:
     }
 
 
-def _from_json(found: dict[str, Any]) -> Reading:
+def _from_json(found: dict[str, Any], task: Task) -> Reading:
     architecture = Architecture.from_json(json.dumps(found["architecture"]))
-    return Reading(architecture, tuple(found["blocks"]), found["whole"], found["reference"])
+    return Reading.of(architecture, found["blocks"], found["whole"], found["reference"], task)

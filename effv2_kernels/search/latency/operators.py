@@ -9,9 +9,9 @@ from pathlib import Path
 from statistics import median
 
 from effv2_kernels.families.efficientformer_v2.architecture import Architecture
-from effv2_kernels.families.efficientformer_v2.shapes import network_shapes
-from effv2_kernels.search.latency.fit import Reading
-from effv2_kernels.search.latency.measuring import Clock, read
+from effv2_kernels.search.latency.fit import Reading, at_one_speed
+from effv2_kernels.search.latency.kept import Clock
+from effv2_kernels.search.latency.measuring import read
 from effv2_kernels.search.panel import panel
 
 # In the order in which they are drawn, with names that people know and colours that they can tell apart.
@@ -35,28 +35,22 @@ def times_by_kind(
     """
     runners = {name: clock.runner(architecture) for name, architecture in networks.items()}
     reference = next(iter(runners.values()))
-    readings: dict[str, list[Reading]] = {name: [] for name in networks}
+    turns: list[str] = []
+    readings: list[Reading] = []
     for number in range(rounds):
         order = list(networks)
         random.Random(number).shuffle(order)
         for name in order:
-            readings[name].append(read(networks[name], runners[name], reference))
-    nominal = median(reading.reference or 1.0 for of in readings.values() for reading in of)
-    found: dict[str, dict[str, float]] = {}
-    for name, architecture in networks.items():
-        task = clock.task
-        shapes = network_shapes(
-            architecture, task.img_size, classes=task.classes, in_channels=task.in_channels
-        )
-        times: dict[str, list[float]] = defaultdict(list)
-        for reading in readings[name]:
-            of_kind: dict[str, float] = defaultdict(float)
-            for shape, time in zip(shapes, reading.blocks, strict=True):
-                of_kind[shape.kind] += time * nominal / (reading.reference or nominal)
-            for kind, time in of_kind.items():
-                times[kind].append(time)
-        found[name] = {kind: median(of) for kind, of in times.items()}
-    return found
+            turns.append(name)
+            readings.append(read(networks[name], runners[name], reference))
+    times: dict[str, dict[str, list[float]]] = {name: defaultdict(list) for name in networks}
+    for name, reading in zip(turns, at_one_speed(readings)[0], strict=True):
+        of_kind: dict[str, float] = defaultdict(float)
+        for shape, time in zip(clock.task.shapes(networks[name]), reading.blocks, strict=True):
+            of_kind[shape.kind] += time
+        for kind, time in of_kind.items():
+            times[name][kind].append(time)
+    return {name: {kind: median(of) for kind, of in by_kind.items()} for name, by_kind in times.items()}
 
 
 def draw_by_kind(found: Mapping[str, Mapping[str, float]], unit: str, path: Path) -> None:

@@ -11,8 +11,8 @@ from statistics import median
 from effv2_kernels.engine import Progress
 from effv2_kernels.errors import LatencyError
 from effv2_kernels.families.efficientformer_v2.architecture import Architecture
-from effv2_kernels.search.latency.measuring import LARGEST_ERROR, Clock
-from effv2_kernels.search.latency.table import LatencyTable
+from effv2_kernels.search.latency.kept import Clock
+from effv2_kernels.search.latency.table import LARGEST_ERROR, LatencyTable
 from effv2_kernels.search.latency.task import Task
 from effv2_kernels.search.latency.whole import whole_ratios
 from effv2_kernels.search.panel import panel

@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import effv2_kernels
-from effv2_kernels.errors import LatencyError
+from effv2_kernels.errors import LatencyError, ModelError
 from effv2_kernels.families.efficientformer_v2 import Architecture, sizes
 from effv2_kernels.families.efficientformer_v2.model import EfficientFormerV2
 from effv2_kernels.search.latency.fit import Reading, table_of
-from effv2_kernels.search.latency.table import Device, LatencyTable
-from effv2_kernels.search.latency.task import Task, block_names
+from effv2_kernels.search.latency.table import DAMAGED, Device, LatencyTable, write_json
+from effv2_kernels.search.latency.task import Task
 from effv2_kernels.search.space.space import SearchSpace
 
 _LIST = "networks.json"
@@ -45,7 +45,7 @@ def export(
         effv2_kernels.save(fast, folder / f"{name}.effv2", dtype="fp16" if dtype == "fp16" else "fp32")
         named[name] = sizes(architecture)
     listed = {"space": json.loads(space.to_json()), "classes": classes, "networks": named}
-    (folder / _LIST).write_text(json.dumps(listed, indent=1) + "\n", encoding="utf-8")
+    write_json(folder / _LIST, listed)
 
 
 def command(space: SearchSpace) -> str:
@@ -57,8 +57,8 @@ def command(space: SearchSpace) -> str:
 def table_of_reports(folder: Path, machine: str) -> LatencyTable:
     """The table that reports make which lie beside the networks of a folder. machine: its name.
 
-    Raises LatencyError for a folder without reports, for reports of several machines' settings, and for those
-    that are none.
+    Raises LatencyError for a folder that lacks some, as blocks would have no times then, for reports of
+    several machines' settings, and for those that are none.
     """
     try:
         listed = json.loads((folder / _LIST).read_text(encoding="utf-8"))
@@ -67,29 +67,25 @@ def table_of_reports(folder: Path, machine: str) -> LatencyTable:
         }
         space = SearchSpace.from_json(json.dumps(listed["space"]))
         task = Task.of(space, int(listed["classes"]))
-    except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
+        if not networks:
+            raise ValueError("it lists no networks")
+    except (OSError, ModelError, *DAMAGED) as error:
         raise LatencyError(
             f"{folder} is no folder that 'python -m effv2_kernels latency --export' wrote ({error})."
         ) from error
+    missing = [name for name in networks if not (folder / f"{name}.json").exists()]
+    if missing:
+        raise LatencyError(
+            f"{folder} lacks the reports of {len(missing)} of its {len(networks)} networks "
+            f"({', '.join(missing[:5])}{', ...' if len(missing) > 5 else ''}): run '{command(space)}' for "
+            f"each of them, on the machine that is meant, and put what it writes there."
+        )
     devices: set[tuple[Any, ...]] = set()
     readings = []
     for name, architecture in networks.items():
-        path = folder / f"{name}.json"
-        if path.exists():
-            device, reading = _read(path, machine, architecture)
-            expected = len(block_names(architecture, task))
-            if len(reading.blocks) != expected:
-                raise LatencyError(
-                    f"{path} has the times of {len(reading.blocks)} blocks, and its network has {expected}: "
-                    f"it is the report of another network."
-                )
-            devices.add((device.runs, device.dtype, device.threads, device.batch, str(device.versions)))
-            readings.append(reading)
-    if not readings:
-        raise LatencyError(
-            f"there is no report in {folder}: run '{command(space)}' for each network there, on the machine "
-            f"that is meant."
-        )
+        device, reading = _read(folder / f"{name}.json", machine, architecture, task)
+        devices.add((device.runs, device.dtype, device.threads, device.batch, str(device.versions)))
+        readings.append(reading)
     if len(devices) > 1:
         raise LatencyError(
             f"the reports in {folder} are of {len(devices)} settings (ISA, dtype, threads, batch, version): "
@@ -98,7 +94,7 @@ def table_of_reports(folder: Path, machine: str) -> LatencyTable:
     return table_of(readings, device, task)
 
 
-def _read(path: Path, machine: str, architecture: Architecture) -> tuple[Device, Reading]:
+def _read(path: Path, machine: str, architecture: Architecture, task: Task) -> tuple[Device, Reading]:
     try:
         report = json.loads(path.read_text(encoding="utf-8"))
         network = report["network"]
@@ -110,9 +106,11 @@ def _read(path: Path, machine: str, architecture: Architecture) -> tuple[Device,
             int(report["input"]["shape"][0]),
             {"effv2_kernels": str(report["version"])},
         )
-        blocks = tuple(float(block["milliseconds"]) for block in report["profile"]["blocks"])
-        return device, Reading(architecture, blocks, float(report["latency"]["milliseconds"]["p50"]))
-    except (OSError, ValueError, KeyError, IndexError, TypeError) as error:
+        blocks = [block["milliseconds"] for block in report["profile"]["blocks"]]
+        whole = report["latency"]["milliseconds"]["p50"]
+        return device, Reading.of(architecture, blocks, whole, None, task)
+    except (OSError, *DAMAGED) as error:
         raise LatencyError(
-            f"{path} is no report of effv2-run with --profile and --json ({type(error).__name__}: {error})."
+            f"{path} is no report of effv2-run with --profile and --json ({type(error).__name__}: {error}): "
+            f"run the network of that name again."
         ) from error

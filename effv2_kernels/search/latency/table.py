@@ -10,8 +10,8 @@ their data in the caches, and not one that repeats itself.
 from __future__ import annotations
 
 import json
-import math
 import os
+import sys
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -23,6 +23,12 @@ from effv2_kernels.replacing import replacing
 from effv2_kernels.search.latency.task import Task, block_names
 
 _FORMAT = 1
+
+# That a table may be off in the median, for the networks that it is made of and in a proof for others.
+LARGEST_ERROR = 0.04
+
+# What is raised where a file is read that holds something else.
+DAMAGED = (ValueError, KeyError, IndexError, TypeError, AttributeError, OverflowError, RecursionError)
 
 
 @dataclass(frozen=True)
@@ -88,6 +94,15 @@ class LatencyTable:
             )
         return self.call + sum(self.blocks[name].time + self.step for name in names)
 
+    def doubts(self) -> list[str]:
+        """Why it cannot be relied on, as far as it tells by itself: in sentences."""
+        if self.error <= LARGEST_ERROR:
+            return []
+        return [
+            f"The table is {self.error:.1%} off for the very networks that it was made of: something slowed "
+            f"them down."
+        ]
+
     def require_task(self, task: Task, *, what: str = "the latency table") -> None:
         """Raise LatencyError where the table is of networks for other images or classes."""
         if self.task != task:
@@ -137,7 +152,7 @@ class LatencyTable:
                     f"format {_FORMAT}: measure it again."
                 )
             blocks = {
-                str(name): BlockTime(_time(of["time"]), _time(of["spread"]), int(of["networks"]))
+                str(name): BlockTime(time_in(of["time"]), time_in(of["spread"]), int(of["networks"]))
                 for name, of in found["blocks"].items()
             }
             rows, columns = found["img_size"]
@@ -145,31 +160,35 @@ class LatencyTable:
             reference = None
             if beside is not None:
                 architecture = Architecture.from_json(json.dumps(beside["architecture"]))
-                reference = architecture, _time(beside["time"])
+                reference = architecture, time_in(beside["time"])
             return cls(
                 Device(**found["device"]),
                 Task((int(rows), int(columns)), int(found["in_channels"]), int(found["classes"])),
                 blocks,
-                _time(found["call"]),
-                _time(found["step"]),
+                time_in(found["call"]),
+                time_in(found["step"]),
                 reference,
-                _time(found["error"]),
+                time_in(found["error"]),
             )
         except OSError as error:
             raise LatencyError(f"the latency table {path} cannot be read: {error.strerror}.") from error
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+        except DAMAGED as error:
             raise LatencyError(
                 f"{path} is no latency table ({type(error).__name__}: {error}). Write one with "
                 f"'python -m effv2_kernels latency --out {path}'."
             ) from error
 
 
-def _time(value: Any) -> float:
-    """What a file has where a time must be: NaN would be within any budget."""
+def time_in(value: Any, *, of_network: bool = False) -> float:
+    """What a file has where a time must be: NaN would be within any budget. Networks take more than 0.
+
+    Raises TypeError for what is no number, ValueError for one that is no time.
+    """
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise TypeError(f"expected a number, got {value!r}")
-    if not (math.isfinite(value) and value >= 0):
-        raise ValueError(f"expected a time, got {value}")
+    # Integers in a file may be larger than any float.
+    if not 0 <= value <= sys.float_info.max or (of_network and value == 0):
+        raise ValueError(f"expected a time{' above 0' if of_network else ''}, got {value}")
     return float(value)
 
 

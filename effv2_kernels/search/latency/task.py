@@ -8,6 +8,7 @@ from functools import lru_cache
 from effv2_kernels.families.efficientformer_v2.architecture import Architecture
 from effv2_kernels.families.efficientformer_v2.shapes import network_shapes
 from effv2_kernels.search.space.space import SearchSpace
+from effv2_kernels.shapes import BlockShape
 
 
 @dataclass(frozen=True)
@@ -23,6 +24,10 @@ class Task:
         """That of a space's networks."""
         return cls(space.img_size, space.in_channels, classes)
 
+    def shapes(self, architecture: Architecture) -> list[BlockShape]:
+        """Those of a network's blocks, in order."""
+        return network_shapes(architecture, self.img_size, classes=self.classes, in_channels=self.in_channels)
+
     def __str__(self) -> str:
         rows, columns = self.img_size
         channels = "1 channel" if self.in_channels == 1 else f"{self.in_channels} channels"
@@ -32,5 +37,4 @@ class Task:
 @lru_cache(maxsize=4096)
 def block_names(architecture: Architecture, task: Task) -> tuple[str, ...]:
     """Of a network's blocks, in order: the same for blocks that take the same time."""
-    shapes = network_shapes(architecture, task.img_size, classes=task.classes, in_channels=task.in_channels)
-    return tuple(str(shape) for shape in shapes)
+    return tuple(str(shape) for shape in task.shapes(architecture))
