@@ -33,6 +33,19 @@ def test_every_block_of_a_space_is_carried():
     assert len(set(networks)) == len(networks) < 200
 
 
+def test_blocks_that_chance_does_not_bring_are_carried_as_well(monkeypatch):
+    """As in spaces of many widths, of whose pairs thousands of random subnets leave some out."""
+    monkeypatch.setattr(measuring, "_MOST_DRAWN", 10)
+    networks = carriers(SPACE, TASK, random.Random(0))
+    carried = [name for network in networks for name in set(block_names(network, TASK))]
+    generator = random.Random(1)
+    assert {name for _ in range(200) for name in block_names(SPACE.sample(generator), TASK)} <= set(carried)
+    assert min(carried.count(name) for name in set(carried)) >= measuring._SIGHTINGS
+    assert all(network in SPACE for network in networks)
+    assert len(set(networks)) == len(networks) < 300
+    assert networks == carriers(SPACE, TASK, random.Random(0))  # whoever goes on has the same
+
+
 def test_a_table_of_exact_readings_is_exact(tmp_path):
     table = measure(SPACE, Machine(), tmp_path / "t.json")
     # Of times with six digits, as they are kept.

@@ -11,7 +11,8 @@ import json
 import math
 import random
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
+from itertools import product
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -24,12 +25,12 @@ from effv2_kernels.search.latency.fit import Reading, table_of
 from effv2_kernels.search.latency.kept import Clock, Kept, Running
 from effv2_kernels.search.latency.table import DAMAGED, LatencyTable
 from effv2_kernels.search.latency.task import Task, block_names
-from effv2_kernels.search.space.space import SearchSpace
+from effv2_kernels.search.space.space import SearchSpace, StageChoices
 
 # Rounds of all networks.
 FEWEST_ROUNDS, MOST_ROUNDS = 6, 40
 
-# Each block is seen in so many networks at least, or in as many as were drawn.
+# Each block is seen in so many networks at least, or in all that have it.
 _SIGHTINGS = 4
 _MOST_DRAWN = 5000
 
@@ -38,45 +39,51 @@ def carriers(space: SearchSpace, task: Task, generator: random.Random) -> list[A
     """Random subnets that together have every block of the space, each in several of them.
 
     Blocks that random subnets seldom have, such as those of the widest stages beside the narrowest, come with
-    subnets that were drawn on and on until they had them.
+    subnets that were drawn on and on until they had them, and at last with subnets that cannot but have them.
     """
-    wanted = dict.fromkeys(_blocks_of(space, task), _SIGHTINGS)
-    found: list[Architecture] = []
+    parts = _parts_with_blocks(space, task)
+    wanted = dict.fromkeys(parts, _SIGHTINGS)
+    found: dict[Architecture, None] = {}
+
+    def take(drawn: Architecture) -> None:
+        new = {name for name in block_names(drawn, task) if wanted.get(name, 0) > 0}
+        if new and drawn not in found:
+            found[drawn] = None
+            for name in new:
+                wanted[name] -= 1
+
     for _ in range(_MOST_DRAWN):
         if not any(wanted.values()):
             break
-        drawn = space.sample(generator)
-        new = {name for name in block_names(drawn, task) if wanted.get(name, 0) > 0}
-        if new and drawn not in found:
-            found.append(drawn)
-            for name in new:
-                wanted[name] -= 1
-    return found
+        take(space.sample(generator))
+    for name, part in parts.items():
+        for _ in range(2 * _SIGHTINGS):  # some are the same, or were there already
+            if wanted[name]:
+                take(part.sample(generator))
+    return list(found)
 
 
-def _blocks_of(space: SearchSpace, task: Task) -> set[str]:
-    """Every block that some subnet has: by pairs of neighbouring widths, all else as large as it can be."""
-    largest = space.largest()
-    names: set[str] = set()
+def _parts_with_blocks(space: SearchSpace, task: Task) -> dict[str, SearchSpace]:
+    """Every block that some subnet has, and the part of the space whose subnets all have it.
+
+    Blocks depend on the widths of their stage and of the one before, on their ratio, and on attention, which
+    the deepest stages have most of.
+    """
+    parts: dict[str, SearchSpace] = {}
     for stage, choices in enumerate(space.stages):
-        for width in choices.widths:
-            for before in space.stages[stage - 1].widths if stage else (0,):
-                for ratio in choices.ratios:
-                    widths = list(largest.widths)
-                    widths[stage] = width
-                    if stage:
-                        widths[stage - 1] = before
-                    ratios = list(largest.block_ratios())
-                    ratios[stage] = (ratio,) * len(ratios[stage])
-                    names.update(
-                        block_names(
-                            Architecture(
-                                tuple(widths), largest.depths, tuple(ratios), largest.late_attention()
-                            ),
-                            task,
-                        )
-                    )
-    return names
+        before = space.stages[stage - 1].widths if stage else (None,)
+        for width, ratio, width_before in product(choices.widths, choices.ratios, before):
+            stages = list(space.stages)
+            stages[stage] = StageChoices(
+                (width,), choices.depths[-1:], (ratio,), choices.attention_blocks[-1:]
+            )
+            if width_before is not None:
+                stages[stage - 1] = replace(stages[stage - 1], widths=(width_before,))
+            part = replace(space, stages=(stages[0], stages[1], stages[2], stages[3]))
+            ends = (set(block_names(end, task)) for end in (part.smallest(), part.largest()))
+            for name in sorted(set.intersection(*ends)):
+                parts.setdefault(name, part)
+    return parts
 
 
 class Readings:
