@@ -1,4 +1,4 @@
-"""The shapes of blocks, random blocks of any shape, and random weights: what tests and benchmarks share."""
+"""Shapes of blocks, random blocks of any shape, random weights: what tests and benchmarks share."""
 
 from __future__ import annotations
 

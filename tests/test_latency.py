@@ -39,7 +39,8 @@ def test_blocks_that_chance_does_not_bring_are_carried_as_well(monkeypatch):
     networks = carriers(SPACE, TASK, random.Random(0))
     carried = [name for network in networks for name in set(block_names(network, TASK))]
     generator = random.Random(1)
-    assert {name for _ in range(200) for name in block_names(SPACE.sample(generator), TASK)} <= set(carried)
+    for _ in range(200):
+        assert set(block_names(SPACE.sample(generator), TASK)) <= set(carried)
     assert min(carried.count(name) for name in set(carried)) >= measuring._SIGHTINGS
     assert all(network in SPACE for network in networks)
     assert len(set(networks)) == len(networks) < 300
@@ -197,7 +198,7 @@ def test_readings_that_are_damaged(name, value, what, tmp_path):
     round_ = json.loads(line)
     round_["readings"][3][name] = value
     path.write_text(f"{about}\n{json.dumps(round_)}\n")
-    with pytest.raises(LatencyError, match=rf"is damaged \(.*({what}).*: remove it, or choose another --out"):
+    with pytest.raises(LatencyError, match=rf"is damaged \(.*({what}).*: remove it, or choose another"):
         measure(SPACE, Machine(), out, rounds=1)
 
 
@@ -206,7 +207,7 @@ def test_a_round_without_some_networks_is_damaged(tmp_path):
     measure(SPACE, Machine(), out, rounds=1)
     path = tmp_path / "t.json.readings"
     path.write_text(path.read_text().splitlines()[0] + '\n{"readings": []}\n')
-    with pytest.raises(LatencyError, match=r"is damaged .a round is of other networks than this space's"):
+    with pytest.raises(LatencyError, match=r"is damaged .a round is of other networks than this"):
         measure(SPACE, Machine(), out, rounds=1)
 
 
@@ -236,7 +237,8 @@ def test_networks_that_memory_has_no_room_for_are_made_anew(tmp_path):
     proved, plenty = Small(), Machine(noise=0.02)
     found = proof.prove(table, SPACE, proved, networks=30, seed=1, rounds=9)
     assert proved.most <= 13
-    assert found.median_error < 0.02 > proof.prove(table, SPACE, plenty, networks=30, seed=1).median_error
+    assert found.median_error < 0.02
+    assert proof.prove(table, SPACE, plenty, networks=30, seed=1).median_error < 0.02
     # One run of the reference between two networks that stay, and one more for each that was made.
     assert plenty.reads < proved.reads <= plenty.reads + proved.made
 
@@ -284,7 +286,10 @@ def test_files_that_are_no_table(text, message, tmp_path):
         LatencyTable.read(path)
 
 
-@pytest.mark.parametrize("value", [float("nan"), float("inf"), -1.0, "much", True, None])
+NO_TIMES = [float("nan"), float("inf"), -1.0, "much", True, None, pytest.param(10**400, id="huge")]
+
+
+@pytest.mark.parametrize("value", NO_TIMES)
 @pytest.mark.parametrize("where", ["call", "step", "error", "block", "reference"])
 def test_tables_of_what_is_no_time(value, where, tmp_path):
     """NaN would be within any budget."""

@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import sys
 from dataclasses import replace
 from itertools import count
 
@@ -20,6 +21,7 @@ from effv2_kernels.search.latency import (
     LatencyTable,
     Reading,
     block_names,
+    kept,
     operators,
     proof,
     reports,
@@ -98,7 +100,8 @@ def test_operators_count_as_readings_of_tables_do(monkeypatch):
 
     monkeypatch.setattr(operators, "read", some)
     found = operators.times_by_kind({"one": SPACE.largest()}, Machine(), rounds=4)
-    assert sum(found["one"].values()) == pytest.approx(sum(map(cost, block_names(SPACE.largest(), TASK))))
+    times = map(cost, block_names(SPACE.largest(), TASK))
+    assert sum(found["one"].values()) == pytest.approx(sum(times))
 
 
 def test_operators(tmp_path):
@@ -261,11 +264,25 @@ def test_the_room_that_there_is():
     assert 0 < timer.room() < memory
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="reads files that Linux has")
+def test_the_room_in_a_container(tmp_path):
+    (tmp_path / "proc").mkdir()
+    (tmp_path / "proc/meminfo").write_text("MemTotal: 9000 kB\nMemAvailable:    8000 kB\nHugePages: 0\n")
+    group = tmp_path / "sys/fs/cgroup"
+    group.mkdir(parents=True)
+    assert kept.room_in_memory(tmp_path) == 8000 * 1024
+    (group / "memory.max").write_text("max\n")
+    (group / "memory.stat").write_text("anon 1000\nfile 3000000\n")
+    assert kept.room_in_memory(tmp_path) == 8000 * 1024
+    (group / "memory.max").write_text("4000000\n")
+    assert kept.room_in_memory(tmp_path) == 3999000
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
         (["--rounds", "0"], "--rounds and --networks must be positive"),
-        (["--tolerance", "0"], "--tolerance must be a share above 0, such as 0.005, but got 0"),
+        (["--tolerance", "0"], "--tolerance must be a finite share above 0, such as 0.005, but got 0"),
         (["--tolerance", "nan"], "but got nan"),
         (["--tolerance", "inf"], "but got inf"),
         (["--threads", "0"], "threads"),

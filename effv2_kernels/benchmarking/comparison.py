@@ -201,8 +201,8 @@ def _writing(path: str | Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise InputError(
-            f"'{path}' cannot be written: {error.strerror or error}. Give a file in a folder that is there "
-            f"and can be written."
+            f"'{path}' cannot be written: {error.strerror or error}. Give a file in a folder that is "
+            f"there and can be written."
         ) from error
 
 

@@ -92,7 +92,7 @@ def check_seconds(seconds: float) -> None:
     """Raise InputError for what is no time to spend: NaN and infinity would never be over."""
     if not 0 <= seconds < math.inf:
         raise InputError(
-            f"seconds of timing must be a finite number, at least 0, but got {seconds:g}: give such as 10."
+            f"seconds of timing must be a finite number, at least 0, but got {seconds:g}: give 10 or so."
         )
 
 

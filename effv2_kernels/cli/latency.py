@@ -49,8 +49,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--device",
         default="cpu",
         metavar="NAME",
-        help="cpu (default), cuda, cuda:1, or a folder with reports of effv2-run; one that is called so is "
-        "./cpu",
+        help="cpu (default), cuda, cuda:1, or a folder with reports of effv2-run; one that is called "
+        "cpu is ./cpu",
     )
     parser.add_argument("--name", metavar="TEXT", help="of the machine that reports come from")
     parser.add_argument("--dtype", metavar="NAME", help="fp32 (default), fp16 or bf16")
@@ -86,7 +86,9 @@ def run(args: argparse.Namespace) -> int:
     if min(args.batch, args.classes, args.rounds, args.networks) < 1:
         raise InputError("--batch, --classes, --rounds and --networks must be positive.")
     if not 0 < args.tolerance < math.inf:
-        raise InputError(f"--tolerance must be a share above 0, such as 0.005, but got {args.tolerance:g}.")
+        raise InputError(
+            f"--tolerance must be a finite share above 0, such as 0.005, but got {args.tolerance:g}."
+        )
     backends.check_threads(args.threads)
     if args.export is not None and args.dtype not in ("fp32", "fp16"):
         raise InputError(
@@ -152,8 +154,8 @@ def _measure(args: argparse.Namespace, space: SearchSpace) -> int:
             )
         table, doubts = measured.table, measured.doubts(args.tolerance)
         advice = (
-            f"Measure where little else runs: the same command goes on, with more --rounds where they are "
-            f"spent, and starts anew without {args.out}.readings"
+            f"Measure where little else runs: the same command goes on, with more --rounds where they "
+            f"are spent, and starts anew without {args.out}.readings"
         )
     print(_summary(table))
     print(f"wrote {args.out}")

@@ -20,7 +20,7 @@ def panel(path: Path, width: float, height: float) -> Iterator[Any]:
 
 @contextmanager
 def panels(path: Path, width: float, height: float, count: int) -> Iterator[list[Any]]:
-    """``count`` panels of one vertical scale, in inches together, that are written to the file at the end.
+    """``count`` panels of one vertical scale, in inches together, that are written to the file at last.
 
     Raises UnavailableError without matplotlib, SearchError where the file cannot be written.
     """

@@ -29,7 +29,9 @@ class Reading:
     reference: float | None = None
 
     @classmethod
-    def of(cls, architecture: Architecture, blocks: Any, whole: Any, reference: Any, task: Task) -> Reading:
+    def of(
+        cls, architecture: Architecture, task: Task, *, blocks: Any, whole: Any, reference: Any = None
+    ) -> Reading:
         """That of values in a file. Raises TypeError or ValueError where they are no such times."""
         times = tuple(map(time_in, blocks))
         expected = len(block_names(architecture, task))
@@ -42,8 +44,8 @@ class Reading:
 def at_one_speed(readings: Sequence[Reading]) -> tuple[list[Reading], float]:
     """Readings as if the reference had taken its median time beside each; and that time.
 
-    Times drift. Readings that no reference was beside stay as they are; where it was beside none, its time
-    is 1.
+    Times drift. Readings that no reference was beside stay as they are; where it was beside none, its
+    time is 1.
     """
     references = [r.reference for r in readings if r.reference is not None]
     nominal = median(references) if references else 1.0

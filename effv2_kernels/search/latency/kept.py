@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import resource
 import sys
 from pathlib import Path
 from typing import Protocol
@@ -33,8 +32,8 @@ class Clock(Protocol):
 class Kept:
     """Networks of a clock, each made when it is first asked for.
 
-    They stay while half of the room is left that there was at first. Others are made anew whenever they are
-    asked for: that takes longer, and their times are the same, as a clock warms up whatever it makes.
+    They stay while half of the room is left that there was at first. Others are made anew whenever they
+    are asked for: that takes longer, and their times are the same, as a clock warms up what it makes.
     """
 
     def __init__(self, clock: Clock) -> None:
@@ -54,20 +53,22 @@ class Kept:
         return runner
 
 
-def room_in_memory() -> float:
-    """Bytes that this process can still have, of the machine or of its container."""
+def room_in_memory(root: Path = Path("/")) -> float:
+    """Bytes that this process can still have, of the machine or of its container. root: of the files."""
     if sys.platform != "linux":  # where nothing tells what others take
+        import resource
+
         memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
         return float(memory - resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
-    found = 1024.0 * _told("/proc/meminfo")["MemAvailable:"]
-    group = Path("/sys/fs/cgroup")
-    if (group / "memory.max").exists() and (most := (group / "memory.max").read_text().strip()) != "max":
+    found = 1024.0 * _told(root / "proc/meminfo")["MemAvailable:"]
+    limit, used = (root / "sys/fs/cgroup" / name for name in ("memory.max", "memory.stat"))
+    if limit.exists() and (most := limit.read_text().strip()) != "max":
         # Pages of files count as well there, and go when something needs the room.
-        found = min(found, int(most) - _told(group / "memory.stat")["anon"])
+        found = min(found, float(most) - _told(used)["anon"])
     return found
 
 
-def _told(path: str | Path) -> dict[str, int]:
+def _told(path: Path) -> dict[str, int]:
     """Numbers by their names, of a file of lines such as "name 12 kB"."""
-    lines = (line.split() for line in Path(path).read_text(encoding="ascii").splitlines())
+    lines = (line.split() for line in path.read_text(encoding="ascii").splitlines())
     return {name: int(value) for name, value, *_ in lines}

@@ -39,7 +39,8 @@ def carriers(space: SearchSpace, task: Task, generator: random.Random) -> list[A
     """Random subnets that together have every block of the space, each in several of them.
 
     Blocks that random subnets seldom have, such as those of the widest stages beside the narrowest, come with
-    subnets that were drawn on and on until they had them, and at last with subnets that cannot but have them.
+    subnets that were drawn on and on until they had them, and at last with subnets that cannot but have
+    them.
     """
     parts = _parts_with_blocks(space, task)
     wanted = dict.fromkeys(parts, _SIGHTINGS)
@@ -66,8 +67,8 @@ def carriers(space: SearchSpace, task: Task, generator: random.Random) -> list[A
 def _parts_with_blocks(space: SearchSpace, task: Task) -> dict[str, SearchSpace]:
     """Every block that some subnet has, and the part of the space whose subnets all have it.
 
-    Blocks depend on the widths of their stage and of the one before, on their ratio, and on attention, which
-    the deepest stages have most of.
+    Blocks depend on the widths of their stage and of the one before, on their ratio, and on attention,
+    which the deepest stages have most of.
     """
     parts: dict[str, SearchSpace] = {}
     for stage, choices in enumerate(space.stages):
@@ -218,4 +219,5 @@ def _as_json(reading: Reading) -> dict[str, Any]:
 
 def _from_json(found: dict[str, Any], task: Task) -> Reading:
     architecture = Architecture.from_json(json.dumps(found["architecture"]))
-    return Reading.of(architecture, found["blocks"], found["whole"], found["reference"], task)
+    times = {name: found[name] for name in ("blocks", "whole", "reference")}
+    return Reading.of(architecture, task, **times)

@@ -77,8 +77,8 @@ def table_of_reports(folder: Path, machine: str) -> LatencyTable:
     if missing:
         raise LatencyError(
             f"{folder} lacks the reports of {len(missing)} of its {len(networks)} networks "
-            f"({', '.join(missing[:5])}{', ...' if len(missing) > 5 else ''}): run '{command(space)}' for "
-            f"each of them, on the machine that is meant, and put what it writes there."
+            f"({', '.join(missing[:5])}{', ...' if len(missing) > 5 else ''}): run '{command(space)}' "
+            f"for each of them, on the machine that is meant, and put what it writes there."
         )
     devices: set[tuple[Any, ...]] = set()
     readings = []
@@ -108,9 +108,9 @@ def _read(path: Path, machine: str, architecture: Architecture, task: Task) -> t
         )
         blocks = [block["milliseconds"] for block in report["profile"]["blocks"]]
         whole = report["latency"]["milliseconds"]["p50"]
-        return device, Reading.of(architecture, blocks, whole, None, task)
+        return device, Reading.of(architecture, task, blocks=blocks, whole=whole)
     except (OSError, *DAMAGED) as error:
         raise LatencyError(
-            f"{path} is no report of effv2-run with --profile and --json ({type(error).__name__}: {error}): "
-            f"run the network of that name again."
+            f"{path} is no report of effv2-run with --profile and --json ({type(error).__name__}: "
+            f"{error}): run the network of that name again."
         ) from error

@@ -99,8 +99,8 @@ class LatencyTable:
         if self.error <= LARGEST_ERROR:
             return []
         return [
-            f"The table is {self.error:.1%} off for the very networks that it was made of: something slowed "
-            f"them down."
+            f"The table is {self.error:.1%} off for the very networks that it was made of: something "
+            f"slowed them down."
         ]
 
     def require_task(self, task: Task, *, what: str = "the latency table") -> None:

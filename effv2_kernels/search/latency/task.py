@@ -26,7 +26,8 @@ class Task:
 
     def shapes(self, architecture: Architecture) -> list[BlockShape]:
         """Those of a network's blocks, in order."""
-        return network_shapes(architecture, self.img_size, classes=self.classes, in_channels=self.in_channels)
+        sizes = {"classes": self.classes, "in_channels": self.in_channels}
+        return network_shapes(architecture, self.img_size, **sizes)
 
     def __str__(self) -> str:
         rows, columns = self.img_size
