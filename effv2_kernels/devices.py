@@ -7,11 +7,11 @@ import torch
 from effv2_kernels.errors import InputError, UnavailableError
 
 
-def named(name: str, takes: str) -> torch.device:
+def named(name: str | torch.device, takes: str) -> torch.device:
     """The device of a name. takes: what a message says is expected. Raises InputError for what is none."""
     try:
         return torch.device(name)
-    except RuntimeError as error:
+    except (RuntimeError, TypeError) as error:
         raise InputError(f"{takes}, but got {name!r}.") from error
 
 

@@ -12,7 +12,7 @@ from effv2_kernels import blocks, sources
 from effv2_kernels.declaration import block_sizes
 from effv2_kernels.engine import Decision, KernelRow, OneLaunchRow
 from effv2_kernels.errors import ModelError
-from effv2_kernels.inputs import fitting_sizes
+from effv2_kernels.inputs import fitting_sizes, rows_and_columns
 from effv2_kernels.model import OptimizedModel
 from effv2_kernels.tables import shape_text, text_table
 from effv2_kernels.verification import noted
@@ -148,7 +148,8 @@ class Explanation:
 
 def optimised_parts(model: nn.Module) -> dict[str, OptimizedModel]:
     """The optimised networks in a module, by dotted path. Raises ModelError where there is none."""
-    found = {path: m for path, m in model.named_modules() if isinstance(m, OptimizedModel)}
+    modules = model.named_modules() if isinstance(model, nn.Module) else ()
+    found = {path: m for path, m in modules if isinstance(m, OptimizedModel)}
     if not found:
         raise ModelError(
             f"{type(model).__name__} holds nothing that was optimised: give what optimize() returned."
@@ -173,7 +174,8 @@ def explain(
     the
         tile of which kernel, the flags that it waits for, and those that it raises.
 
-    Raises ModelError for a module without an optimised network, ResolutionError where ``size`` does not fit.
+    Raises ModelError for a module without an optimised network, InputError for a ``size`` that is none, and
+    ResolutionError where it does not fit.
     """
     rows: list[BlockRow] = []
     one_launch: list[Joined] = []
@@ -238,7 +240,7 @@ def _verified(parts: list[OptimizedModel]) -> str:
 def input_size(part: OptimizedModel, size: int | tuple[int, int] | None) -> tuple[int, int] | None:
     """(rows, columns) to explain a network for, None where nothing tells; see ``explain``."""
     if size is not None:
-        return (size, size) if isinstance(size, int) else (size[0], size[1])
+        return rows_and_columns(size, "size")
     if part.engine.last_size is not None:
         return part.engine.last_size
     fitting = fitting_sizes(part.network)

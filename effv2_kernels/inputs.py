@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+import operator
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -19,11 +20,47 @@ class Sizes(NamedTuple):
     source: str = ""  # of the network, see blocks.Network
 
 
+# What else images come as, by the name of its type.
+_HINTS = {
+    "ndarray": " Convert with torch.from_numpy(x).",
+    "Proxy": " torch.fx.symbolic_trace cannot see into an optimised model: trace the one that was optimised, "
+    "or use make_fx or torch.export.",
+}
 _CAST = {torch.float32: "float", torch.float16: "half", torch.bfloat16: "bfloat16"}
 
 
-def check_input(x: Tensor, channels: int, dtype: torch.dtype, device: torch.device) -> None:
-    """Raise InputError unless x is a dense (N, channels, H, W) of ``dtype`` on ``device``, and not empty."""
+def whole_number(value: Any, what: str) -> int:
+    """``value`` as an integer. Raises InputError where it is none; what: for its message."""
+    try:
+        return operator.index(value)
+    except TypeError as error:
+        raise InputError(f"{what} must be a whole number, but got {value!r}.") from error
+
+
+def rows_and_columns(size: object, what: str) -> tuple[int, int]:
+    """Of one number for both, or of two. Raises InputError for anything else; what: for its message."""
+    pair = tuple(size) if isinstance(size, (tuple, list)) else (size, size)
+    if len(pair) != 2:
+        raise InputError(f"{what} must be rows and columns, or one number for both, but got {size!r}.")
+    return whole_number(pair[0], f"rows of {what}"), whole_number(pair[1], f"columns of {what}")
+
+
+def check_images(x: object) -> None:
+    """Raise InputError unless x is a tensor whose memory is its own and laid out by strides."""
+    if not isinstance(x, Tensor):
+        raise InputError(
+            f"expected images as a torch.Tensor (N, C, H, W), but got {type(x).__name__}."
+            + _HINTS.get(type(x).__name__, "")
+        )
+    if x.is_nested:
+        raise InputError(
+            "expected images as one tensor (N, C, H, W), but got a nested tensor. Resize the images to one "
+            "size and use torch.stack, or call the model with one image at a time."
+        )
+
+
+def check_kind(x: Tensor, channels: int, dtype: torch.dtype) -> None:
+    """Raise InputError unless x is a (N, channels, H, W) of ``dtype``, by what a compiler knows of it."""
     if x.ndim != 4:
         raise InputError(
             f"expected images of rank 4 (N, {channels}, H, W), but got rank {x.ndim}: {tuple(x.shape)}."
@@ -34,6 +71,16 @@ def check_input(x: Tensor, channels: int, dtype: torch.dtype, device: torch.devi
             f"expected {channels} channels, (N, {channels}, H, W), but got {x.shape[1]}: {tuple(x.shape)}."
             + (" The layout looks like (N, H, W, C): use x.permute(0, 3, 1, 2)." * (x.shape[3] == channels))
         )
+    if x.dtype != dtype:
+        raise InputError(
+            f"expected {dtype}, but got {x.dtype}. Convert with x.{_CAST[dtype]}(); the precision is chosen "
+            f"with optimize(model, dtype=...), never by the input."
+        )
+
+
+def check_input(x: Tensor, channels: int, dtype: torch.dtype, device: torch.device) -> None:
+    """Raise InputError unless x is a dense (N, channels, H, W) of ``dtype`` on ``device``, and not empty."""
+    check_kind(x, channels, dtype)
     if 0 in x.shape:
         empty = "batch is empty" if x.shape[0] == 0 else "images have no pixels"
         raise InputError(f"the {empty}: {tuple(x.shape)}. Give at least one image of at least one pixel.")
@@ -42,11 +89,6 @@ def check_input(x: Tensor, channels: int, dtype: torch.dtype, device: torch.devi
         model = "" if x.is_meta else f", or the model with model.to('{x.device}')"
         raise InputError(
             f"expected a tensor on the {device}, but got one on {x.device}. Move it with {how}{model}."
-        )
-    if x.dtype != dtype:
-        raise InputError(
-            f"expected {dtype}, but got {x.dtype}. Convert with x.{_CAST[dtype]}(); the precision is chosen "
-            f"with optimize(model, dtype=...), never by the input."
         )
     if x.layout != torch.strided:
         raise InputError(

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from effv2_kernels.engine import Timing
 from effv2_kernels.errors import InputError, ModelError
 from effv2_kernels.explain import explain_part
+from effv2_kernels.inputs import check_images, whole_number
 from effv2_kernels.model import OptimizedModel
 from effv2_kernels.tables import shape_text, text_table
 
@@ -129,8 +130,10 @@ def profile(model: nn.Module, images: Tensor, *, repeats: int = 10, warmup: int 
             f"profile() takes what optimize() returned, but got {type(model).__name__}. Of a larger module, "
             f"give the optimised network inside, with the images that it gets there."
         )
+    repeats, warmup = whole_number(repeats, "repeats"), whole_number(warmup, "warmup")
     if repeats < 1 or warmup < 0:
         raise InputError(f"repeats must be at least 1 and warmup not negative; got {repeats} and {warmup}.")
+    check_images(images)
     found = model.engine.profile(images, model.threads, repeats=repeats, warmup=warmup)
     return Profile(
         _rows(model, images, found),

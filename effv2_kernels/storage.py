@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from effv2_kernels import container, memory, structure
+from effv2_kernels import container, devices, memory, structure
 from effv2_kernels import labels as class_names
 from effv2_kernels.backends import DTYPE_NAMES, TORCH_DTYPES, Settings
 from effv2_kernels.blocks import BLOCK_TYPES
@@ -54,14 +54,15 @@ def save(
     if dtype not in _VERSIONS:
         raise UnknownNameError.of("dtype of a file", dtype, _VERSIONS)
     if not isinstance(model, OptimizedModel):
-        inside = [name for name, part in model.named_modules() if isinstance(part, OptimizedModel)]
+        parts = model.named_modules() if isinstance(model, nn.Module) else ()
+        inside = [name for name, part in parts if isinstance(part, OptimizedModel)]
         raise ModelError(
             f"save() takes what optimize() returned for a whole network, but got {type(model).__name__}."
             + (f" It holds one at {', '.join(map(repr, inside))}: save that." if inside else "")
         )
     safetensors = _safetensors()
     metadata = {"format": SAVED_FORMAT, "version": _VERSIONS[dtype], **model.description()}
-    names = _labels_of(model) if labels is None else labels
+    names = _labels_of(model) if labels is None else _listed(labels)
     if names:
         try:
             class_names.check(names, class_names.classes_of(model.network))
@@ -77,8 +78,17 @@ def save(
         with _in_place_of(path), replacing(Path(path)) as part:
             safetensors.torch.save_file(tensors, part, metadata=metadata)
             container.sort_metadata(part)
-    except (OSError, safetensors.SafetensorError) as error:
-        raise CheckpointError(f"cannot write {os.fspath(path)}: {error}") from error
+    except (OSError, ValueError, safetensors.SafetensorError) as error:
+        raise CheckpointError(f"cannot write {os.fspath(path)!r}: {error}") from error
+
+
+def _listed(labels: Sequence[str]) -> list[str]:
+    """The elements of any sequence, an array of NumPy's as well. Raises InputError where it has no order."""
+    if isinstance(labels, (str, bytes, Mapping, Set)) or not isinstance(labels, Iterable):
+        raise InputError(
+            f"labels must be a list of names, one for each class, but are of type {type(labels).__name__}."
+        )
+    return list(labels)
 
 
 @contextmanager
@@ -121,9 +131,9 @@ def load(
     enough memory.
     """
     settings = Settings(backend, dtype, isa, threads, cuda_graph)
-    where = torch.device(device)
+    where = devices.named(device, "load() takes a device of PyTorch, such as 'cpu' or 'cuda'")
     settings.choose(where)
-    name = os.fspath(path)
+    name = os.fsdecode(path)
     try:
         return _read(name, settings, where)
     except (MemoryError, OSError, RuntimeError) as error:

@@ -9,7 +9,7 @@ from checks import seeded
 from models import SMALL
 from torch import nn
 
-from effv2_kernels import cpu, explain, optimize, profile
+from effv2_kernels import cpu, explain, optimize, profile, tune
 from effv2_kernels.errors import InputError, ModelError, ResolutionError
 from effv2_kernels.reference import VARIANTS, EfficientFormerV2
 
@@ -24,6 +24,25 @@ def model():
 @pytest.fixture(scope="module")
 def fast(model):
     return optimize(model)
+
+
+@pytest.mark.parametrize(
+    ("size", "message"),
+    [
+        ((64, 64, 64), r"rows and columns, or one number for both, but got \(64, 64, 64\)"),
+        ("64", "must be a whole number, but got '64'"),
+        ((64, 64.0), "columns of size must be a whole number, but got 64.0"),
+    ],
+)
+def test_a_size_that_is_none(fast, size, message):
+    with pytest.raises(InputError, match=message):
+        explain(fast, size)
+
+
+def test_what_is_no_module():
+    for call in (explain, lambda what: tune(what, None)):
+        with pytest.raises(ModelError, match="str holds nothing that was optimised"):
+            call("a model")
 
 
 def test_every_block_of_a_network(fast):

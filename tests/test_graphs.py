@@ -9,6 +9,7 @@ from checks import PackingCounter, assert_close, one_torch_thread, seeded
 from models import FAMILIES, LEAST, SMALL, SMALL_MOBILE, name_of
 
 from effv2_kernels import optimize
+from effv2_kernels.errors import InputError
 from effv2_kernels.reference import run
 
 
@@ -33,6 +34,34 @@ def test_compiles_without_a_graph_break(fast_and_images, monkeypatch):
         for batch in (3, 3, 1, 2):
             assert torch.equal(compiled(images[:batch]), fast(images[:batch]))
     assert counter.count == 0, "the graph packed the weights again"
+
+
+WRONG = {
+    "dtype": (lambda x: x.double(), r"got torch.float64.*x.float\(\)"),
+    "rank": (lambda x: x[0], r"rank 4 \(N, 3, H, W\).*unsqueeze"),
+    "channels": (lambda x: torch.cat([x, x[:, :2]], 1), "expected 3 channels.*but got 5"),
+    "layout": (lambda x: x.permute(0, 2, 3, 1), "expected 3 channels.*permute"),
+    "batch": (lambda x: x[:0], "batch is empty"),
+}
+
+
+@pytest.mark.filterwarnings("ignore:.*Dynamo does not know how to trace")
+@pytest.mark.parametrize("wrong", WRONG)
+def test_wrong_images_of_a_compiled_model(wrong):
+    """The same error as without a compiler, and as short where it was told to compile all or nothing."""
+    fast, images = optimize(SMALL[0].build(seeded(34))), SMALL[0].images(seeded(35), 2)
+    change, message = WRONG[wrong]
+    with torch.no_grad(), pytest.raises(InputError, match=message):
+        torch.compile(fast, backend="aot_eager")(change(images))
+    with torch.no_grad(), pytest.raises(Exception, match=message) as all_or_nothing:
+        torch.compile(fast, fullgraph=True, backend="aot_eager")(change(images))
+    assert len(str(all_or_nothing.value)) < 3000
+
+
+def test_wrong_images_of_an_exported_model():
+    fast, images = optimize(SMALL[0].build(seeded(34))), SMALL[0].images(seeded(35), 2)
+    with pytest.raises(InputError, match=r"got torch\.float64"):
+        torch.export.export(fast, (images.double(),))
 
 
 def test_compiles_inside_a_larger_function(fast_and_images):

@@ -48,6 +48,10 @@ REFUSED = {
         lambda: images(1, 3, 64, 64).numpy(),
         r"\(N, C, H, W\), but got ndarray.*from_numpy",
     ),
+    "nested": (
+        lambda: torch.nested.nested_tensor([images(3, 64, 64), images(3, 48, 64)]),
+        r"one tensor \(N, C, H, W\), but got a nested tensor.*torch.stack",
+    ),
     "list": (lambda: [images(3, 64, 64)], r"torch.Tensor \(N, C, H, W\), but got list"),
 }
 
@@ -57,6 +61,8 @@ def test_refused(fast, name):
     make, message = REFUSED[name]
     with pytest.raises(InputError, match=message):
         fast(make())
+    with pytest.raises(InputError, match=message):
+        profile(fast, make())
 
 
 @pytest.mark.parametrize("size", [(65, 64), (64, 65), (32, 64), (1, 1), (224, 224)])

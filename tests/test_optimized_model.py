@@ -11,7 +11,7 @@ from models import FAMILIES, name_of
 from torch import nn
 
 from effv2_kernels import optimize
-from effv2_kernels.errors import ModelError, UnavailableError
+from effv2_kernels.errors import Effv2Error, ModelError, UnavailableError
 
 
 @pytest.fixture(params=FAMILIES, ids=name_of)
@@ -175,6 +175,22 @@ def test_training_is_refused(fast):
     assert fast.train(False) is fast
     with pytest.raises(ModelError, match="has no training mode"):
         nn.Sequential(fast, nn.Linear(10, 2)).train()
+
+
+@pytest.mark.parametrize(
+    ("change", "undo"),
+    [(nn.Module.train, nn.Module.eval), (nn.Module.half, nn.Module.float)],
+    ids=["train", "half"],
+)
+def test_a_refusal_says_how_to_undo_what_a_larger_module_did_before(fast, images, change, undo):
+    """PyTorch changes the parts of a module one after the other."""
+    larger = nn.Sequential(nn.BatchNorm2d(3), fast).eval()
+    expected = larger(images)
+    with pytest.raises(Effv2Error, match=rf"call {undo.__name__}\(\) on the whole"):
+        change(larger)
+    undo(larger)
+    assert torch.equal(larger(images), expected)
+    assert larger[0].num_batches_tracked == 0
 
 
 def test_parts_cannot_be_called(fast, images):

@@ -184,6 +184,26 @@ def test_unknown_name_gives_the_nearest():
         create_model("efficientformer_s0")
 
 
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (
+            {"img_size": (224,)},
+            r"img_size must be rows and columns, or one .*, but got \(224,\)",
+        ),
+        ({"img_size": "224"}, "img_size must be a whole number, but got '224'"),
+        ({"img_size": (64, 64.5)}, "columns of img_size must be a whole number, but got 64.5"),
+        ({"num_classes": "10"}, "num_classes must be a whole number, but got '10'"),
+        ({"num_classes": None}, "num_classes must be a whole number, but got None"),
+        ({"in_channels": 3.0}, "in_channels must be a whole number, but got 3.0"),
+    ],
+)
+def test_numbers_that_are_none(options, message):
+    for name in ("efficientformerv2_s0", *(["mobilenetv2_100"] if "img_size" not in options else [])):
+        with pytest.raises(InputError, match=message):
+            create_model(name, **options)
+
+
 def test_another_resolution():
     model = create_model("efficientformerv2_s0", img_size=64)
     with pytest.raises(ResolutionError, match=r"map of 2x2 tokens.*gives 3x2.*the model was made for"):

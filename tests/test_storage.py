@@ -4,6 +4,7 @@ import json
 import os
 import sys
 
+import numpy as np
 import pytest
 import saved_network
 import torch
@@ -100,6 +101,32 @@ def test_labels(fast, tmp_path):
     save(loaded, tmp_path / "b.effv2", labels=())
     assert "labels" not in content(tmp_path / "b.effv2")[0]
     assert not hasattr(load(tmp_path / "b.effv2"), "labels")
+
+
+@pytest.mark.parametrize("kind", [iter, tuple, np.array])
+def test_labels_in_any_order_of_things(fast, tmp_path, kind):
+    save(fast, tmp_path / "a.effv2", labels=kind(LABELS))
+    assert load(tmp_path / "a.effv2").labels == tuple(LABELS)
+
+
+@pytest.mark.parametrize("labels", ["0123456789", b"0123456789", set(LABELS), dict.fromkeys(LABELS), 10])
+def test_labels_that_are_no_list(fast, tmp_path, labels):
+    said = f"must be a list of names, one for each class, but are of type {type(labels).__name__}"
+    with pytest.raises(InputError, match=said):
+        save(fast, tmp_path / "a.effv2", labels=labels)
+    assert not (tmp_path / "a.effv2").exists()
+
+
+def test_arguments_of_other_kinds(fast, tmp_path):
+    with pytest.raises(ModelError, match=r"what optimize\(\) returned for a whole network, but got str"):
+        save("a model", tmp_path / "a.effv2")
+    with pytest.raises(CheckpointError, match=r"cannot write .*: embedded null byte"):
+        save(fast, "a\0b")
+    save(fast, tmp_path / "a.effv2")
+    assert load(os.fsencode(tmp_path / "a.effv2")).state_dict().keys() == fast.state_dict().keys()
+    for device in ("nosuch", 2.5):
+        with pytest.raises(InputError, match=f"a device of PyTorch, .* but got {device!r}"):
+            load(tmp_path / "a.effv2", device=device)
 
 
 @pytest.mark.parametrize(

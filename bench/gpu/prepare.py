@@ -2,7 +2,7 @@
 
     python bench/gpu/prepare.py build/gpu-prepared --python build/gpu-python/bin/python
 
-OUT gets Triton's kernels, the CUDA kernels with the tests of their wrappers, and the CPU engine: some 25 MB,
+OUT gets Triton's kernels, the CUDA kernels with the tests of their wrappers, and the CPU engine: some 16 MB,
 which are printed. --python is an interpreter with the PyTorch and Triton that are beside the GPU; ``make
 prepare-gpu`` makes one. Needs nvcc, CMake, the headers of that Python, and pybind11 in the environment that
 runs this. Takes half an hour on two cores; what was made of the same sources is kept in build/ for the next

@@ -187,8 +187,9 @@ def create_model(
         (stochastic depth); the rate of the others rises to it linearly. Nothing in eval mode.
 
     Raises UnknownNameError for another name, ModelError for what is no architecture and for options that do
-    not fit together or that the family does not have, CheckpointError for a file that does not fit, or
-    without the weights that are asked for, and UnavailableError where there is not enough memory.
+    not fit together or that the family does not have, InputError for numbers that are none, CheckpointError
+    for a file that does not fit, or without the weights that are asked for, and UnavailableError where there
+    is not enough memory.
     """
     family, made = _asked_for(name, architecture)
     if checkpoint is not None and pretrained:

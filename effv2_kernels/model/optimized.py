@@ -13,9 +13,10 @@ import effv2_kernels.ops  # noqa: F401  (registers torch.ops.effv2)
 from effv2_kernels import outline, structure
 from effv2_kernels.backends import CPU, TORCH_DTYPES, Choice, Settings
 from effv2_kernels.blocks import Head, Network
+from effv2_kernels.declaration import block_sizes
 from effv2_kernels.engine import Engine
-from effv2_kernels.errors import ExportError, InputError, MissingAttributeError, ModelError, UnavailableError
-from effv2_kernels.inputs import check_input
+from effv2_kernels.errors import ExportError, MissingAttributeError, ModelError, UnavailableError
+from effv2_kernels.inputs import check_images, check_input, check_kind
 from effv2_kernels.model.carried import check_names
 from effv2_kernels.model.identity import same_objects
 from effv2_kernels.model.tail import Tail
@@ -24,19 +25,16 @@ from effv2_kernels.ops import routes
 from effv2_kernels.ops.engines import network_engine
 from effv2_kernels.ops.network import reference as run_in_pytorch
 
-_HINTS = {
-    "ndarray": " Convert with torch.from_numpy(x).",
-    "Proxy": " torch.fx.symbolic_trace cannot see into an optimised model: trace the one that was optimised, "
-    "or use make_fx or torch.export.",
-}
-
 # Dynamo of older versions knows no parameters but those of nn.Parameter itself.
 _OLD_DYNAMO = tuple(int(part) for part in torch.__version__.split(".")[:2]) < (2, 10)
 
 
 _DERIVED = frozenset(
-    ("_modules", "_engine", "_ledger", "_parts", "_held", "_own", "_views", "_plain", "_outline", "_trunk")
-)
+    (
+        "_modules", "_engine", "_ledger", "_parts", "_held", "_own", "_views", "_plain", "_outline", "_trunk",
+        "_in_channels",
+    )
+)  # fmt: skip
 
 
 class OptimizedModel(nn.Module):
@@ -78,6 +76,7 @@ class OptimizedModel(nn.Module):
     _plain: Any  # what plain tensors look like, see ops.routes
     _outline: outline.Outline  # what _structure describes
     _trunk: tuple[str, int, int] | None
+    _in_channels: int
     # With values for models in pickles from before there were these.
     _tail: Tail | None = None
     _verified: float | None = None  # the relative error that optimize() found on a random image
@@ -194,15 +193,10 @@ class OptimizedModel(nn.Module):
 
     def _indirectly(self, x: Tensor, described: str, weights: list[Tensor]) -> list[Tensor]:
         """The outputs of the network that is described, by an op or in plain PyTorch."""
-        if not isinstance(x, Tensor):
-            raise InputError(
-                f"expected images as a torch.Tensor (N, C, H, W), but got {type(x).__name__}."
-                + _HINTS.get(type(x).__name__, "")
-            )
+        check_images(x)
+        x, s = self._autocast(x), self._settings
         if not torch.compiler.is_dynamo_compiling():
             routes.refuse_exporters()
-        x = self._autocast(x)
-        s = self._settings
         options = (s.backend, s.dtype, s.isa or "", s.threads or 0, s.cuda_graph)
         if not torch.compiler.is_compiling():
             if type(x) is Tensor and routes.at_rest():
@@ -212,6 +206,8 @@ class OptimizedModel(nn.Module):
             if routes.is_watched():
                 # In inference mode the op's own layer that sees to this is left out.
                 return run_in_pytorch(x, weights, described, *options)
+        else:  # the op says it as well, but Dynamo would bury that in a dump of the whole call
+            check_kind(x, self._in_channels, TORCH_DTYPES[s.dtype])
         outputs: list[Tensor] = torch.ops.effv2.network(x, weights, described, *options)
         return outputs
 
@@ -262,6 +258,7 @@ class OptimizedModel(nn.Module):
         self._own = tuple(weight for held in tensors.values() for weight in held.values())
         self._views = tuple(weight.plain for weight in self._own)
         self._plain = routes.plain_keys(self._flat)
+        self._in_channels = block_sizes(self._outline.rebuild(self._views).blocks[0])["in"]
         self._trunk = None if self._tail is None else structure.without_head(self._structure)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> OptimizedModel:
@@ -270,7 +267,8 @@ class OptimizedModel(nn.Module):
         if moved.dtype != torch.float32:
             raise UnavailableError(
                 f"an optimised model computes in the precision it was made for, {self._settings.dtype}; it "
-                f"cannot be cast to {moved.dtype}. Precision is chosen with optimize(model, dtype=...)."
+                f"cannot be cast to {moved.dtype}. Precision is chosen with optimize(model, dtype=...). "
+                "In a larger module, parts before it may have been cast by now: call float() on the whole."
             )
         if moved is not self._flat:
             shapes, asked = [t.shape for t in self._own], [t.requires_grad for t in self._own]
@@ -284,7 +282,8 @@ class OptimizedModel(nn.Module):
         if mode:
             raise ModelError(
                 "an optimised model is for inference and has no training mode (BatchNorm is folded away). "
-                "Train the model it was made from, then call optimize() again."
+                "Train the model it was made from, then call optimize() again. In a larger module, parts "
+                "before it may be in training mode by now: call eval() on the whole."
             )
         return self
 

@@ -22,6 +22,7 @@ from effv2_kernels.families.efficientformer_v2.layers import (
     drop_path,
     layer_scale,
 )
+from effv2_kernels.inputs import rows_and_columns, whole_number
 
 
 def classify(x: Tensor, norm: nn.Module, classifiers: Sequence[nn.Module]) -> Tensor:
@@ -117,7 +118,9 @@ class EfficientFormerV2(nn.Module):
     ) -> None:
         super().__init__()
         self.architecture = architecture
-        self.img_size = (img_size, img_size) if isinstance(img_size, int) else (img_size[0], img_size[1])
+        self.img_size = rows_and_columns(img_size, "img_size")
+        in_channels = whole_number(in_channels, "in_channels")
+        num_classes = whole_number(num_classes, "num_classes")
         self.in_channels = in_channels
         self.num_classes = num_classes
         self.distillation = distillation

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from effv2_kernels.errors import InputError, ModelError
 from effv2_kernels.families.mobilenet_v2.architecture import Architecture
+from effv2_kernels.inputs import whole_number
 
 
 class ConvNormReLU6(nn.Sequential):
@@ -72,6 +73,8 @@ class MobileNetV2(nn.Module):
         dropout: float = 0.2,
     ) -> None:
         super().__init__()
+        in_channels = whole_number(in_channels, "in_channels")
+        num_classes = whole_number(num_classes, "num_classes")
         if in_channels < 1 or num_classes < 0:
             raise ModelError(
                 f"in_channels must be positive and num_classes not negative; got in_channels={in_channels}, "
