@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -50,6 +50,12 @@ class Outline:
                 names += [f"features.{i}.scale", f"features.{i}.shift"]
         return tuple(names)
 
+    def block(self, number: int, tensors: Mapping[str, Tensor]) -> blocks.Block:
+        """One block, with its tensors out of those of the network by their ``keys``."""
+        part = self.parts[number]
+        own = {name: tensors[f"blocks.{number}.{name}"] for name in part.tensors}
+        return assemble(BLOCK_TYPES[part.kind], {**own, **dict(part.options)})
+
     def rebuild(self, weights: Sequence[Tensor]) -> blocks.Network:
         """The network with these tensors, in the order of ``keys``; they are not copied.
 
@@ -58,10 +64,7 @@ class Outline:
         if len(self.keys) != len(weights):
             raise ModelError(f"the structure names {len(self.keys)} tensors, but {len(weights)} were given.")
         by_name = dict(zip(self.keys, weights, strict=True))
-        made: list[blocks.Block] = []
-        for i, part in enumerate(self.parts):
-            own = {name: by_name[f"blocks.{i}.{name}"] for name in part.tensors}
-            made.append(assemble(BLOCK_TYPES[part.kind], {**own, **dict(part.options)}))
+        made = [self.block(i, by_name) for i in range(len(self.parts))]
         features = tuple(
             blocks.Feature(block, by_name.get(f"features.{i}.scale"), by_name.get(f"features.{i}.shift"))
             for i, (block, _) in enumerate(self.features)

@@ -21,7 +21,7 @@ def test_optimize_takes_little_memory() -> None:
     memory = optimize_memory("efficientformerv2_s0")
     assert memory.weights > 14e6  # 3.6 M parameters
     assert 0 < memory.kept <= memory.peak
-    assert memory.peak_over_weights <= 2.5
+    assert memory.peak_over_weights <= 2.0  # 1.90 here
 
 
 @pytest.mark.alone

@@ -258,7 +258,8 @@ class OptimizedModel(nn.Module):
         self._own = tuple(weight for held in tensors.values() for weight in held.values())
         self._views = tuple(weight.plain for weight in self._own)
         self._plain = routes.plain_keys(self._flat)
-        self._in_channels = block_sizes(self._outline.rebuild(self._views).blocks[0])["in"]
+        first = self._outline.block(0, dict(zip(self._outline.keys, self._views, strict=True)))
+        self._in_channels = block_sizes(first)["in"]
         self._trunk = None if self._tail is None else structure.without_head(self._structure)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> OptimizedModel:
