@@ -22,7 +22,7 @@ _MOST = 2**31  # no size of a network comes near it, and whoever computes with m
 def read_text(path: str | os.PathLike[str], what: str) -> str:
     """The text of a file. Raises ModelError where there is none, or where it is no text."""
     try:
-        return Path(path).read_text(encoding="utf-8")
+        return Path(path).read_text(encoding="utf-8-sig")  # Windows' begin with a mark
     except OSError as error:
         raise ModelError(f"{what} '{os.fspath(path)}' cannot be read: {error.strerror or error}.") from error
     except UnicodeDecodeError as error:

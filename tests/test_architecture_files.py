@@ -116,6 +116,13 @@ def test_ratios_that_are_none(ratio):
         Architecture((16, 24, 40, 56), (1, 1, 1, 1), ratio)
 
 
+def test_files_as_windows_saves_them(tmp_path):
+    """With a byte-order mark, and ends of lines of their own."""
+    text = json.dumps(json.loads(SMALL.to_json()), indent=1).replace("\n", "\r\n")
+    (tmp_path / "architecture.json").write_bytes(("\ufeff" + text).encode())
+    assert Architecture.read(tmp_path / "architecture.json") == Architecture.from_json(text)
+
+
 def test_files_that_hold_none(tmp_path):
     with pytest.raises(ModelError, match=r"absent\.json' cannot be read: No such file"):
         Architecture.read(tmp_path / "absent.json")

@@ -423,6 +423,12 @@ def test_no_names_for_another_number_of_classes():
     assert labels.describe(None, 7).strip() == "7"
 
 
+def test_labels_as_windows_saves_them(tmp_path):
+    path = tmp_path / "names.txt"
+    path.write_bytes("\ufeffFuchs\r\nGrünfink\r\n".encode())
+    assert labels.read(str(path)) == ["Fuchs", "Grünfink"]
+
+
 def test_labels_that_cannot_be_read(tmp_path):
     with pytest.raises(InputError, match="cannot be read"):
         labels.read(str(tmp_path / "none.txt"))

@@ -14,7 +14,7 @@ IMAGENET = "imagenet"
 def read(path: str) -> list[str]:
     """The names in a text file, one class per line. Raises InputError where it cannot be read."""
     try:
-        return Path(path).read_text(encoding="utf-8").splitlines()
+        return Path(path).read_text(encoding="utf-8-sig").splitlines()  # Windows' begin with a mark
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"the labels {path!r} cannot be read ({error}); give a text file.") from error
 
