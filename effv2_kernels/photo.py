@@ -42,6 +42,8 @@ def read(path: str | os.PathLike[str], size: tuple[int, int], channels: int = 3)
         raise InputError(
             f"{name} is a directory; give the photographs in it, such as {os.fspath(path)}/*.jpg."
         )
+    if os.path.exists(path) and not os.path.isfile(path):  # a pipe would be waited for
+        raise InputError(f"{name} is no regular file; give the path of a photograph.")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of Pillow, about metadata that is not used
         with _opened(path, name) as image:

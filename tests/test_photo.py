@@ -1,6 +1,9 @@
 """Pictures as models expect them, against timm's own way; tests/users/test_pictures.py has those of users."""
 
 import io
+import os
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -46,3 +49,27 @@ def test_photographs_of_any_mode(mode):
     image = Image.new(mode, (40, 50))
     for channels in (1, 3):
         assert photo.prepare(image, (32, 48), channels).shape == (1, channels, 32, 48)
+
+
+# One that waits for who writes into a pipe would wait for ever.
+IRREGULAR = """
+import sys
+from effv2_kernels import photo
+from effv2_kernels.errors import InputError
+
+for path in sys.argv[1:]:
+    try:
+        photo.read(path, (32, 32))
+    except InputError as error:
+        print(error)
+"""
+
+
+@pytest.mark.skipif(os.name != "posix", reason="pipes are POSIX's")
+def test_what_is_no_regular_file(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    paths = [str(tmp_path / "pipe"), "/dev/zero"]
+    command = [sys.executable, "-c", IRREGULAR, *paths]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60)
+    for path, message in zip(paths, done.stdout.splitlines(), strict=True):
+        assert message == f"{path!r} is no regular file; give the path of a photograph."
