@@ -1,13 +1,17 @@
 """effv2-run: an exit code and a line for all that can be wrong, and for whatever a file may be."""
 
+import os
 import random
 import re
+import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import runner
 import runner_network
+import small_files
 import torch
 from checks import seeded
 from models import SMALL, SMALL_MOBILE, name_of
@@ -214,6 +218,90 @@ def test_files_that_cannot_be_read_or_written(path, images, tmp_path):
         done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
     assert done.returncode == runner.FILE
     assert done.stderr == "effv2-run: the output cannot be written\n"
+
+
+def test_pipes_are_not_waited_for(path, images, tmp_path):
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    for option in ("--image", "--input"):
+        run(path, option, pipe, timeout=20).refused(runner.FILE, f"cannot read {pipe}: it is no regular file")
+    done = run(path, "--input", images, "--output", pipe, timeout=20)
+    done.refused(runner.FILE, f"cannot write {pipe}: it is no regular file")
+
+
+# Done once it is computed, this would take hours.
+NEVER = ("--warmup", 1000000, "--repeat", 1000000)
+
+
+def test_outputs_do_not_destroy_what_is_read(path, images, tmp_path):
+    """Under whatever name it is given; and it is told before anything is computed."""
+    network = Path(shutil.copy(path, tmp_path / "a.effv2"))
+    array = Path(shutil.copy(images, tmp_path / "a.npy"))
+    picture = tmp_path / "a.ppm"
+    picture.write_bytes(b"P6 64 64 255\n" + bytes(3 * 64 * 64))
+    for read, option, what in (
+        (network, (), "network"),
+        (array, ("--input", array), "array of images"),
+        (picture, ("--image", picture, *SIZE), "picture"),
+    ):
+        before = read.read_bytes()
+        soft, hard = tmp_path / f"soft{read.suffix}", tmp_path / f"hard{read.suffix}"
+        soft.symlink_to(read)
+        hard.hardlink_to(read)
+        for output in (read, soft, hard, f"{tmp_path}/./{read.name}"):
+            done = run(network, *option, "--output", output, *NEVER, timeout=20)
+            words = f"cannot write {output}: it is the {what} itself; give another name"
+            done.refused(runner.FILE, words)
+        assert read.read_bytes() == before
+
+
+def test_outputs_write_over_arrays_alone(path, images, tmp_path):
+    words = "it exists and is no .npy file, and nothing else is written over; give another name, or move it"
+    for name, content in (
+        ("other.effv2", path.read_bytes()),
+        ("notes.txt", b"mine"),
+        ("short.npy", b"\x93NUMP"),
+    ):
+        (tmp_path / name).write_bytes(content)
+        done = run(path, "--input", images, "--output", tmp_path / name, *NEVER, timeout=20)
+        done.refused(runner.FILE, f"cannot write {tmp_path / name}: {words}")
+        assert (tmp_path / name).read_bytes() == content
+    done = run(path, "--input", images, "--output", tmp_path, *NEVER, timeout=20)
+    done.refused(runner.FILE, f"cannot write {tmp_path}: it is a directory")
+
+
+def test_several_outputs_write_over_arrays_alone(tmp_path):
+    small_files.write("backbone", tmp_path / "a.effv2", seeded(207))
+    (tmp_path / "y.1.npy").write_bytes(b"mine")
+    arguments = (tmp_path / "a.effv2", "--img-size", 32, "--output", tmp_path / "y.npy")
+    run(*arguments, *NEVER, timeout=20).refused(
+        runner.FILE, f"cannot write {tmp_path / 'y.1.npy'}: it exists"
+    )
+    assert not (tmp_path / "y.0.npy").exists()
+    (tmp_path / "y.1.npy").unlink()
+    for name in ("y.0.npy", "y.1.npy"):
+        (tmp_path / name).symlink_to(tmp_path / "a.effv2")
+        run(*arguments, *NEVER, timeout=20).refused(runner.FILE, f"{name}: it is the network itself")
+        (tmp_path / name).unlink()
+
+
+def test_outputs_go_to_arrays_links_and_devices(path, images, tmp_path):
+    given = (path, "--input", images, "--output")
+    assert run(*given, tmp_path / "y.npy").code == 0
+    expected = (tmp_path / "y.npy").read_bytes()
+    (tmp_path / "old.npy").write_bytes(images.read_bytes())
+    (tmp_path / "empty").touch()
+    (tmp_path / "link").symlink_to("target.npy")
+    for name in ("old.npy", "empty", "link"):
+        assert run(*given, tmp_path / name).code == 0
+        assert (tmp_path / name).read_bytes() == expected
+    assert (tmp_path / "link").is_symlink()
+    assert (tmp_path / "target.npy").read_bytes() == expected
+    assert run(*given, "/dev/null").code == 0
+    few = ("--repeat", "1", "--warmup", "0")
+    command = [*map(str, (runner.PROGRAM, *given)), "/dev/stdout", *few]
+    done = subprocess.run(command, capture_output=True, check=True, timeout=60)  # a pipe that is read
+    assert done.stdout.startswith(expected)
 
 
 def limited(kilobytes):

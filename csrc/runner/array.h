@@ -16,8 +16,10 @@ struct Array {
 
 // "1x3x224x224".
 std::string shown(const std::vector<std::int64_t>& shape);
-// A file's bytes. Throws Failure.
-std::vector<unsigned char> read_file(const std::string& path);
+
+// What a .npy begins with.
+inline constexpr char kMagic[] = "\x93NUMPY";
+inline constexpr std::size_t kMagicBytes = 6;
 
 // A .npy of little-endian float32 or float16 in C order. Throws Failure.
 Array read_npy(const std::string& path);

@@ -10,6 +10,7 @@
 
 #include "engine/errors.h"
 #include "runner/failure.h"
+#include "runner/files.h"
 #include "runner/preprocess.h"
 #include "runner/report.h"
 
@@ -60,11 +61,21 @@ std::string numbered(const std::string& path, std::size_t index, std::size_t cou
   return stem + "." + std::to_string(index) + (ends ? ending : "");
 }
 
+// Before anything is computed: of all files that are written.
+void check_outputs(const Options& options, std::size_t count) {
+  std::vector<Read> read{{options.network, "the network"}};
+  if (!options.image.empty()) read.push_back({options.image, "the picture"});
+  if (!options.input.empty()) read.push_back({options.input, "the array of images"});
+  for (std::size_t i = 0; i < count && !options.output.empty(); ++i)
+    check_output(numbered(options.output, i, count), read);
+}
+
 void run(const Options& options) {
   const auto start = std::chrono::steady_clock::now();
   const Network network(options);
   const std::chrono::duration<double, std::milli> loaded = std::chrono::steady_clock::now() - start;
   const effv2_description& about = network.about();
+  check_outputs(options, static_cast<std::size_t>(about.outputs));
   std::vector<std::int64_t> shape;
   Call call = [&] {
     Array images = images_of(options, about.channels);

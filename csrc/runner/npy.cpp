@@ -4,23 +4,19 @@
 #include <cstring>
 #include <limits>
 #include <memory>
-#include <new>
-#include <system_error>
 
 #include "engine/errors.h"
 #include "runner/array.h"
 #include "runner/failure.h"
+#include "runner/files.h"
 #include "storage/half.h"
 
 namespace effv2::runner {
 namespace {
 
-constexpr char kMagic[] = "\x93NUMPY";
-constexpr std::size_t kMagicBytes = 6, kMostDimensions = 8;
+constexpr std::size_t kMostDimensions = 8;
 
 using File = std::unique_ptr<std::FILE, int (*)(std::FILE*)>;
-
-std::string reason(int code) { return std::generic_category().message(code); }
 
 // A literal of Python's, of which a header has strings, integers, booleans, a tuple and a dictionary.
 class Literal {
@@ -178,32 +174,6 @@ std::string shown(const std::vector<std::int64_t>& shape) {
   std::string text;
   for (const std::int64_t n : shape) text += (text.empty() ? "" : "x") + std::to_string(n);
   return text.empty() ? "()" : text;
-}
-
-static void resize(std::vector<unsigned char>& bytes, std::size_t size) {
-  try {
-    bytes.resize(size);
-  } catch (const std::bad_alloc&) {
-    throw MemoryError(size);
-  }
-}
-
-std::vector<unsigned char> read_file(const std::string& path) {
-  const File file(std::fopen(path.c_str(), "rb"), std::fclose);
-  if (!file) {
-    if (errno == ENOENT) throw Failure(EFFV2_FILE_ERROR, "there is no file " + path);
-    throw Failure(EFFV2_FILE_ERROR, "cannot read " + path + ": " + reason(errno));
-  }
-  std::vector<unsigned char> bytes;
-  for (std::size_t got = 1; got > 0;) {
-    const std::size_t before = bytes.size();
-    resize(bytes, before + (before ? before : 1 << 16));
-    got = std::fread(bytes.data() + before, 1, bytes.size() - before, file.get());
-    const int code = errno;
-    bytes.resize(before + got);
-    if (std::ferror(file.get())) throw Failure(EFFV2_FILE_ERROR, "cannot read " + path + ": " + reason(code));
-  }
-  return bytes;
 }
 
 Array read_npy(const std::string& path) {

@@ -9,6 +9,7 @@
 #include "engine/errors.h"
 #include "runner/array.h"
 #include "runner/failure.h"
+#include "runner/files.h"
 
 #define STBI_ONLY_JPEG
 #define STBI_ONLY_PNG
