@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import secrets
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -13,15 +15,42 @@ from pathlib import Path
 def replacing(path: Path) -> Iterator[Path]:
     """Yields where to write a file anew; that takes its place at the end, and is gone after an error.
 
-    Of several processes that write one file, each writes elsewhere, and the last one to end is right.
+    A symbolic link stays, and what it leads to is replaced. Who may read the old file may read the new one,
+    and where there was none, whom this system lets by default: some writers, such as safetensors, write for
+    the owner alone. Of several processes that write one file, each writes elsewhere, and the last one to end
+    is right.
+
+    Raises OSError where the file may not be written, or is no regular one.
     """
-    part = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
+    mode = _mode_of(path)
+    target = Path(os.path.realpath(path))
+    part = target.with_name(f".{target.name}.{secrets.token_hex(4)}.part")
     try:
+        try:
+            part.touch()
+        except OSError as error:
+            raise OSError(error.errno, error.strerror, os.fspath(path)) from error
+        if mode is None:
+            mode = stat.S_IMODE(part.stat().st_mode)
         yield part
-        os.replace(part, path)
+        with suppress(OSError):  # there are file systems that know no modes
+            part.chmod(mode)
+        os.replace(part, target)
     except BaseException:
         part.unlink(missing_ok=True)
         raise
+
+
+def _mode_of(path: Path) -> int | None:
+    """That of the file that is replaced; None where there is none."""
+    try:
+        mode = path.stat().st_mode
+    except FileNotFoundError:
+        return None
+    if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):  # a pipe would be waited for, a device replaced
+        raise OSError(errno.EINVAL, "it is no regular file", os.fspath(path))
+    with path.open("r+b"):  # as who writes into it would have to
+        return stat.S_IMODE(mode)
 
 
 def remove_parts(folder: Path) -> None:

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import os
-import stat
-from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
-from contextlib import contextmanager, suppress
+from collections.abc import Iterable, Mapping, Sequence, Set
 from pathlib import Path
 from typing import Any
 
@@ -75,11 +73,11 @@ def save(
         stored = _dtypes(structure.parse(metadata["structure"]), dtype)
         tensors = {name: _rounded(name, t, stored[name]) for name, t in tensors.items()}
     try:
-        with _in_place_of(path), replacing(Path(path)) as part:
+        with replacing(Path(path)) as part:
             safetensors.torch.save_file(tensors, part, metadata=metadata)
             container.sort_metadata(part)
     except (OSError, ValueError, safetensors.SafetensorError) as error:
-        raise CheckpointError(f"cannot write {os.fspath(path)!r}: {error}") from error
+        raise CheckpointError(f"cannot write {os.fspath(path)}: {error}") from error
 
 
 def _listed(labels: Sequence[str]) -> list[str]:
@@ -89,25 +87,6 @@ def _listed(labels: Sequence[str]) -> list[str]:
             f"labels must be a list of names, one for each class, but are of type {type(labels).__name__}."
         )
     return list(labels)
-
-
-@contextmanager
-def _in_place_of(path: str | os.PathLike[str]) -> Iterator[None]:
-    """Who may read a file that is replaced within: who may read the one there, or a new one of this system.
-
-    safetensors writes for the owner alone.
-    """
-    is_new = not os.path.exists(path)
-    with open(path, "ab") as file:
-        mode = stat.S_IMODE(os.fstat(file.fileno()).st_mode)
-    try:
-        yield
-    except BaseException:
-        if is_new:
-            os.remove(path)
-        raise
-    with suppress(OSError):  # there are file systems that know no modes
-        os.chmod(path, mode)
 
 
 def load(

@@ -294,6 +294,20 @@ def test_convert_writes_over_nothing_irregular(capsys, tmp_path):
         assert f"which exists and {words}" in err
 
 
+def test_convert_writes_to_where_a_link_leads(capsys, checkpoint, tmp_path):
+    """Also to where nothing is yet."""
+    path, _ = checkpoint
+    target, link = tmp_path / "target.effv2", tmp_path / "link.effv2"
+    link.symlink_to(target)
+    sizes = []
+    for dtype in ("fp32", "fp16"):
+        code, _, _ = run(capsys, "convert", path, link, "--num-classes", 12, "--dtype", dtype, *SMALL)
+        assert code == 0
+        assert link.is_symlink()
+        sizes.append(target.stat().st_size)
+    assert 0 < sizes[1] < sizes[0]
+
+
 def test_convert_does_not_write_over_what_it_reads(capsys, checkpoint, tmp_path):
     path, _ = checkpoint
     saved, link = tmp_path / "network.effv2", tmp_path / "link.effv2"

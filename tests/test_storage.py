@@ -2,6 +2,7 @@
 
 import json
 import os
+import subprocess
 import sys
 
 import numpy as np
@@ -221,6 +222,79 @@ def test_a_file_that_cannot_be_written_leaves_none(fast, tmp_path, monkeypatch):
     with pytest.raises(CheckpointError, match=r"cannot write .*No space left"):
         save(fast, tmp_path / "new.effv2")
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.skipif(os.name != "posix", reason="links need rights elsewhere")
+def test_a_link_stays_and_leads_to_what_is_saved(fast, tmp_path):
+    """Also one that leads nowhere yet, and one by way of another, out of another folder."""
+    (tmp_path / "links").mkdir()
+    for name in ("old.effv2", "new.effv2"):
+        target, near, far = tmp_path / name, tmp_path / f"to {name}", tmp_path / "links" / name
+        near.symlink_to(name)
+        far.symlink_to(f"../to {name}")
+        if name.startswith("old"):
+            save(fast, target, dtype="fp16")
+            target.chmod(0o604)
+        save(fast, far)
+        assert near.is_symlink()
+        assert far.is_symlink()
+        assert not target.is_symlink()
+        assert load(target).network.names == fast.network.names
+        assert content(target)[0]["version"] == "1"
+    assert (tmp_path / "old.effv2").stat().st_mode & 0o777 == 0o604
+    assert len([*tmp_path.iterdir()]) == 5
+    assert len([*(tmp_path / "links").iterdir()]) == 2
+
+
+@pytest.mark.skipif(os.name != "posix", reason="links need rights elsewhere")
+def test_a_link_that_cannot_be_saved_through_leaves_nothing(fast, tmp_path, monkeypatch):
+    def full(*args, **options):
+        assert not target.exists()  # nor would a kill leave an empty one
+        raise OSError(28, "No space left on device")
+
+    target, link = tmp_path / "target.effv2", tmp_path / "link.effv2"
+    link.symlink_to(target)
+    monkeypatch.setattr("safetensors.torch.save_file", full)
+    with pytest.raises(CheckpointError, match=r"cannot write .*No space left"):
+        save(fast, link)
+    assert link.is_symlink()
+    assert [*tmp_path.iterdir()] == [link]
+    link.unlink()
+    link.symlink_to(link)
+    with pytest.raises(CheckpointError, match=r"cannot write .*link\.effv2"):
+        save(fast, link)
+
+
+# One that waits for who reads what is written into a pipe would wait for ever.
+IRREGULAR = """
+import sys
+from effv2_kernels import load, save
+from effv2_kernels.errors import CheckpointError
+
+network = load(sys.argv[1])
+for path in sys.argv[2:]:
+    try:
+        save(network, path)
+    except CheckpointError as error:
+        print(error)
+"""
+
+
+@pytest.mark.skipif(os.name != "posix", reason="pipes are POSIX's")
+def test_nothing_is_saved_in_place_of_what_is_no_file(path, tmp_path):
+    """Nor of what a link leads to; a superuser could rename a file over /dev/null."""
+    (tmp_path / "folder").mkdir()
+    os.mkfifo(tmp_path / "folder" / "pipe")
+    (tmp_path / "folder" / "link").symlink_to("pipe")
+    paths = [str(tmp_path / "folder" / name) for name in ("pipe", "link", "")]
+    command = [sys.executable, "-c", IRREGULAR, str(path), *paths]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60)
+    *irregular, folder = done.stdout.splitlines()
+    for given, said in zip(paths[:2], irregular, strict=True):
+        assert said.startswith(f"cannot write {given}: ")
+        assert "it is no regular file" in said
+    assert "Is a directory" in folder
+    assert {*os.listdir(tmp_path / "folder")} == {"pipe", "link"}
 
 
 def test_saving_needs_safetensors(fast, tmp_path, monkeypatch):

@@ -77,6 +77,19 @@ def test_two_that_write_one_file_each_write_it_whole(tmp_path):
     assert os.listdir(tmp_path) == ["file"]
 
 
+def test_a_checkpoint_is_written_to_where_a_link_leads(tmp_path):
+    """As people have it who keep them on a larger disk."""
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "run").mkdir()
+    path = tmp_path / "run" / "last.pt"
+    path.symlink_to(tmp_path / "disk" / "last.pt")
+    for content in (b"first", b"second"):
+        state.write(path, content)
+        assert path.is_symlink()
+        assert (tmp_path / "disk" / "last.pt").read_bytes() == content
+    assert os.listdir(tmp_path / "run") == os.listdir(tmp_path / "disk") == ["last.pt"]
+
+
 def test_random_generators_go_on(tmp_path):
     def draw():
         return random.random(), np.random.rand(), float(torch.rand(()))
