@@ -107,7 +107,7 @@ def test_a_full_disk_ends_the_log_with_a_clear_error(tmp_path, capfd):
     """Also that of TensorBoard, whose own writer would fail in a thread, with a traceback."""
     row = {"epoch": 1, "lr": 0.1, "loss": 2.0, "top1": 0.5}
     with disk_for(10), pytest.raises(TrainingError, match=r"cannot write '.*events\.out.* too large\)"):
-        Log(tmp_path)
+        Log(tmp_path).write([row])
     assert os.listdir(tmp_path) == []
     kept = Log(tmp_path)
     kept.write([row])
@@ -270,6 +270,17 @@ def test_epochs_that_were_not_logged_are_when_the_run_goes_on(tmp_path, monkeypa
         accumulator = events.EventAccumulator(str(tmp_path))
         accumulator.Reload()
         assert [(event.step, event.value) for event in accumulator.Scalars("top1")] == expected
+
+
+def test_starts_without_an_epoch_leave_no_events(tmp_path):
+    for resume in (False, True):
+        Run(tmp_path, RECIPE, ABOUT, resume=resume).close()
+    assert not list(tmp_path.glob("events.out.tfevents.*"))
+    finished(tmp_path)
+    before = sorted(tmp_path.glob("events.out.tfevents.*"))
+    assert len(before) == 1
+    Run(tmp_path, RECIPE, ABOUT, resume=True).close()
+    assert sorted(tmp_path.glob("events.out.tfevents.*")) == before
 
 
 def test_a_run_to_go_on_with_that_is_not_there_begins(tmp_path):

@@ -34,13 +34,15 @@ class Log:
         self._drawn = time.monotonic()
         # Events are written first, so that they have what the file has; what they have beyond is hidden.
         self._logged = min(_rows_of(folder / "log.csv"), len(rows))
-        self._events = Events(folder, hidden_from=self._logged + 1)
+        # Its file is made with its first row: starts that end before their first epoch leave none.
+        self._events: Events | None = None
         if rows:
             self.write(rows)
 
     def write(self, rows: Sequence[Row]) -> None:
         """Log those that are new. Raises TrainingError where the disk is full."""
         for row in rows[self._logged :]:
+            self._events = self._events or Events(self._folder, hidden_from=self._logged + 1)
             self._events.write(int(row["epoch"]), {name: row[name] for name in row if name != "epoch"})
         text = io.StringIO()
         writer = csv.DictWriter(text, list(rows[-1]), lineterminator="\n", restval="", extrasaction="ignore")
