@@ -187,6 +187,7 @@ def test_speed_alone_and_size_alone(digits, asked, tmp_path):
         (["--max-parameters", 2, "--dtype", "int8"], "unknown --dtype 'int8'"),
         (["--max-parameters", 2, "--device", "tpu"], "--device takes cpu, cuda or cuda:1, but got 'tpu'"),
         (["--max", "energy=2"], "there is a budget of energy, but what is known"),
+        (["--max-parameters", 2, "--dataset", "torch/cifar10"], "which is no --dataset torch/cifar10: leave"),
         (["--max-parameters", 2, "--images", 0], "--images must be at least 1"),
         (["--max-parameters", 2, "--device", "cuda"], "needs a GPU"),
         (["--max-parameters", 2, "--method", "random", "--evaluations", 0], "at least 1 evaluation"),

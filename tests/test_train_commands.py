@@ -283,6 +283,7 @@ def test_help_suffices(capsys):
         (["--model", "efficientformerv2_s9"], "unknown model 'efficientformerv2_s9'"),
         (["--model", "mobilenetv2_100"], "mobilenetv2_100 is trained without drop-path"),
         (["--data", "no-such-folder"], "there is no folder 'no-such-folder'"),
+        (["--dataset", "toch/cifar10"], "unknown dataset 'toch/cifar10'. Did you mean 'torch/cifar10'?"),
         (["--device", "gpu"], "--device takes auto, cpu, cuda"),
         (["--teacher-checkpoint", "x.pth"], "--teacher-checkpoint is of a --teacher"),
         (["--teacher", "regnety_16"], "unknown teacher 'regnety_16'"),

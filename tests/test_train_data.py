@@ -260,6 +260,38 @@ def test_datasets_that_are_not_there(tmp_path):
         open_data(tmp_path, dataset="torch/no_such")
 
 
+@pytest.mark.parametrize(
+    ("name", "meant"),
+    [
+        ("toch/cifar10", " Did you mean 'torch/cifar10'?"),
+        ("nosuch/x", ""),
+        ("cifar10", " Did you mean 'torch/cifar10'?"),
+        ("/torch/cifar10", ""),
+    ],
+)
+def test_a_dataset_that_timm_would_take_for_folders(digits, name, meant):
+    said = f"unknown dataset '{name}'.{meant} Those of timm begin with torch/, hfds/, hfids/, tfds/, wds/;"
+    with pytest.raises(InputError, match=re.escape(said)):
+        open_data(digits, dataset=name)
+
+
+def test_kinds_of_datasets_are_those_of_timm(monkeypatch, digits):
+    """What it knows goes to its readers, and in upper case as well."""
+    from timm.data import dataset_factory
+
+    from effv2_kernels.train import data
+
+    def reader(root, reader, **options):
+        raise RuntimeError(f"read by {reader}")
+
+    for name in ("ImageDataset", "IterableImageDataset"):
+        monkeypatch.setattr(dataset_factory, name, reader)
+    for kind in data._KINDS:
+        for name in (f"{kind}/Some", f"{kind.upper()}/Some"):
+            with pytest.raises(InputError, match=r"read by|Unknown torchvision dataset some"):
+                open_data(digits, dataset=name, classes=3)
+
+
 def pictures(part):
     """Their names, which tell images apart."""
     return [part.name(number) for number in range(len(part))]

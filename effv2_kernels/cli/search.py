@@ -198,6 +198,11 @@ def run(args: argparse.Namespace) -> int:
     device = _device(args.device)  # whatever the images are: training would give advice that is none here
     supernet = supernet_file.load(args.supernet)
     if Path(args.data).suffix == ".safetensors":
+        if args.dataset:
+            raise InputError(
+                f"--data is a file of tensors, {args.data}, which is no --dataset {args.dataset}: leave that "
+                f"out, or give the folder that the dataset is in."
+            )
         _run(args, supernet.to(device), _tensor_images(args, supernet))
         return 0
     from effv2_kernels.train import packages

@@ -5,6 +5,7 @@ timm skips an image that cannot be read; here it is an error that names the file
 
 from __future__ import annotations
 
+import difflib
 import hashlib
 import math
 import os
@@ -36,6 +37,9 @@ _FOLDERS = {
     "train": ("train", "training"),
     "validation": ("validation", "val", "valid", "eval", "evaluation"),
 }
+# Before the slash of a dataset's name (timm/data/dataset_factory.py, reader_factory.py); timm takes whatever
+# else is there for folders.
+_KINDS = ("torch", "hfds", "hfids", "tfds", "wds")
 _MODES = {1: "L", 3: "RGB"}  # what Pillow calls pictures of so many channels
 # Of the order that parts of a dataset are taken in: whoever asks for the same share has the same images.
 _ORDER_SEED = 0
@@ -147,13 +151,15 @@ def open_data(
     are, of datasets that do not say. splits: for training and for evaluation. hold_out: the share of the
     training images that are not trained on but chosen by, drawn at random, the same whenever it is asked for.
 
-    Raises InputError where there is no such folder, no image in it, one class alone, another class in the
-    second split than in the first, or no part that can be held out.
+    Raises InputError for a dataset that timm does not know, where there is no such folder, no image in it, one
+    class alone, another class in the second split than in the first, or no part that can be held out.
     """
     if channels not in (1, 3):
         raise InputError(f"pictures have 1 or 3 channels, but the model takes {channels}.")
     given = os.fspath(root)
-    if not dataset:
+    if dataset:
+        _check_kind(dataset)
+    else:
         _check_folders(given, splits)
     mode = _MODES[channels]
     train = _opened(given, dataset, splits[0], mode)
@@ -202,6 +208,18 @@ def _held_out(train: Any, share: float) -> tuple[Pictures, Pictures]:
         )
     order = train.shuffled()
     return train.part(sorted(order[count:])), train.part(order[:count])
+
+
+def _check_kind(dataset: str) -> None:
+    kind, slash, name = dataset.partition("/")
+    if slash and kind.lower() in _KINDS:
+        return
+    near = difflib.get_close_matches(kind.lower(), _KINDS, n=1) if slash else ["torch"]
+    meant = f" Did you mean {f'{near[0]}/{name or kind}'!r}?" if near else ""
+    raise InputError(
+        f"unknown dataset {dataset!r}.{meant} Those of timm begin with {', '.join(f'{k}/' for k in _KINDS)}; "
+        f"for folders of images, leave out --dataset."
+    )
 
 
 def _check_folders(root: str, splits: tuple[str, str]) -> None:
