@@ -96,6 +96,8 @@ def test_env(capsys):
         (["classify", "no-such-file.png"], ["no-such-file.png"]),
         (["explain", "--checkpoint", "no-such-file.pth"], ["no-such-file.pth"]),
         (["explain", "--isa", "avx1024", *SMALL], ["avx1024", "scalar"]),
+        (["classify", "no-such-file.png", "--top", "0"], ["--top must be at least 1, but got 0"]),
+        (["classify", "no-such-file.png", "--top", "-5"], ["--top must be at least 1, but got -5"]),
         (["verify", "--count", "0", *SMALL], ["at least one image"]),
         (["verify", "--checkpoint", "s0.effv2", *SMALL], ["s0.effv2", ".pth"]),
         (["profile", "--batch", "0", *SMALL], ["at least one image"]),
@@ -195,6 +197,84 @@ def test_a_saved_network_classifies_as_the_checkpoint_does(capsys, picture, chec
     code, from_saved, _ = run(capsys, "classify", picture, "--checkpoint", saved, *SMALL)
     assert code == 0
     assert from_saved == from_checkpoint
+
+
+@pytest.fixture
+def saved(checkpoint, tmp_path):
+    """The network of the checkpoint, for images of 49 to 64 pixels a side."""
+    path = tmp_path / "saved.effv2"
+    effv2_kernels.save(effv2_kernels.optimize(checkpoint[1]), path)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("options", "shown"),
+    [
+        (["--model", "efficientformerv2_l"], "--model"),
+        (["--model", "efficientformerv2_s0"], "--model"),  # the default's
+        (["--architecture", "no-such.json"], "--architecture"),
+        (["--num-classes", 12], "--num-classes"),
+        (["--in-channels", 3, "--num-classes", 12], "--num-classes and --in-channels"),
+    ],
+)
+@pytest.mark.parametrize("command", ["classify", "explain", "profile", "convert"])
+def test_a_saved_network_is_described_by_no_option(capsys, picture, saved, tmp_path, command, options, shown):
+    given = ["--checkpoint", saved]
+    if command in ("classify", "convert"):
+        given.append(picture if command == "classify" else tmp_path / "again.effv2")
+    code, _, err = run(capsys, command, *given, *options)
+    assert code == 2
+    assert err == (
+        f"error: {saved} is an optimised network, which says itself what it is: leave out {shown}, or give "
+        f"the checkpoint that it was made of.\n"
+    )
+    assert not (tmp_path / "again.effv2").exists()
+    code, out, err = run(capsys, command, *given)
+    assert code == 0, err
+    if command in ("explain", "profile"):  # its own size is not the option's
+        assert "3x64x64" in out
+
+
+@pytest.mark.parametrize("command", ["classify", "explain", "profile"])
+def test_a_saved_network_for_images_of_another_size(capsys, picture, saved, tmp_path, command):
+    words = [command, *([picture] if command == "classify" else [])]
+    code, _, err = run(capsys, *words, "--checkpoint", saved, "--img-size", 224)
+    assert code == 2
+    assert "fit inputs of 49-64 rows by 49-64 columns, but this one is 224x224" in err
+    any_size = tmp_path / "any.effv2"
+    assert run(capsys, "convert", any_size, "--model", "mobilenetv2_035")[0] == 0
+    code, out, err = run(capsys, *words, "--checkpoint", any_size, "--img-size", "64x96")
+    assert code == 0, err
+    assert command == "classify" or "3x64x96" in out
+
+
+def test_a_saved_network_for_grey_images_is_timed_on_such(capsys, tmp_path):
+    saved = tmp_path / "grey.effv2"
+    assert run(capsys, "convert", saved, "--in-channels", 1, *SMALL)[0] == 0
+    code, out, err = run(capsys, "profile", "--checkpoint", saved)
+    assert code == 0, err
+    assert "1x64x64" in out
+
+
+@pytest.mark.parametrize("model", ["efficientformerv2_s0", "mobilenetv2_035"])
+def test_features_are_no_classes(capsys, picture, tmp_path, model):
+    saved = tmp_path / "features.effv2"
+    describes = ["--model", model, "--num-classes", 0, *SMALL]
+    code, _, err = run(capsys, "classify", picture, *describes)
+    assert code == 2
+    assert "--num-classes 0 makes a network without a classifier" in err
+    assert run(capsys, "convert", saved, *describes)[0] == 0
+    code, out, err = run(capsys, "classify", picture, "--checkpoint", saved)
+    assert (code, out) == (2, "")
+    assert f"{saved} is a network without a classifier, whose outputs are features and no classes" in err
+
+
+def test_maps_are_no_classes(capsys, picture, tmp_path):
+    model = effv2_kernels.create_model("efficientformerv2_s0", img_size=64, features_only=True)
+    effv2_kernels.save(effv2_kernels.optimize(model), tmp_path / "maps.effv2")
+    code, _, err = run(capsys, "classify", picture, "--checkpoint", tmp_path / "maps.effv2")
+    assert code == 2
+    assert "without a classifier" in err
 
 
 @pytest.mark.parametrize("ways", ["as positions", "as an option", "options first"])

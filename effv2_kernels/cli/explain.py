@@ -19,7 +19,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     import effv2_kernels
 
-    # A saved network may be made for images of another size than --img-size says by default.
-    size = None if models.is_saved(args) else args.img_size
-    print(effv2_kernels.explain(models.build_optimised(args), size, tasks=args.tasks))
+    fast = models.build_optimised(args)
+    print(effv2_kernels.explain(fast, models.chosen_size(args), tasks=args.tasks))
     return 0

@@ -26,16 +26,41 @@ def add_arguments(parser: argparse.ArgumentParser, *, saved: bool = False) -> No
     """
     add_network_arguments(parser)
     add_weight_arguments(parser, saved=saved)
-    parser.add_argument("--num-classes", type=int, default=1000, metavar="N", help="default: 1000")
-    parser.add_argument("--in-channels", type=int, default=3, metavar="N", help="of images; default: 3")
+    parser.add_argument(
+        "--num-classes", action=_Noted, type=int, default=1000, metavar="N", help="default: 1000"
+    )
+    parser.add_argument(
+        "--in-channels", action=_Noted, type=int, default=3, metavar="N", help="of images; default: 3"
+    )
     parser.add_argument(
         "--img-size",
+        action=_Noted,
         type=image_size,
         default=(224, 224),
         metavar="SIZE",
-        help="224 (default) or ROWSxCOLUMNS",
+        help="224 (default) or ROWSxCOLUMNS" + ("; of a saved network, by default its own" if saved else ""),
     )
     parser.add_argument("--seed", type=seed, default=0, help="of random weights and images; default: 0")
+
+
+class _Noted(argparse.Action):
+    """Stores a value, and in ``args.given`` that there was one, which may be the default's."""
+
+    def __call__(
+        self,
+        parser: argparse.ArgumentParser,
+        namespace: argparse.Namespace,
+        values: Any,
+        option_string: str | None = None,
+    ) -> None:
+        setattr(namespace, self.dest, values)
+        namespace.given = {*_given(namespace), self.dest}
+
+
+def _given(args: argparse.Namespace) -> set[str]:
+    """The options of ``add_arguments``, as attributes, that describe a network and were given."""
+    found: set[str] = getattr(args, "given", set())
+    return found
 
 
 def add_network_arguments(parser: argparse.ArgumentParser) -> None:
@@ -43,12 +68,16 @@ def add_network_arguments(parser: argparse.ArgumentParser) -> None:
     network = parser.add_mutually_exclusive_group()
     network.add_argument(
         "--model",
+        action=_Noted,
         default="efficientformerv2_s0",
         metavar="NAME",
         help="efficientformerv2_s0 (default), _s1, _s2 or _l, mobilenetv2_100, _140, ...",
     )
     network.add_argument(
-        "--architecture", metavar="FILE", help="instead: an architecture.json, such as `search` writes"
+        "--architecture",
+        action=_Noted,
+        metavar="FILE",
+        help="instead: an architecture.json, such as `search` writes",
     )
 
 
@@ -243,8 +272,39 @@ def build_optimised(args: argparse.Namespace) -> nn.Module:
                 f"{args.checkpoint} is an optimised network, which holds one set of weights: leave out "
                 f"--weights, or give the checkpoint that it was made of."
             )
+        _check_nothing_else_is_described(args)
         return effv2_kernels.load(args.checkpoint, device=device, **options)
     return effv2_kernels.optimize(build(args).to(device), **options)
+
+
+def _check_nothing_else_is_described(args: argparse.Namespace) -> None:
+    """Raise CheckpointError where options describe a network, which a saved one does by itself."""
+    names = [
+        f"--{name.replace('_', '-')}"
+        for name in ("model", "architecture", "num_classes", "in_channels")
+        if name in _given(args)
+    ]
+    if names:
+        raise CheckpointError(
+            f"{args.checkpoint} is an optimised network, which says itself what it is: leave out "
+            f"{' and '.join(names)}, or give the checkpoint that it was made of."
+        )
+
+
+def chosen_size(args: argparse.Namespace) -> tuple[int, int] | None:
+    """(rows, columns) of images; None is a saved network's own size, where --img-size was not given."""
+    size: tuple[int, int] = args.img_size
+    return None if is_saved(args) and "img_size" not in _given(args) else size
+
+
+def image_shape(args: argparse.Namespace, fast: nn.Module) -> tuple[int, tuple[int, int]]:
+    """(channels, (rows, columns)) of the images for a network that ``build_optimised`` returned."""
+    from effv2_kernels.explain import input_size
+    from effv2_kernels.model import OptimizedModel
+
+    if not is_saved(args) or not isinstance(fast, OptimizedModel):
+        return args.in_channels, args.img_size
+    return fast.engine.in_channels, input_size(fast, chosen_size(args)) or args.img_size
 
 
 def _device(args: argparse.Namespace, options: dict[str, Any]) -> torch.device:
@@ -257,11 +317,15 @@ def _device(args: argparse.Namespace, options: dict[str, Any]) -> torch.device:
     return device
 
 
-def random_images(args: argparse.Namespace, count: int) -> Tensor:
-    """(count, channels, rows, columns) float32, standard normal, the same for the same --seed."""
+def random_images(args: argparse.Namespace, count: int, fast: nn.Module | None = None) -> Tensor:
+    """(count, channels, rows, columns) float32, standard normal, the same for the same --seed.
+
+    fast: the network of ``build_optimised`` that they are for; without it they are as the options say.
+    """
     import torch
 
     if count < 1:
         raise InputError(f"at least one image is needed, but {count} were asked for.")
     generator = torch.Generator().manual_seed(args.seed)
-    return torch.randn(count, args.in_channels, *args.img_size, generator=generator)
+    channels, size = (args.in_channels, args.img_size) if fast is None else image_shape(args, fast)
+    return torch.randn(count, channels, *size, generator=generator)

@@ -17,5 +17,5 @@ def run(args: argparse.Namespace) -> int:
     import effv2_kernels
 
     fast = models.build_optimised(args)
-    print(effv2_kernels.profile(fast, models.random_images(args, args.batch)))
+    print(effv2_kernels.profile(fast, models.random_images(args, args.batch, fast)))
     return 0

@@ -151,8 +151,8 @@ def open_data(
     are, of datasets that do not say. splits: for training and for evaluation. hold_out: the share of the
     training images that are not trained on but chosen by, drawn at random, the same whenever it is asked for.
 
-    Raises InputError for a dataset that timm does not know, where there is no such folder, no image in it, one
-    class alone, another class in the second split than in the first, or no part that can be held out.
+    Raises InputError for a dataset that timm does not know, where there is no such folder, no image in it,
+    one class alone, another class in the second split than in the first, or no part that can be held out.
     """
     if channels not in (1, 3):
         raise InputError(f"pictures have 1 or 3 channels, but the model takes {channels}.")
