@@ -7,9 +7,11 @@ import os
 import sys
 from collections.abc import Sequence
 from importlib import import_module
+from io import UnsupportedOperation
 
 import effv2_kernels
 from effv2_kernels import memory
+from effv2_kernels.cli.interruption import Interruption, advice
 from effv2_kernels.errors import Effv2Error
 
 COMMANDS = {
@@ -30,9 +32,61 @@ COMMANDS = {
 }
 
 
+interruption = Interruption()
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command. Returns 0, 1 where a comparison failed, or 2 for an error that the user can mend."""
-    arguments = list(sys.argv[1:] if argv is None else argv)
+    if sys.stderr is None:  # closed, and nobody is to be told anything
+        sys.stderr = open(os.devnull, "w")  # noqa: SIM115
+    if sys.stdout is None:
+        print("error: standard output is closed: send it to a file, or to /dev/null.", file=sys.stderr)
+        return 2
+    try:
+        try:
+            code = _reported(list(sys.argv[1:] if argv is None else argv))
+        except SystemExit:  # of argparse, which has printed help, or what is wrong
+            sys.stdout.flush()
+            raise
+        sys.stdout.flush()
+    except BrokenPipeError:  # the reader, such as `head`, has all that it wanted
+        _discard_output()
+        return 0
+    except OSError as error:
+        if not _is_of_output(error):
+            raise
+        _discard_output()
+        print(
+            f"error: cannot write to standard output ({error.strerror or error}): make room, or send it "
+            f"elsewhere.",
+            file=sys.stderr,
+        )
+        return 2
+    return code
+
+
+def _is_of_output(error: OSError) -> bool:
+    """Whether it is standard output that cannot be written, and no file of the command's own."""
+    if error.filename is not None:  # of a file that cannot be opened
+        return False
+    try:
+        sys.stdout.flush()
+        # Without a buffer (python -u) nothing is left to write.
+        os.write(sys.stdout.fileno(), b"\n")
+    except UnsupportedOperation:  # another object in its place
+        return False
+    except OSError:
+        return True
+    return False
+
+
+def _discard_output() -> None:
+    """Have the interpreter, which flushes at exit, not say again what was told."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _reported(arguments: list[str]) -> int:
+    """Run one command; errors that the user can mend are told on stderr."""
     parser = argparse.ArgumentParser(
         prog="python -m effv2_kernels", description="EfficientFormerV2 and its like, fast on the CPU."
     )
@@ -47,13 +101,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             module.add_arguments(command)
             command.set_defaults(run=module.run)
     args = parser.parse_args(arguments)
+    interruption.advice = advice(args)
     try:
-        code = int(args.run(args))
-        sys.stdout.flush()
-    except BrokenPipeError:
-        # The reader, such as `head`, has all that it wanted; the interpreter must not flush at exit either.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
+        return int(args.run(args))
     except Effv2Error as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -62,8 +112,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise
         print(f"error: {memory.refusal(f'run {args.command}')}", file=sys.stderr)
         return 2
-    return code
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    interruption.ends(main)

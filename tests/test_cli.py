@@ -71,6 +71,54 @@ def test_a_reader_that_leaves_early_is_no_error():
     assert done.stderr == ""
 
 
+@pytest.mark.parametrize("buffered", [True, False])
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (
+            "env > /dev/full",
+            "cannot write to standard output (No space left on device): make room, or send it",
+        ),
+        ("env 0</dev/null 1<&0", "cannot write to standard output (Bad file descriptor)"),
+        ("env >&-", "standard output is closed: send it to a file, or to /dev/null."),
+    ],
+)
+def test_output_that_cannot_be_written(buffered, words, said):
+    environment = {**os.environ, "PYTHONUNBUFFERED": "" if buffered else "1"}
+    command = f"{sys.executable} -m effv2_kernels {words}"
+    done = subprocess.run(command, shell=True, capture_output=True, text=True, timeout=60, env=environment)
+    assert done.returncode == 2
+    assert done.stderr.startswith(f"error: {said}")
+    assert done.stderr.count("\n") == 1
+
+
+def test_help_that_cannot_be_written():
+    environment = {**os.environ, "PYTHONUNBUFFERED": ""}
+    command = f"{sys.executable} -m effv2_kernels --help > /dev/full"
+    done = subprocess.run(command, shell=True, capture_output=True, text=True, timeout=60, env=environment)
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: cannot write to standard output")
+    assert done.stderr.count("\n") == 1
+
+
+def test_errors_of_files_are_not_taken_for_those_of_the_output(monkeypatch):
+    from effv2_kernels.cli import env
+
+    def fails(args):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(env, "run", fails)
+    with pytest.raises(OSError, match="No space left"):
+        main(["env"])
+
+
+def test_without_stderr_a_command_runs():
+    command = f"{sys.executable} -m effv2_kernels env 2>&-"
+    done = subprocess.run(command, shell=True, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0
+    assert done.stdout.startswith("effv2_kernels\n")
+
+
 def test_an_unknown_command_is_refused_with_the_known_ones(capsys):
     with pytest.raises(SystemExit) as stopped:
         main(["clasify"])
