@@ -3,45 +3,22 @@
 import argparse
 import json
 import os
-import pickle
 import subprocess
 import sys
-import zipfile
 
+import commands
 import pytest
 import torch
+from commands import SMALL, run
 
 import effv2_kernels
-from effv2_kernels import photo, shapes
 from effv2_kernels.__main__ import main
-from effv2_kernels.cli import labels, models, verify
-from effv2_kernels.errors import InputError
+from effv2_kernels.cli import models, verify
 
-Image = pytest.importorskip("PIL.Image")
-safetensors = pytest.importorskip("safetensors.torch")
+pytest.importorskip("PIL.Image")
+pytest.importorskip("safetensors.torch")
 
-# The smallest image whose last stage still has more than one position.
-SMALL = ["--img-size", "64"]
-
-
-@pytest.fixture
-def picture(tmp_path, generator):
-    """A picture of noise that is neither square nor of the model's size."""
-    pixels = torch.randint(256, (90, 130, 3), generator=generator, dtype=torch.uint8)
-    path = tmp_path / "noise.png"
-    Image.fromarray(pixels.numpy()).save(path)
-    return path
-
-
-@pytest.fixture
-def checkpoint(tmp_path, generator):
-    """(path, model) of a network with trained-like weights, whose logits differ from class to class."""
-    torch.manual_seed(generator.initial_seed())
-    model = effv2_kernels.create_model("efficientformerv2_s0", img_size=64, num_classes=12)
-    shapes.randomise(model)
-    path = tmp_path / "weights.pth"
-    torch.save(model.state_dict(), path)
-    return path, model
+picture, checkpoint = commands.picture, commands.checkpoint  # fixtures
 
 
 def options(*arguments):
@@ -49,13 +26,6 @@ def options(*arguments):
     models.add_arguments(parser)
     models.add_run_arguments(parser)
     return parser.parse_args(list(arguments))
-
-
-def run(capsys, *arguments):
-    """(exit code, standard output, standard error) of one command."""
-    code = main([str(argument) for argument in arguments])
-    captured = capsys.readouterr()
-    return code, captured.out, captured.err
 
 
 def test_version_in_a_process_of_its_own():
@@ -164,89 +134,6 @@ def test_errors_are_one_line_on_stderr_and_exit_code_2(capsys, arguments, words)
         assert word in err
 
 
-def test_a_file_that_is_no_picture(capsys, tmp_path):
-    path = tmp_path / "text.png"
-    path.write_text("this is no picture")
-    code, _, err = run(capsys, "classify", path, *SMALL)
-    assert code == 2
-    assert "not a picture" in err
-
-
-def test_classify_says_that_the_weights_are_random(capsys, picture):
-    code, out, _ = run(capsys, "classify", picture, "--top", 3, *SMALL)
-    assert code == 0
-    first, name, *classes = out.splitlines()
-    assert "random" in first
-    assert name == str(picture)
-    assert len(classes) == 3
-
-
-@pytest.mark.parametrize("saved", [False, True], ids=["checkpoint", "saved"])
-def test_grey_pictures_of_a_network_for_grey_images(capsys, picture, tmp_path, saved):
-    torch.manual_seed(5)
-    model = effv2_kernels.create_model("efficientformerv2_s0", img_size=64, num_classes=12, in_channels=1)
-    shapes.randomise(model)
-    path = tmp_path / ("grey.effv2" if saved else "grey.pth")
-    if saved:
-        effv2_kernels.save(effv2_kernels.optimize(model), path)
-    else:
-        torch.save(model.state_dict(), path)
-    # A saved network knows its channels.
-    given = [] if saved else ["--num-classes", 12, "--in-channels", 1]
-    code, out, err = run(capsys, "classify", picture, "--top", 1, "--checkpoint", path, *given, *SMALL)
-    assert code == 0, err
-    with torch.inference_mode():
-        expected = model(photo.read(picture, (64, 64), 1))[0].softmax(0)
-    assert out.splitlines()[1].split()[1] == str(int(expected.argmax()))
-
-
-def test_pictures_have_one_or_three_channels(capsys, picture):
-    code, _, err = run(capsys, "classify", picture, "--in-channels", 4, *SMALL)
-    assert code == 2
-    assert "1 or 3 channels, and the model takes images of 4" in err
-
-
-def test_classify_prints_the_classes_of_the_checkpoint(capsys, picture, checkpoint, tmp_path):
-    path, model = checkpoint
-    names = [f"name-{i}" for i in range(12)]
-    (tmp_path / "names.txt").write_text("\n".join(names))
-    arguments = ["--checkpoint", path, "--num-classes", 12, "--labels", tmp_path / "names.txt", *SMALL]
-    code, out, _ = run(capsys, "classify", picture, "--top", 4, *arguments)
-    assert code == 0
-    assert "random" not in out
-    with torch.inference_mode():
-        expected = model(photo.read(picture, (64, 64)))[0].softmax(0)
-    values, indices = expected.topk(4)
-    for line, value, index in zip(out.splitlines()[1:], values, indices, strict=True):
-        share, number, name = line.split()
-        assert float(share.rstrip("%")) == pytest.approx(float(value) * 100, abs=0.0051)
-        assert int(number) == int(index)
-        assert name == names[index]
-
-
-def test_labels_must_be_one_per_class(capsys, picture, checkpoint, tmp_path):
-    (tmp_path / "names.txt").write_text("one\ntwo\n")
-    arguments = ["--checkpoint", checkpoint[0], "--num-classes", 12, "--labels", tmp_path / "names.txt"]
-    code, _, err = run(capsys, "classify", picture, *arguments, *SMALL)
-    assert code == 2
-    assert "12 classes" in err
-    assert "2 lines" in err
-
-
-def test_a_saved_network_classifies_as_the_checkpoint_does(capsys, picture, checkpoint, tmp_path):
-    path, _ = checkpoint
-    arguments = ["--checkpoint", path, "--num-classes", 12, *SMALL]
-    saved = tmp_path / "network.effv2"
-    code, out, _ = run(capsys, "convert", saved, *arguments)
-    assert code == 0
-    assert "MB" in out
-    assert saved.stat().st_size > 1e6
-    _, from_checkpoint, _ = run(capsys, "classify", picture, *arguments)
-    code, from_saved, _ = run(capsys, "classify", picture, "--checkpoint", saved, *SMALL)
-    assert code == 0
-    assert from_saved == from_checkpoint
-
-
 @pytest.fixture
 def saved(checkpoint, tmp_path):
     """The network of the checkpoint, for images of 49 to 64 pixels a side."""
@@ -302,166 +189,6 @@ def test_a_saved_network_for_grey_images_is_timed_on_such(capsys, tmp_path):
     code, out, err = run(capsys, "profile", "--checkpoint", saved)
     assert code == 0, err
     assert "1x64x64" in out
-
-
-@pytest.mark.parametrize("model", ["efficientformerv2_s0", "mobilenetv2_035"])
-def test_features_are_no_classes(capsys, picture, tmp_path, model):
-    saved = tmp_path / "features.effv2"
-    describes = ["--model", model, "--num-classes", 0, *SMALL]
-    code, _, err = run(capsys, "classify", picture, *describes)
-    assert code == 2
-    assert "--num-classes 0 makes a network without a classifier" in err
-    assert run(capsys, "convert", saved, *describes)[0] == 0
-    code, out, err = run(capsys, "classify", picture, "--checkpoint", saved)
-    assert (code, out) == (2, "")
-    assert f"{saved} is a network without a classifier, whose outputs are features and no classes" in err
-
-
-def test_maps_are_no_classes(capsys, picture, tmp_path):
-    model = effv2_kernels.create_model("efficientformerv2_s0", img_size=64, features_only=True)
-    effv2_kernels.save(effv2_kernels.optimize(model), tmp_path / "maps.effv2")
-    code, _, err = run(capsys, "classify", picture, "--checkpoint", tmp_path / "maps.effv2")
-    assert code == 2
-    assert "without a classifier" in err
-
-
-@pytest.mark.parametrize("ways", ["as positions", "as an option", "options first"])
-def test_convert_takes_the_checkpoint_first(capsys, checkpoint, tmp_path, ways):
-    path, model = checkpoint
-    output = tmp_path / "network.effv2"
-    options = ["--num-classes", 12, "--dtype", "fp16", *SMALL]
-    arguments = {
-        "as positions": [path, output, *options],
-        "as an option": [output, "--checkpoint", path, *options],
-        "options first": [*options, path, output],
-    }[ways]
-    before = path.read_bytes()
-    code, out, err = run(capsys, "convert", *arguments)
-    assert code == 0, err
-    assert "random" not in out
-    assert path.read_bytes() == before
-    fast = effv2_kernels.optimize(model, verify=False)
-    loaded = effv2_kernels.load(output)
-    weights = dict(fast.state_dict())
-    for key, tensor in loaded.state_dict().items():
-        assert torch.equal(tensor, weights[key]) or torch.equal(tensor, weights[key].half().float()), key
-    # A saved network may be written over.
-    code, _, err = run(capsys, "convert", *arguments)
-    assert code == 0, err
-
-
-def test_convert_without_weights_says_so(capsys, tmp_path):
-    code, out, _ = run(capsys, "convert", tmp_path / "network.effv2", *SMALL)
-    assert code == 0
-    assert "The weights are random: give a checkpoint before OUTPUT, or --pretrained" in out
-    assert effv2_kernels.load(tmp_path / "network.effv2").network.names
-
-
-def test_convert_takes_weights_once(capsys, checkpoint, tmp_path):
-    path, _ = checkpoint
-    output = tmp_path / "network.effv2"
-    for other, shown in (
-        (["--checkpoint", path], f"--checkpoint {path}"),
-        (["--pretrained"], "--pretrained"),
-    ):
-        code, _, err = run(capsys, "convert", path, output, *other, *SMALL)
-        assert code == 2
-        assert f"error: the weights are given twice, as {path} and by {shown}: leave out one" in err
-        assert not output.exists()
-
-
-def _archive(path):
-    with zipfile.ZipFile(path, "w") as archive:
-        archive.writestr("notes.txt", "notes")
-
-
-# What is in the way of OUTPUT, and what a message says of it.
-IN_THE_WAY = {
-    "a checkpoint": (
-        lambda path: torch.save({"a": torch.zeros(3)}, path),
-        "is a file of torch.save, such as",
-    ),
-    "weights": (
-        lambda path: safetensors.save_file({"a": torch.zeros(3)}, path),
-        "is a safetensors file with something else in it",
-    ),
-    "text": (lambda path: path.write_text("some notes"), "is none"),
-    "an archive": (_archive, "is a zip archive of notes.txt"),
-    "nothing": (lambda path: path.touch(), "is empty"),
-    "a pickle": (
-        lambda path: path.write_bytes(pickle.dumps({"a": 1})),
-        "is a pickle that torch.save did not",
-    ),
-    "an ONNX file": (
-        lambda path: path.write_bytes(b"\x08\x07\x12\x04abcd"),
-        "looks like an ONNX file, which",
-    ),
-}
-
-
-@pytest.mark.parametrize("name", IN_THE_WAY)
-@pytest.mark.parametrize("given", [False, True], ids=["random", "of a checkpoint"])
-def test_convert_writes_over_nothing_else(capsys, checkpoint, tmp_path, name, given):
-    make, words = IN_THE_WAY[name]
-    output = tmp_path / "taken.pth"
-    make(output)
-    before = output.read_bytes()
-    code, _, err = run(capsys, "convert", *([checkpoint[0]] if given else []), output, *SMALL)
-    assert code == 2
-    assert err.startswith(f"error: OUTPUT is {output}, which exists and {words}")
-    assert "nothing but a saved network is written over. Give another name, or move it away" in err
-    assert err.count("\n") == 1
-    assert output.read_bytes() == before
-
-
-def test_convert_writes_over_nothing_irregular(capsys, tmp_path):
-    os.mkfifo(tmp_path / "pipe")
-    for output, words in ((tmp_path, "is a directory"), (tmp_path / "pipe", "is no regular file")):
-        code, _, err = run(capsys, "convert", output, *SMALL)
-        assert code == 2
-        assert f"which exists and {words}" in err
-
-
-def test_convert_writes_to_where_a_link_leads(capsys, checkpoint, tmp_path):
-    """Also to where nothing is yet."""
-    path, _ = checkpoint
-    target, link = tmp_path / "target.effv2", tmp_path / "link.effv2"
-    link.symlink_to(target)
-    sizes = []
-    for dtype in ("fp32", "fp16"):
-        code, _, _ = run(capsys, "convert", path, link, "--num-classes", 12, "--dtype", dtype, *SMALL)
-        assert code == 0
-        assert link.is_symlink()
-        sizes.append(target.stat().st_size)
-    assert 0 < sizes[1] < sizes[0]
-
-
-def test_convert_does_not_write_over_what_it_reads(capsys, checkpoint, tmp_path):
-    path, _ = checkpoint
-    saved, link = tmp_path / "network.effv2", tmp_path / "link.effv2"
-    assert run(capsys, "convert", path, saved, "--num-classes", 12, *SMALL)[0] == 0
-    link.symlink_to(saved)
-    for source, output in ((path, path), (saved, saved), (saved, link), (link, saved)):
-        before = output.read_bytes()
-        code, _, err = run(capsys, "convert", source, output, "--num-classes", 12, *SMALL)
-        assert code == 2
-        assert err.startswith(f"error: OUTPUT is {output}, the checkpoint itself: give another name")
-        assert output.read_bytes() == before
-
-
-def test_names_of_classes_go_into_the_file(capsys, picture, checkpoint, tmp_path):
-    (tmp_path / "names.txt").write_text("\n".join(f"name-{i}" for i in range(12)))
-    saved = tmp_path / "network.effv2"
-    arguments = ["--checkpoint", checkpoint[0], "--num-classes", 12, *SMALL]
-    code, _, _ = run(capsys, "convert", saved, *arguments, "--labels", tmp_path / "names.txt")
-    assert code == 0
-    _, out, _ = run(capsys, "classify", picture, "--checkpoint", saved, "--top", 3, *SMALL)
-    for line in out.splitlines()[1:]:
-        _, number, name = line.split()
-        assert name == f"name-{number}"
-    code, _, err = run(capsys, "convert", saved, *arguments, "--labels", "imagenet")
-    assert code == 2
-    assert "1000 for 12 classes" in err or "timm, which is not installed" in err
 
 
 def test_explain_lists_every_kind_of_block(capsys):
@@ -549,31 +276,6 @@ def test_random_weights_hide_no_block():
                 block.gamma.mul_(1.01)
                 assert float((model(images) - before).norm() / before.norm()) > 1e-5, name
                 block.gamma.copy_(gamma)
-
-
-def test_imagenet_names():
-    names = labels.imagenet()
-    if names is None:
-        pytest.skip("timm is not installed")
-    assert len(names) == 1000
-    assert "tabby" in names[281]
-    assert labels.choose(None, 1000) == names
-
-
-def test_no_names_for_another_number_of_classes():
-    assert labels.choose(None, 12) is None
-    assert labels.describe(None, 7).strip() == "7"
-
-
-def test_labels_as_windows_saves_them(tmp_path):
-    path = tmp_path / "names.txt"
-    path.write_bytes("\ufeffFuchs\r\nGrünfink\r\n".encode())
-    assert labels.read(str(path)) == ["Fuchs", "Grünfink"]
-
-
-def test_labels_that_cannot_be_read(tmp_path):
-    with pytest.raises(InputError, match="cannot be read"):
-        labels.read(str(tmp_path / "none.txt"))
 
 
 def test_demo(capsys):
