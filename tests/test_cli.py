@@ -221,6 +221,18 @@ def test_verify_on_every_isa(capsys):
     assert "within the bound" in out
 
 
+def test_verify_takes_many_images_a_few_at_a_time(capsys, monkeypatch):
+    """Maps of all of them in float64 would take all memory."""
+    monkeypatch.setattr(verify, "_AT_ONCE", 2)
+    sizes = []
+    images = torch.arange(5.0)
+    assert torch.equal(verify._in_parts(lambda part: sizes.append(len(part)) or part + 1, images), images + 1)
+    assert sizes == [2, 2, 1]
+    code, out, _ = run(capsys, "verify", "--count", 5, *SMALL)
+    assert code == 0
+    assert out.count("5 of 5") == 2
+
+
 def test_verify_fails_over_the_bound(capsys, monkeypatch, picture):
     monkeypatch.setattr(verify, "BOUND", 1e-12)
     code, out, _ = run(capsys, "verify", picture, *SMALL)
