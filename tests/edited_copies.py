@@ -7,7 +7,7 @@ from pathlib import Path
 import official.model
 import pytest
 import torch
-from models import ODD_SQUARE, TINY, relative_error
+from models import ODD_SQUARE, TINY, randomise, relative_error
 
 from effv2_kernels import optimize
 from effv2_kernels.errors import ModelError
@@ -21,6 +21,19 @@ TIMM_SIZES = {
     "img_size": 64,
     "num_classes": 5,
 }
+
+
+@pytest.fixture(params=["fresh", "random"])
+def weights(request, generator):
+    """What to do with a new model: leave its weights at their initial values, or give it random ones."""
+
+    def prepare(model):
+        if request.param == "random":
+            randomise(model, generator)
+        model.eval()
+        return model
+
+    return prepare
 
 
 def timm_class():

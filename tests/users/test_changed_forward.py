@@ -8,6 +8,7 @@ run of the model as it is.
 import types
 from functools import partial
 
+import edited_copies
 import pytest
 import torch
 from checks import one_torch_thread
@@ -29,24 +30,13 @@ from effv2_kernels import optimize
 from effv2_kernels.errors import ModelError
 from effv2_kernels.reference import EfficientFormerV2
 
+weights = edited_copies.weights  # a fixture
+
 
 @pytest.fixture(autouse=True)
 def one_thread():
     with one_torch_thread():
         yield
-
-
-@pytest.fixture(params=["fresh", "random"])
-def weights(request, generator):
-    """What to do with a new model: leave its weights at their initial values, or give it random ones."""
-
-    def prepare(model):
-        if request.param == "random":
-            randomise(model, generator)
-        model.eval()
-        return model
-
-    return prepare
 
 
 @pytest.mark.situation(

@@ -6,6 +6,7 @@ can leave the run out.
 
 import copy
 
+import edited_copies
 import pytest
 import torch
 from checks import one_torch_thread
@@ -25,24 +26,13 @@ from torch import nn
 from effv2_kernels import explain, optimize
 from effv2_kernels.errors import ModelError
 
+weights = edited_copies.weights  # a fixture
+
 
 @pytest.fixture(autouse=True)
 def one_thread():
     with one_torch_thread():
         yield
-
-
-@pytest.fixture(params=["fresh", "random"])
-def weights(request, generator):
-    """What to do with a new model: leave its weights at their initial values, or give it random ones."""
-
-    def prepare(model):
-        if request.param == "random":
-            randomise(model, generator)
-        model.eval()
-        return model
-
-    return prepare
 
 
 def caches(model):
