@@ -10,6 +10,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+_TOKEN = 4  # bytes of a name that no other process takes
+
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
@@ -24,7 +26,7 @@ def replacing(path: Path) -> Iterator[Path]:
     """
     mode = _mode_of(path)
     target = Path(os.path.realpath(path))
-    part = target.with_name(f".{target.name}.{secrets.token_hex(4)}.part")
+    part = target.with_name(f".{target.name}.{secrets.token_hex(_TOKEN)}.part")
     try:
         try:
             part.touch()
@@ -55,6 +57,6 @@ def _mode_of(path: Path) -> int | None:
 
 def remove_parts(folder: Path) -> None:
     """Remove what killed processes left in a folder where no other process writes."""
-    for part in folder.glob(".*.part"):
+    for part in folder.glob(f".*.{'[0-9a-f]' * 2 * _TOKEN}.part"):  # others may be anybody's
         with suppress(OSError):
             part.unlink()
