@@ -277,13 +277,15 @@ def test_a_saved_network_is_no_checkpoint(model, tmp_path):
 def test_the_command_line_tells_a_saved_network_by_its_contents(model, state, tmp_path, monkeypatch, capsys):
     pytest.importorskip("safetensors.torch")
     monkeypatch.setitem(VARIANTS, S0, TINY.architecture)
-    options = ["--img-size", "32", "--num-classes", "10", "--checkpoint"]
+    options = ["--num-classes", "10", "--img-size", "32", "--checkpoint"]
     network, weights = tmp_path / "network.safetensors", tmp_path / "weights.effv2"
     effv2_kernels.save(effv2_kernels.optimize(model), network)
     torch.save(state, weights)
-    for path in (network, weights):
-        assert main(["explain", *options, str(path)]) == 0
+    assert main(["explain", *options[2:], str(network)]) == 0  # which says itself how many classes it has
+    assert main(["explain", *options, str(weights)]) == 0
     capsys.readouterr()
+    assert main(["explain", *options, str(network)]) == 2
+    assert "leave out --num-classes" in capsys.readouterr().err
     assert main(["verify", *options, str(weights), "--count", "1"]) == 0
     assert main(["verify", *options, str(network)]) == 2
     assert "is an optimised network" in capsys.readouterr().err
