@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import os
 import sys
 from collections.abc import Sequence
@@ -31,6 +32,9 @@ COMMANDS = {
     "env": "print what a bug report needs",
 }
 
+
+# What the system says where an open file cannot be written.
+_OF_OUTPUT = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EBADF)
 
 interruption = Interruption()
 
@@ -67,7 +71,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _is_of_output(error: OSError) -> bool:
     """Whether it is standard output that cannot be written, and no file of the command's own."""
-    if error.filename is not None:  # of a file that cannot be opened
+    if error.filename is not None or error.errno not in _OF_OUTPUT:
         return False
     try:
         sys.stdout.flush()

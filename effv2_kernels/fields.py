@@ -104,5 +104,5 @@ def short(value: float) -> float:
 
 def shown(value: Any, most: int = 80) -> str:
     """A value out of a file, for messages, and not more than so many characters of it."""
-    text = json.dumps(value)
+    text = json.dumps(value, ensure_ascii=False, default=repr)
     return text if len(text) <= most else f"{text[:most]}..."

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import operator
+from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 import torch
@@ -37,9 +38,10 @@ def whole_number(value: Any, what: str) -> int:
         raise InputError(f"{what} must be a whole number, but got {value!r}.") from error
 
 
-def rows_and_columns(size: object, what: str) -> tuple[int, int]:
+def rows_and_columns(size: Any, what: str) -> tuple[int, int]:
     """Of one number for both, or of two. Raises InputError for anything else; what: for its message."""
-    pair = tuple(size) if isinstance(size, (tuple, list)) else (size, size)
+    several = isinstance(size, Iterable) and not isinstance(size, str)
+    pair = tuple(size) if several else (size, size)
     if len(pair) != 2:
         raise InputError(f"{what} must be rows and columns, or one number for both, but got {size!r}.")
     return whole_number(pair[0], f"rows of {what}"), whole_number(pair[1], f"columns of {what}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import glob
 import os
 import secrets
 import stat
@@ -55,8 +56,9 @@ def _mode_of(path: Path) -> int | None:
         return stat.S_IMODE(mode)
 
 
-def remove_parts(folder: Path) -> None:
-    """Remove what killed processes left in a folder where no other process writes."""
-    for part in folder.glob(f".*.{'[0-9a-f]' * 2 * _TOKEN}.part"):  # others may be anybody's
+def remove_parts(path: Path) -> None:
+    """Remove what killed processes left of a file that no other process writes."""
+    target = Path(os.path.realpath(path))
+    for part in target.parent.glob(f".{glob.escape(target.name)}.{'[0-9a-f]' * 2 * _TOKEN}.part"):
         with suppress(OSError):
             part.unlink()

@@ -4,7 +4,7 @@ GPU_PYTHON ?= python3.12
 GPU_TORCH ?= 2.11.0
 GPU_TRITON ?= 3.6.0
 GPU_CAPABILITY ?= 90
-GPU_ENVIRONMENT = build/gpu-python/$(GPU_TORCH)-$(GPU_TRITON)
+GPU_ENVIRONMENT = build/gpu-python/$(notdir $(GPU_PYTHON))-$(GPU_TORCH)-$(GPU_TRITON)
 
 .PHONY: prepare-gpu
 

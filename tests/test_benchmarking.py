@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -459,6 +460,12 @@ def test_what_cannot_be_written(tmp_path: Path) -> None:
     path.write_text("as it was")
     check_writable(path)
     assert path.read_text() == "as it was"
+    (tmp_path / "link.json").symlink_to("target.json")
+    check_writable(tmp_path / "link.json")
+    assert (tmp_path / "link.json").is_symlink()
+    assert not (tmp_path / "target.json").exists()
+    os.mkfifo(tmp_path / "pipe")
+    check_writable(tmp_path / "pipe")  # without waiting for who reads
 
 
 def test_targets_have_verdicts() -> None:

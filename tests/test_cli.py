@@ -82,6 +82,16 @@ def test_errors_of_files_are_not_taken_for_those_of_the_output(monkeypatch):
         main(["env"])
 
 
+@pytest.mark.parametrize("name", ["RANK", "WORLD_SIZE"])
+@pytest.mark.parametrize("value", ["", "silver"])
+def test_variables_of_torchrun_that_somebody_else_set(capsys, monkeypatch, name, value):
+    monkeypatch.setenv(name, value)
+    assert run(capsys, "env")[0] == 0
+    code, _, said = run(capsys, "search", "--supernet", "none.st", "--data", "none.st", "--output", "none")
+    assert code == 2
+    assert said.startswith("error: ")
+
+
 def test_without_stderr_a_command_runs():
     command = f"{sys.executable} -m effv2_kernels env 2>&-"
     done = subprocess.run(command, shell=True, capture_output=True, text=True, timeout=60)

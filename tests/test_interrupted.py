@@ -1,5 +1,6 @@
 """Ctrl-C in processes of their own: what they print, how they end, and what they leave."""
 
+import multiprocessing
 import os
 import signal
 import subprocess
@@ -160,6 +161,9 @@ command.main = main
         assert process.stderr.read() == ""
 
 
+@pytest.mark.skipif(
+    multiprocessing.get_start_method() != "fork", reason="others tell of a process that is gone"
+)
 def test_a_run_with_processes_that_load_images_goes_on(tmp_path):
     data, run = write_digits(tmp_path / "data", 32, 16), tmp_path / "run"
     words = (*arguments(data, run), "--workers", 2, "--epochs", 400)

@@ -2,6 +2,7 @@
 
 import functools
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -182,6 +183,11 @@ def test_create_model_is_ready_to_use():
 def test_unknown_name_gives_the_nearest():
     with pytest.raises(UnknownNameError, match=r"efficientformer_s0.*Did you mean 'efficientformerv2_s0'"):
         create_model("efficientformer_s0")
+
+
+def test_sizes_in_any_sequence():
+    for size in (64, np.int64(64), [64, 64], np.array([64, 64]), torch.Size((64, 64))):
+        assert create_model("efficientformerv2_s0", img_size=size).img_size == (64, 64)
 
 
 @pytest.mark.parametrize(

@@ -304,6 +304,30 @@ def test_outputs_go_to_arrays_links_and_devices(path, images, tmp_path):
     assert done.stdout.startswith(expected)
 
 
+def test_pipes_that_are_open_are_read(path, images, tmp_path):
+    command = [
+        *map(str, (runner.PROGRAM, path, "--input")),
+        "/dev/stdin",
+        "--output",
+        str(tmp_path / "y.npy"),
+    ]
+    whole = images.read_bytes()
+    subprocess.run(command, input=whole, capture_output=True, check=True, timeout=60)
+    assert run(path, "--input", images, "--output", tmp_path / "expected.npy").code == 0
+    assert (tmp_path / "y.npy").read_bytes() == (tmp_path / "expected.npy").read_bytes()
+
+
+def test_an_output_is_not_written_where_the_report_goes(path, images, tmp_path):
+    command = [*map(str, (runner.PROGRAM, path, "--input", images, "--output")), "/dev/stdout"]
+    with (tmp_path / "y.npy").open("wb") as file:
+        done = subprocess.run(
+            command, stdout=file, stderr=subprocess.PIPE, text=True, timeout=60, check=False
+        )
+    assert done.returncode == runner.FILE
+    assert "what this program prints goes there" in done.stderr
+    assert (tmp_path / "y.npy").read_bytes() == b""
+
+
 def limited(kilobytes):
     """Started with so much address space."""
     return ("sh", "-c", f'ulimit -v {kilobytes} && exec "$0" "$@"', runner.PROGRAM)

@@ -4,6 +4,7 @@ import errno
 import fcntl
 import json
 import os
+from pathlib import Path
 
 import another_process
 import digit_supernet
@@ -55,6 +56,28 @@ def test_half_a_line_goes_when_the_next_is_written(tmp_path):
     again.add({"a": 2})
     again.add({"a": 3})
     assert path.read_text() == whole + '{"a": 2}\n{"a": 3}\n'
+
+
+def test_a_file_that_may_only_be_read_is(tmp_path, monkeypatch):
+    """As a colleague's accuracies. Root, as whom tests may run, may write anything."""
+    path = tmp_path / "journal.jsonl"
+    first = Journal(path, ABOUT)
+    first.add({"a": 1})
+    first.close()
+    opened = Path.open
+
+    def refuse(path, mode="r", *options, **more):
+        if "a" in mode:
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return opened(path, mode, *options, **more)
+
+    monkeypatch.setattr(Path, "open", refuse)
+    again = Journal(path, ABOUT)
+    assert again.records == [{"a": 1}]
+    with pytest.raises(SearchError, match="cannot be written"):
+        again.add({"a": 2})
+    with pytest.raises(SearchError, match="cannot be written: Permission denied"):
+        Journal(tmp_path / "new.jsonl", ABOUT)
 
 
 @pytest.mark.parametrize("locks", [True, False])

@@ -193,12 +193,18 @@ def test_another_run_than_the_checkpoints(tmp_path, recipe, about, words):
 def test_what_a_killed_write_left_is_removed(tmp_path):
     """It has another name, and is neither read nor in the way."""
     finished(tmp_path)
-    part = tmp_path / ".last.pt.0123abcd.part"
-    part.write_bytes((tmp_path / "last.pt").read_bytes()[:100])
-    (tmp_path / ".film.mp4.part").touch()  # somebody else's
+    elsewhere = tmp_path / "disk"
+    elsewhere.mkdir()
+    (tmp_path / "last.pt").rename(elsewhere / "of this run.pt")
+    (tmp_path / "last.pt").symlink_to(elsewhere / "of this run.pt")
+    for left in (tmp_path / ".best.safetensors.89abcdef.part", elsewhere / ".of this run.pt.0123abcd.part"):
+        left.write_bytes((tmp_path / "last.pt").read_bytes()[:100])
+    others = {tmp_path / ".film.mp4.part", elsewhere / ".of another run.pt.0123abcd.part"}
+    for other in others:
+        other.touch()
     run = Run(tmp_path, RECIPE, ABOUT, resume=True)
     assert run.epoch == 1
-    assert [left.name for left in tmp_path.glob(".*.part")] == [".film.mp4.part"]
+    assert set(tmp_path.rglob(".*.part")) == others
     run.close()
 
 

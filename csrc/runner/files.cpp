@@ -33,7 +33,15 @@ void resize(std::vector<unsigned char>& bytes, std::size_t size) {
   }
 }
 
-// Throws Failure where it is no regular file; a pipe is refused, not waited for.
+// One that a name in a folder leads to, and that waits for its other end; those that are open have no such
+// name.
+bool is_named(const std::string& path) {
+  const std::unique_ptr<char, void (*)(void*)> found(realpath(path.c_str(), nullptr), std::free);
+  return found != nullptr;
+}
+
+// A regular file, or a pipe that is open already, such as /dev/stdin. Throws Failure for anything else;
+// another pipe is refused, not waited for.
 File opened(const std::string& path) {
   const int number = open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK);
   if (number < 0 && errno == ENOENT) throw Failure(EFFV2_FILE_ERROR, "there is no file " + path);
@@ -45,14 +53,10 @@ File opened(const std::string& path) {
   }
   struct stat status{};
   if (fstat(number, &status) != 0) cannot("read", path, reason(errno));
-  if (!S_ISREG(status.st_mode)) cannot("read", path, "it is no regular file");
+  const bool open_pipe = S_ISFIFO(status.st_mode) && !is_named(path);
+  if (!S_ISREG(status.st_mode) && !open_pipe) cannot("read", path, "it is no regular file");
+  if (open_pipe && fcntl(number, F_SETFL, 0) != 0) cannot("read", path, reason(errno));
   return file;
-}
-
-// One that a name in a folder leads to, and that waits for who reads; those that are open have no such name.
-bool is_named(const std::string& path) {
-  const std::unique_ptr<char, void (*)(void*)> found(realpath(path.c_str(), nullptr), std::free);
-  return found != nullptr;
 }
 
 bool is_npy(const std::string& path) {
@@ -92,6 +96,10 @@ void check_output(const std::string& path, const std::vector<Read>& read) {
       cannot("write", path, std::string("it is ") + one.what + " itself; give another name");
   }
   if (S_ISDIR(status.st_mode)) cannot("write", path, "it is a directory");
+  struct stat printed{};
+  if (S_ISREG(status.st_mode) && fstat(STDOUT_FILENO, &printed) == 0 && printed.st_dev == status.st_dev &&
+      printed.st_ino == status.st_ino)
+    cannot("write", path, "what this program prints goes there; give another name");
   if (S_ISREG(status.st_mode)) {
     if (status.st_size == 0 || is_npy(path)) return;
     cannot("write", path,

@@ -9,7 +9,7 @@ namespace effv2::runner {
 // Of an error of the system, errno.
 std::string reason(int code);
 
-// The bytes of a regular file. Throws Failure.
+// The bytes of a regular file, or of a pipe that is open already, such as /dev/stdin. Throws Failure.
 std::vector<unsigned char> read_file(const std::string& path);
 
 // A file that is read, and what it is: "the network".

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import statistics
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -188,11 +189,14 @@ def write(path: str | Path, comparisons: Sequence[Comparison], **more: Any) -> N
 
 def check_writable(path: str | Path) -> None:
     """Raise as ``write`` where a file cannot be written, before anything is measured."""
-    there = Path(path).exists()
-    with _writing(path), Path(path).open("ab"):
+    target = Path(os.path.realpath(path))  # of a link what it leads to
+    there = target.exists()
+    if there and not target.is_file() and not target.is_dir():
+        return  # a pipe or a device: who reads there would see it end
+    with _writing(path), target.open("ab"):
         pass
     if not there:
-        Path(path).unlink()
+        target.unlink()
 
 
 @contextmanager

@@ -86,7 +86,7 @@ def _imports(frame: FrameType | None) -> bool:
 
 def advice(args: argparse.Namespace) -> str:
     """How to go on with a command; "" where it only begins anew."""
-    if int(os.environ.get("RANK", "0")):  # of several processes one says it
+    if os.environ.get("RANK", "0") not in ("", "0"):  # of several processes one says it
         return ""
     if args.command in ("train", "supernet", "search"):
         return f"the same command{'' if args.resume else ' with --resume'} goes on"

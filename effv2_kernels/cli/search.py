@@ -285,8 +285,8 @@ def _run(args: argparse.Namespace, supernet: Supernet, images: Images, source: S
 
 def _check_alone() -> None:
     """Several processes would take each other's shares of the images, and write the same files."""
-    count = int(os.environ.get("WORLD_SIZE", "1"))
-    if count > 1:
+    count = os.environ.get("WORLD_SIZE") or "1"
+    if count != "1":
         raise InputError(
             f"a search is one process, but torchrun has started {count}: start it by python alone."
         )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import io
 import json
 import os
 import weakref
@@ -37,7 +39,7 @@ class Journal:
         self.records: list[dict[str, Any]] = []
         self._error, self._remedy = error, remedy
         with self._mended("written"):
-            self._file = path.open("a+b", buffering=0)  # once: to close it anywhere unlocks it
+            self._file = self._opened(path)  # once: to close it anywhere unlocks it
         self.close = weakref.finalize(self, self._file.close)
         try:
             lock(self._file)
@@ -59,6 +61,15 @@ class Journal:
         first, *lines = whole.splitlines()
         self._check_first(first, about)
         self.records = [self._parsed(line) for line in lines]
+
+    @staticmethod
+    def _opened(path: Path) -> io.FileIO:
+        try:
+            return path.open("a+b", buffering=0)
+        except OSError as error:  # one that may only be read is refused when something is to be added
+            if error.errno not in (errno.EACCES, errno.EROFS) or not path.exists():
+                raise
+            return path.open("rb", buffering=0)
 
     def _check_first(self, line: bytes, about: Mapping[str, Any]) -> None:
         try:

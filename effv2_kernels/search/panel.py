@@ -55,7 +55,7 @@ def check(path: Path) -> None:
             f"the picture '{path}' cannot be written: its name must end in .svg or .png, and it ends in "
             f"'{path.suffix}'."
         )
-    if path.is_dir() or not os.access(path.parent, os.W_OK):
+    if path.is_dir() or not os.access(path if path.exists() else path.parent, os.W_OK):
         raise SearchError(
             f"the picture '{path}' cannot be written: give a file in a folder that is there and can be "
             f"written."

@@ -94,12 +94,14 @@ class Run:
             locked = lock(file)
         except BlockingIOError as error:
             file.seek(0)
+            who = file.read().decode() or "which begins"
             raise TrainingError(
-                f"'{self.folder}' is being written by another run, {file.read().decode()}: wait until "
-                f"that has ended, or end it, and go on with --resume; or give another folder."
+                f"'{self.folder}' is being written by another run, {who}: wait until that has ended, or end "
+                f"it, and go on with --resume; or give another folder."
             ) from error
         if locked:
-            remove_parts(self.folder)
+            for name in (self.checkpoint.name, self.best.name, "recipe.json", "plot.png"):
+                remove_parts(self.folder / name)
             with suppress(OSError):  # of a full disk whatever is written next tells more
                 file.truncate(0)
                 file.write(f"process {os.getpid()} on {socket.gethostname()}".encode())

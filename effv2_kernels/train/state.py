@@ -5,6 +5,7 @@ A checkpoint holds plain values and tensors alone, so that ``torch.load(weights_
 
 from __future__ import annotations
 
+import errno
 import io
 import os
 import random
@@ -36,7 +37,7 @@ def write(path: Path, content: bytes | Callable[[BinaryIO], object]) -> None:
                 content(file)
             file.flush()
             os.fsync(file.fileno())
-        _sync_folder(path.parent)
+        _sync_folder(Path(os.path.realpath(path)).parent)  # where a link leads
     except (OSError, RuntimeError) as error:  # torch.save makes RuntimeErrors of the system's
         if memory.lacks(error):
             raise
@@ -68,7 +69,9 @@ def _refusal(path: Path, error: OSError | RuntimeError) -> TrainingError:
     cause = error if isinstance(error, OSError) else error.__context__ or error
     said = cause.strerror if isinstance(cause, OSError) and cause.strerror else reason(cause)
     stays = f"the old '{path.name}' is whole" if path.exists() else "there is none yet"
-    return TrainingError(f"cannot write '{path}' ({said}); {stays}. Make room, and go on with --resume.")
+    full = isinstance(cause, OSError) and cause.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+    remedy = "Make room" if full or not isinstance(cause, OSError) else "See to that it can be written"
+    return TrainingError(f"cannot write '{path}' ({said}); {stays}. {remedy}, and go on with --resume.")
 
 
 def _sync_folder(folder: Path) -> None:
