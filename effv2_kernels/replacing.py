@@ -56,6 +56,18 @@ def _mode_of(path: Path) -> int | None:
         return stat.S_IMODE(mode)
 
 
+def require_writable(path: Path) -> None:
+    """Raise OSError where a file cannot be written, and leave everything as it is: before long work."""
+    target = Path(os.path.realpath(path))  # of a link what it leads to
+    there = target.exists()
+    if there and not target.is_file() and not target.is_dir():
+        return  # a pipe or a device: who reads there would see it end
+    with target.open("ab"):
+        pass
+    if not there:
+        target.unlink()
+
+
 def remove_parts(path: Path) -> None:
     """Remove what killed processes left of a file that no other process writes."""
     target = Path(os.path.realpath(path))

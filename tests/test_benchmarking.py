@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -13,19 +12,15 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from effv2_kernels import benchmarking
-from effv2_kernels.__main__ import main
 from effv2_kernels.benchmarking import (
     OPENVINO,
     Comparison,
     Contestant,
     Entry,
-    check_writable,
     compare,
     installed,
     pooled,
     read,
-    targets,
     write,
 )
 from effv2_kernels.benchmarking import interleave as turns
@@ -33,7 +28,6 @@ from effv2_kernels.benchmarking.comparison import median_ratio, percentile
 from effv2_kernels.benchmarking.contestants import OWN_BOUND, RIVAL_BOUND
 from effv2_kernels.benchmarking.report import markdown, one, ratios
 from effv2_kernels.benchmarking.targets import Target, speed_targets, table
-from effv2_kernels.cli.bench import rivals
 from effv2_kernels.errors import InputError, ModelError, UnknownNameError
 from effv2_kernels.families import short, variant_named
 from effv2_kernels.reference import Architecture, EfficientFormerV2
@@ -364,59 +358,6 @@ def test_compare_refuses_bad_input(model: nn.Module, images: Tensor) -> None:
         compare(nn.Sequential(), images)
 
 
-def test_named_rivals() -> None:
-    assert rivals("none", 1) == []
-    assert rivals("eager, openvino", 1) == ["eager", "openvino"]
-    assert rivals("openvino", 16) == ["openvino", "openvino_streams"]
-    assert "eager" in rivals("all", 1)
-    assert "openvino_streams" not in rivals("all", 1)
-    with pytest.raises(UnknownNameError, match="onnxruntime"):
-        rivals("eager,onnxruntim", 1)
-
-
-@pytest.mark.alone
-def test_bench_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    path = tmp_path / "found.json"
-    options = ["--img-size", "64", "--batch", "2", "--threads", "1", "--seconds", "0.2"]
-    assert main(["bench", *options, "--json", str(path)]) == 0
-    printed = capsys.readouterr().out
-    (found,) = read(path)
-    assert found.model == "efficientformerv2_s0"
-    assert (found.batch, found.threads, found.image_size) == (2, 1, (64, 64))
-    assert [e.name for e in found.entries] == ["effv2", "eager"]
-    ratio = found.ratio("eager")
-    assert ratio is not None
-    assert f"{ratio:.2f}x" in printed
-    assert {"p10", "p50", "p90", "p99"} <= set(printed.split())
-
-
-@pytest.mark.parametrize(
-    "options",
-    [
-        ["--rivals", "openvin"],
-        ["--seconds", "0"],
-        ["--seconds", "nan"],
-        ["--seconds", "inf"],
-        ["--batch", "0"],
-        ["--threads", "0"],
-        ["--json", "none/found.json"],
-        ["--json", "."],
-    ],
-)
-def test_bench_command_refuses(
-    options: list[str],
-    capsys: pytest.CaptureFixture[str],
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    """Before anything is measured, which would be for nothing."""
-    monkeypatch.chdir(tmp_path)
-    if "--threads" not in options:
-        monkeypatch.setattr(benchmarking, "compare", lambda *_, **__: pytest.fail("it began"))
-    assert main(["bench", *options]) == 2
-    assert capsys.readouterr().err.startswith("error: ")
-
-
 @pytest.mark.parametrize("seconds", [float("nan"), float("inf"), -1.0])
 def test_time_that_would_never_be_over(seconds: float, model: nn.Module, images: Tensor) -> None:
     def never() -> None:
@@ -426,46 +367,6 @@ def test_time_that_would_never_be_over(seconds: float, model: nn.Module, images:
         turns.interleave({"one": never}, seconds)
     with pytest.raises(InputError, match="must be a finite number, at least 0, but got"):
         compare(model, images, [contestant("one", lambda output, call: output)], seconds=seconds)
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        (["--seconds", "nan"], "but got nan"),
-        (["--json", "none/found.json"], "'none/found.json' cannot be written: No such file"),
-        (["--models", "s9"], "s9"),
-    ],
-)
-def test_targets_refuse(
-    options: list[str],
-    message: str,
-    capsys: pytest.CaptureFixture[str],
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr(targets, "measure", lambda *_: pytest.fail("it began"))
-    monkeypatch.chdir(tmp_path)
-    with pytest.raises(SystemExit, match="2"):
-        targets.main(options)
-    assert message in capsys.readouterr().err
-
-
-def test_what_cannot_be_written(tmp_path: Path) -> None:
-    for check in (check_writable, lambda path: write(path, [])):
-        with pytest.raises(InputError, match="cannot be written: No such file or directory"):
-            check(tmp_path / "none" / "found.json")
-    path = tmp_path / "found.json"
-    check_writable(path)
-    assert not path.exists()
-    path.write_text("as it was")
-    check_writable(path)
-    assert path.read_text() == "as it was"
-    (tmp_path / "link.json").symlink_to("target.json")
-    check_writable(tmp_path / "link.json")
-    assert (tmp_path / "link.json").is_symlink()
-    assert not (tmp_path / "target.json").exists()
-    os.mkfifo(tmp_path / "pipe")
-    check_writable(tmp_path / "pipe")  # without waiting for who reads
 
 
 def test_targets_have_verdicts() -> None:

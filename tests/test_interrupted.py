@@ -98,6 +98,13 @@ except BaseException:
         assert interrupted(process) == ""
 
 
+def assert_ends_silently(before, reached):
+    """Of a command with something changed before, which makes the file ``reached`` when it is to be ended."""
+    with started(code=STOPS.format(before=before)) as process:
+        wait_for(process, reached)
+        assert interrupted(process) == ""
+
+
 def test_a_file_that_was_being_written(tmp_path):
     """Nothing is left of it."""
     output, reached = tmp_path / "network.effv2", tmp_path / "reached"
@@ -119,9 +126,7 @@ def main():
         raise RuntimeError("a worker is gone")
 command.main = main
 """
-    with started(code=STOPS.format(before=before)) as process:
-        wait_for(process, reached)
-        assert interrupted(process) == ""
+    assert_ends_silently(before, reached)
 
 
 def test_in_a_destructor_it_is_not_lost(tmp_path):
@@ -137,9 +142,7 @@ def main():
     time.sleep(300)
 command.main = main
 """
-    with started(code=STOPS.format(before=before)) as process:
-        wait_for(process, reached)
-        assert interrupted(process) == ""
+    assert_ends_silently(before, reached)
 
 
 def test_who_ignores_it_goes_on(tmp_path):

@@ -16,6 +16,7 @@ import importlib.machinery
 import importlib.util
 import json
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -41,11 +42,16 @@ def sources(root: Path = ROOT) -> str:
     for name in _SOURCES:
         path = root / name
         found += [path] if path.is_file() else path.rglob("*")
-    files = sorted(path for path in found if path.suffix in _SUFFIXES)
+    files = [path for path in found if path.suffix in _SUFFIXES]
+    return hash_of(files, root) if files else ""
+
+
+def hash_of(files: Iterable[Path], root: Path) -> str:
+    """Of the names and contents of some files below a folder."""
     hashed = hashlib.sha256()
-    for path in files:
+    for path in sorted(files):
         hashed.update(f"{path.relative_to(root).as_posix()}\0".encode() + path.read_bytes())
-    return hashed.hexdigest()[:16] if files else ""
+    return hashed.hexdigest()[:16]
 
 
 def describe(folder: Path, **more: Any) -> dict[str, Any]:

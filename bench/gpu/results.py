@@ -26,7 +26,6 @@ One JSON object:
 
 from __future__ import annotations
 
-import hashlib
 import itertools
 import json
 import platform
@@ -36,9 +35,9 @@ from pathlib import Path
 from typing import Any
 
 from bench.gpu import prepared
+from bench.gpu.prepared import ROOT
 from bench.gpu.targets import judged
 
-ROOT = Path(__file__).resolve().parents[2]
 SECTIONS = ("parity", "speed", "compile_seconds", "untuned", "tuned", "tile_ms", "cpu", "wanted")
 _CUDA = ("wrappers", "cuda", "cuda_untuned", "cuda_tuned", "ffn", "sanitizer")
 SECTIONS += _CUDA
@@ -236,10 +235,7 @@ def fingerprint(root: Path = ROOT) -> str:
     """Of every file that decides about the figures: the package, its tables of tiles, and what measures."""
     files = [path for path in (root / "effv2_kernels").rglob("*") if path.suffix in (".py", ".json")]
     files += [root / "bench" / "gpu" / f"{name}.py" for name in _MEASURING]
-    hashed = hashlib.sha256()
-    for path in sorted(files):
-        hashed.update(f"{path.relative_to(root).as_posix()}\0".encode() + path.read_bytes())
-    return hashed.hexdigest()[:16]
+    return prepared.hash_of(files, root)
 
 
 def git(*arguments: str) -> str:

@@ -324,7 +324,10 @@ class Work:
         self.results.begin(step, key)
         try:
             found = take()
-            self.results.add(step, key, found) if found is not None else self.results.end()
+            if found is None:
+                self.results.end()
+            else:
+                self.results.add(step, key, found)
         except Exception as error:
             failure = f"{type(error).__name__}: {error}"[:2000]
             _say(f"{key}: {failure.splitlines()[0]}")

@@ -33,11 +33,12 @@ void resize(std::vector<unsigned char>& bytes, std::size_t size) {
   }
 }
 
-// One that a name in a folder leads to, and that waits for its other end; those that are open have no such
-// name.
-bool is_named(const std::string& path) {
-  const std::unique_ptr<char, void (*)(void*)> found(realpath(path.c_str(), nullptr), std::free);
-  return found != nullptr;
+// Such as /dev/stdin. One that a name in a folder leads to waits for its other end; those that are open have
+// no such name.
+bool is_open_pipe(const std::string& path, const struct stat& status) {
+  if (!S_ISFIFO(status.st_mode)) return false;
+  const std::unique_ptr<char, void (*)(void*)> named(realpath(path.c_str(), nullptr), std::free);
+  return named == nullptr;
 }
 
 // A regular file, or a pipe that is open already, such as /dev/stdin. Throws Failure for anything else;
@@ -53,7 +54,7 @@ File opened(const std::string& path) {
   }
   struct stat status{};
   if (fstat(number, &status) != 0) cannot("read", path, reason(errno));
-  const bool open_pipe = S_ISFIFO(status.st_mode) && !is_named(path);
+  const bool open_pipe = is_open_pipe(path, status);
   if (!S_ISREG(status.st_mode) && !open_pipe) cannot("read", path, "it is no regular file");
   if (open_pipe && fcntl(number, F_SETFL, 0) != 0) cannot("read", path, reason(errno));
   return file;
@@ -106,8 +107,7 @@ void check_output(const std::string& path, const std::vector<Read>& read) {
            "it exists and is no .npy file, and nothing else is written over; give another name, or move it "
            "away");
   }
-  const bool open_pipe = S_ISFIFO(status.st_mode) && !is_named(path);
-  if (!S_ISCHR(status.st_mode) && !open_pipe) cannot("write", path, "it is no regular file");
+  if (!S_ISCHR(status.st_mode) && !is_open_pipe(path, status)) cannot("write", path, "it is no regular file");
 }
 
 }  // namespace effv2::runner

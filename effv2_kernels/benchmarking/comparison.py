@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import statistics
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -11,6 +10,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from effv2_kernels import replacing
 from effv2_kernels.errors import InputError
 
 PERCENTILES = (10, 50, 90, 99)
@@ -189,14 +189,8 @@ def write(path: str | Path, comparisons: Sequence[Comparison], **more: Any) -> N
 
 def check_writable(path: str | Path) -> None:
     """Raise as ``write`` where a file cannot be written, before anything is measured."""
-    target = Path(os.path.realpath(path))  # of a link what it leads to
-    there = target.exists()
-    if there and not target.is_file() and not target.is_dir():
-        return  # a pipe or a device: who reads there would see it end
-    with _writing(path), target.open("ab"):
-        pass
-    if not there:
-        target.unlink()
+    with _writing(path):
+        replacing.require_writable(Path(path))
 
 
 @contextmanager

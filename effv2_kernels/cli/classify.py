@@ -41,7 +41,7 @@ def run(args: argparse.Namespace) -> int:
     fast = models.build_optimised(args) if models.is_saved(args) else None
     if fast is not None and not _classifies(fast):
         raise _without_classes(f"{args.checkpoint} is a network", "give one that has a classifier")
-    channels, size = (args.in_channels, args.img_size) if fast is None else models.image_shape(args, fast)
+    channels, size = models.image_shape(args, fast)
     inputs = [photo.read(path, size, channels) for path in args.images]
     fast = models.build_optimised(args) if fast is None else fast
     if models.is_random(args):

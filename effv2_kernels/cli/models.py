@@ -297,8 +297,8 @@ def chosen_size(args: argparse.Namespace) -> tuple[int, int] | None:
     return None if is_saved(args) and "img_size" not in _given(args) else size
 
 
-def image_shape(args: argparse.Namespace, fast: nn.Module) -> tuple[int, tuple[int, int]]:
-    """(channels, (rows, columns)) of the images for a network that ``build_optimised`` returned."""
+def image_shape(args: argparse.Namespace, fast: nn.Module | None) -> tuple[int, tuple[int, int]]:
+    """(channels, (rows, columns)) of images for a network of ``build_optimised``; None: as options say."""
     from effv2_kernels.explain import input_size
     from effv2_kernels.model import OptimizedModel
 
@@ -327,5 +327,5 @@ def random_images(args: argparse.Namespace, count: int, fast: nn.Module | None =
     if count < 1:
         raise InputError(f"at least one image is needed, but {count} were asked for.")
     generator = torch.Generator().manual_seed(args.seed)
-    channels, size = (args.in_channels, args.img_size) if fast is None else image_shape(args, fast)
+    channels, size = image_shape(args, fast)
     return torch.randn(count, channels, *size, generator=generator)

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from effv2_kernels import replacing
 from effv2_kernels.errors import SearchError, UnavailableError
 
 
@@ -55,8 +55,10 @@ def check(path: Path) -> None:
             f"the picture '{path}' cannot be written: its name must end in .svg or .png, and it ends in "
             f"'{path.suffix}'."
         )
-    if path.is_dir() or not os.access(path if path.exists() else path.parent, os.W_OK):
+    try:
+        replacing.require_writable(path)
+    except OSError as error:
         raise SearchError(
             f"the picture '{path}' cannot be written: give a file in a folder that is there and can be "
             f"written."
-        )
+        ) from error

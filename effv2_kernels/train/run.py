@@ -100,7 +100,7 @@ class Run:
                 f"it, and go on with --resume; or give another folder."
             ) from error
         if locked:
-            for name in (self.checkpoint.name, self.best.name, "recipe.json", "plot.png"):
+            for name in (self.checkpoint.name, self.best.name, "recipe.json", "log.csv", "plot.png"):
                 remove_parts(self.folder / name)
             with suppress(OSError):  # of a full disk whatever is written next tells more
                 file.truncate(0)

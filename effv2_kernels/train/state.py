@@ -37,7 +37,7 @@ def write(path: Path, content: bytes | Callable[[BinaryIO], object]) -> None:
                 content(file)
             file.flush()
             os.fsync(file.fileno())
-        _sync_folder(Path(os.path.realpath(path)).parent)  # where a link leads
+        _sync_folder(part.parent)
     except (OSError, RuntimeError) as error:  # torch.save makes RuntimeErrors of the system's
         if memory.lacks(error):
             raise
