@@ -12,6 +12,7 @@ import torch
 pytest.importorskip("timm")
 Image = pytest.importorskip("PIL.Image")
 
+from timm.data import auto_augment  # noqa: E402
 from training import PLAIN, RECIPE, SIZE, write_digits  # noqa: E402
 
 from effv2_kernels.errors import InputError  # noqa: E402
@@ -44,6 +45,21 @@ def test_folders(digits, group):
         assert bool(images.isfinite().all())
     with pytest.raises(InputError, match="has 10 classes, but 12 were asked for"):
         open_data(digits, classes=12)
+
+
+def test_the_strongest_posterizing_leaves_black(digits, group):
+    """The paper's policy comes to it in one image of a thousand; newer versions of Pillow refuse it."""
+    data = open_data(digits)
+    train_loader(data, replace(RECIPE, auto_augment="rand-m10-inc1"), group, workers=0)
+    (augment,) = [
+        part for part in data.train.transform.transforms if isinstance(part, auto_augment.RandAugment)
+    ]
+    (posterize,) = [operation for operation in augment.ops if operation.name == "PosterizeIncreasing"]
+    posterize.prob = 1.0
+    assert posterize(Image.new("RGB", (4, 4), "white")).getextrema() == ((0, 0),) * 3
+    posterize.magnitude = 5
+    assert posterize(Image.new("RGB", (4, 4), "white")).getextrema() == ((192, 192),) * 3
+    assert auto_augment.NAME_TO_OP["PosterizeIncreasing"] is auto_augment.posterize  # timm's own stays
 
 
 def test_what_is_evaluated_is_every_image_once_and_normalised(digits, group):

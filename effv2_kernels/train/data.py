@@ -10,6 +10,7 @@ import hashlib
 import math
 import os
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -20,6 +21,7 @@ from timm.data import (
     IMAGENET_DEFAULT_STD,
     IterableImageDataset,
     Mixup,
+    auto_augment,
     create_dataset,
     create_loader,
     create_transform,
@@ -262,27 +264,49 @@ def train_loader(
 
     Raises InputError where the images do not fill one batch, and for an auto_augment that timm does not know.
     """
-    loader = create_loader(
-        data.train,
-        input_size=(channels, recipe.img_size, recipe.img_size),
-        batch_size=recipe.micro_batch(processes.count),
-        is_training=True,
-        re_prob=recipe.erasing,
-        re_mode=recipe.erasing_mode,
-        scale=(recipe.crop_scale, 1.0),
-        hflip=recipe.flip,
-        color_jitter=recipe.color_jitter,
-        auto_augment=policy(recipe, channels),
-        num_aug_repeats=recipe.repeats,
-        interpolation=recipe.interpolation,
-        **_loading(processes, workers, channels),
-    )
+    with _posterizing_to_black():
+        loader = create_loader(
+            data.train,
+            input_size=(channels, recipe.img_size, recipe.img_size),
+            batch_size=recipe.micro_batch(processes.count),
+            is_training=True,
+            re_prob=recipe.erasing,
+            re_mode=recipe.erasing_mode,
+            scale=(recipe.crop_scale, 1.0),
+            hflip=recipe.flip,
+            color_jitter=recipe.color_jitter,
+            auto_augment=policy(recipe, channels),
+            num_aug_repeats=recipe.repeats,
+            interpolation=recipe.interpolation,
+            **_loading(processes, workers, channels),
+        )
     if len(loader) < recipe.accumulation:
         raise InputError(
             f"{len(data.train)} images for training do not fill one batch of {recipe.batch}"
             f"{f' with each image {recipe.repeats} times' if recipe.repeats else ''}: make batch smaller."
         )
     return loader
+
+
+@contextmanager
+def _posterizing_to_black() -> Iterator[None]:
+    """Within, timm makes policies whose strongest posterizing works: Pillow 13 refuses to keep no bit."""
+    before = dict(auto_augment.NAME_TO_OP)
+    auto_augment.NAME_TO_OP.update(
+        {name: _posterize for name, made in before.items() if made is auto_augment.posterize}
+    )
+    try:
+        yield
+    finally:
+        auto_augment.NAME_TO_OP.update(before)
+
+
+def _posterize(image: Image.Image, bits: int, **options: Any) -> Image.Image:
+    """As timm's; without any bit black, as Pillow made it before version 13."""
+    if bits == 0:
+        return Image.new(image.mode, image.size)
+    found: Image.Image = auto_augment.posterize(image, bits, **options)
+    return found
 
 
 def policy(recipe: Recipe, channels: int) -> str | None:
